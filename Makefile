@@ -1,0 +1,77 @@
+# DeSKPro: two-stage offline distillation for cloth-changing person re-identification.
+# `make` alone prints the targets. Every target makes the virtual environment first.
+#
+#   CONFIG=configs/demo.yaml   the recipe          RUN=DIR      the run folder
+#   DEVICE=cpu|cuda|cuda:1     where networks run  FORCE=1      run a stage whose output exists
+#   ARGS='--set key=value …'   anything else that `deskpro STAGE --help` lists
+
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= configs/demo.yaml
+RUN    ?=
+DEVICE ?=
+FORCE  ?=
+ARGS   ?=
+
+ready   := $(VENV)/.ready
+deskpro := $(VENV)/bin/deskpro
+options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set device=$(DEVICE)) \
+           $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval ablation \
+        check format install clean
+
+help: ## print the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables: CONFIG=%s RUN= DEVICE= FORCE=1 ARGS="--set key=value"\n' '$(CONFIG)'
+
+demo: $(ready) ## the whole pipeline on a benchmark that the project makes itself
+	$(deskpro) demo $(options)
+
+test: $(ready) ## run the tests
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+all: $(ready) ## every stage that isn't fresh, in order
+	$(deskpro) all $(options)
+
+check-data: $(ready) ## find the problems of a dataset before training does
+	$(deskpro) check-data --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+train-teacher: $(ready) ## train the teacher on HR faces (where no teacher weights exist)
+	$(deskpro) train-teacher $(options)
+
+teacher-cache: $(ready) ## stage one: run the teacher once, cache its logits and attention
+	$(deskpro) teacher-cache $(options)
+
+train-student: $(ready) ## stage two: train the LR student from the cache alone
+	$(deskpro) train-student $(options)
+
+eval: $(ready) ## mAP and CMC of the student on query and gallery
+	$(deskpro) eval $(options)
+
+ablation: $(ready) ## plain, +KD, +attention and both over several seeds, from one cache
+	$(deskpro) ablation $(options)
+
+check: $(ready) ## lint, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(ready) ## format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+install: $(ready) ## make the virtual environment only
+
+clean: ## remove the virtual environment and tool caches; never runs, data or caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find pipeline stages cache tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ready): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 …"; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,190 @@
+"""The command line: `deskpro COMMAND`. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.run_folder import RunFolder
+    from stages.options import Options
+
+_CONFIG = click.option(
+    "--config", required=True, type=click.Path(path_type=Path), help="The recipe, a YAML file."
+)
+_RUN = click.option(
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run folder.  [default: runs/<config name>]",
+)
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable."
+)
+_FORCE = click.option("--force", is_flag=True, help="Run although the output exists.")
+
+
+def _recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every stage takes."""
+    return _CONFIG(_RUN(_SET(_FORCE(command))))
+
+
+def _open(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> tuple[Options, Any]:
+    from pipeline.config import load
+    from pipeline.run_folder import RunFolder
+
+    options = load(config, overrides)
+    folder: RunFolder = RunFolder.of(config, options, run_dir)
+    return options, folder
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="deskpro")
+def deskpro() -> None:
+    """Two-stage offline distillation for cloth-changing person re-identification.
+
+    A teacher that sees restored HR faces and parsing masks runs once; its logits and spatial
+    attention are cached in zarr; any number of LR students train from the cache alone.
+    """
+
+
+def _stage(name: str, text: str) -> None:
+    @deskpro.command(name, help=text)
+    @_recipe
+    def command(
+        config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool
+    ) -> None:
+        from pipeline import plan
+
+        options, folder = _open(config, run_dir, overrides)
+        plan.run_stage(name, options, folder, force=force)
+
+
+_stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
+_stage("teacher-cache", "Stage one: run the teacher once; cache its logits and attention.")
+_stage("train-student", "Stage two: train the LR student from the cache alone.")
+_stage("eval", "Evaluate the student: mAP and CMC for face, body and all.")
+
+
+@deskpro.command("all")
+@_recipe
+def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
+    """Every stage that isn't fresh, in order; with --force every stage."""
+    from pipeline import plan
+
+    options, folder = _open(config, run_dir, overrides)
+    for name in plan.STAGES:
+        if name != "train-teacher" or options.pre_train is None:
+            plan.run_stage(name, options, folder, force=force)
+
+
+@deskpro.command()
+@_recipe
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
+def ablation(
+    config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, seeds: int
+) -> None:
+    """Plain, +KD, +attention and both over several seeds, all from one cache."""
+    from pipeline import ablation as study
+
+    options, folder = _open(config, run_dir, overrides)
+    rows = study.run(options, folder, seeds=seeds, force=force)
+    sets = "".join(f" --set {override}" for override in overrides)
+    where = study.write(rows, folder, f"deskpro ablation --config {config}{sets} --seeds {seeds}")
+    click.echo(f"written: {where}, {where.with_suffix('.json').name}")
+
+
+@deskpro.command()
+@_recipe
+def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
+    """The whole pipeline on a benchmark that the project makes itself.
+
+    Makes the benchmark where it is missing, runs every stage, trains the same student without the
+    teacher's targets, and says what they were worth.
+    """
+    from pipeline import demo as show
+
+    options, folder = _open(config, run_dir, overrides)
+    show.run(options, folder, force=force)
+
+
+@deskpro.command("check-data")
+@_CONFIG
+@_RUN
+@_SET
+def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Find the problems of a dataset and list them all; exit 2 where there are any."""
+    from stages.data.check import check_data as check
+    from stages.progress import summary
+
+    options, folder = _open(config, run_dir, overrides)
+    checked = check(
+        options.data.root,
+        options.data_train,
+        incomplete=options.data.incomplete,
+        memo=folder.memo,
+    )
+    for problem in checked.problems:
+        click.echo(str(problem))
+    facts = checked.facts(folder.left_out)
+    for split in ("query", "gallery"):
+        rows = checked.split(split)
+        faceless = int(rows["lr_face"].isna().sum())
+        facts[split] = (
+            f"{len(rows)} pictures of {rows['pid'].nunique()} identities, {faceless} without a face"
+        )
+    summary(f"check-data: {len(checked.problems)} problems in {options.data.root}", facts)
+    if checked.problems:
+        sys.exit(2)
+
+
+@deskpro.command("make-benchmark")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("data/benchmark"),
+    show_default=True,
+    help="The folder to make; it must not exist.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Override an option of the benchmark, such as seed=1; repeatable.",
+)
+def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -> None:
+    """Draw the benchmark: people who change clothes, in the prepared layout."""
+    from pipeline.benchmark import make
+
+    make(out, overrides, workers)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend becomes one message and exit code 2."""
+    from cache.errors import CacheError
+    from stages.errors import InputError
+
+    try:
+        deskpro()
+    except (InputError, CacheError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+            _fail(f"{error.filename}: {error.strerror}")
+        raise
+
+
+def _fail(message: str, code: int = 2) -> None:
+    click.echo(f"deskpro: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,145 @@
+"""YAML and `--set` to validated, frozen options; every error of a config in one message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stages.errors import InputError
+from stages.options import Options
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as people write it; to YAML 1.1 it is a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Options:
+    """The options of a YAML file with `key=value` overrides (dotted keys, YAML values).
+
+    Raises InputError that names every unknown option, wrong type and impossible value at once.
+    """
+    tree = _read(path)
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Options.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        count = f"{len(lines)} option{'s' * (len(lines) > 1)}"
+        raise InputError(
+            f"{path}: {count} can't be used\n"
+            + "\n".join(f"  {line}" for line in sorted(lines))
+            + "\nMend the file, or override with --set key=value."
+        ) from None
+
+
+def override(options: Options, changes: Mapping[str, object]) -> Options:
+    """The options with some replaced, by dotted key; validated anew."""
+    tree = options.model_dump()
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        below = tree
+        for section in sections:
+            below = below[section]
+        below[leaf] = value
+    return Options.model_validate(tree)
+
+
+def dump(options: Options) -> str:
+    """The resolved options as YAML that `load` reads back to the same options."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def option_names() -> list[str]:
+    """Every option as a dotted key."""
+    return list(_leaves(Options))
+
+
+def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        shipped = ", ".join(str(p) for p in sorted(Path("configs").glob("*.yaml"))) or "none here"
+        raise InputError(f"{path}: no such config. Shipped configs: {shipped}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read as a config: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must be a mapping of options, found a {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override!r}: must be key=value, as in --set kd_loss.T=1")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        value = text
+    *sections, leaf = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {override!r}: {section} is a single value, it has no {leaf}")
+        tree = below
+    tree[leaf] = value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One line: which option, what is wrong, the value found, what is allowed."""
+    key = ".".join(str(part) for part in error["loc"])
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        *sections, name = key.split(".")
+        prefix = "".join(f"{section}." for section in sections)
+        known = [o.removeprefix(prefix) for o in option_names() if o.startswith(prefix)]
+        near = difflib.get_close_matches(name, known, n=1)
+        if not near and len(known) > 12:
+            return f"{key}: unknown option"
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(known)}"
+        return f"{key}: unknown option; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(found, Mapping):  # a rule between several options names its values itself
+        return f"{key}: {message}"
+    message = message.replace("input should", "must").replace("input is not", "must be")
+    return f"{key}: {message}, found {found!r}"
+
+

@@ -1,0 +1,260 @@
+"""The stages in order: what each needs and makes, and when it runs."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, staleness
+from pipeline.run_folder import RunFolder
+from stages.data.index import SPLITS
+from stages.errors import InputError
+from stages.files import write_aside
+from stages.options import Options
+from stages.progress import say, summary
+
+Facts = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, the file it makes, the stage before it, and what its output depends on."""
+
+    name: str
+    before: str | None
+    output: Callable[[Options, RunFolder], Path]
+    files: Callable[[Options, RunFolder], list[Path]]
+    """Files that it reads."""
+    pictures: tuple[tuple[str, str], ...]
+    """(kind, split) folders that it reads."""
+    options: tuple[str, ...]
+    run: Callable[[Options, RunFolder], Facts]
+
+
+def teacher_weights(options: Options, folder: RunFolder) -> Path:
+    """`pre_train` where given, else what train-teacher makes."""
+    return options.pre_train or folder.teacher
+
+
+# The stage modules import torch; they are imported when they run, not when this is.
+
+
+def _train_teacher(options: Options, folder: RunFolder) -> Facts:
+    from stages import train_teacher as stage
+
+    return stage.run(
+        options,
+        stage.Inputs(folder.memo),
+        stage.Outputs(folder.teacher, folder.history("teacher"), folder.left_out),
+    )
+
+
+def _teacher_cache(options: Options, folder: RunFolder) -> Facts:
+    from stages import teacher_cache as stage
+
+    return stage.run(
+        options,
+        stage.Inputs(teacher_weights(options, folder), folder.memo),
+        stage.Outputs(folder.targets, folder.left_out),
+    )
+
+
+def _train_student(options: Options, folder: RunFolder) -> Facts:
+    from stages import train_student as stage
+
+    return stage.run(
+        options,
+        stage.Inputs(folder.targets, folder.memo),
+        stage.Outputs(folder.student, folder.history("student")),
+    )
+
+
+def _evaluate(options: Options, folder: RunFolder) -> Facts:
+    return evaluate(options, folder.student, folder)
+
+
+def evaluate(options: Options, network: Path, folder: RunFolder) -> Facts:
+    """Evaluate any network into a run folder."""
+    from stages import evaluate as stage
+
+    outputs = stage.Outputs(
+        metrics=folder.metrics,
+        table=folder.path / "metrics.csv",
+        queries=folder.path / "queries.csv",
+        cmc=folder.path / "cmc.png",
+    )
+    return stage.run(options, stage.Inputs(network, folder.memo), outputs)
+
+
+_DATA = ("data_train", "data.incomplete", "data.face_size")
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "train-teacher",
+            before=None,
+            output=lambda options, folder: folder.teacher,
+            files=lambda options, folder: [],
+            pictures=(("hr_face", "train"),),
+            options=(*_DATA, "teacher", "train_teacher"),
+            run=_train_teacher,
+        ),
+        Stage(
+            "teacher-cache",
+            before="train-teacher",
+            output=lambda options, folder: folder.targets,
+            files=lambda options, folder: [teacher_weights(options, folder)],
+            pictures=(("hr_face", "train"), ("mask", "train")),
+            options=(
+                *_DATA,
+                "data.body_size",
+                "views",
+                "cache.views",
+                "cache.plain_view",
+                "cache.block",
+                "cache.precision",
+            ),
+            run=_teacher_cache,
+        ),
+        Stage(
+            "train-student",
+            before="teacher-cache",
+            output=lambda options, folder: folder.student,
+            files=lambda options, folder: [folder.targets],
+            pictures=(("imgs", "train"), ("lr_face", "train")),
+            options=(
+                "batchid",
+                "batchimage",
+                "loss",
+                "data_train",
+                "data.face_size",
+                "data.body_size",
+                "student",
+                "train_student",
+                "forward_mode",
+                "kd_loss",
+                "mse",
+            ),
+            run=_train_student,
+        ),
+        Stage(
+            "eval",
+            before="train-student",
+            output=lambda options, folder: folder.metrics,
+            files=lambda options, folder: [folder.student],
+            pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
+            options=("data_train", "data_test", "eval.flip", "eval.ranks"),
+            run=_evaluate,
+        ),
+    )
+}
+
+
+def run_stage(
+    name: str, options: Options, folder: RunFolder, *, force: bool = False, chain: bool = False
+) -> None:
+    """Run a stage, making what is missing before it.
+
+    A fresh output is left as it is unless `force`. A stale one is never replaced silently:
+    InputError says why it is stale and what to type. `chain` brings everything before the stage up
+    to date, not only what is missing (for `all`).
+    """
+    stage = STAGES[name]
+    before = _before(stage, options)
+    if before is not None:
+        exists = before.output(options, folder).exists()
+        if not exists:
+            say(f"{name} needs {before.output(options, folder)}: running {before.name} first")
+        if chain or not exists:
+            run_stage(before.name, options, folder, chain=chain)
+        _refuse_stale_upstream(before, options, folder)
+
+    output = stage.output(options, folder)
+    stale = why_stale(stage, options, folder) if output.exists() else []
+    if output.exists() and not force:
+        if not stale:
+            say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
+            return
+        raise InputError(
+            f"{name}: {output} is stale: {'; '.join(stale)}. It is not replaced silently. Type "
+            f"make {name} FORCE=1 (or deskpro {name} … --force) to replace it, or set RUN or tag "
+            "to keep it"
+        )
+    _run(stage, options, folder)
+
+
+def why_stale(stage: Stage, options: Options, folder: RunFolder) -> list[str]:
+    """Why a stage's existing output isn't what it would make now; empty when it is."""
+    return staleness.reasons(
+        folder.read_manifest(stage.name),
+        staleness.relevant(options, stage.options),
+        _inputs(stage, options, folder),
+    )
+
+
+def _before(stage: Stage, options: Options) -> Stage | None:
+    if stage.name == "teacher-cache" and options.pre_train is not None:
+        return None  # the teacher comes from elsewhere
+    return STAGES[stage.before] if stage.before else None
+
+
+def _refuse_stale_upstream(stage: Stage | None, options: Options, folder: RunFolder) -> None:
+    """Everything before must be what the options say, as far as it is still there to be asked.
+
+    An output without a record was brought from elsewhere: it is taken as it is.
+    """
+    while stage is not None:
+        output = stage.output(options, folder)
+        if output.exists() and folder.read_manifest(stage.name) is not None:
+            stale = why_stale(stage, options, folder)
+            if stale:
+                raise InputError(
+                    f"{output} is stale: {'; '.join(stale)}. Type make {stage.name} FORCE=1 to "
+                    "make it anew, or set the options back"
+                )
+        stage = _before(stage, options)
+
+
+def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
+    root = options.test_root if stage.name == "eval" else options.data.root
+    return staleness.digests(
+        stage.files(options, folder),
+        [root / kind / SPLITS[split] for kind, split in stage.pictures],
+    )
+
+
+def _run(stage: Stage, options: Options, folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with write_aside(folder.path / "config.yaml") as aside:
+        aside.write_text(config.dump(options))
+    inputs = _inputs(stage, options, folder)
+    started = time.monotonic()
+    facts = stage.run(options, folder)
+    seconds = time.monotonic() - started
+    folder.write_manifest(
+        stage.name,
+        {
+            "stage": stage.name,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "options": staleness.relevant(options, stage.options),
+            "inputs": inputs,
+            "output": str(stage.output(options, folder)),
+            "facts": dict(facts),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("deskpro", "torch", "zarr", "numpy", "pillow")},
+        },
+    )
+    summary(f"{stage.name}: done in {_duration(seconds)}", facts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

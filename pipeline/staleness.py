@@ -1,0 +1,70 @@
+"""Why an output is fresh or stale, in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import flatten
+from stages.data.index import PICTURES
+from stages.files import sha256
+from stages.options import Options
+
+
+def relevant(options: Options, prefixes: Iterable[str]) -> dict[str, Any]:
+    """The options that an output depends on, by dotted name."""
+    flat = flatten(options.model_dump(mode="json"))
+    return {
+        name: value
+        for name, value in flat.items()
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+    }
+
+
+def digests(files: Iterable[Path], pictures: Iterable[Path]) -> dict[str, str | None]:
+    """What an output was made from: a digest per file, cache or folder of pictures.
+
+    None for what isn't there: a student is as good as it was when its teacher is deleted. Pictures
+    go by name, size and time of change.
+    """
+    found: dict[str, str | None] = {}
+    for path in files:
+        content = path / "zarr.json" if path.is_dir() else path  # holds the cache's fingerprint
+        found[path.name] = sha256(content) if content.is_file() else None
+    for folder in pictures:
+        found["/".join(folder.parts[-2:])] = _pictures_digest(folder)
+    return found
+
+
+def reasons(
+    record: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str | None],
+) -> list[str]:
+    """Why an output with this record isn't what options and inputs give now; empty when fresh."""
+    if record is None:
+        return ["there is no record of how it was made"]
+    made: dict[str, Any] = record["options"]
+    stale = [
+        f"{name} was {made[name]}, is {value}" if name in made else f"{name} is new: {value}"
+        for name, value in options.items()
+        if name not in made or made[name] != value
+    ]
+    for name, digest in inputs.items():
+        before = record["inputs"].get(name)
+        if digest is not None and before is not None and digest != before:
+            stale.append(f"{name} changed since")
+    return stale
+
+
+def _pictures_digest(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURES:
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""Evaluate a student (or a teacher): descriptors of query and gallery, mAP and CMC per stream."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from stages import device as devices
+from stages.data.check import check_data
+from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
+from stages.errors import InputError
+from stages.files import sha256, write_aside
+from stages.metrics.protocols import PROTOCOLS
+from stages.metrics.ranking import Ranking, rank
+from stages.models.student import Student
+from stages.models.teacher import Teacher
+from stages.models.weights import describe, load_student, load_teacher
+from stages.options import Options
+from stages.progress import bar, table
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """network: weights of a student, or of a teacher, which is then shown the HR faces."""
+
+    network: Path
+    memo: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """metrics: JSON; table: the same as CSV; queries: CSV, a row per stream and query; cmc: PNG."""
+
+    metrics: Path
+    table: Path
+    queries: Path
+    cmc: Path
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """features: float32 [N, H, D], each of length 1, or 0 where the stream's picture is absent."""
+
+    table: pd.DataFrame
+    features: torch.Tensor
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
+    """Rank the gallery for every query, for each stream; returns the facts for the summary."""
+    device = devices.pick(options.device)
+    network, heads, kinds = _network(inputs.network)
+    network = network.to(device)
+    checked = check_data(
+        options.test_root,
+        options.data_test or options.data_train,
+        splits=("query", "gallery"),
+        test_needs=("imgs", *(kind for kind in kinds.values() if kind != "imgs")),
+        memo=inputs.memo,
+    ).require()
+    described = describe(inputs.network)
+    sizes = {"lr_face": described.face_size, "hr_face": described.face_size}
+    if described.body_size is not None:
+        sizes["imgs"] = described.body_size
+
+    query, gallery = (
+        _describe(network, heads, kinds, sizes, checked.split(split), options, device)
+        for split in ("query", "gallery")
+    )
+    protocol = PROTOCOLS["market"]
+    streams = dict(heads)
+    if len(heads) > 1:
+        streams["all"] = slice(None)
+    rankings = {
+        stream: rank(query.table, gallery.table, _distances(query, gallery, part), protocol)
+        for stream, part in streams.items()
+    }
+
+    if all(ranking.queries.empty for ranking in rankings.values()):
+        raise InputError(
+            f"{options.test_root}: no query has a positive in the gallery under the rule "
+            f"'{protocol.rule}'. Check pids and cameras: deskpro check-data"
+        )
+    faces = [kind for stream, kind in kinds.items() if stream == "face"]
+    report = {
+        "protocol": {"name": "market", "rule": protocol.rule},
+        "network": {
+            "file": inputs.network.name, "sha256": sha256(inputs.network), "kind": described.kind
+        },
+        "data": {
+            "root": str(options.test_root),
+            "queries": len(query.table),
+            "gallery": len(gallery.table),
+            "identities": int(query.table["pid"].nunique()),
+            "skipped queries": next(iter(rankings.values())).skipped,
+            "without face": {
+                name: int(part.table[kind].isna().sum())
+                for name, part in (("query", query), ("gallery", gallery))
+                for kind in faces
+            },
+        },
+        "flip": options.eval.flip,
+        "streams": {name: _numbers(r, options.eval.ranks) for name, r in rankings.items()},
+    }
+    _write(report, rankings, outputs)
+    columns = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
+    table(
+        f"{described.kind}: {len(query.table)} queries, {len(gallery.table)} gallery pictures (%)",
+        ["stream", *columns],
+        [
+            [name, *(f"{100 * report['streams'][name][column]:.1f}" for column in columns)]
+            for name in streams
+        ],
+    )
+    return {
+        "protocol": protocol.rule,
+        "without face": "  ".join(f"{k} {v}" for k, v in report["data"]["without face"].items())
+        or "no face stream",
+        "skipped": f"{report['data']['skipped queries']} queries without a positive",
+        "metrics": f"{outputs.metrics}, {outputs.table.name}, {outputs.cmc.name}",
+    }
+
+
+def _network(path: Path) -> tuple[nn.Module, dict[str, slice], dict[str, str]]:
+    """The network, its streams' slices of the heads, and the kind of picture each one sees."""
+    if describe(path).kind == "teacher":
+        teacher, _ = load_teacher(path)
+        return teacher, {"face": slice(None)}, {"face": "hr_face"}
+    student, _ = load_student(path)
+    kinds = {"face": "lr_face", "body": "imgs"}
+    return student, student.heads, {stream: kinds[stream] for stream in student.heads}
+
+
+def _describe(
+    network: nn.Module,
+    heads: dict[str, slice],
+    kinds: dict[str, str],
+    sizes: dict[str, tuple[int, int]],
+    rows: pd.DataFrame,
+    options: Options,
+    device: torch.device,
+) -> Descriptors:
+    """The descriptors of a split: with `eval.flip` the sum over the picture and its mirror image."""
+    pictures = Pictures(rows, {kind: sizes[kind] for kind in kinds.values()})
+    batches = batches_in_order([(row, 0) for row in range(len(rows))], options.eval.batch)
+    parts = []
+    with bar("eval", len(rows), "pictures") as progress, torch.inference_mode():
+        for batch in iterate(load(pictures, batches, options.data.workers, device)):
+            looks = {kind: photographs(batch, kind, device) for kind in kinds.values()}
+            features = _features(network, looks)
+            if options.eval.flip:
+                mirrored = {kind: pixels.flip(3) for kind, pixels in looks.items()}
+                features = features + _features(network, mirrored)
+            parts.append(nn.functional.normalize(features, dim=2).cpu())
+            progress.advance(len(batch["row"]))
+    descriptors = torch.cat(parts)
+    for stream, kind in kinds.items():
+        absent = torch.from_numpy(rows[kind].isna().to_numpy(copy=True))
+        descriptors[absent, heads[stream]] = 0  # what isn't seen has no say, and nothing is NaN
+    return Descriptors(rows, descriptors)
+
+
+def _features(network: nn.Module, looks: dict[str, torch.Tensor]) -> torch.Tensor:
+    """float32 [B, H, D], before normalisation."""
+    if isinstance(network, Teacher):
+        return network(looks["hr_face"]).features.float()
+    assert isinstance(network, Student)
+    return network(looks.get("lr_face"), looks.get("imgs")).features.float()
+
+
+def _distances(query: Descriptors, gallery: Descriptors, heads: slice) -> Any:
+    """1 − dot product of the concatenated features, a block of queries at a time."""
+    q, g = (part.features[:, heads].flatten(1) for part in (query, gallery))
+
+    def block(rows: slice) -> np.ndarray:
+        return 1 - (q[rows] @ g.T).numpy()
+
+    return block
+
+
+def _numbers(ranking: Ranking, ranks: tuple[int, ...]) -> dict[str, Any]:
+    """What is saved of a ranking; shares in 0..1."""
+    cmc = ranking.cmc(max(*ranks, 20))
+    return {
+        "mAP": ranking.mAP,
+        "mINP": ranking.mINP,
+        **{f"rank{r}": float(cmc[r - 1]) for r in ranks},
+        "cmc": cmc.tolist(),
+    }
+
+
+def _write(report: dict[str, Any], rankings: dict[str, Ranking], outputs: Outputs) -> None:
+    """All files; the metrics, by which others know that there is an evaluation, last."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, numbers in report["streams"].items():
+        cmc = 100 * np.asarray(numbers["cmc"])
+        axes.plot(
+            range(1, len(cmc) + 1), cmc, marker=".", label=f"{name}  mAP {numbers['mAP']:.1%}"
+        )
+    axes.set(xlabel="rank", ylabel="queries matched (%)", ylim=(0, 100), title="CMC, Market rule")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with write_aside(outputs.cmc) as aside:
+        figure.savefig(aside, dpi=120)
+    flat = [
+        {"stream": name} | {k: v for k, v in numbers.items() if k != "cmc"}
+        for name, numbers in report["streams"].items()
+    ]
+    with write_aside(outputs.table) as aside:
+        pd.DataFrame(flat).to_csv(aside, index=False)
+    queries = [ranking.queries.assign(stream=name) for name, ranking in rankings.items()]
+    with write_aside(outputs.queries) as aside:
+        pd.concat(queries).to_csv(aside, index=False)
+    with write_aside(outputs.metrics) as aside:
+        aside.write_text(json.dumps(report, indent=1) + "\n")

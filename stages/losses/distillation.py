@@ -1,0 +1,20 @@
+"""Knowledge distillation (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def distillation(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """T²·KL(softmax(teacher/T) ‖ softmax(student/T)): mean over the batch, sum over the heads.
+
+    logits and teacher_logits float [B, H, C], raw, of the same heads in the same class order.
+    T² keeps the gradient's size the same for every T. Float32 scalar.
+    """
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * divergence.mean(0).sum()

@@ -1,0 +1,1 @@
+"""OSNet, LMBN, spatial attention, teacher, student and their weights on disk."""

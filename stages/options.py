@@ -1,0 +1,220 @@
+"""The options of every stage, as one frozen, validated tree. Torch-free.
+
+Options keep the names of the published DeSKPro commands where they mean the same. `pipeline.config`
+builds an `Options` from YAML and `--set`; stages read it and never change it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+"""Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
+
+Side = Annotated[int, Field(ge=16)]
+Size = Annotated[tuple[Side, Side], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A part of the options: unknown keys and wrong types are refused, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    """Where the pictures lie and how large the networks see them."""
+
+    root: FilePath = Path("data/benchmark")
+    """Folder in the prepared layout: {imgs,lr_face,hr_face,mask}/{bounding_box_train,query,…}."""
+    test_root: FilePath | None = None
+    """Folder whose query and gallery are evaluated; `root` where not given."""
+    body_size: Size = (384, 128)
+    """Height and width of body picture and mask, pixels."""
+    face_size: Size = (224, 224)
+    """Height and width of LR and HR face, pixels."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes; results don't depend on it."""
+    incomplete: Literal["refuse", "leave-out"] = "refuse"
+    """Training samples with only some of their face files and mask, and identities with one
+    picture: an error, or left out and listed."""
+
+
+class Network(Section):
+    """One LMBN network (teacher) or one per stream (student)."""
+
+    width: float = 1.0
+    """OSNet's channel multiplier."""
+    block: Literal["osnet", "published"] = "osnet"
+    """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
+    feature_dim: Annotated[int, Field(ge=8)] = 512
+    """Length of each head's feature."""
+
+    @field_validator("width")
+    @classmethod
+    def _known_width(cls, width: float) -> float:
+        if width not in WIDTHS:
+            raise ValueError(f"must be one of {', '.join(map(str, WIDTHS))}")
+        return width
+
+
+class Loss(Section):
+    """Weights of the identity losses (published as '1*CrossEntropy+1*Triplet')."""
+
+    cross_entropy: Weight = 1.0
+    triplet: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    margin: Weight = 0.7
+
+
+class Views(Section):
+    """What an augmented view may be; probabilities, and fractions of the picture."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    flip: Fraction = 0.5
+    crop: Fraction = 0.5
+    """Probability of enlarging by `enlarge` and cropping back at a random place."""
+    enlarge: Annotated[float, Field(ge=1, le=2)] = 1.05
+    erase: Fraction = 0.5
+    """Probability of erasing a rectangle of the photographs (never of the mask)."""
+    erase_area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.02, 0.4)
+    erase_aspect: Annotated[
+        tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)
+    ] = (0.3, 1 / 0.3)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Views:
+        for name in ("erase_area", "erase_aspect"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} ({low}, {high}) must ascend")
+        return self
+
+
+class Training(Section):
+    """How long and how fast a network is trained. Adam; warm-up, then cosine (network.md)."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Initial weights, batches and the order of views."""
+    epochs: Positive = 140
+    warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    max_steps: Positive | None = None
+    """Stop after so many steps; the learning-rate schedule stays that of `epochs`."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; 6e-4·√(batchid·batchimage/20) where not given (network.md)."""
+    weight_decay: Weight = 5e-4
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of the forward pass; weights and losses stay float32."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Training:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}"
+            )
+        return self
+
+
+class TeacherTraining(Training):
+    """A teacher is trained for itself: what the student's recipe says doesn't touch it."""
+
+    batchid: Annotated[int, Field(ge=2)] = 5
+    """P: identities in a batch."""
+    batchimage: Annotated[int, Field(ge=2)] = 6
+    """K: pictures of each identity in a batch."""
+    loss: Loss = Loss()
+    views: Views = Views()
+
+
+class KDLoss(Section):
+    """Knowledge distillation from the teacher's cached logits."""
+
+    enable: bool = True
+    T: Annotated[float, Field(gt=0)] = 5.0
+    """Temperature."""
+    alpha: Fraction = 0.7
+    """Weight of distillation against the cross-entropy of the face heads, which gets 1−alpha."""
+
+
+class MSE(Section):
+    """Supervision of the spatial attention by the cached attention."""
+
+    mse_weight: Weight = 7.0
+    spatial_attn_lr: Weight = 1.0
+    """Multiplier on the learning rate of the attention's own parameters."""
+
+
+class Cache(Section):
+    """How much of the teacher is cached, and how it is run for that."""
+
+    views: Positive = 8
+    """Views per sample."""
+    plain_view: bool = True
+    """View 0 is the plain picture."""
+    batch: Positive = 64
+    """Pictures per forward pass of the teacher."""
+    block: Positive = 512
+    """Samples per block, the unit that is written and resumed."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of the teacher; targets are stored as float16 and uint8 in any case."""
+
+
+class Evaluation(Section):
+    """How descriptors are made and scored."""
+
+    batch: Positive = 64
+    flip: bool = True
+    """Add the feature of the mirrored picture."""
+    ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
+    """Ranks of the CMC that are printed and saved."""
+
+
+class Options(Section):
+    """Everything that a recipe says."""
+
+    tag: Annotated[str, Field(pattern=r"^[\w.+-]*$")] = ""
+    """Appended to the name of the run folder."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data_train: str = "benchmark"
+    """Name of the training set: says how its file names are read."""
+    data_test: str | None = None
+    """Name of the evaluated set; `data_train` where not given."""
+    pre_train: FilePath | None = None
+    """Teacher weights from elsewhere; `train-teacher` is then not needed."""
+    forward_mode: Literal["face", "body", "all"] = "all"
+    """Streams of the student."""
+    batchid: Annotated[int, Field(ge=2)] = 5
+    """P: identities in a batch of the student."""
+    batchimage: Annotated[int, Field(ge=2)] = 6
+    """K: pictures of each identity in a batch of the student."""
+    data: Data = Data()
+    teacher: Network = Network()
+    student: Network = Network()
+    train_teacher: TeacherTraining = TeacherTraining()
+    train_student: Training = Training()
+    loss: Loss = Loss()
+    kd_loss: KDLoss = KDLoss()
+    mse: MSE = MSE()
+    views: Views = Views()
+    cache: Cache = Cache()
+    eval: Evaluation = Evaluation()
+
+    @field_validator("data_train", "data_test")
+    @classmethod
+    def _known_dataset(cls, name: str | None) -> str | None:
+        from stages.data.layouts import LAYOUTS
+
+        if name is not None and name not in LAYOUTS:
+            raise ValueError(f"must be one of {', '.join(LAYOUTS)}")
+        return name
+
+    @property
+    def test_root(self) -> Path:
+        return self.data.test_root or self.data.root

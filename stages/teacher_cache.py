@@ -1,0 +1,189 @@
+"""Stage one: run the teacher once over HR faces and masks, and cache what it says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache.schema import Field, Schema
+from cache.writer import TargetWriter
+from stages import device as devices
+from stages.data import views as view_module
+from stages.data.check import check_data
+from stages.data.index import class_order
+from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
+from stages.data.views import DrawnViews, StoredViews, attention_target
+from stages.errors import InputError
+from stages.files import sha256
+from stages.models.lmbn import HEADS, STRIDE
+from stages.models.teacher import Teacher
+from stages.models.weights import Description, load_teacher
+from stages.options import Options
+from stages.progress import bar
+from stages.training.loop import PRECISION
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """teacher: its weights; memo: file that remembers which pictures were checked."""
+
+    teacher: Path
+    memo: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """cache: the zarr store; left_out: CSV of samples not used."""
+
+    cache: Path
+    left_out: Path
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
+    """Cache logits and attention of every view of every complete training sample.
+
+    An unfinished cache with the same fingerprint is continued. Returns the facts for the summary.
+    """
+    device = devices.pick(options.device)
+    data, settings = options.data, options.cache
+
+    teacher, described = load_teacher(inputs.teacher)
+    checked = check_data(
+        data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
+    ).require()
+    train = checked.split("train")
+    sample_ids = train["sample_id"].tolist()
+    labels = _labels(train, described, inputs.teacher)
+    views = DrawnViews(options.views, sample_ids, settings.plain_view).table(settings.views)
+
+    attention_size = (data.body_size[0] // STRIDE, data.body_size[1] // STRIDE)
+    schema = Schema(
+        len(train),
+        settings.views,
+        settings.block,
+        {
+            "logits": Field(
+                (len(HEADS), len(described.classes)), "float16", ("head", "class")
+            ),
+            "attention": Field((1, *attention_size), "uint8", ("channel", "height", "width")),
+        },
+    )
+    writer = TargetWriter(
+        outputs.cache,
+        schema,
+        {"sample_id": np.asarray(sample_ids, object), "label": labels, "views": views},
+        _fingerprint(options, inputs.teacher, described, train),
+    )
+
+    pending = writer.pending()
+    pairs = {block: _pairs(schema, block) for block in pending}
+    pictures = Pictures(
+        train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
+    )
+    teacher = teacher.to(device)
+    with bar("teacher-cache", sum(map(len, pairs.values())), "views") as progress:
+        for block, block_pairs in pairs.items():
+            rows = schema.rows(block)
+            shape = (rows.stop - rows.start, settings.views)
+            logits = np.empty((*shape, *schema.fields["logits"].shape), np.float16)
+            attention = np.empty((*shape, *schema.fields["attention"].shape), np.uint8)
+            batches = batches_in_order(block_pairs, settings.batch)
+            for batch in iterate(load(pictures, batches, data.workers, device)):
+                at = (batch["row"].numpy() - rows.start, batch["view"].numpy())
+                logits[at], attention[at] = _targets(
+                    teacher, batch, attention_size, settings.precision, device
+                )
+                progress.advance(len(batch["row"]))
+            writer.write(block, {"logits": logits, "attention": attention})
+    writer.seal()
+    return {
+        **checked.facts(outputs.left_out),
+        "views": f"{settings.views} of each sample" + settings.plain_view * ", the first plain",
+        "continued": f"{schema.blocks - len(pending)} of {schema.blocks} blocks were there",
+        "cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)",
+    }
+
+
+def _targets(
+    teacher: Teacher,
+    batch: Mapping[str, Any],
+    attention_size: tuple[int, int],
+    precision: str,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float16 [B, 7, C] and attention uint8 [B, 1, h, w] of a batch of views."""
+    faces = photographs(batch, "hr_face", device)
+    dtype = PRECISION[precision]
+    with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+        logits = teacher(faces).logits
+    if not torch.isfinite(logits).all() or logits.abs().max() > torch.finfo(torch.float16).max:
+        raise InputError(
+            "the teacher's logits are not finite, or too large for float16: these weights are "
+            "broken. Train it anew: make train-teacher FORCE=1"
+        )
+    target = attention_target(batch["mask"].to(device, non_blocking=True), attention_size)
+    return logits.half().cpu().numpy(), (target * 255).round().byte().cpu().numpy()
+
+
+def _labels(train: pd.DataFrame, teacher: Description, path: Path) -> np.ndarray:
+    """int64 [N] class indices; a teacher of other identities can't say anything about these."""
+    found = class_order(train["pid"])
+    if found != teacher.classes:
+        unknown = sorted(set(found) - set(teacher.classes))
+        gone = sorted(set(teacher.classes) - set(found))
+        raise InputError(
+            f"{path}: trained on {len(teacher.classes)} identities, the training set has "
+            f"{len(found)}; unknown to the teacher: {', '.join(unknown[:5]) or 'none'}; "
+            f"not in the set: {', '.join(gone[:5]) or 'none'}. Their logits would not be "
+            "comparable; train a teacher on this set: make train-teacher FORCE=1"
+        )
+    index = {pid: i for i, pid in enumerate(teacher.classes)}
+    return train["pid"].map(index).to_numpy(np.int64)
+
+
+def _fingerprint(
+    options: Options, weights: Path, teacher: Description, train: pd.DataFrame
+) -> dict[str, Any]:
+    """Everything that the targets depend on, as readable fields."""
+    with ThreadPoolExecutor() as pool:
+        content = {
+            kind: _digest(pool.map(lambda path: sha256(Path(path)), train[kind]))
+            for kind in ("hr_face", "mask")
+        }
+    return {
+        "teacher": {"weights": sha256(weights), "network": teacher.network},
+        "views": options.views.model_dump(mode="json")
+        | {
+            "version": view_module.VERSION,
+            "count": options.cache.views,
+            "plain_view": options.cache.plain_view,
+        },
+        "samples": _digest(train["sample_id"]),
+        "classes": teacher.classes,
+        "content": content,
+        "face_size": list(options.data.face_size),
+        "body_size": list(options.data.body_size),
+        "precision": options.cache.precision,
+    }
+
+
+def _digest(parts: Iterator[str] | pd.Series) -> str:
+    """One SHA-256 over an ordered list of strings."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _pairs(schema: Schema, block: int) -> list[tuple[int, int]]:
+    rows = schema.rows(block)
+    return [(row, view) for row in range(rows.start, rows.stop) for view in range(schema.views)]
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

@@ -1,0 +1,206 @@
+"""Stage two: train the LR student on body pictures and LR faces, against the cached targets.
+
+Neither the teacher, nor HR faces, nor masks are read here; they need not be on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache.errors import CacheError
+from cache.fingerprint import differences
+from cache.reader import TargetReader, open_reader
+from stages import device as devices
+from stages.data import views as view_module
+from stages.data.check import check_data
+from stages.data.loader import Pictures, iterate, load, photographs
+from stages.data.sampler import PKSampler
+from stages.data.views import StoredViews
+from stages.errors import InputError
+from stages.files import write_aside
+from stages.losses import attention, cross_entropy, distillation, triplet
+from stages.models.student import STREAMS, Student
+from stages.models.weights import Description, save
+from stages.options import Options
+from stages.progress import bar
+from stages.training.loop import fit
+from stages.training.schedule import default_peak
+
+PICTURES = {"face": "lr_face", "body": "imgs"}
+"""Stream → the kind of picture that it sees."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """cache: the teacher's targets; memo: file that remembers which pictures were checked."""
+
+    cache: Path
+    memo: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """student: weights; history: CSV, a row per epoch."""
+
+    student: Path
+    history: Path
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
+    """Train on the samples of the cache; returns the facts for the summary."""
+    device = devices.pick(options.device)
+    recipe, data = options.train_student, options.data
+    streams = STREAMS[options.forward_mode]
+
+    reader = open_reader(inputs.cache)
+    _require_match(reader, options, inputs.cache)
+    labels = reader.per_sample("label")
+    train = _samples(reader, options, inputs)
+
+    sampler = PKSampler(
+        labels, options.batchid, options.batchimage, reader.schema.views, recipe.seed
+    )
+    if not len(sampler):
+        raise InputError(
+            f"{len(np.unique(labels))} training identities make no batch of batchid "
+            f"{options.batchid}: --set batchid={len(np.unique(labels))} or less"
+        )
+    sizes = {"lr_face": data.face_size, "imgs": data.body_size}
+    pictures = Pictures(
+        train,
+        {PICTURES[stream]: sizes[PICTURES[stream]] for stream in streams},
+        StoredViews(reader.per_sample("views")),
+    )
+    loader = load(pictures, sampler, data.workers, device)
+
+    torch.manual_seed(recipe.seed)
+    network_options = {"forward_mode": options.forward_mode, **options.student.model_dump()}
+    classes: list[str] = reader.fingerprint["classes"]
+    student = Student(len(classes), **network_options).to(device)
+
+    def batches(epoch: int) -> Iterable[Mapping[str, Any]]:
+        sampler.set_epoch(epoch)
+        return iterate(loader)
+
+    def terms(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        faces = photographs(batch, "lr_face", device) if "face" in streams else None
+        bodies = photographs(batch, "imgs", device) if "body" in streams else None
+        output = student(faces, bodies)
+        rows = batch["row"].numpy()
+        cached = {
+            name: torch.from_numpy(values).to(device, non_blocking=True)
+            for name, values in reader.read(rows.tolist(), batch["view"].tolist()).items()
+        }
+        label = torch.from_numpy(labels[rows]).to(device)
+
+        loss, kd, mse = options.loss, options.kd_loss, options.mse
+        alpha = kd.alpha if kd.enable else 0.0
+        losses = {}
+        for stream in streams:
+            # Distillation takes its share of the face heads' classification (network.md).
+            share = 1 - alpha if stream == "face" else 1.0
+            losses[f"ce_{stream}"] = (share * loss.cross_entropy) * cross_entropy(
+                output.logits[:, student.heads[stream]],
+                label,
+                label_smoothing=loss.label_smoothing,
+            )
+            losses[f"triplet_{stream}"] = loss.triplet * triplet(
+                output.embeddings[:, student.triplet[stream]], label, margin=loss.margin
+            )
+        if "face" in streams and alpha:
+            losses["kd"] = alpha * distillation(
+                output.logits[:, student.heads["face"]], cached["logits"], temperature=kd.T
+            )
+        if "body" in streams and mse.mse_weight:
+            assert output.attention is not None
+            losses["attention"] = mse.mse_weight * attention(
+                output.attention, cached["attention"] / 255
+            )
+        return losses
+
+    steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
+    with bar("train-student", steps, "steps") as progress:
+        history = fit(
+            student,
+            batches,
+            terms,
+            training=recipe,
+            peak_lr=recipe.lr or default_peak(options.batchid * options.batchimage),
+            device=device,
+            bar=progress,
+            special=(_attention_parameters(student), options.mse.spatial_attn_lr),
+        )
+    with write_aside(outputs.history) as aside:
+        history.table().to_csv(aside, index=False)
+    described = Description(
+        "student", network_options, classes, tuple(data.face_size), tuple(data.body_size)
+    )
+    save(outputs.student, student, described)
+    last = history.rows[-1]
+    return {
+        "used": f"{len(train)} samples of {len(classes)} identities, from {inputs.cache}",
+        "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
+        "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if k not in _NO_LOSS),
+        "size": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters",
+        "student": outputs.student,
+    }
+
+
+_NO_LOSS = {"epoch", "lr", "images_per_s"}
+
+
+def _attention_parameters(student: Student) -> list[torch.nn.Parameter]:
+    body = student.nocloth_net
+    return [] if body is None or body.spatial_attn is None else [*body.spatial_attn.parameters()]
+
+
+def _require_match(reader: TargetReader, options: Options, path: Path) -> None:
+    """The cache must hold what these options describe; its teacher needn't be here any more."""
+    wanted = {
+        "views": options.views.model_dump(mode="json")
+        | {
+            "version": view_module.VERSION,
+            "count": options.cache.views,
+            "plain_view": options.cache.plain_view,
+        },
+        "face_size": options.data.face_size,
+        "body_size": options.data.body_size,
+        "precision": options.cache.precision,
+    }
+    differing = differences(reader.fingerprint, wanted)
+    if differing:
+        raise CacheError(
+            f"{path}: made otherwise than this recipe says: {'; '.join(differing)}. "
+            "Set the options back, or make it anew: make teacher-cache FORCE=1"
+        )
+
+
+def _samples(reader: TargetReader, options: Options, inputs: Inputs) -> pd.DataFrame:
+    """The rows of the index table for the cache's samples, in the cache's order."""
+    needs = [PICTURES[stream] for stream in STREAMS[options.forward_mode]]
+    checked = check_data(
+        options.data.root,
+        options.data_train,
+        splits=("train",),
+        needs=("imgs", *(kind for kind in needs if kind != "imgs")),
+        incomplete="leave-out",  # which samples are used was settled when the cache was made
+        memo=inputs.memo,
+    ).require()
+    table = checked.split("train").set_index("sample_id", drop=False)
+    sample_ids = reader.per_sample("sample_id").tolist()
+    missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
+    if missing:
+        lines = [f"{options.data.root / needs[0] / sample_id}" for sample_id in missing[:40]]
+        raise InputError(
+            f"{inputs.cache}: {len(missing)} of its {len(sample_ids)} samples lack a picture:\n  "
+            + "\n  ".join(lines)
+            + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
+        )
+    return table.loc[sample_ids].reset_index(drop=True)

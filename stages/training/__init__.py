@@ -1,0 +1,1 @@
+"""What training a teacher and training a student have in common."""

@@ -1,0 +1,124 @@
+"""The house stands as designed: imports run one way, importing does nothing, help is quick."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, run_process
+
+BLOCKS = {"data", "models", "losses", "metrics", "training"}
+"""Rooms under stages/ that don't know each other; `training` is the loop that stages share."""
+LEAVES = {"errors", "files", "options", "progress", "device"}
+"""Modules under stages/ that any room may import."""
+
+MODULES = sorted(
+    path.relative_to(REPOSITORY)
+    for room in ("pipeline", "stages", "cache")
+    for path in (REPOSITORY / room).rglob("*.py")
+)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def violations(path: Path, imported: set[str]) -> list[str]:
+    """The imports of a file that run against the direction."""
+    room, *inner = path.with_suffix("").parts
+    block = inner[0] if room == "stages" and len(inner) > 1 else None
+    stage = inner[0] if room == "stages" and len(inner) == 1 else None
+    wrong = []
+    for name in imported:
+        target, *below = name.split(".")
+        against = False
+        if target == "click":
+            against = room != "pipeline"
+        elif target in ("zarr", "numcodecs", "google_crc32c"):
+            against = room != "cache"
+        elif target == "torch":
+            against = room in ("cache", "pipeline")
+        elif target == "pipeline":
+            against = room != "pipeline"
+        elif target == "cache":
+            against = (room == "pipeline" and below[:1] != ["errors"]) or block is not None
+        elif target == "stages":
+            first = below[0] if below else ""
+            if room == "cache":
+                against = True
+            elif first in LEAVES:
+                against = block is not None and block != "training" and first == "options"
+            elif block is not None:
+                against = first != block
+            elif stage is not None:
+                against = first not in BLOCKS and first != stage
+        if against:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_run_one_way(path: Path) -> None:
+    assert not violations(path, imports(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("stages/train_student.py", "stages.teacher_cache.run"),
+        ("stages/models/osnet.py", "stages.data.views.look"),
+        ("stages/losses/triplet.py", "stages.options.Options"),
+        ("stages/data/index.py", "cache.open_reader"),
+        ("stages/evaluate.py", "pipeline.plan"),
+        ("cache/reader.py", "torch"),
+        ("cache/reader.py", "stages.files.sha256"),
+        ("pipeline/plan.py", "cache.reader.MappedReader"),
+        ("stages/teacher_cache.py", "zarr"),
+        ("stages/progress.py", "click"),
+    ],
+)
+def test_an_import_against_the_direction_is_seen(path: str, name: str) -> None:
+    assert violations(Path(path), {name}) == [name]
+
+
+@pytest.mark.parametrize("module", ["cache", "pipeline.cli", "stages.options"])
+def test_light_modules_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_imports_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys, pipeline.cli\n"
+        "sys.argv = ['deskpro', '--help']\n"
+        "try: pipeline.cli.main()\n"
+        "except SystemExit: sys.exit(bool({'torch', 'pandas', 'zarr'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_make_alone_prints_every_target() -> None:
+    made = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = text.split(".PHONY:")[1].split("\n\n")[0].replace("\\\n", " ").split()
+    for target in targets:
+        if target != "help":
+            assert f"make {target} " in made.stdout
+
+
+def test_every_command_has_a_help_page() -> None:
+    commands = ("train-teacher", "teacher-cache", "train-student", "eval", "all", "demo")
+    for command in commands:
+        assert "--config" in run_process(command, "--help").stdout

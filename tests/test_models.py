@@ -1,0 +1,167 @@
+"""The networks: their shapes, their wiring, and a teacher that never trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.errors import InputError
+from stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows
+from stages.models.osnet import CHANNELS, OSBlock
+from stages.models.student import Student
+from stages.models.teacher import Teacher
+from stages.models.weights import Description, describe, load_student, load_teacher, save
+
+
+@pytest.mark.parametrize("width", CHANNELS)
+def test_every_width_gives_seven_heads(width: float) -> None:
+    network = LMBN(5, width=width, feature_dim=32, attention=True).eval()
+    output = network(torch.zeros(2, 3, 64, 32))
+    assert output.logits.shape == (2, len(HEADS), 5)
+    assert output.features.shape == (2, len(HEADS), 32)
+    assert output.embeddings.shape == (2, len(TRIPLET_HEADS), 32)
+    assert output.attention is not None
+    assert output.attention.shape == (2, 1, 8, 4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (70, 33), (224, 224)])
+def test_any_input_size_will_do(size: tuple[int, int]) -> None:
+    network = LMBN(3, width=0.25, feature_dim=16).eval()
+    assert network(torch.zeros(1, 3, *size)).logits.shape == (1, 7, 3)
+
+
+@pytest.mark.parametrize("mode", ["face", "body", "all"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_student_gives_one_type_in_both_modes_and_names_its_streams(
+    mode: str, training: bool
+) -> None:
+    student = Student(4, forward_mode=mode, width=0.25, feature_dim=16).train(training)
+    faces = torch.zeros(4, 3, 32, 32) if mode != "body" else None
+    bodies = torch.zeros(4, 3, 64, 32) if mode != "face" else None
+    output = student(faces, bodies)
+    streams = {"face": ["face"], "body": ["body"], "all": ["face", "body"]}[mode]
+    assert list(student.heads) == list(student.triplet) == streams
+    assert output.logits.shape == (4, 7 * len(streams), 4)
+    assert output.embeddings.shape == (4, 3 * len(streams), 16)
+    assert (output.attention is None) == (mode == "face")
+
+
+def test_the_slices_are_the_streams_own_heads() -> None:
+    student = Student(4, width=0.25, feature_dim=16).eval()
+    faces, bodies = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 64, 32)
+    assert student.lr_face_net is not None
+    assert student.nocloth_net is not None
+    output = student(faces, bodies)
+    for stream, alone in (
+        ("face", student.lr_face_net(faces)),
+        ("body", student.nocloth_net(bodies)),
+    ):
+        torch.testing.assert_close(output.logits[:, student.heads[stream]], alone.logits)
+        torch.testing.assert_close(output.embeddings[:, student.triplet[stream]], alone.embeddings)
+
+
+def test_the_published_wiring_counts_stream_a_twice_and_never_uses_b() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 16, 8, 8)
+    right, published = OSBlock(16, 64).eval(), OSBlock(16, 64, "published").eval()
+    published.load_state_dict(right.state_dict())
+    assert not torch.allclose(right(x), published(x))
+    before = {"osnet": right(x), "published": published(x)}
+    for block in (right, published):
+        for parameter in block.conv2b.parameters():
+            parameter.data.mul_(3).add_(1)
+    assert torch.equal(published(x), before["published"])
+    assert not torch.equal(right(x), before["osnet"])
+    right.conv2b[0].load_state_dict(right.conv2a.state_dict())
+    right.conv2b[1] = torch.nn.Identity()  # stream b made a copy of a: the two wirings agree
+    published.load_state_dict({**published.state_dict(), **{
+        k: v for k, v in right.state_dict().items() if not k.startswith("conv2b")}})  # fmt: skip
+    torch.testing.assert_close(right(x), published(x))
+
+
+def test_top_drop_block_zeroes_the_rows_with_the_strongest_position() -> None:
+    x = torch.full((2, 4, 6, 3), 0.1)
+    x[0, :, 1, 2] = 9
+    x[0, :, 4, 0] = 5
+    x[1, :, 5, 1] = 2
+    x[1, :, 0, 1] = 1
+    dropped = drop_top_rows(x)
+    assert [(row == 0).all().item() for row in dropped[0].unbind(1)] == [0, 1, 0, 0, 1, 0]
+    assert [(row == 0).all().item() for row in dropped[1].unbind(1)] == [1, 0, 0, 0, 0, 1]
+    torch.testing.assert_close(dropped[0][:, [0, 2, 3, 5]], x[0][:, [0, 2, 3, 5]])
+
+
+def test_rows_are_dropped_in_training_only() -> None:
+    torch.manual_seed(0)
+    branch = LMBN(3, width=0.25, feature_dim=16).global_branch
+    x = torch.rand(4, 96, 8, 8)
+    for module in branch.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    embeddings = [branch.train(mode)(x)[1].embedding for mode in (True, False)]
+    assert not torch.allclose(*embeddings)
+
+
+def test_a_teacher_stays_in_evaluation_mode_whatever_its_caller_does() -> None:
+    teacher = Teacher(LMBN(3, width=0.25, feature_dim=16).train())
+    holder = torch.nn.ModuleList([teacher]).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    faces = torch.rand(4, 3, 32, 32)
+    together = holder[0](faces).logits
+    alone = torch.cat([holder[0](face[None]).logits for face in faces])
+    assert not any(module.training for module in teacher.modules())
+    assert not together.requires_grad
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_bias_before_a_classifier_is_frozen_at_zero() -> None:
+    network = LMBN(3, width=0.25, feature_dim=16)
+    for name, parameter in network.named_parameters():
+        frozen = "reduction_" in name and name.endswith("bn.bias")
+        assert parameter.requires_grad != frozen, name
+        if frozen:
+            assert not parameter.any()
+
+
+DESCRIPTION = Description(
+    "student", {"width": 0.25, "feature_dim": 16}, ["1", "10", "2"], (32, 32), (64, 32)
+)
+
+
+def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    student = Student(3, width=0.25, feature_dim=16)
+    save(path, student, DESCRIPTION)
+    loaded, description = load_student(path)
+    assert description == DESCRIPTION == describe(path)
+    assert not loaded.training
+    for name, tensor in student.state_dict().items():
+        np.testing.assert_array_equal(tensor, loaded.state_dict()[name])
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "student.json"}
+
+
+def test_a_weights_file_of_the_wrong_kind_or_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    save(path, Student(3, width=0.25, feature_dim=16), DESCRIPTION)
+    with pytest.raises(InputError, match="holds a student, a teacher is needed"):
+        load_teacher(path)
+    with pytest.raises(InputError, match="no such weights file"):
+        load_teacher(tmp_path / "absent.safetensors")
+    path.write_bytes(b"junk")
+    with pytest.raises(InputError, match="not a weights file of this project"):
+        load_student(path)
+
+
+@pytest.mark.cuda
+def test_a_student_gives_the_same_on_cuda() -> None:
+    torch.manual_seed(0)
+    student = Student(4, width=0.25, feature_dim=16).eval()
+    inputs = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 64, 32)
+    expected = student(*inputs).features
+    found = student.cuda()(*(x.cuda() for x in inputs)).features.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

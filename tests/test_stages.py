@@ -1,0 +1,318 @@
+"""The stages as a user runs them, on real files: what they make, refuse, repeat and announce."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cache.reader import open_reader
+from pipeline import config
+from stages.data.index import class_order
+from stages.data.loader import Pictures, photographs
+from stages.data.views import DrawnViews, attention_target
+from stages.models.weights import load_student, load_teacher
+from tests.conftest import Project, run_process
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_eval_makes_everything_before_it_and_announces_that(project: Project) -> None:
+    result = project.ok("eval")
+    run = project.run
+    for output in ("train-student", "teacher-cache", "train-teacher"):
+        assert f"running {output} first" in result.err
+        assert f"{output}: done in" in result.err
+    for name in ("teacher.json", "student.json", "teacher_history.csv", "student_history.csv",
+                 "config.yaml", "metrics.csv", "queries.csv", "cmc.png", "left_out.csv"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert not list(run.rglob("*partial*"))
+
+    report = json.loads((run / "metrics.json").read_text())
+    assert "same camera are removed" in report["protocol"]["rule"]
+    assert set(report["streams"]) == {"face", "body", "all"}
+    for numbers in report["streams"].values():
+        assert 0 < numbers["mAP"] <= 1
+        assert numbers["cmc"] == sorted(numbers["cmc"])
+        assert numbers["rank1"] == numbers["cmc"][0]
+    queries = pd.read_csv(run / "queries.csv")
+    means = queries.groupby("stream")["ap"].mean()
+    for stream, numbers in report["streams"].items():
+        assert means[stream] == pytest.approx(numbers["mAP"])
+    assert "mAP" in result.out
+    assert "body" in result.out
+
+
+def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) -> None:
+    project.ok("teacher-cache")
+    reader = open_reader(project.run / "targets.zarr")
+    options = config.load(project.config)
+    index = reader.per_sample("sample_id").tolist()
+    table = pd.DataFrame(
+        {kind: [str(project.data / kind / sample) for sample in index]
+         for kind in ("hr_face", "mask")}
+    )  # fmt: skip
+    views = DrawnViews(options.views, index, plain_view=True)
+    np.testing.assert_array_equal(reader.per_sample("views"), views.table(3))
+    pictures = Pictures(table, {"hr_face": (32, 32), "mask": (64, 32)}, views)
+    teacher, described = load_teacher(project.run / "teacher.safetensors")
+    pids = [Path(sample).name.split("_")[0] for sample in index]
+    assert described.classes == class_order(pids) == reader.fingerprint["classes"]
+    labels = [described.classes.index(pid) for pid in pids]
+    assert reader.per_sample("label").tolist() == labels
+
+    for row, view in ((0, 0), (7, 1), (19, 2)):
+        batch = torch.utils.data.default_collate([pictures[row, view]])
+        logits = teacher(photographs(batch, "hr_face", torch.device("cpu"))).logits
+        target = attention_target(batch["mask"], (8, 4))
+        cached = reader.read([row], [view])
+        np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(cached["attention"] / 255, target, atol=0.5 / 255 + 1e-6)
+
+
+def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project) -> None:
+    project.ok("teacher-cache")
+    for name in ("teacher.safetensors", "teacher.json"):
+        (project.run / name).unlink()
+    shutil.rmtree(project.data / "hr_face")
+    shutil.rmtree(project.data / "mask")
+    project.ok("train-student")
+    assert "kd" in (project.run / "student_history.csv").read_text().splitlines()[0]
+    project.ok("eval")
+
+
+def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
+    project: Project, tmp_path: Path
+) -> None:
+    project.ok("train-student")
+    first = project.run / "student.safetensors"
+    kept = tmp_path / "first.safetensors"
+    shutil.copy(first, kept)
+    project.ok("train-student", "--force", "--set", "data.workers=2")
+    assert same(first, kept)
+    project.ok("train-student", "--force", "--set", "train_student.seed=1")
+    assert not same(first, kept)
+
+
+def test_a_teacher_and_its_cache_do_not_depend_on_workers(project: Project, tmp_path: Path) -> None:
+    project.ok("teacher-cache")
+    other = tmp_path / "other"
+    project.ok("teacher-cache", "--run", str(other), "--set", "data.workers=2")
+    assert same(project.run / "teacher.safetensors", other / "teacher.safetensors")
+    for chunk in (project.run / "targets.zarr").rglob("c/**/*"):
+        if chunk.is_file():
+            twin = other / "targets.zarr" / chunk.relative_to(project.run / "targets.zarr")
+            assert chunk.read_bytes() == twin.read_bytes(), chunk
+
+
+def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
+    project.ok("train-teacher")
+    teacher = project.run / "teacher.safetensors"
+    before = teacher.stat().st_mtime_ns
+    assert "is fresh (FORCE=1" in project.ok("train-teacher").err
+    assert teacher.stat().st_mtime_ns == before
+    project.ok("train-teacher", "--force")
+    assert teacher.stat().st_mtime_ns > before
+
+
+def test_a_stale_output_is_never_replaced_silently(project: Project) -> None:
+    project.ok("train-student")
+    student = (project.run / "student.safetensors").read_bytes()
+    result = project("train-student", "--set", "kd_loss.T=2", "--set", "batchimage=3")
+    assert result.code == 2
+    assert "kd_loss.T was 5.0, is 2.0" in result.err
+    assert "batchimage was 2, is 3" in result.err
+    assert "make train-student FORCE=1" in result.err
+    assert (project.run / "student.safetensors").read_bytes() == student
+    project.ok("train-student", "--force", "--set", "kd_loss.T=2")
+    assert (project.run / "student.safetensors").read_bytes() != student
+
+
+def test_a_stale_cache_stops_the_student_and_says_why(project: Project) -> None:
+    project.ok("teacher-cache")
+    result = project("train-student", "--set", "views.flip=0.1")
+    assert result.code == 2
+    assert "views.flip was 0.5, is 0.1" in result.err
+    assert "FORCE=1" in result.err
+    assert "Traceback" not in result.err
+    assert not (project.run / "student.safetensors").exists()
+
+
+def test_a_changed_mask_makes_the_cache_stale(project: Project) -> None:
+    project.ok("teacher-cache")
+    mask = next((project.data / "mask" / "bounding_box_train").glob("*.jpg"))
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    result = project("train-student")
+    assert result.code == 2
+    assert "mask/bounding_box_train changed since" in result.err
+    assert "make teacher-cache FORCE=1" in result.err
+
+
+def test_a_cache_made_otherwise_is_refused_by_the_stage_itself(project: Project) -> None:
+    project.ok("teacher-cache")
+    (project.run / "manifests" / "teacher-cache.json").unlink()  # as if brought from elsewhere
+    result = project("train-student", "--set", "views.flip=0.1", "--set", "cache.views=2")
+    assert result.code == 2
+    assert "views.flip was 0.5, is 0.1" in result.err
+    assert "views.count was 3, is 2" in result.err
+
+
+def test_what_does_not_matter_makes_nothing_stale(project: Project) -> None:
+    project.ok("teacher-cache")
+    moved = project.data.rename(project.data.with_name("moved"))
+    changes = (f"data.root={moved}", "cache.batch=3", "data.workers=1", "eval.batch=7")
+    sets = [part for change in changes for part in ("--set", change)]
+    assert "is fresh" in project.ok("teacher-cache", *sets).err
+
+
+def test_a_teacher_of_other_people_is_refused(project: Project, tmp_path: Path) -> None:
+    project.ok("train-teacher")
+    for kind in ("imgs", "lr_face", "hr_face", "mask"):
+        folder = project.data / kind / "bounding_box_train"
+        pid = sorted(folder.iterdir())[0].name.split("_")[0]
+        for picture in folder.glob(f"{pid}_*"):
+            picture.unlink()
+    teacher = project.run / "teacher.safetensors"
+    elsewhere = str(tmp_path / "elsewhere")
+    result = project("teacher-cache", "--run", elsewhere, "--set", f"pre_train={teacher}")
+    assert result.code == 2
+    assert "trained on 4 identities, the training set has 3" in result.err
+    assert f"not in the set: {pid}" in result.err
+
+
+def test_a_teacher_from_elsewhere_needs_no_training(project: Project, tmp_path: Path) -> None:
+    project.ok("train-teacher")
+    teacher = shutil.copy(project.run / "teacher.safetensors", tmp_path / "bought.safetensors")
+    shutil.rmtree(project.run)
+    result = project.ok("train-student", "--set", f"pre_train={teacher}")
+    assert "train-teacher" not in result.err
+    assert not (project.run / "teacher.safetensors").exists()
+    result = project("teacher-cache", "--force", "--set", "pre_train=nowhere.safetensors")
+    assert result.code == 2
+    assert "nowhere.safetensors: no such weights file" in result.err
+
+
+@pytest.mark.parametrize("mode", ["face", "body"])
+def test_one_stream_alone(mode: str, project: Project) -> None:
+    project.ok("eval", "--set", f"forward_mode={mode}")
+    assert set(json.loads((project.run / "metrics.json").read_text())["streams"]) == {mode}
+    columns = set(pd.read_csv(project.run / "student_history.csv").columns)
+    assert {f"ce_{mode}", f"triplet_{mode}", "total"} < columns
+    assert ("kd" in columns) == (mode == "face")
+    assert ("attention" in columns) == (mode == "body")
+
+
+def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) -> None:
+    steps = ("--set", "train_student.max_steps=1", "--force")
+    project.ok("train-student", *steps)
+    both = pd.read_csv(project.run / "student_history.csv").iloc[0]
+    project.ok("train-student", *steps, "--set", "kd_loss.enable=false", "--set",
+               "mse.mse_weight=0.0")  # fmt: skip
+    plain = pd.read_csv(project.run / "student_history.csv").iloc[0]
+    assert both["ce_face"] == pytest.approx(0.3 * plain["ce_face"], rel=1e-5)
+    assert both["ce_body"] == pytest.approx(plain["ce_body"], rel=1e-5)
+    assert {"kd", "attention"} == set(both.index) - set(plain.index)
+    terms = both.drop(["epoch", "lr", "total", "images_per_s"])
+    assert both["total"] == pytest.approx(terms.sum(), rel=1e-5)
+
+
+def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
+    project.ok("eval")
+    report = json.loads((project.run / "metrics.json").read_text())
+    assert report["data"]["without face"]["query"] + report["data"]["without face"]["gallery"] > 0
+    for split in ("query", "bounding_box_test"):
+        shutil.rmtree(project.data / "lr_face" / split)
+    project.ok("eval", "--force")
+    streams = json.loads((project.run / "metrics.json").read_text())["streams"]
+    assert streams["all"]["mAP"] == pytest.approx(streams["body"]["mAP"])
+    assert np.isfinite(streams["face"]["mAP"])
+
+
+def test_the_mirror_image_counts_as_much_as_the_picture(project: Project) -> None:
+    """With flip, a mirrored query gallery gives the same descriptors, so the same numbers."""
+    from PIL import Image
+
+    project.ok("eval")
+    before = json.loads((project.run / "metrics.json").read_text())["streams"]
+    for kind in ("imgs", "lr_face"):
+        for path in (project.data / kind / "query").glob("*.jpg"):
+            with Image.open(path) as picture:
+                mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            mirrored.save(path, format="PNG")  # lossless; the extension may say what it likes
+    for path in (project.data / "imgs" / "bounding_box_test").glob("*.jpg"):
+        path.touch()
+    project.ok("eval", "--force")
+    after = json.loads((project.run / "metrics.json").read_text())["streams"]
+    for stream in before:
+        assert after[stream]["mAP"] == pytest.approx(before[stream]["mAP"], abs=0.02)
+
+
+def test_too_few_identities_for_a_batch_is_an_error_before_training(project: Project) -> None:
+    result = project("train-teacher", "--set", "train_teacher.batchid=5")
+    assert result.code == 2
+    assert "4 training identities make no batch of batchid 5: --set train_teacher.batchid=4" in result.err
+
+
+def test_diverged_training_saves_nothing(project: Project) -> None:
+    result = project("train-teacher", "--set", "train_teacher.lr=1e30")
+    assert result.code == 2
+    assert "training diverged" in result.err
+    assert not (project.run / "teacher.safetensors").exists()
+
+
+def test_a_gpu_that_is_not_there_is_an_error(project: Project) -> None:
+    result = project("train-teacher", "--set", "device=cuda:99")
+    assert result.code == 2
+    assert "device cuda:99: this machine has" in result.err
+
+
+def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
+    arguments = ("--config", str(project.config), "--run", str(project.run))
+    done = run_process("train-teacher", *arguments, "--set", "data.root=nowhere", "--set", "x=1")
+    assert done.returncode == 2
+    assert "x: unknown option" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_ablation_says_what_each_part_is_worth(project: Project) -> None:
+    result = project.ok("ablation", "--seeds", "2", "--set", "train_student.max_steps=2")
+    rows = json.loads((project.run / "ablation.json").read_text())
+    assert {tuple(sorted(row)) for row in rows} == {("mAP", "rank1", "seed", "stream", "variant")}
+    keys = {(row["variant"], row["seed"], row["stream"]) for row in rows}
+    assert len(keys) == len(rows) == 4 * 2 * 3 + 1
+    assert ("teacher", 0, "face") in keys
+    text = (project.run / "ablation.md").read_text()
+    assert "| both | all | 2 |" in text
+    assert "deskpro ablation" in text
+    assert "ablation" in result.out
+    student = weights(project.run / "ablation" / "plain-0" / "student.safetensors")
+    assert student  # each variant keeps its own; the run's own is `both` with the first seed
+    assert not (project.run / "ablation" / "both-0").exists()
+    assert (project.run / "student.safetensors").exists()
+    again = project.ok("ablation", "--seeds", "2", "--set", "train_student.max_steps=2")
+    assert "train-student: done" not in again.err
+
+
+def test_the_demo_runs_everything_and_compares(project: Project) -> None:
+    recipe = yaml.safe_load(project.config.read_text())
+    recipe["train_student"]["max_steps"] = recipe["train_teacher"]["max_steps"] = 2
+    project.config.write_text(yaml.safe_dump(recipe))
+    result = project.ok("demo")
+    assert "without and with the teacher's cached targets" in result.out
+    assert "teacher, HR face" in result.out
+    student, _ = load_student(project.run / "student.safetensors")
+    assert list(student.heads) == ["face", "body"]

@@ -1,0 +1,146 @@
+"""Views: drawn from a counter, and the same look for all four pictures of a sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stages.data.views import (
+    ERASED,
+    MEAN,
+    PLAIN,
+    STD,
+    DrawnViews,
+    View,
+    attention_target,
+    draw_view,
+    erase,
+    look,
+    normalise,
+)
+from stages.options import Views
+
+ALWAYS = Views(flip=0.5, crop=1.0, erase=1.0, enlarge=1.3)
+SIZES = {"body": (384, 128), "lr_face": (224, 224), "hr_face": (64, 64), "mask": (256, 110)}
+
+
+@given(st.integers(0, 5), st.text(max_size=8), st.integers(0, 1000))
+def test_a_view_is_a_function_of_seed_sample_and_number(seed: int, sample: str, view: int) -> None:
+    policy = Views(seed=seed, crop=1.0, erase=1.0)
+    drawn = draw_view(policy, sample, view)
+    assert drawn == draw_view(policy, sample, view)
+    assert drawn != draw_view(policy, sample + "x", view)
+    assert drawn != draw_view(policy, sample, view + 1)
+    assert drawn != draw_view(Views(seed=seed + 1, crop=1.0, erase=1.0), sample, view)
+
+
+@given(st.text(max_size=8), st.integers(0, 1000))
+def test_a_view_stays_inside_the_picture_and_within_the_policy(sample: str, number: int) -> None:
+    view = draw_view(ALWAYS, sample, number)
+    assert view.flip in (0, 1)
+    assert view.height == view.width == pytest.approx(1 / 1.3)
+    for start, length in (
+        (view.top, view.height),
+        (view.left, view.width),
+        (view.erase_top, view.erase_height),
+        (view.erase_left, view.erase_width),
+    ):
+        assert start >= 0
+        assert start + length <= 1 + 1e-6
+    area = view.erase_height * view.erase_width
+    aspect = view.erase_height / view.erase_width
+    assert 0.02 - 1e-6 <= area <= 0.4 + 1e-6
+    assert 0.3 - 1e-5 <= aspect <= 1 / 0.3 + 1e-5
+
+
+def test_other_samples_do_not_matter() -> None:
+    alone = DrawnViews(ALWAYS, ["b"]).table(4)
+    among = DrawnViews(ALWAYS, ["a", "b", "c"]).table(4)
+    np.testing.assert_array_equal(alone[0], among[1])
+
+
+def test_odds_are_those_of_the_policy() -> None:
+    views = [draw_view(Views(flip=0.3, crop=0.6, erase=0.1), "x", i) for i in range(2000)]
+    assert np.mean([view.flip for view in views]) == pytest.approx(0.3, abs=0.05)
+    assert np.mean([view.height < 1 for view in views]) == pytest.approx(0.6, abs=0.05)
+    assert np.mean([view.erase_height > 0 for view in views]) == pytest.approx(0.1, abs=0.03)
+
+
+def test_the_first_view_is_plain_only_if_asked() -> None:
+    assert View(*DrawnViews(ALWAYS, ["a"], plain_view=True).table(2)[0, 0]) == PLAIN
+    assert View(*DrawnViews(ALWAYS, ["a"]).table(2)[0, 0]) != PLAIN
+
+
+def test_the_plain_view_is_the_reference_preprocessing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    resized = np.asarray(picture.resize((64, 128), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(look(picture, PLAIN, (128, 64)), resized.transpose(2, 0, 1))
+
+
+def marked(size: tuple[int, int], y: float, x: float) -> Image.Image:
+    """A black picture with a soft white spot at fractions (y, x)."""
+    height, width = size
+    rows, columns = (np.arange(height) + 0.5) / height - y, (np.arange(width) + 0.5) / width - x
+    spot = np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * 0.04**2))
+    return Image.fromarray(np.repeat((255 * spot)[..., None], 3, 2).round().astype(np.uint8))
+
+
+def centre(pixels: np.ndarray) -> tuple[float, float]:
+    """Centre of mass of [3, H, W], in fractions."""
+    weight = pixels[0].astype(float)
+    _, height, width = pixels.shape
+    rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    y, x = (weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()
+    return y / weight.sum(), x / weight.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.4, 0.6), st.floats(0.4, 0.6))
+def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
+    number: int, y: float, x: float
+) -> None:
+    view = draw_view(ALWAYS, "sample", number)
+    where_y, where_x = (y - view.top) / view.height, (x - view.left) / view.width
+    if view.flip:
+        where_x = 1 - where_x
+    for size in SIZES.values():
+        stored = (2 * size[0], size[1] + 30)  # pictures aren't stored at the network's size
+        found = centre(look(marked(stored, y, x), view, size))
+        assert found == pytest.approx((where_y, where_x), abs=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_all_photographs_are_erased_at_the_same_place_and_masks_not(number: int) -> None:
+    view = draw_view(ALWAYS, "sample", number)
+    row = np.asarray([view], np.float32)
+    for height, width in SIZES.values():
+        picture = erase(torch.zeros(1, 3, height, width), row)
+        inside = (picture[0] == torch.tensor(ERASED).view(3, 1, 1)).all(0)
+        rows, columns = torch.nonzero(inside, as_tuple=True)
+        assert rows.min() / height == pytest.approx(view.erase_top, abs=0.5 / height + 1e-6)
+        assert columns.min() / width == pytest.approx(view.erase_left, abs=0.5 / width + 1e-6)
+        assert inside.sum() / (height * width) == pytest.approx(
+            view.erase_height * view.erase_width, abs=1.5 / min(height, width)
+        )
+        assert not picture[0][:, ~inside].any()
+
+
+def test_pictures_are_normalised_with_imagenet_statistics() -> None:
+    pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    expected = (np.array([0, 128, 255]) / 255 - MEAN) / STD
+    np.testing.assert_allclose(normalise(pixels)[0, :, 0, 0], expected, rtol=1e-6)
+
+
+def test_the_attention_target_samples_without_antialiasing_and_lifts_exact_zeros() -> None:
+    mask = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    mask[0, 0, 3:5, 3:5] = 255  # half-pixel centres: position (0, 0) of 2×2 samples rows 3 and 4
+    mask[0, 1:] = 255  # clothes and skin have no say
+    target = attention_target(mask, (2, 2))
+    assert target.shape == (1, 1, 2, 2)
+    np.testing.assert_allclose(target[0, 0], [[1.0, 0.1], [0.1, 0.1]], rtol=1e-6)
