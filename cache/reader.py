@@ -158,4 +158,6 @@ def _require_raw(array: zarr.Array, name: str, chunks: tuple[int, ...]) -> None:
 
 
 def _damaged(path: Path, why: str) -> CacheError:
-    return CacheError(f"{path}: damaged chunk ({why}). Make the cache anew: make teacher-cache FORCE=1")
+    return CacheError(
+        f"{path}: damaged chunk ({why}). Make the cache anew: make teacher-cache FORCE=1"
+    )

@@ -52,7 +52,7 @@ class TargetWriter:
     def write(self, block: int, targets: Mapping[str, np.ndarray]) -> None:
         """Write one block: for every field an array [rows of the block, V, *shape] of its type.
 
-        Raises CacheError where fields, shapes or types aren't the schema's; nothing is written then.
+        Raises CacheError where fields, shapes or types aren't the schema's, and writes nothing.
         """
         rows = self.schema.rows(block)
         if set(targets) != set(self.schema.fields):

@@ -41,9 +41,7 @@ def run(
     rows: list[dict[str, object]] = []
     for variant in variants:
         for seed in range(options.train_student.seed, options.train_student.seed + seeds):
-            changed = config.override(
-                options, VARIANTS[variant] | {"train_student.seed": seed}
-            )
+            changed = config.override(options, VARIANTS[variant] | {"train_student.seed": seed})
             home = folder
             if changed != options:
                 home = RunFolder(folder.path / "ablation" / f"{variant}-{seed}", folder.path)
@@ -74,8 +72,9 @@ def _rows(home: RunFolder, variant: str, seed: int) -> list[dict[str, object]]:
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (n−1) over seeds, in percent, and the gain over plain.
 
-    One row per variant and stream: variant, stream, seeds, mAP, mAP_sd, rank1, rank1_sd, gain (of
-    mAP over plain), pooled_sd (of the two mAPs); sd is nan for one seed, gain where plain is absent.
+    One row per variant and stream, with the columns variant, stream, seeds, mAP, mAP_sd, rank1,
+    rank1_sd, gain (of mAP over plain; nan without plain), pooled_sd (of the two mAPs). An sd of one
+    seed is nan.
     """
     table = (
         rows.assign(mAP=100 * rows["mAP"], rank1=100 * rows["rank1"])
@@ -141,5 +140,3 @@ def write(rows: pd.DataFrame, folder: RunFolder, command: str) -> Path:
 
 def _spread(mean: float, sd: float) -> str:
     return f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
-
-

@@ -141,5 +141,3 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{key}: {message}"
     message = message.replace("input should", "must").replace("input is not", "must be")
     return f"{key}: {message}, found {found!r}"
-
-

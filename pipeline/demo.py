@@ -19,14 +19,15 @@ def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
         plan.run_stage(name, options, folder, force=force)
     say("the same student, trained without the teacher's targets:")
     rows = ablation.run(options, folder, variants=("plain", "both"), seeds=1)
-    result = ablation.summarise(rows).set_index(["variant", "stream"])
+    summarised = ablation.summarise(rows).to_dict("records")
+    result = {(row["variant"], row["stream"]): row for row in summarised}
     lines = []
     for stream in ("face", "body", "all"):
-        plain, both = result.loc[("plain", stream)], result.loc[("both", stream)]
+        plain, both = result["plain", stream], result["both", stream]
         gains = [f"{both[m] - plain[m]:+.1f}" for m in ("mAP", "rank1")]
         numbers = [f"{row[m]:.1f}" for m in ("mAP", "rank1") for row in (plain, both)]
         lines.append((stream, *numbers[:2], gains[0], *numbers[2:], gains[1]))
-    teacher = result.loc[("teacher", "face")]
+    teacher = result["teacher", "face"]
     lines.append(
         ("teacher, HR face", "", f"{teacher['mAP']:.1f}", "", "", f"{teacher['rank1']:.1f}", "")
     )

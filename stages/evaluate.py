@@ -93,10 +93,12 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             f"'{protocol.rule}'. Check pids and cameras: deskpro check-data"
         )
     faces = [kind for stream, kind in kinds.items() if stream == "face"]
-    report = {
+    report: dict[str, Any] = {
         "protocol": {"name": "market", "rule": protocol.rule},
         "network": {
-            "file": inputs.network.name, "sha256": sha256(inputs.network), "kind": described.kind
+            "file": inputs.network.name,
+            "sha256": sha256(inputs.network),
+            "kind": described.kind,
         },
         "data": {
             "root": str(options.test_root),
@@ -151,7 +153,7 @@ def _describe(
     options: Options,
     device: torch.device,
 ) -> Descriptors:
-    """The descriptors of a split: with `eval.flip` the sum over the picture and its mirror image."""
+    """The descriptors of a split; `eval.flip` adds those of the mirror images."""
     pictures = Pictures(rows, {kind: sizes[kind] for kind in kinds.values()})
     batches = batches_in_order([(row, 0) for row in range(len(rows))], options.eval.batch)
     parts = []

@@ -22,7 +22,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)

@@ -67,7 +67,8 @@ class Bar:
         left = (self._total - self._done) / rate if rate else 0
         _console().print(
             f"{self._title}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, "
-            f"{left:.0f} s left  {self._note}"
+            f"{left:.0f} s left  {self._note}",
+            soft_wrap=True,
         )
 
 
@@ -92,7 +93,7 @@ def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 
 def say(text: str) -> None:
     """One line to the person who waits."""
-    _console().print(text, markup=False)
+    _console().print(text, markup=False, soft_wrap=True)
 
 
 def summary(title: str, facts: Mapping[str, object]) -> None:

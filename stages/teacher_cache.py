@@ -70,9 +70,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         settings.views,
         settings.block,
         {
-            "logits": Field(
-                (len(HEADS), len(described.classes)), "float16", ("head", "class")
-            ),
+            "logits": Field((len(HEADS), len(described.classes)), "float16", ("head", "class")),
             "attention": Field((1, *attention_size), "uint8", ("channel", "height", "width")),
         },
     )

@@ -139,9 +139,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         )
     with write_aside(outputs.history) as aside:
         history.table().to_csv(aside, index=False)
-    described = Description(
-        "student", network_options, classes, tuple(data.face_size), tuple(data.body_size)
-    )
+    described = Description("student", network_options, classes, data.face_size, data.body_size)
     save(outputs.student, student, described)
     last = history.rows[-1]
     return {

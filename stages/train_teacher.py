@@ -54,7 +54,8 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     ).require()
     train = checked.split("train")
     classes = class_order(train["pid"])
-    labels = train["pid"].map({pid: i for i, pid in enumerate(classes)}).to_numpy(np.int64, copy=True)
+    index = {pid: i for i, pid in enumerate(classes)}
+    labels = train["pid"].map(index).to_numpy(np.int64, copy=True)
 
     sampler = PKSampler(
         labels, recipe.batchid, recipe.batchimage, views=recipe.epochs, seed=recipe.seed
@@ -98,9 +99,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         )
     with write_aside(outputs.history) as aside:
         history.table().to_csv(aside, index=False)
-    described = Description(
-        "teacher", options.teacher.model_dump(), classes, tuple(data.face_size), None
-    )
+    described = Description("teacher", options.teacher.model_dump(), classes, data.face_size, None)
     save(outputs.teacher, network, described)
     return {
         **checked.facts(outputs.left_out),

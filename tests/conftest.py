@@ -83,7 +83,9 @@ class Project:
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """`deskpro …` in this process: exit code, standard output and error."""
 
     def call(*arguments: str) -> Result:

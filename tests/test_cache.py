@@ -75,9 +75,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def content(path: Path) -> dict[str, str]:
     files = [file for file in path.rglob("*") if file.is_file()]
-    return {
-        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files
-    }
+    return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 READERS = [MappedReader, ZarrReader]
@@ -151,7 +149,7 @@ class TestEveryReader:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    # zarr keeps an event loop of its own, which doesn't survive a fork: that is the mapped reader's.
+    # zarr keeps an event loop of its own, which doesn't survive a fork; the mapped reader does.
     [(MappedReader, "fork"), (MappedReader, "spawn"), (ZarrReader, "spawn")],
 )
 def test_a_reader_works_in_another_process(
@@ -191,8 +189,10 @@ def test_a_store_that_cannot_be_mapped_is_read_through_zarr(store: Path, tmp_pat
     values = targets()
     group = zarr.open_group(path, mode="r+")
     for name, array in values.items():
-        group.create_array(name, data=array, chunks=(4, 1, *array.shape[2:]), overwrite=True,
-                           dimension_names=("sample", "view", *SCHEMA.fields[name].dims))  # fmt: skip
+        dims = ("sample", "view", *SCHEMA.fields[name].dims)
+        group.create_array(
+            name, data=array, chunks=(4, 1, *array.shape[2:]), overwrite=True, dimension_names=dims
+        )
     reader = open_reader(path)  # zstd now, as another program might have rewritten it
     assert isinstance(reader, ZarrReader)
     np.testing.assert_array_equal(reader.read([5], [1])["logits"][0], values["logits"][5, 1])
@@ -278,9 +278,7 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def test_killed_again_and_again_it_ends_byte_for_byte_the_same(
-    store: Path, tmp_path: Path
-) -> None:
+def test_killed_again_and_again_it_ends_byte_for_byte_the_same(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
     killed = 0
     for attempt in range(30):

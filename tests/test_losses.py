@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -119,6 +120,6 @@ def test_the_rate_warms_up_and_falls_to_a_thousandth() -> None:
     rates = [learning_rate(epoch, 1.0, 140, 10) for epoch in range(140)]
     assert rates[:10] == pytest.approx([(epoch + 1) / 10 for epoch in range(10)])
     assert rates[10] == 1.0
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-3)
     assert learning_rate(0, 2.0, 1, 0) == 2.0

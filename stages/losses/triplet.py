@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def triplet(
-    embeddings: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.7
-) -> torch.Tensor:
+def triplet(embeddings: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.7) -> torch.Tensor:
     """max(0, margin + hardest positive − hardest negative): mean over batch, sum over heads.
 
     embeddings float [B, T, D]; labels int64 [B], at least two identities. Distances are Euclidean,

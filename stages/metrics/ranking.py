@@ -25,12 +25,12 @@ class Ranking:
     """Queries without a positive in their gallery; they count nowhere."""
 
     @property
-    def mAP(self) -> float:  # noqa: N802 (the field writes it so)
+    def mAP(self) -> float:
         """Mean average precision, 0..1; nan where no query counts."""
         return float(self.queries["ap"].mean())
 
     @property
-    def mINP(self) -> float:  # noqa: N802
+    def mINP(self) -> float:
         """Mean inverse negative penalty (Ye et al., TPAMI 2021), 0..1."""
         return float(self.queries["inp"].mean())
 

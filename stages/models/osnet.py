@@ -103,8 +103,6 @@ class OSBlock(nn.Module):
         return torch.relu(self.conv3(mixed) + identity)
 
 
-
-
 def transition(channels: int) -> nn.Sequential:
     """What follows the blocks of conv2 and conv3: Conv1x1, then 2×2 average pooling."""
     return nn.Sequential(Conv1x1(channels, channels), nn.AvgPool2d(2))

@@ -57,7 +57,7 @@ def fit(
     parameters and the multiplier of their learning rate. Raises InputError where a loss term is no
     longer finite: the weights are then worth nothing.
     """
-    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train().to(memory_format=torch.channels_last)
     chosen = {id(parameter) for parameter in special[0]}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
@@ -93,7 +93,7 @@ def fit(
             scaler.update()
             for name, loss in (losses | {"total": total}).items():
                 # Summed on the device: reading a value here would wait for it at every step.
-                sums[name] = sums.get(name, 0) + loss.detach().float()  # type: ignore[operator]
+                sums[name] = sums.get(name, 0) + loss.detach().float()
             history.steps += 1
             steps += 1
             images += len(batch["row"])

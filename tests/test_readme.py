@@ -1,0 +1,91 @@
+"""The README tells the truth: its commands, options, files and tables are those of the program."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import yaml
+
+from pipeline import config
+from pipeline.ablation import VARIANTS
+from stages.data.layouts import LAYOUTS
+from stages.options import Options
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+
+PUBLISHED = {
+    "data_train", "data_test", "loss", "tag", "batchid", "batchimage", "kd_loss.enable", "kd_loss.T",
+    "kd_loss.alpha", "mse.mse_weight", "mse.spatial_attn_lr", "forward_mode", "pre_train",
+}  # fmt: skip
+"""The options that the published training commands set."""
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of the first table below a heading."""
+    section = README.split(f"## {title}")[1]
+    table = section[section.index("\n|") :].split("\n\n")[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_every_published_option_is_mapped_to_one_that_exists() -> None:
+    table = rows("Options, for those who know the published commands")
+    published = {code(row[0])[0].split()[0] for row in table}
+    assert published == PUBLISHED | {"--config"}
+    known = set(config.option_names())
+    for row in table[1:]:
+        for name in code(row[1]):
+            assert name in known, name
+
+
+def test_every_option_that_the_text_names_exists() -> None:
+    sections = "|".join(Options.model_fields)
+    known = set(config.option_names()) | set(Options.model_fields)
+    named = re.findall(rf"\b((?:{sections})\.[a-zA-Z_]+)\b", README)
+    assert named
+    for name in named:
+        assert name in known or name.endswith((".safetensors", ".csv", ".json")), name
+
+
+def test_every_make_target_that_the_text_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", "\n".join(code(README)) + "\n"
+                           + "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))))  # fmt: skip
+    assert {"demo", "test", "teacher-cache", "train-student", "eval"} <= named
+    assert named <= targets
+
+
+def test_every_file_that_the_text_links_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_the_recipe_in_the_text_is_a_recipe(tmp_path_factory: object) -> None:
+    [recipe] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert Options.model_validate(yaml.safe_load(recipe))
+
+
+def test_every_layout_is_named() -> None:
+    for name in LAYOUTS:
+        assert f"`{name}`" in README
+
+
+def test_every_dependency_is_explained() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    explained = {name.strip().lower() for row in rows("Dependencies") for name in row[0].split(",")}
+    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in required}
+    assert {name for name in names if "types-" not in name and "-stubs" not in name} == explained
+
+
+def test_the_ablation_table_has_every_variant_and_its_command() -> None:
+    section = README.split("## What each part is worth")[1].split("\n## ")[0]
+    for variant in VARIANTS:
+        assert f"| {variant} | all |" in section
+    assert "`make ablation`" in section
