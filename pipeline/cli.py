@@ -143,6 +143,46 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
         sys.exit(2)
 
 
+@deskpro.command("import-checkpoint")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for weights.")
+@click.option("--data", type=click.Path(path_type=Path), help="The set it was trained on.")
+@click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
+def import_checkpoint(checkpoint: Path, out: Path, data: Path | None, dataset: str) -> None:
+    """Turn a published checkpoint into teacher.safetensors and student.safetensors.
+
+    The file is read without running anything in it. With --data the class order is written too,
+    and the number of identities is checked.
+    """
+    from pipeline.config import require_dataset
+    from stages import import_checkpoint as stage
+    from stages.progress import summary
+
+    require_dataset(dataset)
+    facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset)
+    summary(f"import-checkpoint: {checkpoint}", facts)
+
+
+@deskpro.command()
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Weights.")
+@click.option("--data", "root", required=True, type=click.Path(path_type=Path), help="The set.")
+@click.option("--split", required=True, type=click.Choice(["train", "query", "gallery"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="An .npz file.")
+@click.option("--config", type=click.Path(path_type=Path), help="A recipe for other options.")
+@_SET
+def embed(
+    checkpoint: Path, root: Path, split: str, out: Path, config: Path | None, overrides: Any
+) -> None:
+    """Write the descriptors of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
+    from pipeline.config import load
+    from stages import embed as stage
+    from stages.progress import summary
+
+    options = load(config, (*overrides, f"data.root={root}"))
+    facts = stage.run(options, stage.Inputs(checkpoint), stage.Outputs(out), split)
+    summary(f"embed: {checkpoint}", facts)
+
+
 @deskpro.command("make-benchmark")
 @click.option(
     "--out",

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
 from stages.options import Options
 
@@ -26,12 +27,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> Options:
+def load(path: Path | None, overrides: Iterable[str] = ()) -> Options:
     """The options of a YAML file with `key=value` overrides (dotted keys, YAML values).
 
-    Raises InputError that names every unknown option, wrong type and impossible value at once.
+    Without a file the defaults are overridden. Raises InputError that names every unknown option,
+    wrong type and impossible value at once.
     """
-    tree = _read(path)
+    tree = _read(path) if path is not None else {}
     for override in overrides:
         _set(tree, override)
     try:
@@ -40,10 +42,16 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Options:
         lines = [_explain(item) for item in error.errors()]
         count = f"{len(lines)} option{'s' * (len(lines) > 1)}"
         raise InputError(
-            f"{path}: {count} can't be used\n"
+            f"{path or '--set'}: {count} can't be used\n"
             + "\n".join(f"  {line}" for line in sorted(lines))
             + "\nMend the file, or override with --set key=value."
         ) from None
+
+
+def require_dataset(name: str) -> None:
+    """InputError unless `name` is a known dataset."""
+    if name not in LAYOUTS:
+        raise InputError(f"--dataset {name}: must be one of {', '.join(LAYOUTS)}")
 
 
 def override(options: Options, changes: Mapping[str, object]) -> Options:

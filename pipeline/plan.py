@@ -91,6 +91,10 @@ def evaluate(options: Options, network: Path, folder: RunFolder) -> Facts:
     return stage.run(options, stage.Inputs(network, folder.memo), outputs)
 
 
+def _given(path: Path | None) -> list[Path]:
+    return [] if path is None else [path]
+
+
 _DATA = ("data_train", "data.incomplete", "data.face_size")
 
 STAGES: dict[str, Stage] = {
@@ -100,7 +104,7 @@ STAGES: dict[str, Stage] = {
             "train-teacher",
             before=None,
             output=lambda options, folder: folder.teacher,
-            files=lambda options, folder: [],
+            files=lambda options, folder: _given(options.teacher.pre_train),
             pictures=(("hr_face", "train"),),
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
@@ -126,7 +130,7 @@ STAGES: dict[str, Stage] = {
             "train-student",
             before="teacher-cache",
             output=lambda options, folder: folder.student,
-            files=lambda options, folder: [folder.targets],
+            files=lambda options, folder: [folder.targets, *_given(options.student.pre_train)],
             pictures=(("imgs", "train"), ("lr_face", "train")),
             options=(
                 "batchid",

@@ -13,22 +13,17 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from stages import device as devices
 from stages.data.check import check_data
-from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
+from stages.engine.descriptors import Descriptors, describe_pictures, open_describer
 from stages.errors import InputError
 from stages.files import sha256, write_aside
 from stages.metrics.protocols import PROTOCOLS
 from stages.metrics.ranking import Ranking, rank
-from stages.models.student import Student
-from stages.models.teacher import Teacher
-from stages.models.weights import describe, load_student, load_teacher
 from stages.options import Options
-from stages.progress import bar, table
+from stages.progress import table
 
 
 @dataclass(frozen=True)
@@ -49,38 +44,32 @@ class Outputs:
     cmc: Path
 
 
-@dataclass(frozen=True)
-class Descriptors:
-    """features: float32 [N, H, D], each of length 1, or 0 where the stream's picture is absent."""
-
-    table: pd.DataFrame
-    features: torch.Tensor
-
-
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
     """Rank the gallery for every query, for each stream; returns the facts for the summary."""
     device = devices.pick(options.device)
-    network, heads, kinds = _network(inputs.network)
-    network = network.to(device)
+    data, settings = options.data, options.eval
+    describer = open_describer(inputs.network, data.face_size, data.body_size, device)
     checked = check_data(
         options.test_root,
         options.data_test or options.data_train,
         splits=("query", "gallery"),
-        test_needs=("imgs", *(kind for kind in kinds.values() if kind != "imgs")),
+        test_needs=describer.needs,
         memo=inputs.memo,
     ).require()
-    described = describe(inputs.network)
-    sizes = {"lr_face": described.face_size, "hr_face": described.face_size}
-    if described.body_size is not None:
-        sizes["imgs"] = described.body_size
-
     query, gallery = (
-        _describe(network, heads, kinds, sizes, checked.split(split), options, device)
+        describe_pictures(
+            describer,
+            checked.split(split),
+            flip=settings.flip,
+            batch=settings.batch,
+            workers=data.workers,
+            device=device,
+        )
         for split in ("query", "gallery")
     )
     protocol = PROTOCOLS["market"]
-    streams = dict(heads)
-    if len(heads) > 1:
+    streams = dict(describer.heads)
+    if len(streams) > 1:
         streams["all"] = slice(None)
     rankings = {
         stream: rank(query.table, gallery.table, _distances(query, gallery, part), protocol)
@@ -92,13 +81,14 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             f"{options.test_root}: no query has a positive in the gallery under the rule "
             f"'{protocol.rule}'. Check pids and cameras: deskpro check-data"
         )
-    faces = [kind for stream, kind in kinds.items() if stream == "face"]
+    faces = [picture for stream, picture in describer.kinds.items() if stream == "face"]
+    kind = describer.description.kind
     report: dict[str, Any] = {
         "protocol": {"name": "market", "rule": protocol.rule},
         "network": {
             "file": inputs.network.name,
             "sha256": sha256(inputs.network),
-            "kind": described.kind,
+            "kind": kind,
         },
         "data": {
             "root": str(options.test_root),
@@ -107,9 +97,9 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             "identities": int(query.table["pid"].nunique()),
             "skipped queries": next(iter(rankings.values())).skipped,
             "without face": {
-                name: int(part.table[kind].isna().sum())
+                name: int(part.table[face].isna().sum())
                 for name, part in (("query", query), ("gallery", gallery))
-                for kind in faces
+                for face in faces
             },
         },
         "flip": options.eval.flip,
@@ -118,7 +108,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     _write(report, rankings, outputs)
     columns = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
     table(
-        f"{described.kind}: {len(query.table)} queries, {len(gallery.table)} gallery pictures (%)",
+        f"{kind}: {len(query.table)} queries, {len(gallery.table)} gallery pictures (%)",
         ["stream", *columns],
         [
             [name, *(f"{100 * report['streams'][name][column]:.1f}" for column in columns)]
@@ -132,53 +122,6 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         "skipped": f"{report['data']['skipped queries']} queries without a positive",
         "metrics": f"{outputs.metrics}, {outputs.table.name}, {outputs.cmc.name}",
     }
-
-
-def _network(path: Path) -> tuple[nn.Module, dict[str, slice], dict[str, str]]:
-    """The network, its streams' slices of the heads, and the kind of picture each one sees."""
-    if describe(path).kind == "teacher":
-        teacher, _ = load_teacher(path)
-        return teacher, {"face": slice(None)}, {"face": "hr_face"}
-    student, _ = load_student(path)
-    kinds = {"face": "lr_face", "body": "imgs"}
-    return student, student.heads, {stream: kinds[stream] for stream in student.heads}
-
-
-def _describe(
-    network: nn.Module,
-    heads: dict[str, slice],
-    kinds: dict[str, str],
-    sizes: dict[str, tuple[int, int]],
-    rows: pd.DataFrame,
-    options: Options,
-    device: torch.device,
-) -> Descriptors:
-    """The descriptors of a split; `eval.flip` adds those of the mirror images."""
-    pictures = Pictures(rows, {kind: sizes[kind] for kind in kinds.values()})
-    batches = batches_in_order([(row, 0) for row in range(len(rows))], options.eval.batch)
-    parts = []
-    with bar("eval", len(rows), "pictures") as progress, torch.inference_mode():
-        for batch in iterate(load(pictures, batches, options.data.workers, device)):
-            looks = {kind: photographs(batch, kind, device) for kind in kinds.values()}
-            features = _features(network, looks)
-            if options.eval.flip:
-                mirrored = {kind: pixels.flip(3) for kind, pixels in looks.items()}
-                features = features + _features(network, mirrored)
-            parts.append(nn.functional.normalize(features, dim=2).cpu())
-            progress.advance(len(batch["row"]))
-    descriptors = torch.cat(parts)
-    for stream, kind in kinds.items():
-        absent = torch.from_numpy(rows[kind].isna().to_numpy(copy=True))
-        descriptors[absent, heads[stream]] = 0  # what isn't seen has no say, and nothing is NaN
-    return Descriptors(rows, descriptors)
-
-
-def _features(network: nn.Module, looks: dict[str, torch.Tensor]) -> torch.Tensor:
-    """float32 [B, H, D], before normalisation."""
-    if isinstance(network, Teacher):
-        return network(looks["hr_face"]).features.float()
-    assert isinstance(network, Student)
-    return network(looks.get("lr_face"), looks.get("imgs")).features.float()
 
 
 def _distances(query: Descriptors, gallery: Descriptors, heads: slice) -> Any:

@@ -7,7 +7,7 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -55,6 +55,13 @@ class Network(Section):
     """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
     feature_dim: Annotated[int, Field(ge=8)] = 512
     """Length of each head's feature."""
+    pre_train: FilePath | None = None
+    """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the network's class takes."""
+        return self.model_dump(exclude={"pre_train"})
 
     @field_validator("width")
     @classmethod
@@ -111,6 +118,8 @@ class Training(Section):
     weight_decay: Weight = 5e-4
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type of the forward pass; weights and losses stay float32."""
+    channels_last: bool = False
+    """Keep activations channels-last in memory: faster on GPU and CPU, other rounding."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Training:

@@ -21,6 +21,7 @@ from stages.data.check import check_data
 from stages.data.index import class_order
 from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
 from stages.data.views import DrawnViews, StoredViews, attention_target
+from stages.engine.loop import PRECISION
 from stages.errors import InputError
 from stages.files import sha256
 from stages.models.lmbn import HEADS, STRIDE
@@ -28,7 +29,6 @@ from stages.models.teacher import Teacher
 from stages.models.weights import Description, load_teacher
 from stages.options import Options
 from stages.progress import bar
-from stages.training.loop import PRECISION
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     ).require()
     train = checked.split("train")
     sample_ids = train["sample_id"].tolist()
-    labels = _labels(train, described, inputs.teacher)
+    classes = _classes(train, described, inputs.teacher)
+    index = {pid: i for i, pid in enumerate(classes)}
+    labels = train["pid"].map(index).to_numpy(np.int64)
     views = DrawnViews(options.views, sample_ids, settings.plain_view).table(settings.views)
 
     attention_size = (data.body_size[0] // STRIDE, data.body_size[1] // STRIDE)
@@ -70,7 +72,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         settings.views,
         settings.block,
         {
-            "logits": Field((len(HEADS), len(described.classes)), "float16", ("head", "class")),
+            "logits": Field((len(HEADS), len(classes)), "float16", ("head", "class")),
             "attention": Field((1, *attention_size), "uint8", ("channel", "height", "width")),
         },
     )
@@ -78,7 +80,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         outputs.cache,
         schema,
         {"sample_id": np.asarray(sample_ids, object), "label": labels, "views": views},
-        _fingerprint(options, inputs.teacher, described, train),
+        _fingerprint(options, inputs.teacher, described, classes, train),
     )
 
     pending = writer.pending()
@@ -131,24 +133,32 @@ def _targets(
     return logits.half().cpu().numpy(), (target * 255).round().byte().cpu().numpy()
 
 
-def _labels(train: pd.DataFrame, teacher: Description, path: Path) -> np.ndarray:
-    """int64 [N] class indices; a teacher of other identities can't say anything about these."""
+def _classes(train: pd.DataFrame, teacher: Description, path: Path) -> list[str]:
+    """The class order of the teacher's logits; it can't say anything about people it doesn't know.
+
+    A published checkpoint doesn't name its identities: theirs is then the order of the training
+    set, which must have as many.
+    """
     found = class_order(train["pid"])
-    if found != teacher.classes:
-        unknown = sorted(set(found) - set(teacher.classes))
-        gone = sorted(set(teacher.classes) - set(found))
+    if teacher.classes is None:
+        if len(found) != teacher.num_classes:
+            raise InputError(
+                f"{path}: trained on {teacher.num_classes} identities, the training set has "
+                f"{len(found)}. Give it the set that the teacher was trained on (data.root)"
+            )
+        return found
+    unknown = sorted(set(found) - set(teacher.classes))
+    if unknown:
         raise InputError(
-            f"{path}: trained on {len(teacher.classes)} identities, the training set has "
-            f"{len(found)}; unknown to the teacher: {', '.join(unknown[:5]) or 'none'}; "
-            f"not in the set: {', '.join(gone[:5]) or 'none'}. Their logits would not be "
-            "comparable; train a teacher on this set: make train-teacher FORCE=1"
+            f"{path}: doesn't know {len(unknown)} of the {len(found)} training identities: "
+            f"{', '.join(unknown[:10])}{', …' if len(unknown) > 10 else ''}. Train a teacher on "
+            "this set: make train-teacher FORCE=1"
         )
-    index = {pid: i for i, pid in enumerate(teacher.classes)}
-    return train["pid"].map(index).to_numpy(np.int64)
+    return teacher.classes
 
 
 def _fingerprint(
-    options: Options, weights: Path, teacher: Description, train: pd.DataFrame
+    options: Options, weights: Path, teacher: Description, classes: list[str], train: pd.DataFrame
 ) -> dict[str, Any]:
     """Everything that the targets depend on, as readable fields."""
     with ThreadPoolExecutor() as pool:
@@ -165,7 +175,7 @@ def _fingerprint(
             "plain_view": options.cache.plain_view,
         },
         "samples": _digest(train["sample_id"]),
-        "classes": teacher.classes,
+        "classes": classes,
         "content": content,
         "face_size": list(options.data.face_size),
         "body_size": list(options.data.body_size),

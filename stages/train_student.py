@@ -23,15 +23,16 @@ from stages.data.check import check_data
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
 from stages.data.views import StoredViews
+from stages.engine.loop import fit
+from stages.engine.schedule import default_peak
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.losses import attention, cross_entropy, distillation, triplet
 from stages.models.student import STREAMS, Student
+from stages.models.warm_start import warm_start
 from stages.models.weights import Description, save
 from stages.options import Options
 from stages.progress import bar
-from stages.training.loop import fit
-from stages.training.schedule import default_peak
 
 PICTURES = {"face": "lr_face", "body": "imgs"}
 """Stream → the kind of picture that it sees."""
@@ -81,9 +82,12 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     loader = load(pictures, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
-    network_options = {"forward_mode": options.forward_mode, **options.student.model_dump()}
+    network_options = {"forward_mode": options.forward_mode, **options.student.arguments}
     classes: list[str] = reader.fingerprint["classes"]
-    student = Student(len(classes), **network_options).to(device)
+    student = Student(len(classes), **network_options)
+    start = options.student.pre_train
+    started = warm_start(student, start).facts(start) if start is not None else {}
+    student.to(device)
 
     def batches(epoch: int) -> Iterable[Mapping[str, Any]]:
         sampler.set_epoch(epoch)
@@ -139,11 +143,19 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         )
     with write_aside(outputs.history) as aside:
         history.table().to_csv(aside, index=False)
-    described = Description("student", network_options, classes, data.face_size, data.body_size)
+    described = Description(
+        kind="student",
+        network=network_options,
+        num_classes=len(classes),
+        classes=classes,
+        face_size=data.face_size,
+        body_size=data.body_size,
+    )
     save(outputs.student, student, described)
     last = history.rows[-1]
     return {
         "used": f"{len(train)} samples of {len(classes)} identities, from {inputs.cache}",
+        **started,
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
         "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if k not in _NO_LOSS),
         "size": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters",

@@ -16,15 +16,16 @@ from stages.data.index import class_order
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
 from stages.data.views import DrawnViews
+from stages.engine.loop import fit
+from stages.engine.schedule import default_peak
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.losses import cross_entropy, triplet
 from stages.models.lmbn import LMBN
+from stages.models.warm_start import warm_start
 from stages.models.weights import Description, save
 from stages.options import Options
 from stages.progress import bar
-from stages.training.loop import fit
-from stages.training.schedule import default_peak
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     loader = load(pictures, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
-    network = LMBN(len(classes), **options.teacher.model_dump()).to(device)
+    network = LMBN(len(classes), **options.teacher.arguments)
+    start = options.teacher.pre_train
+    started = warm_start(network, start).facts(start) if start is not None else {}
+    network.to(device)
     targets = torch.from_numpy(labels).to(device)
 
     def batches(epoch: int) -> Iterable[Mapping[str, Any]]:
@@ -99,10 +103,18 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         )
     with write_aside(outputs.history) as aside:
         history.table().to_csv(aside, index=False)
-    described = Description("teacher", options.teacher.model_dump(), classes, data.face_size, None)
+    described = Description(
+        kind="teacher",
+        network=options.teacher.arguments,
+        num_classes=len(classes),
+        classes=classes,
+        face_size=data.face_size,
+        body_size=None,
+    )
     save(outputs.teacher, network, described)
     return {
         **checked.facts(outputs.left_out),
+        **started,
         "steps": f"{history.steps}, {recipe.batchid}×{recipe.batchimage} pictures each",
         "last loss": f"{history.rows[-1]['total']:.3f}",
         "teacher": outputs.teacher,

@@ -129,7 +129,7 @@ def test_the_bias_before_a_classifier_is_frozen_at_zero() -> None:
 
 
 DESCRIPTION = Description(
-    "student", {"width": 0.25, "feature_dim": 16}, ["1", "10", "2"], (32, 32), (64, 32)
+    "student", {"width": 0.25, "feature_dim": 16}, 3, ["1", "10", "2"], (32, 32), (64, 32)
 )
 
 

@@ -17,8 +17,9 @@ README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 
 PUBLISHED = {
-    "data_train", "data_test", "loss", "tag", "batchid", "batchimage", "kd_loss.enable", "kd_loss.T",
-    "kd_loss.alpha", "mse.mse_weight", "mse.spatial_attn_lr", "forward_mode", "pre_train",
+    "data_train", "data_test", "loss", "tag", "batchid", "batchimage", "kd_loss.enable",
+    "kd_loss.T", "kd_loss.alpha", "mse.mse_weight", "mse.spatial_attn_lr", "forward_mode",
+    "pre_train",
 }  # fmt: skip
 """The options that the published training commands set."""
 
@@ -55,8 +56,8 @@ def test_every_option_that_the_text_names_exists() -> None:
 
 def test_every_make_target_that_the_text_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", "\n".join(code(README)) + "\n"
-                           + "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))))  # fmt: skip
+    shell = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", "\n".join(code(README) + shell)))
     assert {"demo", "test", "teacher-cache", "train-student", "eval"} <= named
     assert named <= targets
 

@@ -177,11 +177,13 @@ class LMBN(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = osnet.trunk(width, block)
-        self.spatial_attn = SpatialAttention(osnet.CHANNELS[width][2]) if attention else None
         self.global_branch = GlobalBranch(width, block, feature_dim, classes)
         self.part_branch = PartBranch(width, block, feature_dim, classes)
         self.channel_branch = ChannelBranch(width, block, feature_dim, classes)
         osnet.initialise(self)
+        # With torch's own initialisation the attention starts near 0.5 everywhere; He's by fan-out
+        # would draw the weights to its single channel so large that the sigmoid starts saturated.
+        self.spatial_attn = SpatialAttention(osnet.CHANNELS[width][2]) if attention else None
 
     def forward(self, pictures: torch.Tensor) -> Output:
         x = self.backbone(pictures)

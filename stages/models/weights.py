@@ -1,4 +1,8 @@
-"""Networks on disk: safetensors, with what is needed to build the network again inside the file."""
+"""Networks on disk: safetensors, with what is needed to build the network again inside the file.
+
+Published checkpoints are read just as well: what they don't say (class order, picture sizes) is
+None in their description.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from torch import nn
 
 from stages.errors import InputError
 from stages.files import sha256, write_aside
+from stages.models import published
 from stages.models.lmbn import LMBN
 from stages.models.student import Student
 from stages.models.teacher import Teacher
@@ -22,6 +27,7 @@ from stages.models.teacher import Teacher
 _KEY = "deskpro"
 
 Net = TypeVar("Net", bound=nn.Module)
+Found = dict[str, tuple["Description", dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -32,70 +38,114 @@ class Description:
     """"teacher" or "student"."""
     network: dict[str, Any]
     """Keyword arguments of the network's class."""
-    classes: list[str]
-    """Identities in class order."""
-    face_size: tuple[int, int]
+    num_classes: int
+    classes: list[str] | None
+    """Identities in class order; None where the file doesn't say."""
+    face_size: tuple[int, int] | None
     body_size: tuple[int, int] | None
-    """Height and width of the pictures it was trained on; None for a teacher's body."""
+    """Height and width of the pictures it was trained on; None where it saw or says none."""
 
 
 def save(path: Path, network: nn.Module, description: Description) -> None:
     """Write `path` (safetensors) and the same description as JSON beside it; complete or absent."""
-    text = json.dumps(asdict(description))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with write_aside(path) as aside:
-        save_file(tensors, aside, metadata={_KEY: text})
+        save_file(tensors, aside, metadata={_KEY: json.dumps(asdict(description))})
         digest = sha256(aside)
     with write_aside(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps({"sha256": digest} | asdict(description), indent=1) + "\n")
 
 
 def describe(path: Path) -> Description:
-    """The description in a weights file; InputError where it is none of ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {})[_KEY])
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a weights file of this project ({error}); "
-            "allowed is a teacher.safetensors or student.safetensors that a stage wrote"
-        ) from None
-    body = fields["body_size"]
-    return Description(
-        fields["kind"],
-        fields["network"],
-        fields["classes"],
-        tuple(fields["face_size"]),
-        tuple(body) if body else None,
-    )
+    """The description of a weights file: of its student, where a published one holds both."""
+    return _read(path, None)[0]
+
+
+def kinds(path: Path) -> list[str]:
+    """The kinds of network that a weights file holds; a published one may hold both."""
+    return list(_open(path))
 
 
 def load_teacher(path: Path) -> tuple[Teacher, Description]:
-    """The frozen teacher of a weights file."""
-    description = _require(path, "teacher")
-    network = LMBN(len(description.classes), **description.network)
-    return Teacher(_fill(network, path)), description
+    """The frozen teacher of a weights file, ours or published."""
+    description, tensors = _read(path, "teacher")
+    network = LMBN(description.num_classes, **description.network)
+    return Teacher(_fill(network, tensors, path)), description
 
 
 def load_student(path: Path) -> tuple[Student, Description]:
-    """The student of a weights file, in evaluation mode."""
-    description = _require(path, "student")
-    network = Student(len(description.classes), **description.network)
-    return _fill(network, path), description
+    """The student of a weights file, ours or published, in evaluation mode."""
+    description, tensors = _read(path, "student")
+    network = Student(description.num_classes, **description.network)
+    return _fill(network, tensors, path), description
 
 
-def _require(path: Path, kind: str) -> Description:
-    description = describe(path)
-    if description.kind != kind:
-        raise InputError(f"{path}: holds a {description.kind}, a {kind} is needed here")
-    return description
+def _read(path: Path, kind: str | None) -> tuple[Description, dict[str, torch.Tensor]]:
+    """Description and tensors of the wanted kind of network; of the student rather if None."""
+    found = _open(path)
+    kind = kind or ("student" if "student" in found else "teacher")
+    if kind not in found:
+        raise InputError(f"{path}: holds a {next(iter(found))}, a {kind} is needed here")
+    return found[kind]
 
 
-def _fill(network: Net, path: Path) -> Net:
-    with safe_open(path, framework="pt") as file:
-        tensors: Mapping[str, torch.Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+def _open(path: Path) -> Found:
+    return _read_own(path) if is_safetensors(path) else _read_published(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """A safetensors file opens with the length of its header, then the header's JSON."""
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise InputError(f"{path}: no such weights file ({error.strerror})") from None
+
+
+def _read_own(path: Path) -> Found:
+    try:
+        with safe_open(path, framework="pt") as file:
+            fields = json.loads((file.metadata() or {})[_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a weights file of this project ({error}); allowed is a "
+            "teacher.safetensors or student.safetensors that a stage wrote, or a published .pth"
+        ) from None
+    for size in ("face_size", "body_size"):
+        fields[size] = tuple(fields[size]) if fields[size] else None
+    return {fields["kind"]: (Description(**fields), tensors)}
+
+
+def _read_published(path: Path) -> Found:
+    parts = published.split(published.read_state(path), path)
+    found: Found = {}
+    streams = {
+        mode: names
+        for mode, names in (
+            ("all", ("lr_face_net", "nocloth_net")),
+            ("face", ("lr_face_net",)),
+            ("body", ("nocloth_net",)),
+        )
+        if all(name in parts for name in names)
+    }
+    if streams:
+        mode, names = next(iter(streams.items()))
+        options, classes = published.network_options(parts[names[0]], path)
+        tensors = {f"{name}.{key}": t for name in names for key, t in parts[name].items()}
+        network = {"forward_mode": mode, **options}
+        found["student"] = (Description("student", network, classes, None, None, None), tensors)
+    if "face_net" in parts:
+        options, classes = published.network_options(parts["face_net"], path)
+        found["teacher"] = (
+            Description("teacher", options, classes, None, None, None),
+            parts["face_net"],
+        )
+    return found
+
+
+def _fill(network: Net, tensors: Mapping[str, torch.Tensor], path: Path) -> Net:
+    published.require_fit(tensors, network.state_dict(), path)
     network.load_state_dict(tensors, strict=True)
     network.eval()
     return network

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from stages.engine.schedule import learning_rate
 from stages.errors import InputError
 from stages.options import Training
 from stages.progress import Bar
-from stages.training.schedule import learning_rate
 
 PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,7 +57,9 @@ def fit(
     parameters and the multiplier of their learning rate. Raises InputError where a loss term is no
     longer finite: the weights are then worth nothing.
     """
-    network.train().to(memory_format=torch.channels_last)
+    network.train()
+    if training.channels_last:
+        network.to(memory_format=torch.channels_last)  # activations follow the weights
     chosen = {id(parameter) for parameter in special[0]}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [

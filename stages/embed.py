@@ -1,0 +1,68 @@
+"""Write the descriptors of a split's pictures to a file, for whatever a user does with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages import device as devices
+from stages.data.check import check_data
+from stages.engine.descriptors import describe_pictures, open_describer
+from stages.files import write_aside
+from stages.options import Options
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """network: weights of a student or a teacher, ours or published."""
+
+    network: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """descriptors: an .npz file."""
+
+    descriptors: Path
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[str, object]:
+    """Describe every picture of `split` (train, query or gallery) of `data.root`.
+
+    The file holds, in the order of the index: `path` [n] as folder/name; `raw` float32 [n, H, D],
+    the inference features of the H heads (face before body; a student of both has 14) before flip
+    and normalisation; `feature` float32 [n, H·D], the final descriptor, whose dot products are what
+    `eval` ranks by. Heads of a picture that is absent are 0. Returns the facts for the summary.
+    """
+    device = devices.pick(options.device)
+    data = options.data
+    describer = open_describer(inputs.network, data.face_size, data.body_size, device)
+    checked = check_data(
+        data.root,
+        options.data_train,
+        splits=(split,),
+        needs=("imgs",),
+        test_needs=describer.needs,
+    ).require()
+    described = describe_pictures(
+        describer,
+        checked.split(split),
+        flip=options.eval.flip,
+        batch=options.eval.batch,
+        workers=data.workers,
+        device=device,
+    )
+    with write_aside(outputs.descriptors) as aside, aside.open("wb") as file:
+        np.savez(
+            file,
+            path=described.table["sample_id"].to_numpy(str),
+            raw=described.raw.numpy(),
+            feature=described.features.flatten(1).numpy(),
+        )
+    return {
+        "pictures": f"{len(described.table)} of {data.root}, {split}",
+        "heads": ", ".join(f"{name} {part}" for name, part in describer.heads.items()),
+        "descriptors": outputs.descriptors,
+    }

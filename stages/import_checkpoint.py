@@ -1,0 +1,70 @@
+"""Turn a published checkpoint into weights files of this project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from stages.data.index import KINDS, class_order, read_index
+from stages.data.layouts import LAYOUTS
+from stages.errors import InputError
+from stages.models.weights import Description, kinds, load_student, load_teacher, save
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """checkpoint: a published file; data: root of the set it was trained on, if at hand."""
+
+    checkpoint: Path
+    data: Path | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """folder: gets teacher.safetensors and student.safetensors, as far as the file holds them."""
+
+    folder: Path
+
+
+def run(inputs: Inputs, outputs: Outputs, dataset: str) -> dict[str, object]:
+    """Import everything that the file holds; nothing is written unless all of it fits.
+
+    With data, the class order is that of its complete training samples, read by the naming rule of
+    `dataset`, and their identities must be as many as the checkpoint's classes. Returns the facts
+    for the summary.
+    """
+    classes = None if inputs.data is None else _classes(inputs.data, dataset)
+    networks: dict[str, tuple[nn.Module, Description]] = {}
+    for kind in kinds(inputs.checkpoint):
+        if kind == "teacher":
+            teacher, description = load_teacher(inputs.checkpoint)
+            networks[kind] = teacher.face_net, description
+        else:
+            networks[kind] = load_student(inputs.checkpoint)
+    for kind, (network, description) in networks.items():
+        if classes is not None and len(classes) != description.num_classes:
+            raise InputError(
+                f"{inputs.checkpoint}: its {kind} was trained on {description.num_classes} "
+                f"identities, {inputs.data} has {len(classes)} with complete samples. Give the set "
+                "that it was trained on, or leave --data out"
+            )
+        networks[kind] = network, replace(description, classes=classes)
+    facts: dict[str, object] = {}
+    for kind, (network, description) in networks.items():
+        path = outputs.folder / f"{kind}.safetensors"
+        save(path, network, description)
+        options = ", ".join(f"{name} {value}" for name, value in description.network.items())
+        facts[kind] = f"{path} ({description.num_classes} identities; {options})"
+    facts["class order"] = (
+        "not known; --data ROOT says it" if classes is None else f"{', '.join(classes[:8])}, …"
+    )
+    return facts
+
+
+def _classes(root: Path, dataset: str) -> list[str]:
+    table, problems = read_index(root, LAYOUTS[dataset], ("train",))
+    if problems:
+        raise InputError("\n".join(map(str, problems)))
+    return class_order(table.loc[table[list(KINDS)].notna().all(axis=1), "pid"])

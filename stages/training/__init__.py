@@ -1,1 +1,0 @@
-"""What training a teacher and training a student have in common."""

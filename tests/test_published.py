@@ -1,0 +1,372 @@
+"""The published system: its checkpoints, its numbers, and files that mean harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.reader import open_reader
+from stages.errors import InputError
+from stages.losses import attention, cross_entropy, distillation, triplet
+from stages.models import published
+from stages.models.lmbn import LMBN
+from stages.models.student import Student
+from stages.models.weights import describe, load_student, load_teacher
+from tests.conftest import Project, Result
+
+PIDS = ["10", "100", "11", "2", "3", "9"]
+"""The identities of the reference set, in class order: as strings."""
+
+
+# -- checkpoints, made small ------------------------------------------------------------------
+
+
+def small_state(classes: int = 4) -> dict[str, torch.Tensor]:
+    """What a published student file holds, narrow: all three networks, branches under two names."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"width": 0.25, "block": "published", "feature_dim": 16}
+    student = Student(classes, **shape)
+    state = {f"face_net.{k}": v for k, v in LMBN(classes, **shape).state_dict().items()}
+    state |= student.state_dict()
+    for i, name in enumerate(("global_branch", "part_branch", "channel_branch")):
+        for key in [key for key in state if f".{name}." in key]:
+            state[key.replace(name, f"branches.{i}")] = state[key]
+    return state
+
+
+def lightning(state: dict[str, torch.Tensor], path: Path) -> Path:
+    """A file as Lightning writes it, with hyper-parameters of a class that can't be imported here.
+
+    Another process writes it, in which yacs.config.CfgNode exists.
+    """
+    torch.save({f"model.{key}": tensor for key, tensor in state.items()}, path)
+    subprocess.run([sys.executable, "-c", LIGHTNING, path], check=True)
+    return path
+
+
+LIGHTNING = """
+import sys, types
+from pathlib import Path
+import torch
+
+class CfgNode(dict):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.__dict__["_immutable"] = True
+
+yacs = types.ModuleType("yacs")
+yacs.config = types.ModuleType("yacs.config")
+yacs.config.CfgNode = CfgNode
+CfgNode.__module__ = "yacs.config"
+sys.modules |= {"yacs": yacs, "yacs.config": yacs.config}
+torch.save({
+    "epoch": 139,
+    "state_dict": torch.load(sys.argv[1]),
+    "hyper_parameters": {"cfg": CfgNode({"kd_loss": CfgNode({"T": 5.0})})},
+    "callbacks": {"score": torch.tensor(0.5), "path": Path("a/b.ckpt")},
+}, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+def test_prefixes_are_dropped(prefix: str, tmp_path: Path) -> None:
+    state = small_state()
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": {prefix + key: tensor for key, tensor in state.items()}}, path)
+    teacher, described = load_teacher(path)
+    student, _ = load_student(path)
+    assert described.num_classes == 4
+    assert described.classes is None
+    assert described.network == {"width": 0.25, "block": "published", "feature_dim": 16}
+    for name, tensor in teacher.face_net.state_dict().items():
+        assert torch.equal(tensor, state[f"face_net.{name}"])
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize("keep", ["branches", "_branch.", "both"])
+def test_either_name_of_a_branch_will_do(keep: str, tmp_path: Path) -> None:
+    state = {
+        key.removeprefix("face_net."): tensor
+        for key, tensor in small_state().items()
+        if key.startswith("face_net.") and (keep == "both" or keep in key or "branch" not in key)
+    }  # a teacher's file without its network's name
+    path = tmp_path / "teacher.pth"
+    torch.save(state, path)
+    teacher, _ = load_teacher(path)
+    assert torch.equal(
+        teacher.face_net.state_dict()["global_branch.reduction_1.bn.weight"],
+        torch.ones(16),
+    )
+
+
+def test_two_names_of_one_tensor_must_agree(tmp_path: Path) -> None:
+    state = small_state()
+    name = "face_net.branches.1.reduction_2.bn.running_var"
+    state[name] = state[name] + 1
+    path = tmp_path / "teacher.pth"
+    torch.save(state, path)
+    with pytest.raises(InputError, match="two names of one tensor"):
+        load_teacher(path)
+
+
+def test_hyper_parameters_of_a_library_that_is_not_installed_are_left_inert(tmp_path: Path) -> None:
+    path = lightning(small_state(), tmp_path / "student.ckpt")
+    student, described = load_student(path)
+    assert described.kind == "student"
+    assert list(student.heads) == ["face", "body"]
+
+
+def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    state = {k: v for k, v in small_state().items() if "branches" not in k}
+    del state["face_net.backbone.3.gate.fc1.bias"]
+    state["face_net.extra.weight"] = torch.zeros(1)
+    state["face_net.part_branch.reduction_1.bn.weight"] = torch.zeros(3)
+    path = tmp_path / "teacher.pth"
+    torch.save(state, path)
+    with pytest.raises(InputError) as caught:
+        load_teacher(path)
+    message = str(caught.value)
+    assert "1 missing: backbone.3.gate.fc1.bias" in message
+    assert "1 left over: extra.weight" in message
+    assert "part_branch.reduction_1.bn.weight is [3], must be [16]" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk", pickle.dumps([1, 2])])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"file\.pth"):
+        load_teacher(path)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.pth: no such weights file"):
+        load_teacher(tmp_path / "absent.pth")
+
+
+# -- files that mean harm -----------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of `function`: what a hostile file does."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def payloads(mark: Path) -> dict[str, object]:
+    return {
+        "os.system": Call(os.system, f"touch {mark}"),
+        "builtins.eval": Call(eval, f"open({str(mark)!r}, 'w')"),
+        "builtins.getattr": Call(getattr, Path, "touch"),
+        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(mark)]),
+        "shutil.rmtree": Call(shutil.rmtree, str(mark.parent)),
+        "torch.load": Call(torch.load, str(mark)),
+        "builtins.open": Call(open, str(mark), "w"),
+    }
+
+
+@pytest.mark.parametrize("name", payloads(Path("x")))
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_hostile_payload_is_refused_and_nothing_runs(
+    name: str, new_format: bool, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    mark = tmp_path / "executed"
+    path = tmp_path / "hostile.pth"
+    content = {"state_dict": small_state(), "extra": payloads(mark)[name]}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    result = command("import-checkpoint", str(path), "--out", str(tmp_path / "out"))
+    assert result.code == 2
+    assert "hostile.pth: refused: loading it would call" in result.err
+    assert "Traceback" not in result.err
+    assert not mark.exists()
+    assert not (tmp_path / "out").exists()
+    assert path.exists()
+
+
+def test_the_payload_would_run_if_it_were_let(tmp_path: Path) -> None:
+    """The side effect that the test above watches for is real."""
+    mark = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Call(os.system, f"touch {mark}")))
+    assert mark.exists()
+
+
+def test_a_method_of_a_placeholder_does_nothing(tmp_path: Path) -> None:
+    """A chain of calls on an unknown class builds placeholders, whatever it is called with."""
+    payload = b"cyacs.config\nCfgNode\n(S'touch x'\ntR(dS'a'\nI1\nsb."
+    import io
+
+    assert published._Unpickler(io.BytesIO(payload)).load() == {}
+
+
+# -- import-checkpoint --------------------------------------------------------------------------
+
+
+def test_import_writes_both_networks_with_the_class_order(
+    data: Path, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    path = lightning(small_state(4), tmp_path / "student.ckpt")
+    out = tmp_path / "out"
+    result = command("import-checkpoint", str(path), "--out", str(out), "--data", str(data))
+    assert result.code == 0, result.err
+    pids = sorted(
+        {file.name.split("_")[0] for file in (data / "imgs/bounding_box_train").iterdir()}
+    )
+    for kind in ("teacher", "student"):
+        beside = json.loads((out / f"{kind}.json").read_text())
+        assert beside["classes"] == pids
+        assert beside["num_classes"] == 4
+        assert beside["network"]["block"] == "published"
+        assert describe(out / f"{kind}.safetensors").kind == kind
+
+
+def test_import_refuses_a_set_of_another_number_of_identities(
+    data: Path, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    path = lightning(small_state(5), tmp_path / "student.ckpt")
+    out = tmp_path / "out"
+    result = command("import-checkpoint", str(path), "--out", str(out), "--data", str(data))
+    assert result.code == 2
+    assert "trained on 5 identities" in result.err
+    assert "has 4 with complete samples" in result.err
+    assert not out.exists()
+
+
+def test_a_published_teacher_goes_straight_into_the_cache(project: Project, tmp_path: Path) -> None:
+    path = tmp_path / "celeb_teacher.pth"
+    torch.save({"state_dict": small_state(4)}, path)
+    project.ok("teacher-cache", "--set", f"pre_train={path}")
+    reader = open_reader(project.run / "targets.zarr")
+    assert reader.fingerprint["teacher"]["network"]["block"] == "published"
+    torch.save({"state_dict": small_state(7)}, path)
+    result = project("teacher-cache", "--set", f"pre_train={path}", "--run", str(tmp_path / "b"))
+    assert result.code == 2
+    assert "trained on 7 identities, the training set has 4" in result.err
+
+
+# -- the published numbers, through the real commands -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "celeb_student.pth"
+    subprocess.run([sys.executable, reference / "fill_weights.py", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(reference: Path) -> Any:
+    return np.load(reference / "expected_outputs.npz")
+
+
+def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference, in standard deviations of what is wanted."""
+    return float(np.abs(found - wanted).max() / wanted.std())
+
+
+def test_teacher_cache_holds_the_published_logits_and_attention(
+    reference: Path, checkpoint: Path, expected: Any, tmp_path: Path,
+    command: Callable[..., Result],
+) -> None:  # fmt: skip
+    config = tmp_path / "celeb.yaml"
+    config.write_text("data_train: celeb\ndevice: cpu\n")
+    sets = (
+        f"data.root={reference / 'prepared_sample'}", f"pre_train={checkpoint}", "cache.views=1",
+        "cache.plain_view=true", "data.workers=0",
+    )  # fmt: skip
+    arguments = [part for text in sets for part in ("--set", text)]
+    run = tmp_path / "run"
+    result = command("teacher-cache", "--config", str(config), "--run", str(run), *arguments)
+    assert result.code == 0, result.err
+    reader = open_reader(run / "targets.zarr")
+    names = [Path(sample).name for sample in reader.per_sample("sample_id")]
+    assert names == expected["train_names"].tolist()
+    assert reader.fingerprint["classes"] == PIDS
+    cached = reader.read(range(24), [0] * 24)
+    assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3
+    assert (
+        np.abs(cached["attention"] / 255 - expected["attention_target"]).max() <= 0.5 / 255 + 1e-6
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_embed_gives_the_published_features(
+    split: str, reference: Path, checkpoint: Path, expected: Any, tmp_path: Path,
+    command: Callable[..., Result],
+) -> None:  # fmt: skip
+    out = tmp_path / "features.npz"
+    root = str(reference / "prepared_sample")
+    arguments = ("--checkpoint", str(checkpoint), "--data", root, "--split", split)
+    sets = ("--set", "data_train=celeb", "--set", "device=cpu")
+    result = command("embed", *arguments, "--out", str(out), *sets)
+    assert result.code == 0, result.err
+    found = np.load(out)
+    name = {"train": "train", "query": "query", "gallery": "bounding_box_test"}[split]
+    wanted = expected[f"{name}_features" + ("" if split == "train" else "_raw")].transpose(0, 2, 1)
+    assert [Path(path).name for path in found["path"]] == expected[f"{name}_names"].tolist()
+    has_face = np.ones(24, bool) if split == "train" else expected[f"{name}_has_face"]
+    assert agreement(found["raw"][has_face, :7], wanted[has_face, :7]) <= 1e-4
+    assert agreement(found["raw"][:, 7:], wanted[:, 7:]) <= 1e-4
+    assert not found["raw"][~has_face, :7].any()
+    lengths = np.linalg.norm(found["feature"].reshape(-1, 14, 512), axis=2)
+    np.testing.assert_allclose(lengths[:, 7:], 1, rtol=1e-5)
+    np.testing.assert_allclose(lengths[:, :7], has_face[:, None].repeat(7, 1), atol=1e-5)
+
+
+def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) -> None:
+    """The training images as one batch: student in training mode, teacher in evaluation mode."""
+    from stages.data.index import read_index
+    from stages.data.layouts import LAYOUTS
+    from stages.data.loader import Pictures, photographs
+    from stages.data.views import attention_target
+    from stages.engine.schedule import default_peak, learning_rate
+
+    wanted = json.loads((reference / "expected_losses.json").read_text())
+    table, _ = read_index(reference / "prepared_sample", LAYOUTS["celeb"], ("train",))
+    sizes = {"imgs": (384, 128), "mask": (384, 128), "lr_face": (224, 224), "hr_face": (224, 224)}
+    pictures = Pictures(table, sizes)
+    batch = torch.utils.data.default_collate([pictures[row, 0] for row in range(24)])
+    looks = {k: photographs(batch, k, torch.device("cpu")) for k in ("imgs", "lr_face", "hr_face")}
+    teacher, _ = load_teacher(checkpoint)
+    student, _ = load_student(checkpoint)
+    with torch.no_grad():
+        evaluated = student(looks["lr_face"], looks["imgs"])
+        output = student.train()(looks["lr_face"], looks["imgs"])
+        teacher_logits = teacher(looks["hr_face"]).logits
+    assert agreement(teacher_logits.numpy(), expected["teacher_logits"]) <= 1e-4
+    assert agreement(evaluated.logits.numpy(), expected["train_student_logits"]) <= 1e-4
+    assert evaluated.attention is not None
+    assert agreement(evaluated.attention.numpy(), expected["student_attention"]) <= 1e-4
+
+    label = torch.tensor([wanted["labels"][pid] for pid in table["pid"]])
+    assert output.attention is not None
+    heads, embeddings = student.heads, student.triplet
+    terms = {
+        "ce_face": cross_entropy(output.logits[:, heads["face"]], label),
+        "ce_body": cross_entropy(output.logits[:, heads["body"]], label),
+        "tri_face": triplet(output.embeddings[:, embeddings["face"]], label),
+        "tri_body": triplet(output.embeddings[:, embeddings["body"]], label),
+        "kd": distillation(output.logits[:, heads["face"]], teacher_logits, temperature=5.0),
+        "attn": attention(output.attention, attention_target(batch["mask"], (48, 16))),
+    }
+    weights = {"ce_face": 0.3, "kd": 0.7, "attn": 7.0}
+    terms["total"] = sum(weights.get(name, 1.0) * term for name, term in terms.items())  # type: ignore[assignment]
+    for name, term in terms.items():
+        assert term.item() == pytest.approx(wanted[name], rel=1e-4), name
+    rates = [learning_rate(epoch, default_peak(30), 140, 10) for epoch in range(140)]
+    np.testing.assert_allclose(rates, wanted["lrs"], rtol=1e-9)

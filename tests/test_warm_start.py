@@ -1,0 +1,100 @@
+"""Starting from OSNet's ImageNet weights, or from an earlier network."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from stages.errors import InputError
+from stages.models.lmbn import LMBN
+from stages.models.osnet import CHANNELS, Conv1x1, ConvLayer, OSBlock, transition
+from stages.models.student import Student
+from stages.models.warm_start import warm_start
+from tests.conftest import Project
+
+
+def osnet(width: float) -> nn.Module:
+    """OSNet under the names of torchreid's model zoo, with its ImageNet classifier."""
+    c1, c2, c3, c4 = CHANNELS[width]
+    return nn.Sequential(
+        OrderedDict(
+            conv1=ConvLayer(3, c1, 7, 2),
+            conv2=nn.Sequential(OSBlock(c1, c2), OSBlock(c2, c2), transition(c2)),
+            conv3=nn.Sequential(OSBlock(c2, c3), OSBlock(c3, c3), transition(c3)),
+            conv4=nn.Sequential(OSBlock(c3, c4), OSBlock(c4, c4)),
+            conv5=Conv1x1(c4, c4),
+            fc=nn.Sequential(nn.Linear(c4, 512), nn.BatchNorm1d(512), nn.ReLU()),
+            classifier=nn.Linear(512, 1000),
+        )
+    )
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    torch.manual_seed(3)
+    state = osnet(0.25).state_dict()
+    path = tmp_path / "osnet_x0_25_imagenet.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    return path, state
+
+
+def test_osnet_fills_the_trunk_and_every_branch(
+    zoo: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    path, state = zoo
+    network = LMBN(5, width=0.25, feature_dim=16, attention=True)
+    start = warm_start(network, path)
+    own = network.state_dict()
+    for name, source in {
+        "backbone.0.conv.weight": "conv1.conv.weight",
+        "backbone.2.1.conv2d.3.bn.running_var": "conv2.1.conv2d.3.bn.running_var",
+        "backbone.2.2.0.conv.weight": "conv2.2.0.conv.weight",
+        "backbone.3.downsample.conv.weight": "conv3.0.downsample.conv.weight",
+    }.items():
+        assert torch.equal(own[name], state[source])
+    for branch in ("global_branch", "part_branch", "channel_branch"):
+        for name, source in {
+            "backbone2.0.1.gate.fc1.bias": "conv3.1.gate.fc1.bias",
+            "backbone2.0.2.0.bn.weight": "conv3.2.0.bn.weight",
+            "backbone2.1.1.conv2b.1.conv2.weight": "conv4.1.conv2b.1.conv2.weight",
+            "backbone2.2.conv.weight": "conv5.conv.weight",
+        }.items():
+            assert torch.equal(own[f"{branch}.{name}"], state[source])
+    backbone = {name for name in own if "backbone" in name}
+    assert set(start.loaded) == backbone
+    assert set(start.fresh) == own.keys() - backbone
+    assert {name.split(".")[0] for name in start.unused} == {"fc", "classifier"}
+
+
+def test_osnet_fills_both_streams_of_a_student(
+    zoo: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    path, state = zoo
+    student = Student(5, width=0.25, feature_dim=16)
+    warm_start(student, path)
+    for stream in ("lr_face_net", "nocloth_net"):
+        weight = student.state_dict()[f"{stream}.part_branch.backbone2.2.conv.weight"]
+        assert torch.equal(weight, state["conv5.conv.weight"])
+
+
+def test_another_width_is_refused(zoo: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    with pytest.raises(InputError, match=r"backbone.0.conv.weight is \[16, 3, 7, 7\]"):
+        warm_start(LMBN(5, width=0.5, feature_dim=16), zoo[0])
+
+
+def test_an_earlier_student_starts_one_for_other_people(project: Project, tmp_path: Path) -> None:
+    project.ok("train-student")
+    first = tmp_path / "first.safetensors"
+    (project.run / "student.safetensors").rename(first)
+    result = project.ok("train-student", "--set", f"student.pre_train={first}",
+                        "--set", "train_student.max_steps=1")  # fmt: skip
+    assert "started from" in result.err
+    assert "fresh         0 tensors" in result.err or "0 tensors: none" in result.err
+    student = Student(9, width=0.25, feature_dim=16)
+    start = warm_start(student, first)
+    assert {name.rsplit(".", 2)[1] for name in start.fresh} == {"classifier"}
+    assert len(start.unused) == len(start.fresh) == 14
