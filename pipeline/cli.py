@@ -78,9 +78,8 @@ def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
     from pipeline import plan
 
     options, folder = _open(config, run_dir, overrides)
-    for name in plan.STAGES:
-        if name != "train-teacher" or options.pre_train is None:
-            plan.run_stage(name, options, folder, force=force)
+    for name in plan.needed(options):
+        plan.run_stage(name, options, folder, force=force)
 
 
 @deskpro.command()
@@ -120,12 +119,17 @@ def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
 def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Find the problems of a dataset and list them all; exit 2 where there are any."""
     from stages.data.check import check_data as check
+    from stages.data.index import KINDS
+    from stages.data.layouts import LAYOUTS
     from stages.progress import summary
 
     options, folder = _open(config, run_dir, overrides)
+    layout = LAYOUTS[options.data_train]
     checked = check(
         options.data.root,
         options.data_train,
+        needs=KINDS if layout.prepared else ("imgs",),
+        test_needs=("imgs", "lr_face") if layout.prepared else ("imgs",),
         incomplete=options.data.incomplete,
         memo=folder.memo,
     )
@@ -137,6 +141,12 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
         faceless = int(rows["lr_face"].isna().sum())
         facts[split] = (
             f"{len(rows)} pictures of {rows['pid'].nunique()} identities, {faceless} without a face"
+        )
+    if layout.counts is not None:
+        ids, pictures = layout.counts.train
+        facts["published"] = (
+            f"train {pictures:,} pictures of {ids} identities, query {layout.counts.query:,}, "
+            f"gallery {layout.counts.gallery:,}"
         )
     summary(f"check-data: {len(checked.problems)} problems in {options.data.root}", facts)
     if checked.problems:

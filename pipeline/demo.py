@@ -15,7 +15,7 @@ def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
     started = time.monotonic()
     if not options.data.root.exists():
         benchmark.make(options.data.root)
-    for name in plan.STAGES:
+    for name in plan.needed(options):
         plan.run_stage(name, options, folder, force=force)
     say("the same student, trained without the teacher's targets:")
     rows = ablation.run(options, folder, variants=("plain", "both"), seeds=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import config, staleness
 from pipeline.run_folder import RunFolder
-from stages.data.index import SPLITS
+from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
@@ -39,6 +39,14 @@ class Stage:
 def teacher_weights(options: Options, folder: RunFolder) -> Path:
     """`pre_train` where given, else what train-teacher makes."""
     return options.pre_train or folder.teacher
+
+
+def targets(options: Options, folder: RunFolder) -> Path | None:
+    """The target cache; None for a student that uses no targets, where there is no cache.
+
+    Such a student is the same with and without one: views are drawn alike.
+    """
+    return folder.targets if options.uses_targets or folder.targets.exists() else None
 
 
 # The stage modules import torch; they are imported when they run, not when this is.
@@ -69,7 +77,7 @@ def _train_student(options: Options, folder: RunFolder) -> Facts:
 
     return stage.run(
         options,
-        stage.Inputs(folder.targets, folder.memo),
+        stage.Inputs(targets(options, folder), folder.memo),
         stage.Outputs(folder.student, folder.history("student")),
     )
 
@@ -130,15 +138,20 @@ STAGES: dict[str, Stage] = {
             "train-student",
             before="teacher-cache",
             output=lambda options, folder: folder.student,
-            files=lambda options, folder: [folder.targets, *_given(options.student.pre_train)],
+            files=lambda options, folder: [
+                *_given(targets(options, folder)),
+                *_given(options.student.pre_train),
+            ],
             pictures=(("imgs", "train"), ("lr_face", "train")),
             options=(
                 "batchid",
                 "batchimage",
                 "loss",
-                "data_train",
-                "data.face_size",
+                *_DATA,
                 "data.body_size",
+                "views",
+                "cache.views",
+                "cache.plain_view",
                 "student",
                 "train_student",
                 "forward_mode",
@@ -170,7 +183,7 @@ def run_stage(
     to date, not only what is missing (for `all`).
     """
     stage = STAGES[name]
-    before = _before(stage, options)
+    before = _before(stage, options, folder)
     if before is not None:
         exists = before.output(options, folder).exists()
         if not exists:
@@ -193,6 +206,16 @@ def run_stage(
     _run(stage, options, folder)
 
 
+def needed(options: Options) -> list[str]:
+    """The stages that a recipe needs, in order."""
+    skipped = set()
+    if not options.uses_targets:
+        skipped |= {"train-teacher", "teacher-cache"}
+    elif options.pre_train is not None:
+        skipped |= {"train-teacher"}
+    return [name for name in STAGES if name not in skipped]
+
+
 def why_stale(stage: Stage, options: Options, folder: RunFolder) -> list[str]:
     """Why a stage's existing output isn't what it would make now; empty when it is."""
     return staleness.reasons(
@@ -202,9 +225,11 @@ def why_stale(stage: Stage, options: Options, folder: RunFolder) -> list[str]:
     )
 
 
-def _before(stage: Stage, options: Options) -> Stage | None:
+def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
     if stage.name == "teacher-cache" and options.pre_train is not None:
         return None  # the teacher comes from elsewhere
+    if stage.name == "train-student" and targets(options, folder) is None:
+        return None  # plain training
     return STAGES[stage.before] if stage.before else None
 
 
@@ -222,15 +247,20 @@ def _refuse_stale_upstream(stage: Stage | None, options: Options, folder: RunFol
                     f"{output} is stale: {'; '.join(stale)}. Type make {stage.name} FORCE=1 to "
                     "make it anew, or set the options back"
                 )
-        stage = _before(stage, options)
+        stage = _before(stage, options, folder)
 
 
 def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
-    root = options.test_root if stage.name == "eval" else options.data.root
-    return staleness.digests(
-        stage.files(options, folder),
-        [root / kind / SPLITS[split] for kind, split in stage.pictures],
-    )
+    root, dataset = options.data.root, options.data_train
+    if stage.name == "eval":
+        root, dataset = options.test_root, options.data_test or options.data_train
+    layout = LAYOUTS[dataset]
+    pictures = [
+        (root / kind if layout.prepared else root, layout.files[split])
+        for kind, split in stage.pictures
+        if layout.prepared or kind == "imgs"
+    ]
+    return staleness.digests(stage.files(options, folder), pictures)
 
 
 def _run(stage: Stage, options: Options, folder: RunFolder) -> None:

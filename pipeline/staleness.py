@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import flatten
-from stages.data.index import PICTURES
+from stages.data.layouts import PICTURES
 from stages.files import sha256
 from stages.options import Options
 
@@ -23,8 +23,8 @@ def relevant(options: Options, prefixes: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def digests(files: Iterable[Path], pictures: Iterable[Path]) -> dict[str, str | None]:
-    """What an output was made from: a digest per file, cache or folder of pictures.
+def digests(files: Iterable[Path], pictures: Iterable[tuple[Path, str]]) -> dict[str, str | None]:
+    """What an output was made from: a digest per file, cache or (folder, glob) of pictures.
 
     None for what isn't there: a student is as good as it was when its teacher is deleted. Pictures
     go by name, size and time of change.
@@ -33,8 +33,8 @@ def digests(files: Iterable[Path], pictures: Iterable[Path]) -> dict[str, str | 
     for path in files:
         content = path / "zarr.json" if path.is_dir() else path  # holds the cache's fingerprint
         found[path.name] = sha256(content) if content.is_file() else None
-    for folder in pictures:
-        found["/".join(folder.parts[-2:])] = _pictures_digest(folder)
+    for folder, pattern in pictures:
+        found[f"{folder.name}/{pattern}"] = _pictures_digest(folder, pattern)
     return found
 
 
@@ -59,12 +59,14 @@ def reasons(
     return stale
 
 
-def _pictures_digest(folder: Path) -> str | None:
+def _pictures_digest(folder: Path, pattern: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob(pattern)):
         if path.suffix.lower() in PICTURES:
             status = path.stat()
-            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(
+                f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+            )
     return digest.hexdigest()

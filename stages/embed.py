@@ -43,8 +43,8 @@ def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[
         data.root,
         options.data_train,
         splits=(split,),
-        needs=("imgs",),
         test_needs=describer.needs,
+        training=False,
     ).require()
     described = describe_pictures(
         describer,

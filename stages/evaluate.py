@@ -54,6 +54,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         options.data_test or options.data_train,
         splits=("query", "gallery"),
         test_needs=describer.needs,
+        training=False,
         memo=inputs.memo,
     ).require()
     query, gallery = (

@@ -225,5 +225,12 @@ class Options(Section):
         return name
 
     @property
+    def uses_targets(self) -> bool:
+        """Whether the student's losses need the teacher's cached targets."""
+        distils = self.forward_mode != "body" and self.kd_loss.enable and self.kd_loss.alpha > 0
+        attends = self.forward_mode != "face" and self.mse.mse_weight > 0
+        return distils or attends
+
+    @property
     def test_root(self) -> Path:
         return self.data.test_root or self.data.root

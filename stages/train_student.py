@@ -20,9 +20,10 @@ from cache.reader import TargetReader, open_reader
 from stages import device as devices
 from stages.data import views as view_module
 from stages.data.check import check_data
+from stages.data.index import class_order
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
-from stages.data.views import StoredViews
+from stages.data.views import DrawnViews, StoredViews
 from stages.engine.loop import fit
 from stages.engine.schedule import default_peak
 from stages.errors import InputError
@@ -40,9 +41,10 @@ PICTURES = {"face": "lr_face", "body": "imgs"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """cache: the teacher's targets; memo: file that remembers which pictures were checked."""
+    """cache: the teacher's targets, or None for a student that uses none; memo: file that remembers
+    which pictures were checked."""
 
-    cache: Path
+    cache: Path | None
     memo: Path
 
 
@@ -60,13 +62,11 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     recipe, data = options.train_student, options.data
     streams = STREAMS[options.forward_mode]
 
-    reader = open_reader(inputs.cache)
-    _require_match(reader, options, inputs.cache)
-    labels = reader.per_sample("label")
-    train = _samples(reader, options, inputs)
+    lesson = _from_cache(options, inputs) if inputs.cache else _without_targets(options, inputs)
+    train, labels, classes = lesson.table, lesson.labels, lesson.classes
 
     sampler = PKSampler(
-        labels, options.batchid, options.batchimage, reader.schema.views, recipe.seed
+        labels, options.batchid, options.batchimage, lesson.views.shape[1], recipe.seed
     )
     if not len(sampler):
         raise InputError(
@@ -77,13 +77,12 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     pictures = Pictures(
         train,
         {PICTURES[stream]: sizes[PICTURES[stream]] for stream in streams},
-        StoredViews(reader.per_sample("views")),
+        StoredViews(lesson.views),
     )
     loader = load(pictures, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
     network_options = {"forward_mode": options.forward_mode, **options.student.arguments}
-    classes: list[str] = reader.fingerprint["classes"]
     student = Student(len(classes), **network_options)
     start = options.student.pre_train
     started = warm_start(student, start).facts(start) if start is not None else {}
@@ -98,10 +97,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         bodies = photographs(batch, "imgs", device) if "body" in streams else None
         output = student(faces, bodies)
         rows = batch["row"].numpy()
-        cached = {
-            name: torch.from_numpy(values).to(device, non_blocking=True)
-            for name, values in reader.read(rows.tolist(), batch["view"].tolist()).items()
-        }
+        cached = _targets(lesson, batch, device)
         label = torch.from_numpy(labels[rows]).to(device)
 
         loss, kd, mse = options.loss, options.kd_loss, options.mse
@@ -154,7 +150,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     save(outputs.student, student, described)
     last = history.rows[-1]
     return {
-        "used": f"{len(train)} samples of {len(classes)} identities, from {inputs.cache}",
+        "used": f"{len(train)} samples of {len(classes)} identities, from {lesson.source}",
         **started,
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
         "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if k not in _NO_LOSS),
@@ -169,6 +165,91 @@ _NO_LOSS = {"epoch", "lr", "images_per_s"}
 def _attention_parameters(student: Student) -> list[torch.nn.Parameter]:
     body = student.nocloth_net
     return [] if body is None or body.spatial_attn is None else [*body.spatial_attn.parameters()]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught by.
+
+    table: a row per sample; labels: int64 [N] class indices into `classes`; views: float32
+    [N, V, len(View)]; reader: the cached targets of the same samples and views, if they are used.
+    """
+
+    table: pd.DataFrame
+    labels: np.ndarray
+    classes: list[str]
+    views: np.ndarray
+    reader: TargetReader | None
+    source: Path
+
+
+def _from_cache(options: Options, inputs: Inputs) -> Lesson:
+    """The samples and views of the cache, in its order; its teacher needn't be here any more."""
+    assert inputs.cache is not None
+    reader = open_reader(inputs.cache)
+    _require_match(reader, options, inputs.cache)
+    table = _checked(options, inputs, "leave-out")  # the cache settled which samples are used
+    table = table.set_index("sample_id", drop=False)
+    sample_ids = reader.per_sample("sample_id").tolist()
+    missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
+    if missing:
+        lines = [f"{options.data.root}: {sample_id}" for sample_id in missing[:40]]
+        raise InputError(
+            f"{inputs.cache}: {len(missing)} of its {len(sample_ids)} samples lack a picture:\n  "
+            + "\n  ".join(lines)
+            + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
+        )
+    return Lesson(
+        table.loc[sample_ids].reset_index(drop=True),
+        reader.per_sample("label"),
+        reader.fingerprint["classes"],
+        reader.per_sample("views"),
+        reader,
+        inputs.cache,
+    )
+
+
+def _without_targets(options: Options, inputs: Inputs) -> Lesson:
+    """The training set itself, for a student that uses no targets: the same views, as drawn."""
+    table = _checked(options, inputs, options.data.incomplete)
+    classes = class_order(table["pid"])
+    index = {pid: i for i, pid in enumerate(classes)}
+    views = DrawnViews(options.views, table["sample_id"].tolist(), options.cache.plain_view)
+    return Lesson(
+        table,
+        table["pid"].map(index).to_numpy(np.int64, copy=True),
+        classes,
+        views.table(options.cache.views),
+        None,
+        options.data.root,
+    )
+
+
+def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
+    """The training samples that have every picture that the student sees."""
+    seen = [PICTURES[stream] for stream in STREAMS[options.forward_mode]]
+    checked = check_data(
+        options.data.root,
+        options.data_train,
+        splits=("train",),
+        needs=("imgs", *(kind for kind in seen if kind != "imgs")),
+        incomplete=incomplete,
+        memo=inputs.memo,
+    ).require()
+    return checked.split("train")
+
+
+def _targets(
+    lesson: Lesson, batch: Mapping[str, Any], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The cached targets of a batch, by name; none where none are used."""
+    if lesson.reader is None:
+        return {}
+    read = lesson.reader.read(batch["row"].tolist(), batch["view"].tolist())
+    return {
+        name: torch.from_numpy(values).to(device, non_blocking=True)
+        for name, values in read.items()
+    }
 
 
 def _require_match(reader: TargetReader, options: Options, path: Path) -> None:
@@ -190,27 +271,3 @@ def _require_match(reader: TargetReader, options: Options, path: Path) -> None:
             f"{path}: made otherwise than this recipe says: {'; '.join(differing)}. "
             "Set the options back, or make it anew: make teacher-cache FORCE=1"
         )
-
-
-def _samples(reader: TargetReader, options: Options, inputs: Inputs) -> pd.DataFrame:
-    """The rows of the index table for the cache's samples, in the cache's order."""
-    needs = [PICTURES[stream] for stream in STREAMS[options.forward_mode]]
-    checked = check_data(
-        options.data.root,
-        options.data_train,
-        splits=("train",),
-        needs=("imgs", *(kind for kind in needs if kind != "imgs")),
-        incomplete="leave-out",  # which samples are used was settled when the cache was made
-        memo=inputs.memo,
-    ).require()
-    table = checked.split("train").set_index("sample_id", drop=False)
-    sample_ids = reader.per_sample("sample_id").tolist()
-    missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
-    if missing:
-        lines = [f"{options.data.root / needs[0] / sample_id}" for sample_id in missing[:40]]
-        raise InputError(
-            f"{inputs.cache}: {len(missing)} of its {len(sample_ids)} samples lack a picture:\n  "
-            + "\n  ".join(lines)
-            + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
-        )
-    return table.loc[sample_ids].reset_index(drop=True)

@@ -35,16 +35,27 @@ def test_the_index_lists_every_picture_once(data: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "name", "parsed"),
     [
-        ("celeb", "10_c3_7.jpg", ("10", 3, None)),
-        ("celeb-light", "10_3_7.jpg", ("10", 3, None)),
-        ("celeb", "x_c3_7.jpg", None),
-        ("celeb-light", "10_c3_7.jpg", None),
+        ("celeb", "query/10_c3_7.jpg", ("10", 3, None)),
+        ("celeb-light", "query/10_3_7.JPG", ("10", 3, None)),
+        ("prcc", "bounding_box_train/010_c1_x-y.png", ("010", 1, None)),
+        ("celeb", "query/x_c3_7.jpg", None),
+        ("celeb-light", "query/10_c3_7.jpg", None),
+        ("celeb-raw", "gallery/12_34_0.jpg", ("12", None, None)),
+        ("prcc-raw", "rgb/train/012/B_cropped_rgb3.jpg", ("012", 2, None)),
+        ("prcc-raw", "rgb/test/C/012/cropped_rgb3.jpg", ("012", 3, None)),
+        ("prcc-raw", "rgb/test/012/C/cropped_rgb3.jpg", None),
+        ("ltcc", "test/094_1_c9_015833.png", ("094", 9, "1")),
+        ("vcclothes", "query/0001-03-02-05.jpg", ("0001", 3, "02")),
+        ("market1501", "query/0002_c1s1_000451_03.jpg", ("0002", 1, None)),
+        ("market1501", "bounding_box_test/-1_c6s4_002977_01.jpg", ("-1", 6, None)),
+        ("dukemtmc", "query/0005_c2_f0046985.jpg", ("0005", 2, None)),
     ],
 )
 def test_names_are_read_by_the_rule_of_their_dataset(
-    dataset: str, name: str, parsed: tuple[str, int, None] | None
+    dataset: str, name: str, parsed: tuple[object, ...] | None
 ) -> None:
-    assert LAYOUTS[dataset].parse(name) == parsed
+    found = LAYOUTS[dataset].parse(name)
+    assert (None if found is None else tuple(found.__dict__.values())) == parsed
 
 
 def test_a_parent_folder_that_looks_like_an_id_is_not_one(data: Path, tmp_path: Path) -> None:
@@ -173,3 +184,74 @@ def test_a_missing_folder_names_the_command_that_makes_one(project: Project) -> 
     assert result.code == 2
     assert "nowhere: no such folder" in result.err
     assert "deskpro make-benchmark" in result.err
+
+
+RAW_TREES = {
+    "celeb-raw": ("train/3_2_0.jpg", "train/3_1_0.JPG", "query/7_1_0.jpg", "gallery/7_5_0.jpg"),
+    "celeb-light-raw": ("train/3_2_0.jpg", "train/3_1_0.jpg", "query/7_1_0.jpg",
+                        "gallery/7_5_0.jpg"),
+    "prcc-raw": ("rgb/train/012/B_cropped_rgb1.jpg", "rgb/train/012/A_cropped_rgb1.jpg",
+                 "rgb/test/C/220/cropped_rgb9.jpg", "rgb/test/A/220/cropped_rgb1.jpg"),
+    "ltcc": ("train/000_2_c2_0001.png", "train/000_1_c1_0001.png", "query/001_1_c3_4.png",
+             "test/001_2_c4_5.PNG"),
+    "vcclothes": ("train/0001-02-02-01.jpg", "train/0001-01-01-01.jpg", "query/0002-03-02-05.jpg",
+                  "gallery/0002-04-03-01.jpg"),
+    "market1501": ("bounding_box_train/0002_c1s1_000451_03.jpg",
+                   "bounding_box_train/0002_c1s1_000401_03.jpg",
+                   "query/0001_c1s1_001051_00.jpg", "bounding_box_test/0001_c2s1_001051_00.jpg"),
+    "dukemtmc": ("bounding_box_train/0005_c2_f2.jpg", "bounding_box_train/0005_c1_f1.jpg",
+                 "query/0009_c1_f1.jpg", "bounding_box_test/0009_c8_f1.jpg"),
+}  # fmt: skip
+"""Four pictures of each raw dataset, as its authors name them: two of training, query, gallery."""
+
+
+def test_every_raw_layout_is_tried() -> None:
+    assert set(RAW_TREES) == {name for name, layout in LAYOUTS.items() if not layout.prepared}
+
+
+@pytest.mark.parametrize("dataset", RAW_TREES)
+def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path: Path) -> None:
+    root = tmp_path / "77_c7_7-7-7-7"  # looks like an id under several rules
+    for name in RAW_TREES[dataset]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(root / name, "PNG" if "png" in name.lower() else "JPEG")
+    for stray in ("Thumbs.db", "readme.txt", ".DS_Store"):
+        (root / RAW_TREES[dataset][0]).with_name(stray).write_text("stray")
+    if dataset == "market1501":
+        junk = root / "bounding_box_test" / "-1_c6s4_002977_01.jpg"
+        distractor = root / "bounding_box_test" / "0000_c1s1_000151_01.jpg"
+        for path in (junk, distractor):
+            Image.new("RGB", (8, 16)).save(path)
+
+    checked = check_data(root, dataset, needs=("imgs",), test_needs=("imgs",)).require()
+    train, query, gallery = (checked.split(split) for split in ("train", "query", "gallery"))
+    assert train["sample_id"].tolist() == sorted(RAW_TREES[dataset][:2])
+    assert train["pid"].nunique() == 1
+    assert query["sample_id"].tolist() == [RAW_TREES[dataset][2]]
+    assert query["pid"].tolist() == gallery["pid"].tolist()[-1:]
+    assert "77" not in set(checked.table["pid"])
+    if dataset == "market1501":
+        assert gallery["pid"].tolist() == ["0000", "0001"]  # a distractor stays, junk goes
+    if "celeb" in dataset:  # no camera exists: every picture is its own, and nothing is removed
+        assert checked.table["camid"].is_unique
+    if dataset in ("ltcc", "vcclothes"):
+        assert checked.table["clothes"].notna().all()
+
+
+def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
+    project: Project, tmp_path: Path
+) -> None:
+    root = tmp_path / "raw"
+    (project.data / "imgs").rename(root)
+    sets = ("--set", f"data.root={root}", "--set", "data_train=market1501")
+    result = project("train-teacher", *sets)
+    assert result.code == 2
+    assert "market1501 brings body pictures only" in result.err
+    assert "forward_mode=body" in result.err
+    body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0")
+    project.ok("eval", *sets, *(part for text in body for part in ("--set", text)))
+
+
+def test_check_data_prints_the_published_counts_beside_its_own(project: Project) -> None:
+    result = project("check-data", "--set", "data_train=celeb")
+    assert "published  train 20,208 pictures of 632 identities" in result.err
