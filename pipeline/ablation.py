@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -29,6 +33,7 @@ def run(
     *,
     variants: Iterable[str] = tuple(VARIANTS),
     seeds: int = 3,
+    jobs: int = 1,
     force: bool = False,
 ) -> pd.DataFrame:
     """Train and evaluate every variant with every seed from one cache; continue where it stopped.
@@ -36,31 +41,65 @@ def run(
     Returns a row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1).
     Seeds count up from `train_student.seed`. The run's own student serves as the variant that has
     its options. The teacher, seeing HR faces, is the last variant: the upper reference of `face`.
+    `jobs` students train at a time, each with its share of the cores.
     """
     plan.run_stage("teacher-cache", options, folder, chain=True)
-    rows: list[dict[str, object]] = []
-    for variant in variants:
-        for seed in range(options.train_student.seed, options.train_student.seed + seeds):
-            changed = config.override(options, VARIANTS[variant] | {"train_student.seed": seed})
-            home = folder
-            if changed != options:
-                home = RunFolder(folder.path / "ablation" / f"{variant}-{seed}", folder.path)
-            say(f"ablation: {variant}, seed {seed}, in {home.path}")
-            plan.run_stage("train-student", changed, home, force=force)
-            plan.run_stage("eval", changed, home, force=force)
-            rows += _rows(home, variant, seed)
+    first = options.train_student.seed
+    students = [
+        _Student(variant, seed, *_place(options, folder, variant, seed))
+        for variant in variants
+        for seed in range(first, first + seeds)
+    ]
+    if jobs == 1:
+        for student in students:
+            _train_and_evaluate(student, force)
+    else:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        with ProcessPoolExecutor(jobs, context, _use_threads, (threads,)) as pool:
+            list(pool.map(_train_and_evaluate, students, [force] * len(students)))
+    rows = [row for student in students for row in _rows(student)]
     teacher = RunFolder(folder.path / "ablation" / "teacher", folder.path)
     plan.evaluate(options, plan.teacher_weights(options, folder), teacher)
-    rows += _rows(teacher, "teacher", options.train_teacher.seed)
+    rows += _rows(_Student("teacher", options.train_teacher.seed, options, teacher))
     return pd.DataFrame(rows)
 
 
-def _rows(home: RunFolder, variant: str, seed: int) -> list[dict[str, object]]:
-    streams = json.loads(home.metrics.read_text())["streams"]
+class _Student(NamedTuple):
+    """One row of the study: a variant with a seed, its options and its folder."""
+
+    variant: str
+    seed: int
+    options: Options
+    home: RunFolder
+
+
+def _place(
+    options: Options, folder: RunFolder, variant: str, seed: int
+) -> tuple[Options, RunFolder]:
+    """A student's options, and its folder: the run's own where it has the run's options."""
+    changed = config.override(options, VARIANTS[variant] | {"train_student.seed": seed})
+    if changed == options:
+        return options, folder
+    return changed, RunFolder(folder.path / "ablation" / f"{variant}-{seed}", folder.path)
+
+
+def _train_and_evaluate(student: _Student, force: bool) -> None:
+    say(f"ablation: {student.variant}, seed {student.seed}, in {student.home.path}")
+    for stage in ("train-student", "eval"):
+        plan.run_stage(stage, student.options, student.home, force=force)
+
+
+def _use_threads(count: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(count)  # torch, imported later, reads it
+
+
+def _rows(student: _Student) -> list[dict[str, object]]:
+    streams = json.loads(student.home.metrics.read_text())["streams"]
     return [
         {
-            "variant": variant,
-            "seed": seed,
+            "variant": student.variant,
+            "seed": student.seed,
             "stream": stream,
             "mAP": numbers["mAP"],
             "rank1": numbers["cmc"][0],

@@ -85,16 +85,26 @@ def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
 @deskpro.command()
 @_recipe
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
+)
 def ablation(
-    config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, seeds: int
+    config: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    seeds: int,
+    jobs: int,
 ) -> None:
     """Plain, +KD, +attention and both over several seeds, all from one cache."""
     from pipeline import ablation as study
 
     options, folder = _open(config, run_dir, overrides)
-    rows = study.run(options, folder, seeds=seeds, force=force)
+    rows = study.run(options, folder, seeds=seeds, jobs=jobs, force=force)
     sets = "".join(f" --set {override}" for override in overrides)
-    where = study.write(rows, folder, f"deskpro ablation --config {config}{sets} --seeds {seeds}")
+    where = study.write(
+        rows, folder, f"deskpro ablation --config {config}{sets} --seeds {seeds} --jobs {jobs}"
+    )
     click.echo(f"written: {where}, {where.with_suffix('.json').name}")
 
 
