@@ -20,7 +20,7 @@ options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test all check-data train-teacher teacher-cache train-student eval ablation \
-        check format install clean
+        check format bench install clean
 
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ check: $(ready) ## lint, formatting and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(ready) ## timings as ratios, both sides measured in one run
+	$(VENV)/bin/python -m tests.bench
 
 format: $(ready) ## format the code
 	$(VENV)/bin/ruff check --fix .

@@ -7,7 +7,7 @@ import time
 from pipeline import ablation, benchmark, plan
 from pipeline.run_folder import RunFolder
 from stages.options import Options
-from stages.progress import say, summary, table
+from stages.progress import summary, table
 
 
 def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
@@ -16,9 +16,10 @@ def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
     if not options.data.root.exists():
         benchmark.make(options.data.root)
     for name in plan.needed(options):
-        plan.run_stage(name, options, folder, force=force)
-    say("the same student, trained without the teacher's targets:")
-    rows = ablation.run(options, folder, variants=("plain", "both"), seeds=1)
+        if name in ("train-teacher", "teacher-cache"):
+            plan.run_stage(name, options, folder, force=force)
+    # The run's own student, then the same without the teacher's targets.
+    rows = ablation.run(options, folder, variants=("both", "plain"), seeds=1, force=force)
     summarised = ablation.summarise(rows).to_dict("records")
     result = {(row["variant"], row["stream"]): row for row in summarised}
     lines = []

@@ -199,10 +199,17 @@ def _from_cache(options: Options, inputs: Inputs) -> Lesson:
             + "\n  ".join(lines)
             + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
         )
+    table = table.loc[sample_ids].reset_index(drop=True)
+    labels, classes = reader.per_sample("label"), reader.fingerprint["classes"]
+    if [classes[label] for label in labels] != table["pid"].tolist():
+        raise CacheError(
+            f"{inputs.cache}: its labels aren't the identities that {options.data_train} reads off "
+            "the names of these samples. Set data_train as it was when the cache was made"
+        )
     return Lesson(
-        table.loc[sample_ids].reset_index(drop=True),
-        reader.per_sample("label"),
-        reader.fingerprint["classes"],
+        table,
+        labels,
+        classes,
         reader.per_sample("views"),
         reader,
         inputs.cache,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from stages.models import published
 from stages.models.lmbn import LMBN
 from stages.models.student import Student
 from stages.models.weights import describe, load_student, load_teacher
-from tests.conftest import Project, Result
+from tests.conftest import Project, Result, run_process
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
 """The identities of the reference set, in class order: as strings."""
@@ -279,29 +280,79 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(found - wanted).max() / wanted.std())
 
 
-def test_teacher_cache_holds_the_published_logits_and_attention(
-    reference: Path, checkpoint: Path, expected: Any, tmp_path: Path,
-    command: Callable[..., Result],
-) -> None:  # fmt: skip
-    config = tmp_path / "celeb.yaml"
+@pytest.fixture(scope="module")
+def published_run(
+    reference: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A run whose cache was made by the published teacher, and the arguments that made it."""
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "celeb.yaml"
     config.write_text("data_train: celeb\ndevice: cpu\n")
     sets = (
         f"data.root={reference / 'prepared_sample'}", f"pre_train={checkpoint}", "cache.views=1",
         "cache.plain_view=true", "data.workers=0",
     )  # fmt: skip
-    arguments = [part for text in sets for part in ("--set", text)]
-    run = tmp_path / "run"
-    result = command("teacher-cache", "--config", str(config), "--run", str(run), *arguments)
-    assert result.code == 0, result.err
-    reader = open_reader(run / "targets.zarr")
+    arguments = ["--config", str(config), "--run", str(folder / "run")]
+    arguments += [part for text in sets for part in ("--set", text)]
+    done = run_process("teacher-cache", *arguments)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", arguments
+
+
+def test_teacher_cache_holds_the_published_logits_and_attention(
+    published_run: tuple[Path, list[str]], expected: Any
+) -> None:
+    reader = open_reader(published_run[0] / "targets.zarr")
     names = [Path(sample).name for sample in reader.per_sample("sample_id")]
     assert names == expected["train_names"].tolist()
     assert reader.fingerprint["classes"] == PIDS
+    pids = [PIDS[label] for label in reader.per_sample("label")]
+    assert pids == [name.split("_")[0] for name in names]
     cached = reader.read(range(24), [0] * 24)
     assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3
-    assert (
-        np.abs(cached["attention"] / 255 - expected["attention_target"]).max() <= 0.5 / 255 + 1e-6
+    error = np.abs(cached["attention"] / 255 - expected["attention_target"])
+    assert error.max() <= 0.5 / 255 + 1e-6
+
+
+def test_train_student_computes_the_published_losses(
+    published_run: tuple[Path, list[str]], checkpoint: Path, reference: Path
+) -> None:
+    """All 24 training images as one batch, one step from the published student."""
+    run, arguments = published_run
+    sets = (
+        f"student.pre_train={checkpoint}", "student.block=published", "batchid=6", "batchimage=4",
+        "train_student.max_steps=1",
+    )  # fmt: skip
+    done = run_process(
+        "train-student", *arguments, *(part for text in sets for part in ("--set", text))
     )
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(run / "student_history.csv").iloc[0]
+    wanted = json.loads((reference / "expected_losses.json").read_text())
+    terms = {
+        "ce_face": 0.3 * wanted["ce_face"],
+        "ce_body": wanted["ce_body"],
+        "triplet_face": wanted["tri_face"],
+        "triplet_body": wanted["tri_body"],
+        "kd": 0.7 * wanted["kd"],
+        "attention": 7 * wanted["attn"],
+        "total": wanted["total"],
+    }
+    for name, value in terms.items():
+        assert found[name] == pytest.approx(value, rel=1e-3), name
+    assert found["lr"] == pytest.approx(6e-4 * (24 / 20) ** 0.5 / 10, rel=1e-9)
+    beside = json.loads((run / "student.json").read_text())
+    assert beside["classes"] == PIDS
+
+
+def test_import_writes_identities_sorted_as_strings(
+    reference: Path, checkpoint: Path, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    root = str(reference / "prepared_sample")
+    result = command("import-checkpoint", str(checkpoint), "--out", str(tmp_path), "--data", root)
+    assert result.code == 0, result.err
+    for kind in ("teacher", "student"):
+        assert json.loads((tmp_path / f"{kind}.json").read_text())["classes"] == PIDS
 
 
 @pytest.mark.parametrize("split", ["train", "query", "gallery"])

@@ -77,6 +77,20 @@ def test_every_layout_is_named() -> None:
         assert f"`{name}`" in README
 
 
+def test_every_recipe_is_named() -> None:
+    section = README.split("## Your own data")[1].split("\n## ")[0]
+    for path in (REPOSITORY / "configs").glob("*.yaml"):
+        assert f"`{path.stem}`" in section
+
+
+def test_every_command_that_the_text_types_exists() -> None:
+    from pipeline.cli import deskpro
+
+    named = re.findall(r"deskpro ([a-z]+(?:-[a-z]+)*) ", README)
+    assert {"import-checkpoint", "embed"} <= set(named)
+    assert set(named) <= set(deskpro.commands)
+
+
 def test_every_dependency_is_explained() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     explained = {name.strip().lower() for row in rows("Dependencies") for name in row[0].split(",")}

@@ -328,5 +328,7 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     result = project.ok("demo")
     assert "without and with the teacher's cached targets" in result.out
     assert "teacher, HR face" in result.out
+    again = project.ok("demo", "--force", "--set", "train_teacher.seed=1")
+    assert again.err.count("train-student: done") == 2
     student, _ = load_student(project.run / "student.safetensors")
     assert list(student.heads) == ["face", "body"]
