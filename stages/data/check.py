@@ -1,0 +1,196 @@
+"""Find everything that is wrong with a dataset before any work starts, and report it together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from stages.data.index import KINDS, SPLITS, Problem, read_index
+from stages.data.layouts import LAYOUTS
+from stages.errors import InputError
+from stages.files import write_aside
+from stages.progress import bar
+
+_REPORTED = 40
+"""Problems in one error message; `check-data` lists all."""
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """The samples that can be used, those that can't and why, and what must be mended."""
+
+    table: pd.DataFrame
+    """As `read_index` gives it; training rows are complete in all the kinds asked for."""
+    left_out: pd.DataFrame
+    """Training rows that aren't used: sample_id, pid, reason."""
+    problems: list[Problem]
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of one split, numbered from 0."""
+        return self.table[self.table["split"] == name].reset_index(drop=True)
+
+    def vanished(self) -> list[str]:
+        """Training identities of which no sample is left."""
+        return sorted(set(self.left_out["pid"]) - set(self.split("train")["pid"]))
+
+    def facts(self, listing: Path) -> dict[str, object]:
+        """What was used and what was left out, for a stage's summary; writes the list of the latter.
+
+        `listing` gets a CSV of sample_id, pid, reason (only the header where all was used).
+        """
+        with write_aside(listing) as aside:
+            self.left_out.to_csv(aside, index=False)
+        train, vanished = self.split("train"), self.vanished()
+        facts: dict[str, object] = {
+            "used": f"{len(train)} samples of {train['pid'].nunique()} identities",
+        }
+        if len(self.left_out):
+            facts["left out"] = f"{len(self.left_out)} samples, listed in {listing}"
+        if vanished:
+            facts["vanished"] = "identities without a sample left: " + ", ".join(vanished)
+        return facts
+
+    def require(self) -> CheckedData:
+        """Itself, or InputError with a line per problem."""
+        if not self.problems:
+            return self
+        lines = [str(problem) for problem in self.problems[:_REPORTED]]
+        if len(self.problems) > _REPORTED:
+            lines.append(f"… and {len(self.problems) - _REPORTED} more; deskpro check-data lists all")
+        raise InputError("\n".join(lines))
+
+
+def check_data(
+    root: Path,
+    dataset: str,
+    *,
+    splits: Iterable[str] = SPLITS,
+    needs: Sequence[str] = KINDS,
+    test_needs: Sequence[str] = ("imgs", "lr_face"),
+    incomplete: str = "refuse",
+    training: bool = True,
+    memo: Path | None = None,
+) -> CheckedData:
+    """Read the index of `root` and open every picture of the kinds in `needs`, or `test_needs`.
+
+    Where the training split is for `training`, it must be complete: a sample with none of the needed face files and mask is one whose face wasn't found:
+    it is left out. One with only some of them, or an identity with one picture, is a problem, or
+    left out where `incomplete` is "leave-out". Pictures must decode to the end, and a mask must
+    have the size of its body picture. Test samples may lack any face file.
+
+    `memo` names a file that remembers which pictures were already decoded (by size and time of
+    change), so that a stage that runs again doesn't decode all of them again.
+    """
+    layout = LAYOUTS[dataset]
+    if training and not layout.prepared and set(needs) - {"imgs"}:
+        raise InputError(
+            f"{dataset} brings body pictures only, {', '.join(needs[1:])} would be needed. Train "
+            "the body stream without targets: --set forward_mode=body --set kd_loss.enable=false "
+            "--set mse.mse_weight=0; or prepare faces and masks for it"
+        )
+    table, problems = read_index(root, layout, splits)
+    left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
+    if training:
+        table, left_out, missing = _complete(table, root, needs, incomplete)
+        problems += missing
+
+    kinds = {split: needs if split == "train" and training else test_needs for split in splits}
+    paths = [
+        path
+        for split, wanted in kinds.items()
+        for kind in wanted
+        for path in table.loc[table["split"] == split, kind]
+        if path is not None
+    ]
+    sizes = _decode(paths, memo)
+    problems += [
+        Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)
+    ]
+    if training and "mask" in needs:
+        for body, mask in table.loc[table["split"] == "train", ["imgs", "mask"]].itertuples(
+            index=False
+        ):
+            wanted, found = sizes[body], sizes[mask]
+            if not isinstance(wanted, str) and not isinstance(found, str) and wanted != found:
+                what = f"mask of {found[0]}×{found[1]} pixels, its body picture has"
+                problems.append(Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}"))
+    return CheckedData(table, left_out, problems)
+
+
+def _complete(
+    table: pd.DataFrame, root: Path, needs: Sequence[str], incomplete: str
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
+    """Split off the training rows that can't be used, with the reason."""
+    problems: list[Problem] = []
+    reasons: dict[str, str] = {}
+    wanted = [kind for kind in needs if kind != "imgs"]
+    hint = "; --set data.incomplete=leave-out trains without it"
+
+    def refuse(sample_id: str, path: Path, what: str) -> None:
+        reasons[sample_id] = what
+        if incomplete == "refuse":
+            problems.append(Problem(path, what + hint))
+
+    train = table[table["split"] == "train"]
+    for row in train.to_dict("records"):
+        absent = [kind for kind in wanted if row[kind] is None]
+        if absent and len(absent) == len(wanted):
+            reasons[row["sample_id"]] = "no face was found: it has no " + ", ".join(absent)
+        elif absent:
+            path = root / absent[0] / row["sample_id"]
+            refuse(row["sample_id"], path, "missing " + " and ".join(absent) + " in training")
+    usable = train[~train["sample_id"].isin(list(reasons))]
+    alone = usable[usable.groupby("pid")["pid"].transform("size") == 1]
+    for row in alone.to_dict("records"):
+        what = f"identity {row['pid']} has one picture; training needs two"
+        refuse(row["sample_id"], Path(row["imgs"]), what)
+    unusable = train["sample_id"].isin(list(reasons))
+    left_out = train.loc[unusable, ["sample_id", "pid"]].reset_index(drop=True)
+    left_out["reason"] = [reasons[sample_id] for sample_id in left_out["sample_id"]]
+    return table.drop(train.index[unusable]), left_out, problems
+
+
+def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | str]:
+    """Path → (width, height), or what is wrong with the picture."""
+    known: dict[str, list[int]] = {}
+    if memo is not None and memo.is_file():
+        try:
+            known = json.loads(memo.read_text())
+        except ValueError:
+            known = {}  # a memo is only a shortcut
+
+    def measure(path: str) -> tuple[int, int] | str:
+        try:
+            status = os.stat(path)
+            entry = known.get(path)
+            if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
+                return entry[2], entry[3]
+            with Image.open(path) as picture:
+                picture.load()
+                return picture.size
+        except UnidentifiedImageError:
+            return "unreadable picture: not a picture file"
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"unreadable picture: {' '.join(str(error).split())}"
+
+    sizes: dict[str, tuple[int, int] | str] = {}
+    # Threads will do: pillow decodes outside the GIL.
+    with bar("check-data", len(paths), "pictures") as bar_, ThreadPoolExecutor() as pool:
+        for path, size in zip(paths, pool.map(measure, paths), strict=True):
+            sizes[path] = size
+            bar_.advance()
+    if memo is not None:
+        for path, size in sizes.items():
+            if not isinstance(size, str):
+                status = os.stat(path)
+                known[path] = [status.st_size, status.st_mtime_ns, *size]
+        with write_aside(memo) as aside:
+            aside.write_text(json.dumps(known))
+    return sizes

@@ -1,0 +1,118 @@
+"""One table of a dataset's pictures: who, which camera, which clothes, which files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from stages.data.layouts import PICTURES, Layout
+from stages.errors import InputError
+
+SPLITS = ("train", "query", "gallery")
+KINDS = ("imgs", "lr_face", "hr_face", "mask")
+"""The four pictures of a sample, by the name of their folder."""
+
+
+class Problem(NamedTuple):
+    """A thing about the data that has to be mended before it can be used."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def read_index(
+    root: Path, layout: Layout, splits: Iterable[str] = SPLITS
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """The table of the pictures under `root`, sorted by split and path, and its problems.
+
+    Columns: `split`; `sample_id` (path below the folder of body pictures, unique); `pid` (string);
+    `camid` (int; a number of its own for each picture where no camera exists); `clothes` (string,
+    or None where neither the name nor a `clothes.csv` in the root says); and for each of `imgs`,
+    `lr_face`, `hr_face`, `mask` the path as a string, or None where the file is absent.
+
+    Problems: an empty split, a name that the layout's rule doesn't parse (such a file gets no
+    row), a mistake in `clothes.csv`. Nothing is opened but that one file. Raises InputError where
+    `root` itself is no folder.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: no such folder. Set data.root to a folder of pictures in the layout of "
+            "data_train, or make one: deskpro make-benchmark"
+        )
+    clothes, problems = _read_clothes(root / "clothes.csv")
+    bodies = layout.bodies(root)
+    rows: list[dict[str, object]] = []
+    for split in splits:
+        companions = _Companions(root) if layout.prepared else None
+        pictures = list(layout.pictures(root, split))
+        if not pictures:
+            folder = bodies / layout.files[split].split("*")[0].split("[")[0]
+            problems.append(Problem(folder, f"empty split: no {split} pictures"))
+        for body in pictures:
+            sample_id = body.relative_to(bodies).as_posix()
+            name = layout.parse(sample_id)
+            if name is None:
+                problems.append(Problem(body, f"name doesn't parse as {layout.example}"))
+            elif name.pid not in layout.junk:
+                rows.append(
+                    {
+                        "split": split,
+                        "sample_id": sample_id,
+                        "pid": name.pid,
+                        "camid": len(rows) if name.camid is None else name.camid,
+                        "clothes": name.clothes or clothes.get(sample_id),
+                        "imgs": str(body),
+                        **{
+                            kind: companions.find(kind, sample_id) if companions else None
+                            for kind in KINDS[1:]
+                        },
+                    }
+                )
+    columns = ["split", "sample_id", "pid", "camid", "clothes", *KINDS]
+    table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
+    for column in ("clothes", *KINDS):  # None, never a float NaN, stands for absent
+        table[column] = table[column].astype(object).where(table[column].notna(), None)
+    return table, problems
+
+
+def class_order(pids: Iterable[str]) -> list[str]:
+    """Identities in the order of the class index: sorted as strings, "10" before "2".
+
+    A teacher's logits mean something only with the order it was trained with, and this is the
+    published one.
+    """
+    return sorted(set(pids))
+
+
+class _Companions:
+    """The other pictures of a body picture: same folder and stem, any picture's extension."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def find(self, kind: str, sample_id: str) -> str | None:
+        folder = (self.root / kind / sample_id).parent
+        if folder not in self._listed:
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            self._listed[folder] = {
+                path.stem: str(path) for path in files if path.suffix.lower() in PICTURES
+            }
+        return self._listed[folder].get(Path(sample_id).stem)
+
+
+def _read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
+    if not path.is_file():
+        return {}, []
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return dict(zip(table["path"], table["clothes"], strict=True)), []
+    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        what = f"must be a CSV with the columns path and clothes ({error})"
+        return {}, [Problem(path, what)]

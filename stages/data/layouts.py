@@ -1,0 +1,131 @@
+"""Where each known dataset keeps its pictures and how it names them. Torch-free.
+
+To add a dataset: name its layout in `LAYOUTS`. Facts are those of the datasets' own pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PICTURES = {".jpg", ".jpeg", ".png"}
+PREPARED = {
+    "train": "bounding_box_train/*",
+    "query": "query/*",
+    "gallery": "bounding_box_test/*",
+}
+RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The published size of a dataset, to check a copy by."""
+
+    train: tuple[int, int]
+    """Identities, pictures."""
+    query: int
+    gallery: int
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a picture's name says. camid is None where no camera exists."""
+
+    pid: str
+    camid: int | None
+    clothes: str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset's folders and naming rule.
+
+    files: split → glob below the root (below `imgs/` if prepared). rules: one of them must match
+    the path from there, never the full path: a parent folder that looks like an id must not be read
+    as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3) and clothes.
+    """
+
+    example: str
+    rules: tuple[re.Pattern[str], ...]
+    files: Mapping[str, str] = field(default_factory=lambda: PREPARED)
+    prepared: bool = False
+    """Has lr_face/, hr_face/ and mask/ beside imgs/; others have body pictures only."""
+    junk: frozenset[str] = frozenset()
+    """pids that stand for nobody and are dropped."""
+    counts: Counts | None = None
+
+    def bodies(self, root: Path) -> Path:
+        """The folder from which paths are counted."""
+        return root / "imgs" if self.prepared else root
+
+    def pictures(self, root: Path, split: str) -> Iterator[Path]:
+        """The body pictures of a split, sorted; files that aren't pictures are passed over."""
+        for path in sorted(self.bodies(root).glob(self.files[split])):
+            if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+                yield path
+
+    def parse(self, path: str) -> Name | None:
+        """What a path below `bodies` says; None where it doesn't follow the rule."""
+        matches = (rule.fullmatch(path) for rule in self.rules)
+        groups = next((match.groupdict() for match in matches if match), None)
+        if groups is None:
+            return None
+        camera = groups.get("camid")
+        if camera is not None and camera.isalpha():
+            camera = str(ord(camera) - ord("A") + 1)
+        return Name(groups["pid"], None if camera is None else int(camera), groups.get("clothes"))
+
+
+def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
+    """The rule of a dataset whose file names say everything, each split in one folder."""
+    return (re.compile(rf"[^/]+/{pattern}\.\w+"),)
+
+
+_CELEB = Counts((632, 20_208), 2_972, 11_006)
+_CELEB_LIGHT = Counts((490, 9_021), 887, 934)
+_PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
+_BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d+)_[^/]*")
+_MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d)[^/]*")
+_NO_CAMERA = _name(r"(?P<pid>\d+)_\d+_\d+")
+
+LAYOUTS: dict[str, Layout] = {
+    "benchmark": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True),
+    "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_CELEB),
+    "celeb-light": Layout(
+        "<pid>_<camid>_<frame>.jpg",
+        _name(r"(?P<pid>\d+)_(?P<camid>\d+)_[^/]*"),
+        prepared=True,
+        counts=_CELEB_LIGHT,
+    ),
+    "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_PRCC),
+    "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB),
+    "celeb-light-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB_LIGHT),
+    "prcc-raw": Layout(
+        "rgb/train/<pid>/<A|B|C>*.jpg, rgb/test/<A|B|C>/<pid>/*.jpg",
+        (
+            re.compile(r"rgb/train/(?P<pid>\d+)/(?P<camid>[ABC])[^/]*"),
+            re.compile(r"rgb/test/(?P<camid>[ABC])/(?P<pid>\d+)/[^/]*"),
+        ),
+        {"train": "rgb/train/*/*", "query": "rgb/test/[BC]/*/*", "gallery": "rgb/test/A/*/*"},
+        counts=_PRCC,
+    ),
+    "ltcc": Layout(
+        "<pid>_<clothes>_c<camid>_*.png",
+        _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d+)_[^/]*"),
+        {"train": "train/*", "query": "query/*", "gallery": "test/*"},
+    ),
+    "vcclothes": Layout(
+        "<pid>-<camid>-<clothes>-<n>.jpg",
+        _name(r"(?P<pid>\d+)-(?P<camid>\d+)-(?P<clothes>\d+)-\d+"),
+        RAW,
+    ),
+    "market1501": Layout(
+        "<pid>_c<camid>s<sequence>_*.jpg",
+        _MARKET,
+        junk=frozenset({"-1"}),
+        counts=Counts((751, 12_936), 3_368, 15_913),
+    ),
+    "dukemtmc": Layout("<pid>_c<camid>_*.jpg", _MARKET, junk=frozenset({"-1"})),
+}

@@ -1,0 +1,78 @@
+"""Which samples, under which view, make up each batch: a function of (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def _rng(*counter: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(counter)))
+
+
+def pk_batches(
+    labels: np.ndarray, identities: int, images: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The batches of one epoch: rows of P identities × K images each.
+
+    labels: int [N]. Every identity's images are shuffled and dealt in groups of K; an identity
+    with fewer than K repeats its own, a rest of fewer than K waits for another epoch, as is usual
+    in re-identification. A batch takes a group of each of the P identities that have most groups
+    left (ties at random), so that where all have equally many, all are used. Empty where there
+    are fewer than P identities.
+    """
+    rng = _rng(seed, epoch)
+    groups: dict[int, list[np.ndarray]] = {}
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) < images:
+            rows = np.resize(rows, images)
+        groups[int(label)] = [
+            rows[start : start + images] for start in range(0, len(rows) - images + 1, images)
+        ]
+    batches: list[np.ndarray] = []
+    while True:
+        left = rng.permutation([label for label, dealt in groups.items() if dealt])
+        if len(left) < identities:
+            return batches
+        most = sorted(left.tolist(), key=lambda label: -len(groups[label]))[:identities]
+        batches.append(np.concatenate([groups[label].pop() for label in most]))
+
+
+def view_of(row: int, epoch: int, occurrence: int, views: int, seed: int) -> int:
+    """The view shown of a sample: all its views in turn, epoch by epoch, from a drawn start.
+
+    `occurrence` counts how often the epoch has shown the sample already.
+    """
+    start = int(_rng(seed, row).integers(views))
+    return (start + epoch + occurrence) % views
+
+
+class PKSampler:
+    """Batches of (row, view) pairs for a DataLoader; call `set_epoch` before each epoch."""
+
+    def __init__(
+        self, labels: np.ndarray, identities: int, images: int, views: int, seed: int
+    ) -> None:
+        self.labels, self.identities, self.images = labels, identities, images
+        self.views, self.seed, self.epoch = views, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _batches(self) -> list[np.ndarray]:
+        return pk_batches(self.labels, self.identities, self.images, self.seed, self.epoch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shown: dict[int, int] = {}
+        for rows in self._batches():
+            batch = []
+            for row in rows.tolist():
+                occurrence = shown[row] = shown.get(row, -1) + 1
+                view = view_of(row, self.epoch, occurrence, self.views, self.seed)
+                batch.append((row, view))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._batches())

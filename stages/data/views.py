@@ -1,0 +1,186 @@
+"""Views: one augmented look at a sample, as explicit fractions of the picture.
+
+A view is drawn once, from (seed, sample, view), stored with the targets that were computed for it,
+and applied to body, LR face, HR face and mask, each at its own size. It is never replayed from a
+random state. Geometry (crop, resize, flip) is one resampling of the decoded picture; erasing comes
+after normalisation and spares the mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+VERSION = 1
+"""Raise it when the same row of numbers would show another look: caches then become stale."""
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet statistics per RGB channel, for pictures in 0..1."""
+ERASED = (0.4914, 0.4822, 0.4465)
+"""What an erased rectangle is filled with, after normalisation (network.md)."""
+
+
+class View(NamedTuple):
+    """The numbers of one view; positions and lengths are fractions of the picture's sides.
+
+    The box is cut first, enlarged to the network's size, then mirrored; the erased rectangle is
+    counted on the result. Stored as one float32 row in this order.
+    """
+
+    flip: float = 0.0
+    """1 mirrors left and right."""
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    erase_top: float = 0.0
+    erase_left: float = 0.0
+    erase_height: float = 0.0
+    """0 erases nothing."""
+    erase_width: float = 0.0
+
+
+PLAIN = View()
+
+
+class Policy(Protocol):
+    """What may be drawn (`stages.options.Views`)."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def flip(self) -> float: ...
+    @property
+    def crop(self) -> float: ...
+    @property
+    def enlarge(self) -> float: ...
+    @property
+    def erase(self) -> float: ...
+    @property
+    def erase_area(self) -> tuple[float, float]: ...
+    @property
+    def erase_aspect(self) -> tuple[float, float]: ...
+
+
+def draw_view(policy: Policy, sample_id: str, index: int) -> View:
+    """The view number `index` of a sample: the same whatever other samples or views there are.
+
+    The published augmentation (network.md): mirror; enlarge and crop back at a random place;
+    erase a rectangle whose aspect is drawn uniformly, redrawn until it fits. Area and aspect are
+    those of fractions of the sides, so that one rectangle serves pictures of any shape.
+    """
+    counter = hashlib.sha256(f"{policy.seed}\0{sample_id}\0{index}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=np.frombuffer(counter[:16], np.uint64)))
+    # A fixed number of draws before the loop keeps each field independent of the others' odds.
+    flip, crop, top, left, erase = rng.random(5)
+    view = View(flip=float(flip < policy.flip))
+    if crop < policy.crop:
+        side = 1 / policy.enlarge
+        view = view._replace(top=top * (1 - side), left=left * (1 - side), height=side, width=side)
+    if erase < policy.erase:
+        view = view._replace(**_rectangle(rng, policy))
+    return View(*np.asarray(view, np.float32).tolist())  # exactly what a float32 store gives back
+
+
+def _rectangle(rng: np.random.Generator, policy: Policy) -> dict[str, float]:
+    for _ in range(100):
+        area, aspect = rng.uniform(*policy.erase_area), rng.uniform(*policy.erase_aspect)
+        height, width = (area * aspect) ** 0.5, (area / aspect) ** 0.5
+        top, left = rng.random(2)
+        if height < 1 and width < 1:
+            return {
+                "erase_top": top * (1 - height),
+                "erase_left": left * (1 - width),
+                "erase_height": height,
+                "erase_width": width,
+            }
+    return {}
+
+
+class DrawnViews:
+    """The views of samples, drawn when asked for: float32 [len(View)] by (row, view)."""
+
+    def __init__(self, policy: Policy, sample_ids: Sequence[str], plain_view: bool = False) -> None:
+        """plain_view: view 0 of each sample is the plain picture."""
+        self.policy, self.sample_ids, self.plain_view = policy, list(sample_ids), plain_view
+
+    def __call__(self, row: int, view: int) -> np.ndarray:
+        if self.plain_view and view == 0:
+            return np.asarray(PLAIN, np.float32)
+        return np.asarray(draw_view(self.policy, self.sample_ids[row], view), np.float32)
+
+    def table(self, count: int) -> np.ndarray:
+        """The first `count` views of every sample: float32 [samples, count, len(View)]."""
+        rows = range(len(self.sample_ids))
+        flat = [self(row, view) for row in rows for view in range(count)]
+        return np.asarray(flat, np.float32).reshape(len(rows), count, len(PLAIN))
+
+
+class StoredViews:
+    """Views that were stored with their targets: `table` is float32 [samples, views, len(View)]."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+
+    def __call__(self, row: int, view: int) -> np.ndarray:
+        return self.table[row, view]
+
+
+def look(picture: Image.Image, view: View, size: tuple[int, int]) -> np.ndarray:
+    """The picture under the view's geometry: uint8 [3, height, width] for `size` = (height, width).
+
+    PIL's bilinear resize with antialiasing (the reference preprocessing), straight from the
+    decoded picture: the plain view is exactly a resize.
+    """
+    height, width = size
+    box = (
+        view.left * picture.width,
+        view.top * picture.height,
+        min((view.left + view.width) * picture.width, picture.width),
+        min((view.top + view.height) * picture.height, picture.height),
+    )
+    pixels = np.asarray(
+        picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box)
+    )
+    if view.flip:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, H, W] to float32, ImageNet-normalised, on the same device."""
+    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+def erase(pictures: torch.Tensor, views: np.ndarray) -> torch.Tensor:
+    """Fill each picture's erased rectangle, in place: float [B, 3, H, W], views [B, len(View)]."""
+    height, width = pictures.shape[-2:]
+    fill = torch.tensor(ERASED, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
+    for picture, row in zip(pictures, views.tolist(), strict=True):
+        view = View(*row)
+        if view.erase_height > 0:
+            top, left = round(view.erase_top * height), round(view.erase_left * width)
+            bottom = round((view.erase_top + view.erase_height) * height)
+            right = round((view.erase_left + view.erase_width) * width)
+            picture[:, top:bottom, left:right] = fill
+    return pictures
+
+
+def attention_target(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What the student's spatial attention should be: float32 [B, 1, h, w] in 0..1.
+
+    mask: uint8 [B, 3, H, W], channel 0 the head region, already under the view. Resized bilinearly
+    without antialiasing (half-pixel centres) to `size` = (h, w); exact zeros become 0.1, so that
+    the attention dims the rest of the body but doesn't forbid it (network.md).
+    """
+    head = mask[:, :1].float() / 255
+    target = torch.nn.functional.interpolate(head, size, mode="bilinear", align_corners=False)
+    return torch.where(target == 0, 0.1, target)
