@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from cache.errors import CacheError
-from cache.schema import CRC_BYTES, Schema, open_store, read_schema
+from cache.schema import CRC_BYTES, Schema, get_array, open_store, read_schema
 
 
 class TargetReader(Protocol):
@@ -62,27 +62,31 @@ class ZarrReader:
         self.schema = read_schema(self._group, attributes)
 
     def per_sample(self, name: str) -> np.ndarray:
-        return np.asarray(self._array(name)[...])
+        array = get_array(self._group, name)
+        chunk = self.path.joinpath(name, "c", *["0"] * array.ndim)  # written in one piece
+        try:
+            if not chunk.is_file():  # zarr would give the fill value for it
+                raise ValueError("the file is gone")
+            return np.asarray(array[...])
+        except (ValueError, OSError) as error:
+            raise _damaged(chunk, str(error)) from None
 
     def read(self, samples: Sequence[int], views: Sequence[int]) -> dict[str, np.ndarray]:
         _require_inside(self.schema, samples, views)
         rows: dict[str, np.ndarray] = {}
         for name, field in self.schema.fields.items():
-            array = self._array(name)
+            array = get_array(self._group, name)
             rows[name] = np.empty((len(samples), *field.shape), field.dtype)
             for i, (sample, view) in enumerate(zip(samples, views, strict=True)):
+                block = sample // self.schema.block
+                file = self.schema.chunk_file(self.path, name, block, view)
                 try:
+                    if not file.is_file():  # zarr would give the fill value for it
+                        raise ValueError("the file is gone")
                     rows[name][i] = array[sample, view]
-                except ValueError as error:
-                    block = sample // self.schema.block
-                    file = self.schema.chunk_file(self.path, name, block, view)
+                except (ValueError, OSError) as error:
                     raise _damaged(file, str(error)) from None
         return rows
-
-    def _array(self, name: str) -> zarr.Array:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return array
 
 
 class MappedReader:
@@ -97,7 +101,7 @@ class MappedReader:
         plain = ZarrReader(path)
         self.path, self.schema, self.fingerprint = path, plain.schema, plain.fingerprint
         for name, field in self.schema.fields.items():
-            _require_raw(plain._array(name), name, (self.schema.block, 1, *field.shape))
+            _require_raw(get_array(plain._group, name), name, (self.schema.block, 1, *field.shape))
         self._maps: dict[tuple[str, int, int], np.ndarray] = {}
 
     def per_sample(self, name: str) -> np.ndarray:

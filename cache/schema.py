@@ -114,23 +114,36 @@ def open_store(root: Path) -> tuple[zarr.Group, dict[str, Any]]:
     try:
         group = zarr.open_group(root, mode="r")
         attributes = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+        version = attributes["format"]
     except (KeyError, ValueError, OSError, FileNotFoundError, TypeError) as error:
         raise CacheError(f"{root}: not a target cache ({error})") from None
-    if attributes["format"] != FORMAT:
+    if version != FORMAT:
         raise CacheError(
-            f"{root}: cache format {attributes['format']}, this program reads {FORMAT}. "
+            f"{root}: cache format {version}, this program reads {FORMAT}. "
             "Make it anew: make teacher-cache FORCE=1"
         )
     return group, attributes
 
 
 def read_schema(group: zarr.Group, attributes: dict[str, Any]) -> Schema:
-    """The schema of a store."""
+    """The schema of a store; CacheError where an array is gone."""
     fields, samples, views = {}, 0, 0
     for name in attributes["targets"]:
-        array = group[name]
-        assert isinstance(array, zarr.Array)
+        array = get_array(group, name)
         dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
         fields[name] = Field(array.shape[2:], str(array.dtype), tuple(map(str, dims[2:])))
         samples, views = array.shape[:2]
     return Schema(samples, views, attributes["block"], fields)
+
+
+def get_array(group: zarr.Group, name: str) -> zarr.Array:
+    """An array of a store; CacheError where it is gone or unreadable."""
+    try:
+        array = group[name]
+    except (KeyError, ValueError, OSError) as error:
+        raise CacheError(
+            f"{group.store_path}: its array {name} is damaged or gone ({error}). "
+            "Make the cache anew: make teacher-cache FORCE=1"
+        ) from None
+    assert isinstance(array, zarr.Array)
+    return array

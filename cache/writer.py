@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import zarr
@@ -36,6 +39,7 @@ class TargetWriter:
         """per_sample: arrays [N, …] that are known beforehand, written as they are."""
         self.path, self.schema = path, schema
         self.root = path.with_name(path.name + ".partial")
+        self._lock = _take_lock(path.with_name(f".{path.name}.lock"))
         if not self._resumable(fingerprint):
             shutil.rmtree(self.root, ignore_errors=True)
             self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,11 @@ class TargetWriter:
         self.root.rename(self.path)
         _sync(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let another writer go on; what is written stays."""
+        self._lock.close()
 
     def _resumable(self, fingerprint: dict[str, Any]) -> bool:
         if not self.root.exists():
@@ -116,6 +125,24 @@ class TargetWriter:
         if whole != lines:
             ledger.write_text("".join(whole))
         return {json.loads(line)["block"] for line in whole}
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """Hold the only writer's place while the file is open; the system frees it at a death."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise CacheError(f"{path.parent}: {owner} is building this cache; wait for it") from None
+    file.truncate(0)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    file.write(f"process {os.getpid()} on {platform.node()}, since {started},")
+    file.flush()
+    return file
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline import config, plan
 from pipeline.run_folder import RunFolder
+from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
 from stages.progress import say, table
@@ -43,6 +44,16 @@ def run(
     its options. The teacher, seeing HR faces, is the last variant: the upper reference of `face`.
     `jobs` students train at a time, each with its share of the cores.
     """
+    off = {
+        "kd_loss.enable": not options.kd_loss.enable or options.kd_loss.alpha == 0,
+        "mse.mse_weight": options.mse.mse_weight == 0,
+        "forward_mode": options.forward_mode != "all",
+    }
+    if any(off.values()):
+        raise InputError(
+            "an ablation switches parts of the recipe off one by one, so all must be on: "
+            f"{', '.join(name for name, is_off in off.items() if is_off)} says otherwise"
+        )
     plan.run_stage("teacher-cache", options, folder, chain=True)
     first = options.train_student.seed
     students = [
@@ -60,7 +71,7 @@ def run(
             list(pool.map(_train_and_evaluate, students, [force] * len(students)))
     rows = [row for student in students for row in _rows(student)]
     teacher = RunFolder(folder.path / "ablation" / "teacher", folder.path)
-    plan.evaluate(options, plan.teacher_weights(options, folder), teacher)
+    plan.evaluate(options, plan.teacher_weights(options, folder), teacher, "teacher")
     rows += _rows(_Student("teacher", options.train_teacher.seed, options, teacher))
     return pd.DataFrame(rows)
 

@@ -168,7 +168,10 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for weights.")
 @click.option("--data", type=click.Path(path_type=Path), help="The set it was trained on.")
 @click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
-def import_checkpoint(checkpoint: Path, out: Path, data: Path | None, dataset: str) -> None:
+@_FORCE
+def import_checkpoint(
+    checkpoint: Path, out: Path, data: Path | None, dataset: str, force: bool
+) -> None:
     """Turn a published checkpoint into teacher.safetensors and student.safetensors.
 
     The file is read without running anything in it. With --data the class order is written too,
@@ -179,7 +182,7 @@ def import_checkpoint(checkpoint: Path, out: Path, data: Path | None, dataset: s
     from stages.progress import summary
 
     require_dataset(dataset)
-    facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset)
+    facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset, force)
     summary(f"import-checkpoint: {checkpoint}", facts)
 
 
@@ -194,11 +197,11 @@ def embed(
     checkpoint: Path, root: Path, split: str, out: Path, config: Path | None, overrides: Any
 ) -> None:
     """Write the descriptors of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
-    from pipeline.config import load
+    from pipeline.config import load, override
     from stages import embed as stage
     from stages.progress import summary
 
-    options = load(config, (*overrides, f"data.root={root}"))
+    options = override(load(config, overrides), {"data.root": root})
     facts = stage.run(options, stage.Inputs(checkpoint), stage.Outputs(out), split)
     summary(f"embed: {checkpoint}", facts)
 
@@ -232,10 +235,13 @@ def main() -> None:
     from stages.errors import InputError
 
     try:
-        deskpro()
+        sys.exit(deskpro(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

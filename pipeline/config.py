@@ -17,7 +17,15 @@ from stages.options import Options
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as people write it; to YAML 1.1 it is a word."""
+    """YAML in which 1e-3 is a number, as people write it, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            problem = f"given twice: {', '.join(twice)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -104,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such config. Shipped configs: {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read as a config: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}

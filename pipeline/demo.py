@@ -13,7 +13,7 @@ from stages.progress import summary, table
 def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
     """Benchmark, teacher, cache, student, the same student without the cache, evaluation."""
     started = time.monotonic()
-    if not options.data.root.exists():
+    if options.data_train == "benchmark" and not options.data.root.exists():
         benchmark.make(options.data.root)
     for name in plan.needed(options):
         if name in ("train-teacher", "teacher-cache"):

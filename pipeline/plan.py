@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline import config, staleness
 from pipeline.run_folder import RunFolder
+from stages.data.index import KINDS
 from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
 from stages.files import write_aside
@@ -28,8 +29,8 @@ class Stage:
     name: str
     before: str | None
     output: Callable[[Options, RunFolder], Path]
-    files: Callable[[Options, RunFolder], list[Path]]
-    """Files that it reads."""
+    files: Callable[[Options, RunFolder], dict[str, Path]]
+    """Files that it reads, by their role."""
     pictures: tuple[tuple[str, str], ...]
     """(kind, split) folders that it reads."""
     options: tuple[str, ...]
@@ -42,11 +43,12 @@ def teacher_weights(options: Options, folder: RunFolder) -> Path:
 
 
 def targets(options: Options, folder: RunFolder) -> Path | None:
-    """The target cache; None for a student that uses no targets, where there is no cache.
+    """The target cache; None for a student that uses no targets.
 
-    Such a student is the same with and without one: views are drawn alike.
+    A variant of an ablation takes the samples and views of the shared cache even so: it is compared
+    with students that do.
     """
-    return folder.targets if options.uses_targets or folder.targets.exists() else None
+    return folder.targets if options.uses_targets or folder.shared is not None else None
 
 
 # The stage modules import torch; they are imported when they run, not when this is.
@@ -86,8 +88,8 @@ def _evaluate(options: Options, folder: RunFolder) -> Facts:
     return evaluate(options, folder.student, folder)
 
 
-def evaluate(options: Options, network: Path, folder: RunFolder) -> Facts:
-    """Evaluate any network into a run folder."""
+def evaluate(options: Options, network: Path, folder: RunFolder, kind: str = "student") -> Facts:
+    """Evaluate the student or teacher of a weights file into a run folder."""
     from stages import evaluate as stage
 
     outputs = stage.Outputs(
@@ -96,13 +98,15 @@ def evaluate(options: Options, network: Path, folder: RunFolder) -> Facts:
         queries=folder.path / "queries.csv",
         cmc=folder.path / "cmc.png",
     )
-    return stage.run(options, stage.Inputs(network, folder.memo), outputs)
+    return stage.run(options, stage.Inputs(network, folder.memo, kind), outputs)
 
 
-def _given(path: Path | None) -> list[Path]:
-    return [] if path is None else [path]
+def _given(role: str, path: Path | None) -> dict[str, Path]:
+    return {} if path is None else {role: path}
 
 
+_TRAINING = tuple((kind, "train") for kind in KINDS)
+"""Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")
 
 STAGES: dict[str, Stage] = {
@@ -112,8 +116,8 @@ STAGES: dict[str, Stage] = {
             "train-teacher",
             before=None,
             output=lambda options, folder: folder.teacher,
-            files=lambda options, folder: _given(options.teacher.pre_train),
-            pictures=(("hr_face", "train"),),
+            files=lambda options, folder: _given("teacher.pre_train", options.teacher.pre_train),
+            pictures=_TRAINING,
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
         ),
@@ -121,8 +125,8 @@ STAGES: dict[str, Stage] = {
             "teacher-cache",
             before="train-teacher",
             output=lambda options, folder: folder.targets,
-            files=lambda options, folder: [teacher_weights(options, folder)],
-            pictures=(("hr_face", "train"), ("mask", "train")),
+            files=lambda options, folder: {"the teacher": teacher_weights(options, folder)},
+            pictures=_TRAINING,
             options=(
                 *_DATA,
                 "data.body_size",
@@ -138,10 +142,10 @@ STAGES: dict[str, Stage] = {
             "train-student",
             before="teacher-cache",
             output=lambda options, folder: folder.student,
-            files=lambda options, folder: [
-                *_given(targets(options, folder)),
-                *_given(options.student.pre_train),
-            ],
+            files=lambda options, folder: (
+                _given("the cache", targets(options, folder))
+                | _given("student.pre_train", options.student.pre_train)
+            ),
             pictures=(("imgs", "train"), ("lr_face", "train")),
             options=(
                 "batchid",
@@ -164,9 +168,16 @@ STAGES: dict[str, Stage] = {
             "eval",
             before="train-student",
             output=lambda options, folder: folder.metrics,
-            files=lambda options, folder: [folder.student],
+            files=lambda options, folder: {"the student": folder.student},
             pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
-            options=("data_train", "data_test", "eval.flip", "eval.ranks"),
+            options=(
+                "data_train",
+                "data_test",
+                "data.face_size",
+                "data.body_size",
+                "eval.flip",
+                "eval.ranks",
+            ),
             run=_evaluate,
         ),
     )
@@ -218,8 +229,12 @@ def needed(options: Options) -> list[str]:
 
 def why_stale(stage: Stage, options: Options, folder: RunFolder) -> list[str]:
     """Why a stage's existing output isn't what it would make now; empty when it is."""
+    record = folder.read_manifest(stage.name)
+    output = stage.output(options, folder)
+    if record is not None and output.exists() and record.get("output") != _identity(output):
+        return ["it isn't what the stage's record speaks of"]
     return staleness.reasons(
-        folder.read_manifest(stage.name),
+        record,
         staleness.relevant(options, stage.options),
         _inputs(stage, options, folder),
     )
@@ -255,22 +270,29 @@ def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str 
     if stage.name == "eval":
         root, dataset = options.test_root, options.data_test or options.data_train
     layout = LAYOUTS[dataset]
-    pictures = [
-        (root / kind if layout.prepared else root, layout.files[split])
+    if stage.name == "eval" and not root.is_dir():
+        raise InputError(f"{root}: no such folder. Set data.test_root, or data.root")
+    pictures = {
+        f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
         for kind, split in stage.pictures
         if layout.prepared or kind == "imgs"
-    ]
+    }
     return staleness.digests(stage.files(options, folder), pictures)
+
+
+def _identity(output: Path) -> str | None:
+    """The content of an output, as its record names it: a crash or a copy can part the two."""
+    return staleness.digests({"output": output}, {})["output"]
 
 
 def _run(stage: Stage, options: Options, folder: RunFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    with write_aside(folder.path / "config.yaml") as aside:
-        aside.write_text(config.dump(options))
     inputs = _inputs(stage, options, folder)
     started = time.monotonic()
     facts = stage.run(options, folder)
     seconds = time.monotonic() - started
+    with write_aside(folder.path / "config.yaml") as aside:
+        aside.write_text(config.dump(options))
     folder.write_manifest(
         stage.name,
         {
@@ -279,7 +301,8 @@ def _run(stage: Stage, options: Options, folder: RunFolder) -> None:
             "seconds": round(seconds, 1),
             "options": staleness.relevant(options, stage.options),
             "inputs": inputs,
-            "output": str(stage.output(options, folder)),
+            "output": _identity(stage.output(options, folder)),
+            "config": options.model_dump(mode="json"),
             "facts": dict(facts),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("deskpro", "torch", "zarr", "numpy", "pillow")},

@@ -23,18 +23,20 @@ def relevant(options: Options, prefixes: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def digests(files: Iterable[Path], pictures: Iterable[tuple[Path, str]]) -> dict[str, str | None]:
-    """What an output was made from: a digest per file, cache or (folder, glob) of pictures.
+def digests(
+    files: Mapping[str, Path], pictures: Mapping[str, tuple[Path, str]]
+) -> dict[str, str | None]:
+    """What an output was made from, by its role: a digest per file, cache or (folder, glob).
 
     None for what isn't there: a student is as good as it was when its teacher is deleted. Pictures
     go by name, size and time of change.
     """
     found: dict[str, str | None] = {}
-    for path in files:
+    for role, path in files.items():
         content = path / "zarr.json" if path.is_dir() else path  # holds the cache's fingerprint
-        found[path.name] = sha256(content) if content.is_file() else None
-    for folder, pattern in pictures:
-        found[f"{folder.name}/{pattern}"] = _pictures_digest(folder, pattern)
+        found[role] = sha256(content) if content.is_file() else None
+    for role, (folder, pattern) in pictures.items():
+        found[role] = _pictures_digest(folder, pattern)
     return found
 
 
@@ -56,6 +58,8 @@ def reasons(
         before = record["inputs"].get(name)
         if digest is not None and before is not None and digest != before:
             stale.append(f"{name} changed since")
+    for name in sorted(record["inputs"].keys() ^ inputs.keys()):
+        stale.append(f"{name} {'is new' if name in inputs else 'is no longer used'}")
     return stale
 
 
@@ -66,7 +70,6 @@ def _pictures_digest(folder: Path, pattern: str) -> str | None:
     for path in sorted(folder.glob(pattern)):
         if path.suffix.lower() in PICTURES:
             status = path.stat()
-            digest.update(
-                f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-            )
+            entry = f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -38,7 +38,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[
     """
     device = devices.pick(options.device)
     data = options.data
-    describer = open_describer(inputs.network, data.face_size, data.body_size, device)
+    describer = open_describer(inputs.network, None, data.face_size, data.body_size, device)
     checked = check_data(
         data.root,
         options.data_train,

@@ -28,10 +28,12 @@ from stages.progress import table
 
 @dataclass(frozen=True)
 class Inputs:
-    """network: weights of a student, or of a teacher, which is then shown the HR faces."""
+    """network: weights; memo: file that remembers which pictures were checked; kind: student, or
+    teacher, which is then shown the HR faces (a published file may hold both)."""
 
     network: Path
     memo: Path
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     """Rank the gallery for every query, for each stream; returns the facts for the summary."""
     device = devices.pick(options.device)
     data, settings = options.data, options.eval
-    describer = open_describer(inputs.network, data.face_size, data.body_size, device)
+    describer = open_describer(inputs.network, inputs.kind, data.face_size, data.body_size, device)
     checked = check_data(
         options.test_root,
         options.data_test or options.data_train,

@@ -28,8 +28,10 @@ class Outputs:
     folder: Path
 
 
-def run(inputs: Inputs, outputs: Outputs, dataset: str) -> dict[str, object]:
+def run(inputs: Inputs, outputs: Outputs, dataset: str, force: bool = False) -> dict[str, object]:
     """Import everything that the file holds; nothing is written unless all of it fits.
+
+    Weights that lie there already are replaced only by `force`.
 
     With data, the class order is that of its complete training samples, read by the naming rule of
     `dataset`, and their identities must be as many as the checkpoint's classes. Returns the facts
@@ -52,8 +54,12 @@ def run(inputs: Inputs, outputs: Outputs, dataset: str) -> dict[str, object]:
             )
         networks[kind] = network, replace(description, classes=classes)
     facts: dict[str, object] = {}
+    paths = {kind: outputs.folder / f"{kind}.safetensors" for kind in networks}
+    present = [str(path) for path in paths.values() if path.exists()]
+    if present and not force:
+        raise InputError(f"{', '.join(present)}: exists already; --force replaces, or other --out")
     for kind, (network, description) in networks.items():
-        path = outputs.folder / f"{kind}.safetensors"
+        path = paths[kind]
         save(path, network, description)
         options = ", ".join(f"{name} {value}" for name, value in description.network.items())
         facts[kind] = f"{path} ({description.num_classes} identities; {options})"

@@ -25,7 +25,7 @@ FilePath = Annotated[Path, Field(strict=False)]
 class Section(BaseModel):
     """A part of the options: unknown keys and wrong types are refused, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):

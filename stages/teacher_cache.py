@@ -24,7 +24,7 @@ from stages.data.views import DrawnViews, StoredViews, attention_target
 from stages.engine.loop import PRECISION
 from stages.errors import InputError
 from stages.files import sha256
-from stages.models.lmbn import HEADS, STRIDE
+from stages.models.lmbn import HEADS, map_size
 from stages.models.teacher import Teacher
 from stages.models.weights import Description, load_teacher
 from stages.options import Options
@@ -66,7 +66,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     labels = train["pid"].map(index).to_numpy(np.int64)
     views = DrawnViews(options.views, sample_ids, settings.plain_view).table(settings.views)
 
-    attention_size = (data.body_size[0] // STRIDE, data.body_size[1] // STRIDE)
+    attention_size = map_size(data.body_size)
     schema = Schema(
         len(train),
         settings.views,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import signal
@@ -166,6 +167,30 @@ def _read_one(reader: TargetReader) -> np.ndarray:
     return reader.read([3], [1])["logits"][0]
 
 
+def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    first = writer(path)
+    with pytest.raises(CacheError, match=f"process {os.getpid()} on .* is building this cache"):
+        writer(path)
+    first.close()
+    assert writer(path).pending() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("gone", ["label/c/0", "sample_id/c/0", "views/c/0/0/0"])
+def test_a_lost_array_is_damage_and_never_zeros(
+    kind: type[TargetReader], gone: str, store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    (path / gone).unlink()
+    with pytest.raises(CacheError, match="the file is gone"):
+        kind(path).per_sample(gone.split("/")[0])  # type: ignore[call-arg]
+    shutil.rmtree(path / "logits")
+    with pytest.raises(CacheError, match="damaged or gone"):
+        kind(path)  # type: ignore[call-arg]
+
+
 def test_a_truncated_or_missing_chunk_is_damaged(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
     shutil.copytree(store, path)
@@ -221,7 +246,7 @@ def test_the_store_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert not path.exists()
     fill(made)
     made.seal()
-    assert [file.name for file in tmp_path.iterdir()] == ["targets.zarr"]
+    assert {file.name for file in tmp_path.iterdir()} == {"targets.zarr", ".targets.zarr.lock"}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +279,7 @@ def test_a_torn_ledger_line_does_not_count(tmp_path: Path) -> None:
     made.write(0, {name: array[:4] for name, array in targets().items()})
     with (made.root / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"block": 1')
+    made.close()
     again = writer(path)
     assert again.pending() == [1, 2]
     fill(again)

@@ -59,6 +59,7 @@ def test_all_mistakes_are_named_in_one_message(tmp_path: Path) -> None:
         ("batchid=4.5", "batchid: must be a valid integer"),
         ("batchid='8'", "batchid: must be a valid integer"),
         ("device=gpu", "device"),
+        ("kd_loss.T=.inf", "kd_loss.T: must be a finite number"),
         ("data_train=cuhk99", "must be one of benchmark"),
         ("train_student.epochs=5", "warmup_epochs 10 must be less than epochs 5"),
     ],
@@ -78,7 +79,9 @@ def test_numbers_are_written_as_people_write_them(text: str, value: float, tmp_p
     assert config.load(path, [f"loss.margin={text}"]).loss.margin == value
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "\tx: 1"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "a: b: c", "\tx: 1", "batchid: 2\nbatchid: 3", "[" * 5000]
+)
 def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)

@@ -73,6 +73,14 @@ def violations(path: Path, imported: set[str]) -> list[str]:
     return wrong
 
 
+def test_every_module_is_part_of_the_repository() -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    tracked = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert {str(path) for path in MODULES} <= set(tracked.stdout.splitlines())
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_run_one_way(path: Path) -> None:
     assert not violations(path, imports(path))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.errors import InputError
-from stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows
+from stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows, map_size
 from stages.models.osnet import CHANNELS, OSBlock
 from stages.models.student import Student
 from stages.models.teacher import Teacher
@@ -27,10 +27,13 @@ def test_every_width_gives_seven_heads(width: float) -> None:
     assert output.attention.shape == (2, 1, 8, 4)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 40), (70, 33), (224, 224)])
-def test_any_input_size_will_do(size: tuple[int, int]) -> None:
-    network = LMBN(3, width=0.25, feature_dim=16).eval()
-    assert network(torch.zeros(1, 3, *size)).logits.shape == (1, 7, 3)
+@pytest.mark.parametrize("side", [*range(32, 50), 101, 224, 390])
+def test_any_input_size_will_do_and_the_map_is_as_large_as_said(side: int) -> None:
+    network = LMBN(3, width=0.25, feature_dim=16, attention=True).eval()
+    output = network(torch.zeros(1, 3, side, 40))
+    assert output.logits.shape == (1, 7, 3)
+    assert output.attention is not None
+    assert tuple(output.attention.shape[2:]) == map_size((side, 40))
 
 
 @pytest.mark.parametrize("mode", ["face", "body", "all"])

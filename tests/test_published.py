@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,12 +211,74 @@ def test_the_payload_would_run_if_it_were_let(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_a_method_of_a_placeholder_does_nothing(tmp_path: Path) -> None:
-    """A chain of calls on an unknown class builds placeholders, whatever it is called with."""
-    payload = b"cyacs.config\nCfgNode\n(S'touch x'\ntR(dS'a'\nI1\nsb."
-    import io
+def test_a_file_cannot_reach_torchs_own_functions(tmp_path: Path) -> None:
+    """BUILD sets attributes of what a name stands for; that is never torch's function."""
+    before = dict(torch._utils._rebuild_parameter.__dict__)
+    attack = b"ctorch._utils\n_rebuild_parameter\n(N(dS'dump_patches'\nI01\nstb."
+    stream = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + 2 * pickle.dumps(1001, 2) + attack
+    path = tmp_path / "legacy.pth"
+    path.write_bytes(stream + pickle.dumps([], 2))
+    with pytest.raises(InputError):
+        published.read_state(path)
+    assert torch._utils._rebuild_parameter.__dict__ == before
 
-    assert published._Unpickler(io.BytesIO(payload)).load() == {}
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_persistent_id_that_is_no_storage_is_refused(new_format: bool, tmp_path: Path) -> None:
+    attack = b"((S'module'\nS'x'\nS'y'\nS'z'\ntQ."
+    path = tmp_path / "file.pth"
+    if new_format:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", attack)
+    else:
+        head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + 2 * pickle.dumps(1001, 2)
+        path.write_bytes(head + attack)
+    with pytest.raises(InputError, match="refused: loading it would call the persistent id"):
+        published.read_state(path)
+
+
+def test_a_torchscript_program_is_refused_even_if_its_archive_is_odd(tmp_path: Path) -> None:
+    path = tmp_path / "program.pth"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(InputError, match=r"program\.pth"):
+        published.read_state(path)
+    path.write_bytes(path.read_bytes()[:-3] + b"\xff\xff\xff")
+    with pytest.raises(InputError, match=r"program\.pth"):
+        published.read_state(path)
+
+
+def test_a_storage_larger_than_its_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    pid = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nL9999999999999L\nNtQ."
+    head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + 2 * pickle.dumps(1001, 2)
+    path.write_bytes(head + pid)
+    with pytest.raises(InputError, match="larger than the file"):
+        published.read_state(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_what_training_programs_leave_in_a_checkpoint_does_no_harm(
+    new_format: bool, tmp_path: Path
+) -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    content = {
+        "state_dict": {"a": weight.T, "b": torch.nn.Parameter(weight[1:]), "c": weight.half()},
+        "score": np.float64(0.5),
+        "array": np.arange(3),
+        "raw": b"bytes",
+        "when": datetime.datetime(2022, 8, 25, tzinfo=datetime.UTC),
+        "counts": collections.defaultdict(int, a=1),
+        "arguments": argparse.Namespace(T=5),
+        "dtype": torch.float32,
+        "size": torch.Size([2, 3]),
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}},
+    }
+    path = tmp_path / "full.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    state = published.read_state(path)
+    for name, tensor in content["state_dict"].items():  # type: ignore[attr-defined]
+        assert torch.equal(state[name], tensor)
+        assert state[name].dtype == tensor.dtype
 
 
 # -- import-checkpoint --------------------------------------------------------------------------

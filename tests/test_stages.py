@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +101,92 @@ def test_a_student_that_uses_no_targets_is_the_same_with_and_without_a_cache(
     project: Project, tmp_path: Path
 ) -> None:
     plain = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0")
-    project.ok("teacher-cache")
-    project.ok("train-student", *plain)
-    alone = tmp_path / "alone"
-    result = project.ok("eval", *plain, "--run", str(alone))
+    result = project.ok("eval", *plain)
     assert "teacher-cache" not in result.err
-    assert not (alone / "targets.zarr").exists()
-    assert same(project.run / "student.safetensors", alone / "student.safetensors")
+    assert not (project.run / "targets.zarr").exists()
+    project.ok("ablation", "--seeds", "1")
+    beside = project.run / "ablation" / "plain-0" / "student.safetensors"
+    assert same(tmp_path / "run" / "student.safetensors", beside) is False  # now it is `both`
+    project.ok("eval", *plain, "--run", str(tmp_path / "alone"))
+    assert same(tmp_path / "alone" / "student.safetensors", beside)
+
+
+def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path) -> None:
+    project.ok("teacher-cache")
+    other = tmp_path / "other"
+    project.ok("train-teacher", "--run", str(other), "--set", "train_teacher.seed=5")
+    teacher = other / "teacher.safetensors"
+    for stage in ("teacher-cache", "train-student"):
+        result = project(stage, "--set", f"pre_train={teacher}")
+        assert result.code == 2
+        assert "the teacher changed since" in result.err
+
+
+def test_a_set_that_is_not_there_is_no_fresh_evaluation(project: Project) -> None:
+    project.ok("eval")
+    result = project("eval", "--set", "data.test_root=nowhere")
+    assert result.code == 2
+    assert "nowhere: no such folder" in result.err
+
+
+def test_an_output_that_its_record_does_not_speak_of_is_stale(project: Project) -> None:
+    project.ok("train-teacher")
+    teacher = project.run / "teacher.safetensors"
+    teacher.write_bytes(teacher.read_bytes()[:-4] + b"\0\0\0\1")
+    result = project("train-teacher")
+    assert result.code == 2
+    assert "it isn't what the stage's record speaks of" in result.err
+
+
+def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> None:
+    project.ok("train-teacher")
+    before = (project.run / "config.yaml").read_text()
+    assert project("train-teacher", "--set", "data.root=nowhere", "--force").code == 2
+    assert (project.run / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("size", [(61, 31), (38, 45)])
+def test_pictures_of_any_size_go_through_every_stage(
+    size: tuple[int, int], project: Project
+) -> None:
+    sets = (f"data.body_size={list(size)}", "train_student.max_steps=1",
+            "train_teacher.max_steps=1", "data.face_size=[33, 47]")  # fmt: skip
+    project.ok("eval", *(part for text in sets for part in ("--set", text)))
+
+
+def test_an_ablation_of_a_recipe_without_a_part_is_refused(project: Project) -> None:
+    result = project("ablation", "--set", "kd_loss.enable=false")
+    assert result.code == 2
+    assert "kd_loss.enable says otherwise" in result.err
+
+
+def test_a_missing_set_of_ones_own_is_not_drawn(project: Project) -> None:
+    result = project("demo", "--set", "data.root=nowhere", "--set", "data_train=celeb")
+    assert result.code == 2
+    assert "nowhere: no such folder" in result.err
+
+
+def test_an_interrupt_is_one_line(project: Project) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    program = Path(sys.executable).with_name("deskpro")
+    arguments = ["train-teacher", "--config", str(project.config), "--run", str(project.run)]
+    endless = ["--set", "train_teacher.epochs=100000"]
+    with subprocess.Popen(
+        [program, *arguments, *endless], stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (project.run / "checked.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("deskpro: interrupted")
+    assert "Traceback" not in err
+    assert not (project.run / "teacher.safetensors").exists()
 
 
 def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
@@ -172,7 +252,7 @@ def test_a_changed_mask_makes_the_cache_stale(project: Project) -> None:
     mask.write_bytes(mask.read_bytes() + b"\0")
     result = project("train-student")
     assert result.code == 2
-    assert "mask/bounding_box_train/* changed since" in result.err
+    assert "mask of train changed since" in result.err
     assert "make teacher-cache FORCE=1" in result.err
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class CheckedData:
         return sorted(set(self.left_out["pid"]) - set(self.split("train")["pid"]))
 
     def facts(self, listing: Path) -> dict[str, object]:
-        """What was used and what was left out, for a stage's summary; writes the list of the latter.
+        """What was used and what was left out, for a stage's summary; writes a list of the latter.
 
         `listing` gets a CSV of sample_id, pid, reason (only the header where all was used).
         """
@@ -63,7 +62,9 @@ class CheckedData:
             return self
         lines = [str(problem) for problem in self.problems[:_REPORTED]]
         if len(self.problems) > _REPORTED:
-            lines.append(f"… and {len(self.problems) - _REPORTED} more; deskpro check-data lists all")
+            lines.append(
+                f"… and {len(self.problems) - _REPORTED} more; deskpro check-data lists all"
+            )
         raise InputError("\n".join(lines))
 
 
@@ -80,10 +81,11 @@ def check_data(
 ) -> CheckedData:
     """Read the index of `root` and open every picture of the kinds in `needs`, or `test_needs`.
 
-    Where the training split is for `training`, it must be complete: a sample with none of the needed face files and mask is one whose face wasn't found:
-    it is left out. One with only some of them, or an identity with one picture, is a problem, or
-    left out where `incomplete` is "leave-out". Pictures must decode to the end, and a mask must
-    have the size of its body picture. Test samples may lack any face file.
+    Where the training split is for `training`, it must be complete: a sample with none of the
+    needed face files and mask is one whose face wasn't found: it is left out. One with only some of
+    them, or an identity with one picture, is a problem, or left out where `incomplete` is
+    "leave-out". Pictures must decode to the end, and a mask must have the size of its body picture.
+    Test samples may lack any face file.
 
     `memo` names a file that remembers which pictures were already decoded (by size and time of
     change), so that a stage that runs again doesn't decode all of them again.
@@ -110,9 +112,7 @@ def check_data(
         if path is not None
     ]
     sizes = _decode(paths, memo)
-    problems += [
-        Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)
-    ]
+    problems += [Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)]
     if training and "mask" in needs:
         for body, mask in table.loc[table["split"] == "train", ["imgs", "mask"]].itertuples(
             index=False
@@ -162,13 +162,15 @@ def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | 
     known: dict[str, list[int]] = {}
     if memo is not None and memo.is_file():
         try:
-            known = json.loads(memo.read_text())
+            remembered = json.loads(memo.read_text())
         except ValueError:
-            known = {}  # a memo is only a shortcut
+            remembered = None
+        if isinstance(remembered, dict):  # a memo is only a shortcut
+            known = remembered
 
     def measure(path: str) -> tuple[int, int] | str:
         try:
-            status = os.stat(path)
+            status = Path(path).stat()
             entry = known.get(path)
             if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
                 return entry[2], entry[3]
@@ -177,7 +179,7 @@ def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | 
                 return picture.size
         except UnidentifiedImageError:
             return "unreadable picture: not a picture file"
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"unreadable picture: {' '.join(str(error).split())}"
 
     sizes: dict[str, tuple[int, int] | str] = {}
@@ -189,7 +191,7 @@ def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | 
     if memo is not None:
         for path, size in sizes.items():
             if not isinstance(size, str):
-                status = os.stat(path)
+                status = Path(path).stat()
                 known[path] = [status.st_size, status.st_mtime_ns, *size]
         with write_aside(memo) as aside:
             aside.write_text(json.dumps(known))

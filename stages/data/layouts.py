@@ -54,6 +54,8 @@ class Layout:
     """Has lr_face/, hr_face/ and mask/ beside imgs/; others have body pictures only."""
     junk: frozenset[str] = frozenset()
     """pids that stand for nobody and are dropped."""
+    outfits: Mapping[int, str] = field(default_factory=dict)
+    """camid → clothes, where the camera says them."""
     counts: Counts | None = None
 
     def bodies(self, root: Path) -> Path:
@@ -75,7 +77,9 @@ class Layout:
         camera = groups.get("camid")
         if camera is not None and camera.isalpha():
             camera = str(ord(camera) - ord("A") + 1)
-        return Name(groups["pid"], None if camera is None else int(camera), groups.get("clothes"))
+        camid = None if camera is None else int(camera)
+        clothes = groups.get("clothes") or (self.outfits.get(camid) if camid is not None else None)
+        return Name(groups["pid"], camid, clothes)
 
 
 def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
@@ -86,39 +90,47 @@ def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
 _CELEB = Counts((632, 20_208), 2_972, 11_006)
 _CELEB_LIGHT = Counts((490, 9_021), 887, 934)
 _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
-_BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d+)_[^/]*")
+_BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d{1,9})_[^/]*")
 _MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d)[^/]*")
 _NO_CAMERA = _name(r"(?P<pid>\d+)_\d+_\d+")
+
+
+def _prcc(query: str) -> Layout:
+    """PRCC as published, with the pictures of camera C (other clothes) or B (same) as queries."""
+    return Layout(
+        "rgb/train/<pid>/<A|B|C>*.jpg, rgb/test/<A|B|C>/<pid>/*.jpg",
+        (
+            re.compile(r"rgb/train/(?P<pid>\d+)/(?P<camid>[ABC])[^/]*"),
+            re.compile(r"rgb/test/(?P<camid>[ABC])/(?P<pid>\d+)/[^/]*"),
+        ),
+        {"train": "rgb/train/*/*", "query": f"rgb/test/{query}/*/*", "gallery": "rgb/test/A/*/*"},
+        outfits={1: "AB", 2: "AB", 3: "C"},
+        counts=Counts((150, 17_896), 3_873 if query == "B" else 3_543, 3_384),
+    )
+
 
 LAYOUTS: dict[str, Layout] = {
     "benchmark": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True),
     "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_CELEB),
     "celeb-light": Layout(
         "<pid>_<camid>_<frame>.jpg",
-        _name(r"(?P<pid>\d+)_(?P<camid>\d+)_[^/]*"),
+        _name(r"(?P<pid>\d+)_(?P<camid>\d{1,9})_[^/]*"),
         prepared=True,
         counts=_CELEB_LIGHT,
     ),
     "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_PRCC),
     "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB),
     "celeb-light-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB_LIGHT),
-    "prcc-raw": Layout(
-        "rgb/train/<pid>/<A|B|C>*.jpg, rgb/test/<A|B|C>/<pid>/*.jpg",
-        (
-            re.compile(r"rgb/train/(?P<pid>\d+)/(?P<camid>[ABC])[^/]*"),
-            re.compile(r"rgb/test/(?P<camid>[ABC])/(?P<pid>\d+)/[^/]*"),
-        ),
-        {"train": "rgb/train/*/*", "query": "rgb/test/[BC]/*/*", "gallery": "rgb/test/A/*/*"},
-        counts=_PRCC,
-    ),
+    "prcc-raw": _prcc("C"),
+    "prcc-raw-same": _prcc("B"),
     "ltcc": Layout(
         "<pid>_<clothes>_c<camid>_*.png",
-        _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d+)_[^/]*"),
+        _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d{1,9})_[^/]*"),
         {"train": "train/*", "query": "query/*", "gallery": "test/*"},
     ),
     "vcclothes": Layout(
         "<pid>-<camid>-<clothes>-<n>.jpg",
-        _name(r"(?P<pid>\d+)-(?P<camid>\d+)-(?P<clothes>\d+)-\d+"),
+        _name(r"(?P<pid>\d+)-(?P<camid>\d{1,9})-(?P<clothes>\d+)-\d+"),
         RAW,
     ),
     "market1501": Layout(

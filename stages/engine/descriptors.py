@@ -51,13 +51,19 @@ class Descriptors:
 
 
 def open_describer(
-    path: Path, face_size: tuple[int, int], body_size: tuple[int, int], device: torch.device
+    path: Path,
+    kind: str | None,
+    face_size: tuple[int, int],
+    body_size: tuple[int, int],
+    device: torch.device,
 ) -> Describer:
     """The network of a weights file: a student, or a teacher, which sees HR faces.
 
+    Where `kind` is None it is whichever the file holds, the student rather than the teacher.
+
     The sizes are used where the file doesn't say on which its network was trained.
     """
-    description = describe(path)
+    description = describe(path, kind)
     faces = description.face_size or face_size
     sizes = {"lr_face": faces, "hr_face": faces, "imgs": description.body_size or body_size}
     if description.kind == "teacher":

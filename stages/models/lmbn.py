@@ -13,8 +13,13 @@ HEADS = ("global", "global_drop", "part_0", "part_1", "part_2", "channel_0", "ch
 """The heads, in the order of every tensor here and in the target cache."""
 TRIPLET_HEADS = HEADS[:3]
 """Heads whose feature before the BNNeck takes the triplet loss."""
-STRIDE = 8
-"""Input pixels per position of the spatial attention."""
+
+
+def map_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the trunk's map, and so of the attention, for a picture's."""
+    # conv1 and max-pool halve and round up, the average pool of conv2 halves and rounds down.
+    height, width = (-(-side // 4) // 2 for side in size)
+    return height, width
 
 
 class Output(NamedTuple):

@@ -56,9 +56,9 @@ def save(path: Path, network: nn.Module, description: Description) -> None:
         aside.write_text(json.dumps({"sha256": digest} | asdict(description), indent=1) + "\n")
 
 
-def describe(path: Path) -> Description:
-    """The description of a weights file: of its student, where a published one holds both."""
-    return _read(path, None)[0]
+def describe(path: Path, kind: str | None = None) -> Description:
+    """What a weights file says of its network of a kind: of its student rather if None."""
+    return _read(path, kind)[0]
 
 
 def kinds(path: Path) -> list[str]:
