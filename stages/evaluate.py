@@ -158,6 +158,7 @@ def _write(report: dict[str, Any], rankings: dict[str, Ranking], outputs: Output
             range(1, len(cmc) + 1), cmc, marker=".", label=f"{name}  mAP {numbers['mAP']:.1%}"
         )
     axes.set(xlabel="rank", ylabel="queries matched (%)", ylim=(0, 100), title="CMC, Market rule")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     with write_aside(outputs.cmc) as aside:
