@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,15 @@ def violations(path: Path, imported: set[str]) -> list[str]:
         if against:
             wrong.append(name)
     return wrong
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in required}
+    assert names <= pinned
 
 
 def test_every_module_is_part_of_the_repository() -> None:
