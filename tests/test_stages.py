@@ -408,6 +408,6 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     assert "without and with the teacher's cached targets" in result.out
     assert "teacher, HR face" in result.out
     again = project.ok("demo", "--force", "--set", "train_teacher.seed=1")
-    assert again.err.count("train-student: done") == 2
+    assert again.err.count("train-student: done") == 2  # each in a process of its own
     student, _ = load_student(project.run / "student.safetensors")
     assert list(student.heads) == ["face", "body"]
