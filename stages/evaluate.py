@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stages import device as devices
 from stages.data.check import check_data
@@ -158,7 +159,7 @@ def _write(report: dict[str, Any], rankings: dict[str, Ranking], outputs: Output
             range(1, len(cmc) + 1), cmc, marker=".", label=f"{name}  mAP {numbers['mAP']:.1%}"
         )
     axes.set(xlabel="rank", ylabel="queries matched (%)", ylim=(0, 100), title="CMC, Market rule")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     with write_aside(outputs.cmc) as aside:
