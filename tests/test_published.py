@@ -405,7 +405,7 @@ def test_train_student_computes_the_published_losses(
         "total": wanted["total"],
     }
     for name, value in terms.items():
-        # In the store, a byte a position, the target 0.1 is 26/255: that is all the attention's error.
+        # In the store, a byte a position, the target 0.1 is 26/255: all of the attention's error.
         tolerance = 5e-3 if name == "attention" else 1e-3
         assert found[name] == pytest.approx(value, rel=tolerance), name
     assert found["lr"] == pytest.approx(6e-4 * (24 / 20) ** 0.5 / 10, rel=1e-9)
