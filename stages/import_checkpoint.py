@@ -64,7 +64,9 @@ def run(inputs: Inputs, outputs: Outputs, dataset: str, force: bool = False) -> 
         options = ", ".join(f"{name} {value}" for name, value in description.network.items())
         facts[kind] = f"{path} ({description.num_classes} identities; {options})"
     facts["class order"] = (
-        "not known; --data ROOT says it" if classes is None else f"{', '.join(classes[:8])}, …"
+        "not known; --data ROOT says it"
+        if classes is None
+        else ", ".join(classes[:8]) + ", …" * (len(classes) > 8)
     )
     return facts
 

@@ -421,6 +421,10 @@ def test_import_writes_identities_sorted_as_strings(
     assert result.code == 0, result.err
     for kind in ("teacher", "student"):
         assert json.loads((tmp_path / f"{kind}.json").read_text())["classes"] == PIDS
+    again = command("import-checkpoint", str(checkpoint), "--out", str(tmp_path), "--data", root)
+    assert again.code == 2
+    assert "teacher.safetensors" in again.err
+    assert "exists already; --force replaces" in again.err
 
 
 @pytest.mark.parametrize("split", ["train", "query", "gallery"])
