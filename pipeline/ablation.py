@@ -1,4 +1,4 @@
-"""What each part of the distillation is worth: the same student without and with it."""
+"""What a part of the distillation is worth: the same student without and with it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,38 @@ from stages.files import write_aside
 from stages.options import Options
 from stages.progress import say, table
 
-VARIANTS: dict[str, dict[str, object]] = {
-    "plain": {"kd_loss.enable": False, "mse.mse_weight": 0.0},
-    "kd": {"mse.mse_weight": 0.0},
-    "attention": {"kd_loss.enable": False},
-    "both": {},
+Variants = dict[str, dict[str, object]]
+
+STUDIES: dict[str, Variants] = {
+    "parts": {
+        "plain": {"kd_loss.enable": False, "mse.mse_weight": 0.0},
+        "kd": {"mse.mse_weight": 0.0},
+        "attention": {"kd_loss.enable": False},
+        "both": {},
+    },
+    "views": {
+        "unmatched": {"train_student.fresh_views": True},
+        "V=1": {"train_student.views": 1},
+        "V=4": {"train_student.views": 4},
+        "V=16": {"train_student.views": 16},
+        "live": {"train_student.fresh_views": True, "train_student.live_teacher": True},
+    },
 }
-"""Variant → what it changes in the recipe."""
+"""Study → variant → what it changes in the recipe; gains are counted from the first variant."""
+BASES = tuple(next(iter(variants)) for variants in STUDIES.values())
 
 
 def run(
     options: Options,
     folder: RunFolder,
     *,
-    variants: Iterable[str] = tuple(VARIANTS),
+    study: str = "parts",
+    variants: Iterable[str] | None = None,
     seeds: int = 3,
     jobs: int = 1,
     force: bool = False,
 ) -> pd.DataFrame:
-    """Train and evaluate every variant with every seed from one cache; continue where it stopped.
+    """Train and evaluate a study's variants with every seed from one cache; continue if stopped.
 
     Returns a row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1).
     Seeds count up from `train_student.seed`. The run's own student serves as the variant that has
@@ -54,11 +67,17 @@ def run(
             "an ablation switches parts of the recipe off one by one, so all must be on: "
             f"{', '.join(name for name, is_off in off.items() if is_off)} says otherwise"
         )
+    most = max(int(str(v.get("train_student.views", 1))) for v in STUDIES[study].values())
+    if options.cache.views < most:
+        raise InputError(
+            f"the study of {study} needs {most} views a sample, cache.views is "
+            f"{options.cache.views}: --set cache.views={most}"
+        )
     plan.run_stage("teacher-cache", options, folder, chain=True)
     first = options.train_student.seed
     students = [
-        _Student(variant, seed, *_place(options, folder, variant, seed))
-        for variant in variants
+        _Student(variant, seed, *_place(options, folder, study, variant, seed))
+        for variant in variants or STUDIES[study]
         for seed in range(first, first + seeds)
     ]
     if jobs == 1:
@@ -86,10 +105,10 @@ class _Student(NamedTuple):
 
 
 def _place(
-    options: Options, folder: RunFolder, variant: str, seed: int
+    options: Options, folder: RunFolder, study: str, variant: str, seed: int
 ) -> tuple[Options, RunFolder]:
     """A student's options, and its folder: the run's own where it has the run's options."""
-    changed = config.override(options, VARIANTS[variant] | {"train_student.seed": seed})
+    changed = config.override(options, STUDIES[study][variant] | {"train_student.seed": seed})
     if changed == options:
         return options, folder
     return changed, RunFolder(folder.path / "ablation" / f"{variant}-{seed}", folder.path)
@@ -120,11 +139,11 @@ def _rows(student: _Student) -> list[dict[str, object]]:
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (n−1) over seeds, in percent, and the gain over plain.
+    """Mean and standard deviation (n−1) over seeds, in percent, and the gain over the base.
 
     One row per variant and stream, with the columns variant, stream, seeds, mAP, mAP_sd, rank1,
-    rank1_sd, gain (of mAP over plain; nan without plain), pooled_sd (of the two mAPs). An sd of one
-    seed is nan.
+    rank1_sd, gain (of mAP over the study's first variant; nan without it), pooled_sd (of the two
+    mAPs). An sd of one seed is nan.
     """
     table = (
         rows.assign(mAP=100 * rows["mAP"], rank1=100 * rows["rank1"])
@@ -138,15 +157,15 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         )
         .reset_index()
     )
-    plain = table[table["variant"] == "plain"].set_index("stream").reindex(table["stream"])
-    table["gain"] = table["mAP"] - plain["mAP"].to_numpy()
-    table["pooled_sd"] = ((table["mAP_sd"] ** 2 + plain["mAP_sd"].to_numpy() ** 2) / 2) ** 0.5
+    base = table[table["variant"].isin(BASES)].set_index("stream").reindex(table["stream"])
+    table["gain"] = table["mAP"] - base["mAP"].to_numpy()
+    table["pooled_sd"] = ((table["mAP_sd"] ** 2 + base["mAP_sd"].to_numpy() ** 2) / 2) ** 0.5
     return table
 
 
 def verdict(row: pd.Series) -> str:
-    """What a gain over plain is worth, measured by the spread over seeds."""
-    if row["variant"] in ("plain", "teacher") or pd.isna(row["gain"]):
+    """What a gain over the base is worth, measured by the spread over seeds."""
+    if row["variant"] in (*BASES, "teacher") or pd.isna(row["gain"]):
         return ""
     if pd.isna(row["pooled_sd"]):
         return f"{row['gain']:+.1f} (one seed: no spread)"
@@ -155,9 +174,13 @@ def verdict(row: pd.Series) -> str:
     return f"{row['gain']:+.1f} ({word}; pooled sd {row['pooled_sd']:.1f})"
 
 
-def write(rows: pd.DataFrame, folder: RunFolder, command: str) -> Path:
-    """`ablation.json` (the rows) and `ablation.md` (the table) into the run folder; prints it."""
-    columns = ("variant", "stream", "seeds", "mAP %", "rank-1 %", "mAP over plain")
+def write(rows: pd.DataFrame, folder: RunFolder, study: str, command: str) -> Path:
+    """The rows as JSON and the table as Markdown into the run folder; prints the table.
+
+    They are called `ablation` for the study of parts, `ablation-<study>` for another.
+    """
+    base = next(iter(STUDIES[study]))
+    columns = ("variant", "stream", "seeds", "mAP %", "rank-1 %", f"mAP over {base}")
     lines = []
     for _, row in summarise(rows).iterrows():
         lines.append(
@@ -181,11 +204,12 @@ def write(rows: pd.DataFrame, folder: RunFolder, command: str) -> Path:
         "|" + " --- |" * len(columns),
         *("| " + " | ".join(line) + " |" for line in lines),
     ]
-    with write_aside(folder.path / "ablation.md") as aside:
+    written = folder.path / ("ablation.md" if study == "parts" else f"ablation-{study}.md")
+    with write_aside(written) as aside:
         aside.write_text("\n".join(text) + "\n")
-    with write_aside(folder.path / "ablation.json") as aside:
+    with write_aside(written.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(rows.to_dict("records"), indent=1) + "\n")
-    return folder.path / "ablation.md"
+    return written
 
 
 def _spread(mean: float, sd: float) -> str:

@@ -88,6 +88,13 @@ def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
 @click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
 )
+@click.option(
+    "--study",
+    default="parts",
+    show_default=True,
+    type=click.Choice(["parts", "views"]),
+    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
+)
 def ablation(
     config: Path,
     run_dir: Path | None,
@@ -95,16 +102,17 @@ def ablation(
     force: bool,
     seeds: int,
     jobs: int,
+    study: str,
 ) -> None:
-    """Plain, +KD, +attention and both over several seeds, all from one cache."""
-    from pipeline import ablation as study
+    """What parts of the recipe are worth over several seeds, all students from one cache."""
+    from pipeline import ablation as studies
 
     options, folder = _open(config, run_dir, overrides)
-    rows = study.run(options, folder, seeds=seeds, jobs=jobs, force=force)
+    rows = studies.run(options, folder, study=study, seeds=seeds, jobs=jobs, force=force)
     sets = "".join(f" --set {override}" for override in overrides)
-    where = study.write(
-        rows, folder, f"deskpro ablation --config {config}{sets} --seeds {seeds} --jobs {jobs}"
-    )
+    command = f"deskpro ablation --config {config}{sets}"
+    command += f" --study {study}" * (study != "parts") + f" --seeds {seeds} --jobs {jobs}"
+    where = studies.write(rows, folder, study, command)
     click.echo(f"written: {where}, {where.with_suffix('.json').name}")
 
 

@@ -79,7 +79,7 @@ def _train_student(options: Options, folder: RunFolder) -> Facts:
 
     return stage.run(
         options,
-        stage.Inputs(targets(options, folder), folder.memo),
+        stage.Inputs(targets(options, folder), teacher_weights(options, folder), folder.memo),
         stage.Outputs(folder.student, folder.history("student")),
     )
 

@@ -141,6 +141,18 @@ class TeacherTraining(Training):
     views: Views = Views()
 
 
+class StudentTraining(Training):
+    """What the student sees and hears of the cache. All but the defaults is for studies."""
+
+    views: Positive | None = None
+    """Use only the first so many views of the cache; all where not given."""
+    fresh_views: bool = False
+    """See a new view each epoch, as without a cache. Cached targets are then those of view 0, and
+    don't match what is seen: the classic mistake of offline distillation."""
+    live_teacher: bool = False
+    """Ask the teacher itself about each view, as without a cache: needs HR faces and masks."""
+
+
 class KDLoss(Section):
     """Knowledge distillation from the teacher's cached logits."""
 
@@ -207,7 +219,7 @@ class Options(Section):
     teacher: Network = Network()
     student: Network = Network()
     train_teacher: TeacherTraining = TeacherTraining()
-    train_student: Training = Training()
+    train_student: StudentTraining = StudentTraining()
     loss: Loss = Loss()
     kd_loss: KDLoss = KDLoss()
     mse: MSE = MSE()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,12 @@ from stages import device as devices
 from stages.data import views as view_module
 from stages.data.check import check_data
 from stages.data.index import class_order
-from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
-from stages.data.views import DrawnViews, StoredViews, attention_target
-from stages.engine.loop import PRECISION
+from stages.data.loader import Pictures, batches_in_order, iterate, load
+from stages.data.views import DrawnViews, StoredViews
+from stages.engine.teaching import LiveTeacher, Targets
 from stages.errors import InputError
 from stages.files import sha256
 from stages.models.lmbn import HEADS, map_size
-from stages.models.teacher import Teacher
 from stages.models.weights import Description, load_teacher
 from stages.options import Options
 from stages.progress import bar
@@ -88,7 +87,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     pictures = Pictures(
         train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
     )
-    teacher = teacher.to(device)
+    teach = LiveTeacher(teacher, attention_size, settings.precision, device)
     with bar("teacher-cache", sum(map(len, pairs.values())), "views") as progress:
         for block, block_pairs in pairs.items():
             rows = schema.rows(block)
@@ -98,9 +97,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             batches = batches_in_order(block_pairs, settings.batch)
             for batch in iterate(load(pictures, batches, data.workers, device)):
                 at = (batch["row"].numpy() - rows.start, batch["view"].numpy())
-                logits[at], attention[at] = _targets(
-                    teacher, batch, attention_size, settings.precision, device
-                )
+                logits[at], attention[at] = _stored(teach(batch))
                 progress.advance(len(batch["row"]))
             writer.write(block, {"logits": logits, "attention": attention})
     writer.seal()
@@ -112,25 +109,15 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     }
 
 
-def _targets(
-    teacher: Teacher,
-    batch: Mapping[str, Any],
-    attention_size: tuple[int, int],
-    precision: str,
-    device: torch.device,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float16 [B, 7, C] and attention uint8 [B, 1, h, w] of a batch of views."""
-    faces = photographs(batch, "hr_face", device)
-    dtype = PRECISION[precision]
-    with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-        logits = teacher(faces).logits
+def _stored(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float16 [B, 7, C] and attention uint8 [B, 1, h, w], as they are stored."""
+    logits, attention = targets["logits"], targets["attention"]
     if not torch.isfinite(logits).all() or logits.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(
             "the teacher's logits are not finite, or too large for float16: these weights are "
             "broken. Train it anew: make train-teacher FORCE=1"
         )
-    target = attention_target(batch["mask"].to(device, non_blocking=True), attention_size)
-    return logits.half().cpu().numpy(), (target * 255).round().byte().cpu().numpy()
+    return logits.half().cpu().numpy(), (attention * 255).round().byte().cpu().numpy()
 
 
 def _classes(train: pd.DataFrame, teacher: Description, path: Path) -> list[str]:

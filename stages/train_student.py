@@ -1,11 +1,12 @@
 """Stage two: train the LR student on body pictures and LR faces, against the cached targets.
 
-Neither the teacher, nor HR faces, nor masks are read here; they need not be on disk.
+Neither the teacher, nor HR faces, nor masks are read here; they need not be on disk (but for a
+study of `train_student.live_teacher`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from stages.data.sampler import PKSampler
 from stages.data.views import DrawnViews, StoredViews
 from stages.engine.loop import fit
 from stages.engine.schedule import default_peak
+from stages.engine.teaching import CachedTeacher, LiveTeacher
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.losses import attention, cross_entropy, distillation, triplet
+from stages.models.lmbn import map_size
 from stages.models.student import STREAMS, Student
 from stages.models.warm_start import warm_start
-from stages.models.weights import Description, save
+from stages.models.weights import Description, load_teacher, save
 from stages.options import Options
 from stages.progress import bar
 
@@ -41,10 +44,11 @@ PICTURES = {"face": "lr_face", "body": "imgs"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """cache: the teacher's targets, or None for a student that uses none; memo: file that remembers
-    which pictures were checked."""
+    """cache: the teacher's targets, or None for a student that uses none; teacher: its weights, for
+    a student that asks it live; memo: file that remembers which pictures were checked."""
 
     cache: Path | None
+    teacher: Path
     memo: Path
 
 
@@ -62,22 +66,23 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     recipe, data = options.train_student, options.data
     streams = STREAMS[options.forward_mode]
 
-    lesson = _from_cache(options, inputs) if inputs.cache else _without_targets(options, inputs)
-    train, labels, classes = lesson.table, lesson.labels, lesson.classes
-
-    sampler = PKSampler(
-        labels, options.batchid, options.batchimage, lesson.views.shape[1], recipe.seed
+    lesson = (
+        _from_cache(options, inputs, device) if inputs.cache else _without_targets(options, inputs)
     )
+    train, labels, classes = lesson.table, lesson.labels, lesson.classes
+    heard = lesson.teacher.kinds if lesson.teacher else ()
+
+    sampler = PKSampler(labels, options.batchid, options.batchimage, lesson.count, recipe.seed)
     if not len(sampler):
         raise InputError(
             f"{len(np.unique(labels))} training identities make no batch of batchid "
             f"{options.batchid}: --set batchid={len(np.unique(labels))} or less"
         )
-    sizes = {"lr_face": data.face_size, "imgs": data.body_size}
+    kinds = (*(PICTURES[stream] for stream in streams), *heard)
     pictures = Pictures(
         train,
-        {PICTURES[stream]: sizes[PICTURES[stream]] for stream in streams},
-        StoredViews(lesson.views),
+        {kind: data.face_size if kind.endswith("face") else data.body_size for kind in kinds},
+        lesson.views,
     )
     loader = load(pictures, sampler, data.workers, device)
 
@@ -97,7 +102,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         bodies = photographs(batch, "imgs", device) if "body" in streams else None
         output = student(faces, bodies)
         rows = batch["row"].numpy()
-        cached = _targets(lesson, batch, device)
+        said = lesson.teacher(batch) if lesson.teacher else {}
         label = torch.from_numpy(labels[rows]).to(device)
 
         loss, kd, mse = options.loss, options.kd_loss, options.mse
@@ -116,13 +121,11 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             )
         if "face" in streams and alpha:
             losses["kd"] = alpha * distillation(
-                output.logits[:, student.heads["face"]], cached["logits"], temperature=kd.T
+                output.logits[:, student.heads["face"]], said["logits"], temperature=kd.T
             )
         if "body" in streams and mse.mse_weight:
             assert output.attention is not None
-            losses["attention"] = mse.mse_weight * attention(
-                output.attention, cached["attention"] / 255
-            )
+            losses["attention"] = mse.mse_weight * attention(output.attention, said["attention"])
         return losses
 
     steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
@@ -171,19 +174,21 @@ def _attention_parameters(student: Student) -> list[torch.nn.Parameter]:
 class Lesson:
     """What a student is taught by.
 
-    table: a row per sample; labels: int64 [N] class indices into `classes`; views: float32
-    [N, V, len(View)]; reader: the cached targets of the same samples and views, if they are used.
+    table: a row per sample; labels: int64 [N] class indices into `classes`; views: (row, view) →
+    float32 [len(View)], of which there are `count` for each sample; teacher: batch → targets of
+    its samples and views, if any are used.
     """
 
     table: pd.DataFrame
     labels: np.ndarray
     classes: list[str]
-    views: np.ndarray
-    reader: TargetReader | None
+    views: Callable[[int, int], np.ndarray]
+    count: int
+    teacher: LiveTeacher | CachedTeacher | None
     source: Path
 
 
-def _from_cache(options: Options, inputs: Inputs) -> Lesson:
+def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesson:
     """The samples and views of the cache, in its order; its teacher needn't be here any more."""
     assert inputs.cache is not None
     reader = open_reader(inputs.cache)
@@ -206,14 +211,26 @@ def _from_cache(options: Options, inputs: Inputs) -> Lesson:
             f"{inputs.cache}: its labels aren't the identities that {options.data_train} reads off "
             "the names of these samples. Set data_train as it was when the cache was made"
         )
-    return Lesson(
-        table,
-        labels,
-        classes,
-        reader.per_sample("views"),
-        reader,
-        inputs.cache,
-    )
+    recipe = options.train_student
+    stored = reader.per_sample("views")
+    views: Callable[[int, int], np.ndarray] = StoredViews(stored)
+    count = recipe.views or stored.shape[1]
+    if count > stored.shape[1]:
+        raise InputError(
+            f"train_student.views: {count} is more than the {stored.shape[1]} views of "
+            f"{inputs.cache}. Add views to it: make teacher-cache ARGS='--set cache.views={count}'"
+        )
+    if recipe.fresh_views:
+        views, count = DrawnViews(options.views, sample_ids), recipe.epochs
+    teacher: LiveTeacher | CachedTeacher = CachedTeacher(reader, device, plain=recipe.fresh_views)
+    if recipe.live_teacher:
+        teacher = LiveTeacher(
+            load_teacher(inputs.teacher)[0],
+            map_size(options.data.body_size),
+            options.cache.precision,
+            device,
+        )
+    return Lesson(table, labels, classes, views, count, teacher, inputs.cache)
 
 
 def _without_targets(options: Options, inputs: Inputs) -> Lesson:
@@ -226,7 +243,8 @@ def _without_targets(options: Options, inputs: Inputs) -> Lesson:
         table,
         table["pid"].map(index).to_numpy(np.int64, copy=True),
         classes,
-        views.table(options.cache.views),
+        StoredViews(views.table(options.cache.views)),
+        options.cache.views,
         None,
         options.data.root,
     )
@@ -235,6 +253,8 @@ def _without_targets(options: Options, inputs: Inputs) -> Lesson:
 def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
     """The training samples that have every picture that the student sees."""
     seen = [PICTURES[stream] for stream in STREAMS[options.forward_mode]]
+    if options.train_student.live_teacher:
+        seen += LiveTeacher.kinds
     checked = check_data(
         options.data.root,
         options.data_train,
@@ -244,19 +264,6 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
         memo=inputs.memo,
     ).require()
     return checked.split("train")
-
-
-def _targets(
-    lesson: Lesson, batch: Mapping[str, Any], device: torch.device
-) -> dict[str, torch.Tensor]:
-    """The cached targets of a batch, by name; none where none are used."""
-    if lesson.reader is None:
-        return {}
-    read = lesson.reader.read(batch["row"].tolist(), batch["view"].tolist())
-    return {
-        name: torch.from_numpy(values).to(device, non_blocking=True)
-        for name, values in read.items()
-    }
 
 
 def _require_match(reader: TargetReader, options: Options, path: Path) -> None:

@@ -57,7 +57,7 @@ def violations(path: Path, imported: set[str]) -> list[str]:
         elif target == "pipeline":
             against = room != "pipeline"
         elif target == "cache":
-            against = (room == "pipeline" and below[:1] != ["errors"]) or block is not None
+            against = (room == "pipeline" and below[:1] != ["errors"]) or block in BLOCKS
         elif target == "stages":
             first = below[0] if below else ""
             if room == "cache":

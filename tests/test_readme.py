@@ -8,7 +8,7 @@ import tomllib
 import yaml
 
 from pipeline import config
-from pipeline.ablation import VARIANTS
+from pipeline.ablation import STUDIES
 from stages.data.layouts import LAYOUTS
 from stages.options import Options
 from tests.conftest import REPOSITORY
@@ -101,6 +101,6 @@ def test_every_dependency_is_explained() -> None:
 
 def test_the_ablation_table_has_every_variant_and_its_command() -> None:
     section = README.split("## What each part is worth")[1].split("\n## ")[0]
-    for variant in VARIANTS:
+    for variant in STUDIES["parts"]:
         assert f"| {variant} | all |" in section
     assert "`make ablation`" in section
