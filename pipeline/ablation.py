@@ -35,6 +35,10 @@ STUDIES: dict[str, Variants] = {
         "V=16": {"train_student.views": 16},
         "live": {"train_student.fresh_views": True, "train_student.live_teacher": True},
     },
+    "storage": {
+        "float16": {},
+        "int8": {"cache.logits_dtype": "int8"},
+    },
 }
 """Study → variant → what it changes in the recipe; gains are counted from the first variant."""
 BASES = tuple(next(iter(variants)) for variants in STUDIES.values())
@@ -51,6 +55,8 @@ def run(
     force: bool = False,
 ) -> pd.DataFrame:
     """Train and evaluate a study's variants with every seed from one cache; continue if stopped.
+
+    A variant that changes the cache has one of its own, of the same teacher.
 
     Returns a row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1).
     Seeds count up from `train_student.seed`. The run's own student serves as the variant that has
@@ -75,11 +81,13 @@ def run(
         )
     plan.run_stage("teacher-cache", options, folder, chain=True)
     first = options.train_student.seed
-    students = [
-        _Student(variant, seed, *_place(options, folder, study, variant, seed))
-        for variant in variants or STUDIES[study]
-        for seed in range(first, first + seeds)
-    ]
+    students = []
+    for variant in variants or STUDIES[study]:
+        changed, shared = _with_cache(options, folder, variant, STUDIES[study][variant])
+        students += [
+            _Student(variant, seed, *_place(options, folder, changed, shared, variant, seed))
+            for seed in range(first, first + seeds)
+        ]
     if jobs == 1:
         for student in students:
             _train_and_evaluate(student, force)
@@ -104,14 +112,32 @@ class _Student(NamedTuple):
     home: RunFolder
 
 
+def _with_cache(
+    options: Options, folder: RunFolder, variant: str, changes: dict[str, object]
+) -> tuple[Options, RunFolder]:
+    """A variant's options, and the run whose cache it uses."""
+    changed = config.override(options, changes)
+    if changed.cache == options.cache:
+        return changed, folder
+    shared = RunFolder(folder.path / "ablation" / variant)
+    teacher = {"pre_train": plan.teacher_weights(options, folder)}
+    plan.run_stage("teacher-cache", config.override(changed, teacher), shared)
+    return config.override(changed, teacher), shared
+
+
 def _place(
-    options: Options, folder: RunFolder, study: str, variant: str, seed: int
+    options: Options,
+    folder: RunFolder,
+    changed: Options,
+    shared: RunFolder,
+    variant: str,
+    seed: int,
 ) -> tuple[Options, RunFolder]:
     """A student's options, and its folder: the run's own where it has the run's options."""
-    changed = config.override(options, STUDIES[study][variant] | {"train_student.seed": seed})
+    changed = config.override(changed, {"train_student.seed": seed})
     if changed == options:
         return options, folder
-    return changed, RunFolder(folder.path / "ablation" / f"{variant}-{seed}", folder.path)
+    return changed, RunFolder(folder.path / "ablation" / f"{variant}-{seed}", shared.path)
 
 
 def _train_and_evaluate(student: _Student, force: bool) -> None:

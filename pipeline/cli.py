@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cache_commands import cache
+
 if TYPE_CHECKING:
     from pipeline.run_folder import RunFolder
     from stages.options import Options
@@ -56,19 +58,25 @@ def deskpro() -> None:
 def _stage(name: str, text: str) -> None:
     @deskpro.command(name, help=text)
     @_recipe
+    @click.option(
+        "--deep", is_flag=True, help="Read every picture again, whatever its time of change."
+    )
     def command(
-        config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool
+        config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, deep: bool
     ) -> None:
         from pipeline import plan
 
         options, folder = _open(config, run_dir, overrides)
-        plan.run_stage(name, options, folder, force=force)
+        plan.run_stage(name, options, folder, force=force, deep=deep)
 
 
 _stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
 _stage("teacher-cache", "Stage one: run the teacher once; cache its logits and attention.")
 _stage("train-student", "Stage two: train the LR student from the cache alone.")
 _stage("eval", "Evaluate the student: mAP and CMC for face, body and all.")
+
+
+deskpro.add_command(cache)
 
 
 @deskpro.command("all")
@@ -92,8 +100,9 @@ def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
     "--study",
     default="parts",
     show_default=True,
-    type=click.Choice(["parts", "views"]),
-    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
+    type=click.Choice(["parts", "views", "storage"]),
+    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher. "
+    "storage: logits as float16 or int8.",
 )
 def ablation(
     config: Path,
@@ -252,7 +261,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
             _fail(f"{error.filename}: {error.strerror}")
@@ -262,3 +271,7 @@ def main() -> None:
 def _fail(message: str, code: int = 2) -> None:
     click.echo(f"deskpro: {message}", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":  # torchrun -m pipeline.cli
+    main()

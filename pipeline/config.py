@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,15 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> Options:
     Without a file the defaults are overridden. Raises InputError that names every unknown option,
     wrong type and impossible value at once.
     """
-    tree = _read(path) if path is not None else {}
+    return _validated(_read(path) if path is not None else {}, overrides, path)
+
+
+def restore(record: Mapping[str, object], overrides: Iterable[str] = ()) -> Options:
+    """The options that a stage's record keeps, with overrides."""
+    return _validated(json.loads(json.dumps(record)), overrides, None)
+
+
+def _validated(tree: dict[str, Any], overrides: Iterable[str], path: Path | None) -> Options:
     for override in overrides:
         _set(tree, override)
     try:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import config, staleness
 from pipeline.run_folder import RunFolder
+from stages import ranks
 from stages.data.index import KINDS
 from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
 from stages.progress import say, summary
+
+if TYPE_CHECKING:
+    from stages.audit import Report as AuditReport
 
 Facts = Mapping[str, object]
 
@@ -34,7 +39,16 @@ class Stage:
     pictures: tuple[tuple[str, str], ...]
     """(kind, split) folders that it reads."""
     options: tuple[str, ...]
-    run: Callable[[Options, RunFolder], Facts]
+    run: Callable[[Options, RunFolder, bool], Facts]
+    """Options, folder, and whether what is there may be replaced."""
+    changed: Callable[[Options, RunFolder], list[str]] | None = None
+    """Says exactly which pictures are others than the output was made from, where a stage can."""
+    grows: str | None = None
+    """An option whose larger value adds to the output, and replaces nothing."""
+    lasting: bool = False
+    """Whether what it made may be used although pictures changed since: that is then only said."""
+    parallel: bool = False
+    """Whether several processes may run it together."""
 
 
 def teacher_weights(options: Options, folder: RunFolder) -> Path:
@@ -54,7 +68,7 @@ def targets(options: Options, folder: RunFolder) -> Path | None:
 # The stage modules import torch; they are imported when they run, not when this is.
 
 
-def _train_teacher(options: Options, folder: RunFolder) -> Facts:
+def _train_teacher(options: Options, folder: RunFolder, replace: bool) -> Facts:
     from stages import train_teacher as stage
 
     return stage.run(
@@ -64,17 +78,23 @@ def _train_teacher(options: Options, folder: RunFolder) -> Facts:
     )
 
 
-def _teacher_cache(options: Options, folder: RunFolder) -> Facts:
+def _teacher_cache(options: Options, folder: RunFolder, replace: bool) -> Facts:
     from stages import teacher_cache as stage
 
     return stage.run(
         options,
         stage.Inputs(teacher_weights(options, folder), folder.memo),
-        stage.Outputs(folder.targets, folder.left_out),
+        stage.Outputs(folder.targets, folder.left_out, replace),
     )
 
 
-def _train_student(options: Options, folder: RunFolder) -> Facts:
+def _changed_pictures(options: Options, folder: RunFolder) -> list[str]:
+    from stages import teacher_cache as stage
+
+    return stage.changed_pictures(options, folder.targets, folder.memo)
+
+
+def _train_student(options: Options, folder: RunFolder, replace: bool) -> Facts:
     from stages import train_student as stage
 
     return stage.run(
@@ -84,7 +104,7 @@ def _train_student(options: Options, folder: RunFolder) -> Facts:
     )
 
 
-def _evaluate(options: Options, folder: RunFolder) -> Facts:
+def _evaluate(options: Options, folder: RunFolder, replace: bool) -> Facts:
     return evaluate(options, folder.student, folder)
 
 
@@ -99,6 +119,23 @@ def evaluate(options: Options, network: Path, folder: RunFolder, kind: str = "st
         cmc=folder.path / "cmc.png",
     )
     return stage.run(options, stage.Inputs(network, folder.memo, kind), outputs)
+
+
+def audit(
+    run: Path, overrides: Iterable[str], *, samples: int, seed: int, deep: bool
+) -> AuditReport:
+    """Ask a run's teacher again about some of what its cache says, with the options it was made."""
+    from stages import audit as stage
+
+    folder = RunFolder(run)
+    record = folder.read_manifest("teacher-cache")
+    if record is None or not folder.targets.exists():
+        raise InputError(f"{run}: no target cache and its record here. Type make teacher-cache")
+    if deep:
+        folder.memo.unlink(missing_ok=True)
+    options = config.restore(record["config"], overrides)
+    inputs = stage.Inputs(folder.targets, teacher_weights(options, folder), folder.memo)
+    return stage.run(options, inputs, samples, seed)
 
 
 def _given(role: str, path: Path | None) -> dict[str, Path]:
@@ -120,6 +157,7 @@ STAGES: dict[str, Stage] = {
             pictures=_TRAINING,
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
+            lasting=True,
         ),
         Stage(
             "teacher-cache",
@@ -135,8 +173,12 @@ STAGES: dict[str, Stage] = {
                 "cache.plain_view",
                 "cache.block",
                 "cache.precision",
+                "cache.logits_dtype",
             ),
             run=_teacher_cache,
+            changed=_changed_pictures,
+            grows="cache.views",
+            parallel=True,
         ),
         Stage(
             "train-student",
@@ -185,15 +227,24 @@ STAGES: dict[str, Stage] = {
 
 
 def run_stage(
-    name: str, options: Options, folder: RunFolder, *, force: bool = False, chain: bool = False
+    name: str,
+    options: Options,
+    folder: RunFolder,
+    *,
+    force: bool = False,
+    chain: bool = False,
+    deep: bool = False,
 ) -> None:
     """Run a stage, making what is missing before it.
 
     A fresh output is left as it is unless `force`. A stale one is never replaced silently:
     InputError says why it is stale and what to type. `chain` brings everything before the stage up
-    to date, not only what is missing (for `all`).
+    to date, not only what is missing (for `all`). `deep` reads every picture again, whatever its
+    time of change.
     """
     stage = STAGES[name]
+    if deep:
+        folder.memo.unlink(missing_ok=True)
     before = _before(stage, options, folder)
     if before is not None:
         exists = before.output(options, folder).exists()
@@ -201,11 +252,11 @@ def run_stage(
             say(f"{name} needs {before.output(options, folder)}: running {before.name} first")
         if chain or not exists:
             run_stage(before.name, options, folder, chain=chain)
-        _refuse_stale_upstream(before, options, folder)
+        _refuse_stale_upstream(before, options, folder, deep)
 
     output = stage.output(options, folder)
-    stale = why_stale(stage, options, folder) if output.exists() else []
-    if output.exists() and not force:
+    stale = why_stale(stage, options, folder, deep) if output.exists() else []
+    if output.exists() and not force and not _only_grows(stage, stale, options, folder):
         if not stale:
             say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
             return
@@ -214,7 +265,7 @@ def run_stage(
             f"make {name} FORCE=1 (or deskpro {name} … --force) to replace it, or set RUN or tag "
             "to keep it"
         )
-    _run(stage, options, folder)
+    _run(stage, options, folder, force)
 
 
 def needed(options: Options) -> list[str]:
@@ -227,17 +278,34 @@ def needed(options: Options) -> list[str]:
     return [name for name in STAGES if name not in skipped]
 
 
-def why_stale(stage: Stage, options: Options, folder: RunFolder) -> list[str]:
-    """Why a stage's existing output isn't what it would make now; empty when it is."""
+def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = False) -> list[str]:
+    """Why a stage's existing output isn't what it would make now; empty when it is.
+
+    deep: where the output knows the content of its pictures, compare that in any case.
+    """
     record = folder.read_manifest(stage.name)
     output = stage.output(options, folder)
     if record is not None and output.exists() and record.get("output") != _identity(output):
         return ["it isn't what the stage's record speaks of"]
-    return staleness.reasons(
-        record,
-        staleness.relevant(options, stage.options),
-        _inputs(stage, options, folder),
-    )
+    inputs = _inputs(stage, options, folder)
+    reasons = staleness.reasons(record, staleness.relevant(options, stage.options), inputs)
+    if stage.changed is None or not output.exists():
+        return reasons
+    # By size and time of change some picture is another one; the output itself knows which.
+    vague = {staleness.changed(role) for role in _pictures(stage, options)}
+    if not deep and not vague & {*reasons}:
+        return reasons
+    return [why for why in reasons if why not in vague] + stage.changed(options, folder)
+
+
+def _only_grows(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
+    """Whether the output is stale only for lacking what a larger option adds to it."""
+    record = folder.read_manifest(stage.name)
+    if stage.grows is None or record is None or len(stale) != 1:
+        return False
+    before = record["options"].get(stage.grows)
+    now = staleness.relevant(options, [stage.grows])[stage.grows]
+    return stale[0].startswith(f"{stage.grows} was ") and now > before
 
 
 def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
@@ -248,7 +316,9 @@ def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
     return STAGES[stage.before] if stage.before else None
 
 
-def _refuse_stale_upstream(stage: Stage | None, options: Options, folder: RunFolder) -> None:
+def _refuse_stale_upstream(
+    stage: Stage | None, options: Options, folder: RunFolder, deep: bool
+) -> None:
     """Everything before must be what the options say, as far as it is still there to be asked.
 
     An output without a record was brought from elsewhere: it is taken as it is.
@@ -256,8 +326,13 @@ def _refuse_stale_upstream(stage: Stage | None, options: Options, folder: RunFol
     while stage is not None:
         output = stage.output(options, folder)
         if output.exists() and folder.read_manifest(stage.name) is not None:
-            stale = why_stale(stage, options, folder)
-            if stale:
+            stale = why_stale(stage, options, folder, deep)
+            if stage.lasting and {*stale} <= {
+                staleness.changed(r) for r in _pictures(stage, options)
+            }:
+                for why in stale:
+                    say(f"{output} is used as it is, though {why}")
+            elif stale:
                 raise InputError(
                     f"{output} is stale: {'; '.join(stale)}. Type make {stage.name} FORCE=1 to "
                     "make it anew, or set the options back"
@@ -266,18 +341,22 @@ def _refuse_stale_upstream(stage: Stage | None, options: Options, folder: RunFol
 
 
 def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
+    if stage.name == "eval" and not options.test_root.is_dir():
+        raise InputError(f"{options.test_root}: no such folder. Set data.test_root, or data.root")
+    return staleness.digests(stage.files(options, folder), _pictures(stage, options))
+
+
+def _pictures(stage: Stage, options: Options) -> dict[str, tuple[Path, str]]:
+    """The folders of pictures that a stage reads, by role, each with the pattern of its files."""
     root, dataset = options.data.root, options.data_train
     if stage.name == "eval":
         root, dataset = options.test_root, options.data_test or options.data_train
     layout = LAYOUTS[dataset]
-    if stage.name == "eval" and not root.is_dir():
-        raise InputError(f"{root}: no such folder. Set data.test_root, or data.root")
-    pictures = {
+    return {
         f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
         for kind, split in stage.pictures
         if layout.prepared or kind == "imgs"
     }
-    return staleness.digests(stage.files(options, folder), pictures)
 
 
 def _identity(output: Path) -> str | None:
@@ -285,11 +364,18 @@ def _identity(output: Path) -> str | None:
     return staleness.digests({"output": output}, {})["output"]
 
 
-def _run(stage: Stage, options: Options, folder: RunFolder) -> None:
+def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> None:
+    if ranks.size() > 1 and not stage.parallel:
+        raise InputError(
+            f"{stage.name} runs in one process, {ranks.size()} were started. Run it without "
+            "torchrun first"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(stage, options, folder)
     started = time.monotonic()
-    facts = stage.run(options, folder)
+    facts = stage.run(options, folder, replace)
+    if ranks.rank() > 0:
+        return
     seconds = time.monotonic() - started
     with write_aside(folder.path / "config.yaml") as aside:
         aside.write_text(config.dump(options))

@@ -57,10 +57,15 @@ def reasons(
     for name, digest in inputs.items():
         before = record["inputs"].get(name)
         if digest is not None and before is not None and digest != before:
-            stale.append(f"{name} changed since")
+            stale.append(changed(name))
     for name in sorted(record["inputs"].keys() ^ inputs.keys()):
         stale.append(f"{name} {'is new' if name in inputs else 'is no longer used'}")
     return stale
+
+
+def changed(role: str) -> str:
+    """The reason that an input of this role is another one."""
+    return f"{role} changed since"
 
 
 def _pictures_digest(folder: Path, pattern: str) -> str | None:

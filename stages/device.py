@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from stages import ranks
 from stages.errors import InputError
 
 
 def pick(name: str) -> torch.device:
-    """auto (CUDA where there is a GPU), cpu, cuda or cuda:N; InputError for an absent GPU."""
+    """auto (CUDA where there is a GPU), cpu, cuda or cuda:N; InputError for an absent GPU.
+
+    Of several processes on a machine, auto and cuda give each a GPU of its own while they last.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count():
+        name = f"cuda:{ranks.local_rank() % torch.cuda.device_count()}"
     device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:

@@ -180,10 +180,16 @@ class Cache(Section):
     """View 0 is the plain picture."""
     batch: Positive = 64
     """Pictures per forward pass of the teacher."""
-    block: Positive = 512
+    block: Positive = 256
     """Samples per block, the unit that is written and resumed."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type of the teacher; targets are stored as float16 and uint8 in any case."""
+    """Autocast type of the teacher."""
+    logits_dtype: Literal["float16", "int8"] = "float16"
+    """How logits are stored; int8 has a scale for each head of each view, and halves the cache."""
+    reuse: bool = True
+    """Take over blocks of an earlier cache that would come out the same."""
+    memory: Weight = 2.0
+    """GB that a student may use to hold all targets, on the GPU or in RAM; mapped files beyond."""
 
 
 class Evaluation(Section):

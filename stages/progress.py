@@ -19,12 +19,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from stages import ranks
+
 _SILENT = 20.0
 """Seconds between two lines where there is no terminal."""
 
 
 def _console() -> Console:
-    return Console(stderr=True, highlight=False)
+    """Standard error; nowhere in a process that isn't the first of several."""
+    return Console(stderr=True, highlight=False, quiet=ranks.rank() > 0)
 
 
 class _Rate(ProgressColumn):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache.schema import Field, Schema
-from cache.writer import TargetWriter
+from cache.reader import ZarrReader
+from cache.schema import Column, Schema
+from cache.writer import TargetWriter, Team
 from stages import device as devices
-from stages.data import views as view_module
+from stages import ranks
 from stages.data.check import check_data
-from stages.data.index import class_order
-from stages.data.loader import Pictures, batches_in_order, iterate, load
-from stages.data.views import DrawnViews, StoredViews
-from stages.engine.teaching import LiveTeacher, Targets
+from stages.data.index import class_order, read_index
+from stages.data.layouts import LAYOUTS
+from stages.data.loader import EveryLook, Pictures, iterate, load
+from stages.data.views import DrawnViews, StoredViews, View
+from stages.engine.provenance import (
+    HASHED,
+    hash_columns,
+    picture_differences,
+    recipe_fingerprint,
+    teacher_fingerprint,
+)
+from stages.engine.teaching import LiveTeacher, decode, divergence, encode, stored_fields
 from stages.errors import InputError
-from stages.files import sha256
 from stages.models.lmbn import HEADS, map_size
 from stages.models.weights import Description, load_teacher
 from stages.options import Options
@@ -40,16 +47,22 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """cache: the zarr store; left_out: CSV of samples not used."""
+    """cache: the zarr store; left_out: CSV of samples not used.
+
+    replace: an unfinished cache that was begun otherwise may be given up, but for what is the same.
+    """
 
     cache: Path
     left_out: Path
+    replace: bool = False
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
     """Cache logits and attention of every view of every complete training sample.
 
-    An unfinished cache with the same fingerprint is continued. Returns the facts for the summary.
+    An unfinished cache of the same fingerprint is continued; blocks of an earlier one that would
+    come out the same are taken over. Started by torchrun, each process computes blocks of its own.
+    Returns the facts for the summary.
     """
     device = devices.pick(options.device)
     data, settings = options.data, options.cache
@@ -59,65 +72,152 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
     ).require()
     train = checked.split("train")
-    sample_ids = train["sample_id"].tolist()
     classes = _classes(train, described, inputs.teacher)
-    index = {pid: i for i, pid in enumerate(classes)}
-    labels = train["pid"].map(index).to_numpy(np.int64)
-    views = DrawnViews(options.views, sample_ids, settings.plain_view).table(settings.views)
-
+    views = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view).table(
+        settings.views
+    )
     attention_size = map_size(data.body_size)
     schema = Schema(
         len(train),
         settings.views,
         settings.block,
-        {
-            "logits": Field((len(HEADS), len(classes)), "float16", ("head", "class")),
-            "attention": Field((1, *attention_size), "uint8", ("channel", "height", "width")),
-        },
+        stored_fields(len(classes), attention_size, settings.logits_dtype),
     )
-    writer = TargetWriter(
-        outputs.cache,
-        schema,
-        {"sample_id": np.asarray(sample_ids, object), "label": labels, "views": views},
-        _fingerprint(options, inputs.teacher, described, classes, train),
-    )
-
-    pending = writer.pending()
-    pairs = {block: _pairs(schema, block) for block in pending}
-    pictures = Pictures(
-        train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
-    )
-    teach = LiveTeacher(teacher, attention_size, settings.precision, device)
-    with bar("teacher-cache", sum(map(len, pairs.values())), "views") as progress:
-        for block, block_pairs in pairs.items():
-            rows = schema.rows(block)
-            shape = (rows.stop - rows.start, settings.views)
-            logits = np.empty((*shape, *schema.fields["logits"].shape), np.float16)
-            attention = np.empty((*shape, *schema.fields["attention"].shape), np.uint8)
-            batches = batches_in_order(block_pairs, settings.batch)
-            for batch in iterate(load(pictures, batches, data.workers, device)):
-                at = (batch["row"].numpy() - rows.start, batch["view"].numpy())
-                logits[at], attention[at] = _stored(teach(batch))
-                progress.advance(len(batch["row"]))
-            writer.write(block, {"logits": logits, "attention": attention})
-    writer.seal()
+    fingerprint = {
+        **teacher_fingerprint(inputs.teacher),
+        "classes": classes,
+        **recipe_fingerprint(options),
+    }
+    with ranks.join() as team:
+        writer = TargetWriter(
+            outputs.cache,
+            schema,
+            _columns(train, classes, views, hash_columns(train, inputs.memo)),
+            fingerprint,
+            replace=outputs.replace,
+            reuse=settings.reuse,
+            team=Team(team.rank, team.size, team.barrier),
+        )
+        pictures = Pictures(
+            train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
+        )
+        teach = LiveTeacher(teacher, attention_size, settings.precision, device)
+        try:
+            _fill(writer, pictures, teach, options, device)
+            writer.seal()
+        finally:
+            writer.close()
+    total = schema.blocks * schema.views
     return {
         **checked.facts(outputs.left_out),
         "views": f"{settings.views} of each sample" + settings.plain_view * ", the first plain",
-        "continued": f"{schema.blocks - len(pending)} of {schema.blocks} blocks were there",
+        "continued": f"{writer.there} of {total} (block, view) were there",
         "cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)",
     }
 
 
-def _stored(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float16 [B, 7, C] and attention uint8 [B, 1, h, w], as they are stored."""
-    logits, attention = targets["logits"], targets["attention"]
-    if not torch.isfinite(logits).all() or logits.abs().max() > torch.finfo(torch.float16).max:
-        raise InputError(
-            "the teacher's logits are not finite, or too large for float16: these weights are "
-            "broken. Train it anew: make train-teacher FORCE=1"
-        )
-    return logits.half().cpu().numpy(), (attention * 255).round().byte().cpu().numpy()
+def changed_pictures(options: Options, cache: Path, memo: Path) -> list[str]:
+    """How the training pictures that are here differ from those of a cache, naming samples."""
+    index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+    return picture_differences(ZarrReader(cache), index, memo)
+
+
+def _fill(
+    writer: TargetWriter,
+    pictures: Pictures,
+    teach: LiveTeacher,
+    options: Options,
+    device: torch.device,
+) -> None:
+    """Compute this process's blocks; each is written while the next is computed.
+
+    A batch is some samples of a block under one view: its targets are the same bytes whichever
+    other views, blocks or processes there are. A sample's files are decoded once for all its views.
+    """
+    schema, settings = writer.schema, options.cache
+    batches = [
+        [(row, views) for row in rows]
+        for block in writer.mine
+        for views in [writer.views(block)]
+        for rows in _portions(schema.rows(block), settings.batch)
+    ]
+    # One batch ahead per worker: a batch holds all views of its samples.
+    loader = iterate(load(EveryLook(pictures), batches, options.data.workers, device, ahead=1))
+    total = sum(len(views) for batch in batches for _, views in batch)
+    writing: Future[None] | None = None
+    with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
+        for block in writer.mine:
+            rows, views = schema.rows(block), writer.views(block)
+            shape = (rows.stop - rows.start, len(views))
+            targets = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in schema.fields.items()}
+            kl = np.zeros(len(HEADS))
+            for start in range(0, shape[0], settings.batch):
+                batch = next(loader)
+                count = len(batch["row"])
+                part = slice(start, start + count)
+                targets["pixels"][part] = batch["pixels"].numpy().view(np.uint64)
+                for i in range(len(views)):
+                    looks = {kind: batch[kind][:, i] for kind in ("hr_face", "mask", "look")}
+                    said = teach(looks)
+                    stored = encode(said, settings.logits_dtype)
+                    for name, values in stored.items():
+                        targets[name][part, i] = values
+                    if settings.logits_dtype != "float16":
+                        kl += _lost(said["logits"], stored, options.kd_loss.T)
+                    progress.advance(count)
+            facts: dict[str, Any] = {}
+            if settings.logits_dtype != "float16":
+                facts = {
+                    "T": options.kd_loss.T,
+                    "kl": [float(f"{k:.6g}") for k in kl / np.prod(shape)],
+                }
+            if writing is not None:
+                writing.result()  # a full disk is noticed here
+            writing = background.submit(writer.write, block, targets, facts)
+        if writing is not None:
+            writing.result()
+
+
+def _lost(logits: torch.Tensor, stored: dict[str, np.ndarray], temperature: float) -> np.ndarray:
+    """What storing cost against float16: KL divergence by head, summed over the batch."""
+    kept = decode({name: torch.from_numpy(values) for name, values in stored.items()})["logits"]
+    return divergence(logits.half().cpu(), kept, temperature).numpy()
+
+
+def _portions(rows: slice, size: int) -> Iterator[Sequence[int]]:
+    """A block's rows, `size` at a time."""
+    for start in range(rows.start, rows.stop, size):
+        yield range(start, min(start + size, rows.stop))
+
+
+def _columns(
+    train: pd.DataFrame, classes: list[str], views: np.ndarray, hashes: dict[str, np.ndarray]
+) -> dict[str, Column]:
+    """What is known of each sample before the teacher has spoken."""
+    index = {pid: i for i, pid in enumerate(classes)}
+    return {
+        "sample_id": Column(
+            train["sample_id"].to_numpy(object),
+            ("sample",),
+            description="path of the body picture below its folder",
+        ),
+        "label": Column(
+            train["pid"].map(index).to_numpy(np.int64),
+            ("sample",),
+            description="class index, into the fingerprint's classes",
+        ),
+        "views": Column(
+            views,
+            ("sample", "view", "parameter"),
+            description="fractions of the picture: " + ", ".join(View._fields),
+        ),
+        **{
+            name: Column(
+                values, ("sample", "byte"), description=f"SHA-256 of the {HASHED[name]} file"
+            )
+            for name, values in hashes.items()
+        },
+    }
 
 
 def _classes(train: pd.DataFrame, teacher: Description, path: Path) -> list[str]:
@@ -142,42 +242,6 @@ def _classes(train: pd.DataFrame, teacher: Description, path: Path) -> list[str]
             "this set: make train-teacher FORCE=1"
         )
     return teacher.classes
-
-
-def _fingerprint(
-    options: Options, weights: Path, teacher: Description, classes: list[str], train: pd.DataFrame
-) -> dict[str, Any]:
-    """Everything that the targets depend on, as readable fields."""
-    with ThreadPoolExecutor() as pool:
-        content = {
-            kind: _digest(pool.map(lambda path: sha256(Path(path)), train[kind]))
-            for kind in ("hr_face", "mask")
-        }
-    return {
-        "teacher": {"weights": sha256(weights), "network": teacher.network},
-        "views": options.views.model_dump(mode="json")
-        | {
-            "version": view_module.VERSION,
-            "count": options.cache.views,
-            "plain_view": options.cache.plain_view,
-        },
-        "samples": _digest(train["sample_id"]),
-        "classes": classes,
-        "content": content,
-        "face_size": list(options.data.face_size),
-        "body_size": list(options.data.body_size),
-        "precision": options.cache.precision,
-    }
-
-
-def _digest(parts: Iterator[str] | pd.Series) -> str:
-    """One SHA-256 over an ordered list of strings."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _pairs(schema: Schema, block: int) -> list[tuple[int, int]]:
-    rows = schema.rows(block)
-    return [(row, view) for row in range(rows.start, rows.stop) for view in range(schema.views)]
 
 
 def _megabytes(folder: Path) -> float:

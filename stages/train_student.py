@@ -16,16 +16,16 @@ import pandas as pd
 import torch
 
 from cache.errors import CacheError
-from cache.fingerprint import differences
 from cache.reader import TargetReader, open_reader
 from stages import device as devices
-from stages.data import views as view_module
 from stages.data.check import check_data
-from stages.data.index import class_order
+from stages.data.index import class_order, read_index
+from stages.data.layouts import LAYOUTS
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
 from stages.data.views import DrawnViews, StoredViews
 from stages.engine.loop import fit
+from stages.engine.provenance import option_differences, picture_differences
 from stages.engine.schedule import default_peak
 from stages.engine.teaching import CachedTeacher, LiveTeacher
 from stages.errors import InputError
@@ -154,6 +154,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     last = history.rows[-1]
     return {
         "used": f"{len(train)} samples of {len(classes)} identities, from {lesson.source}",
+        **({"targets": f"from {lesson.teacher.where}"} if lesson.teacher else {}),
         **started,
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
         "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if k not in _NO_LOSS),
@@ -192,10 +193,10 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesso
     """The samples and views of the cache, in its order; its teacher needn't be here any more."""
     assert inputs.cache is not None
     reader = open_reader(inputs.cache)
-    _require_match(reader, options, inputs.cache)
+    _require_match(reader, options, inputs)
     table = _checked(options, inputs, "leave-out")  # the cache settled which samples are used
     table = table.set_index("sample_id", drop=False)
-    sample_ids = reader.per_sample("sample_id").tolist()
+    sample_ids = reader.column("sample_id").tolist()
     missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
     if missing:
         lines = [f"{options.data.root}: {sample_id}" for sample_id in missing[:40]]
@@ -205,14 +206,14 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesso
             + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
         )
     table = table.loc[sample_ids].reset_index(drop=True)
-    labels, classes = reader.per_sample("label"), reader.fingerprint["classes"]
+    labels, classes = reader.column("label"), reader.fingerprint["classes"]
     if [classes[label] for label in labels] != table["pid"].tolist():
         raise CacheError(
             f"{inputs.cache}: its labels aren't the identities that {options.data_train} reads off "
             "the names of these samples. Set data_train as it was when the cache was made"
         )
     recipe = options.train_student
-    stored = reader.per_sample("views")
+    stored = reader.column("views")
     views: Callable[[int, int], np.ndarray] = StoredViews(stored)
     count = recipe.views or stored.shape[1]
     if count > stored.shape[1]:
@@ -222,8 +223,11 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesso
         )
     if recipe.fresh_views:
         views, count = DrawnViews(options.views, sample_ids), recipe.epochs
-    teacher: LiveTeacher | CachedTeacher = CachedTeacher(reader, device, plain=recipe.fresh_views)
-    if recipe.live_teacher:
+    teacher: LiveTeacher | CachedTeacher | None = None
+    if options.uses_targets and not recipe.live_teacher:
+        budget = options.cache.memory * 1e9
+        teacher = CachedTeacher(reader, device, budget=budget, plain=recipe.fresh_views)
+    elif options.uses_targets:
         teacher = LiveTeacher(
             load_teacher(inputs.teacher)[0],
             map_size(options.data.body_size),
@@ -266,22 +270,17 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
     return checked.split("train")
 
 
-def _require_match(reader: TargetReader, options: Options, path: Path) -> None:
-    """The cache must hold what these options describe; its teacher needn't be here any more."""
-    wanted = {
-        "views": options.views.model_dump(mode="json")
-        | {
-            "version": view_module.VERSION,
-            "count": options.cache.views,
-            "plain_view": options.cache.plain_view,
-        },
-        "face_size": options.data.face_size,
-        "body_size": options.data.body_size,
-        "precision": options.cache.precision,
-    }
-    differing = differences(reader.fingerprint, wanted)
+def _require_match(reader: TargetReader, options: Options, inputs: Inputs) -> None:
+    """The cache must hold what these options, and the pictures that are here, would give.
+
+    Its teacher, HR faces and masks needn't be here any more; what is here is compared.
+    """
+    index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+    differing = option_differences(reader, options, inputs.teacher)
+    differing += picture_differences(reader, index, inputs.memo)
     if differing:
         raise CacheError(
-            f"{path}: made otherwise than this recipe says: {'; '.join(differing)}. "
-            "Set the options back, or make it anew: make teacher-cache FORCE=1"
+            f"{reader.path}: made otherwise than this recipe and these pictures say: "
+            f"{'; '.join(differing)}. Set that back, or bring the cache up to date: "
+            "make teacher-cache FORCE=1"
         )

@@ -2,71 +2,247 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+import yaml
+from PIL import Image
 
-from cache.reader import MappedReader, ZarrReader
-from cache.schema import Field, Schema
+from cache.reader import MappedReader
+from cache.schema import Column, Schema
 from cache.writer import TargetWriter
+from stages import teacher_cache
+from stages.data.loader import Pictures, batches_in_order
+from stages.data.views import DrawnViews
+from stages.engine.teaching import LiveTeacher, stored_fields
+from stages.files import write_aside
 from stages.metrics.protocols import PROTOCOLS
 from stages.metrics.ranking import rank
-from stages.progress import table
+from stages.models.lmbn import LMBN, map_size
+from stages.models.teacher import Teacher
+from stages.models.weights import Description, save
+from stages.options import Options
+from stages.progress import say, table
+
+OUT = Path("runs/bench/bench.json")
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The median time of a call."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+@dataclass(frozen=True)
+class Row:
+    """One comparison: `ratio` is the median of ours over that of theirs, both in `unit`.
+
+    runs: how often each side was measured, in turn; spread: (max − min) / median of the ratios of
+    neighbouring measurements.
+    """
+
+    name: str
+    ratio: float
+    ours: float
+    theirs: float
+    unit: str
+    runs: int
+    spread: float
 
 
-def reading(folder: Path) -> list[tuple[str, float, float]]:
-    """32 random (sample, view), both arrays, warm: ours against numpy's memory maps."""
-    samples, views, classes = 2048, 4, 632
-    fields = {
-        "logits": Field((7, classes), "float16", ("head", "class")),
-        "attention": Field((1, 48, 16), "uint8", ("channel", "height", "width")),
-    }
-    schema = Schema(samples, views, 512, fields)
+def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> Row:
+    """Time two ways of doing the same, taking turns, so that a busy machine slows both."""
+    times: list[tuple[float, float]] = []
+    for _ in range(runs):
+        pair = []
+        for work in (ours, theirs):
+            started = time.perf_counter()
+            work()
+            pair.append(time.perf_counter() - started)
+        times.append((pair[0], pair[1]))
+    return row(name, times, "s")
+
+
+def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
+    mine, others = (float(np.median(side)) for side in zip(*pairs, strict=True))
+    ratios = [a / b for a, b in pairs]
+    spread = (max(ratios) - min(ratios)) / float(np.median(ratios))
+    return Row(name, mine / others, mine, others, unit, len(pairs), spread)
+
+
+def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str, np.ndarray]:
+    """A store of random targets of full-size pictures; returns its arrays."""
+    fields = stored_fields(classes, map_size((384, 128)), "float16")
+    schema = Schema(samples, views, 256, fields)
     rng = np.random.default_rng(0)
-    arrays = {
-        "logits": rng.standard_normal((samples, views, 7, classes)).astype(np.float16),
-        "attention": rng.integers(0, 256, (samples, views, 1, 48, 16)).astype(np.uint8),
+    names = np.asarray([f"bounding_box_train/{i:05d}_c1_0000.jpg" for i in range(samples)], object)
+    known = {
+        "sample_id": Column(names, ("sample",)),
+        "label": Column(np.arange(samples), ("sample",)),
+        "views": Column(
+            rng.random((samples, views, 9)).astype(np.float32), ("sample", "view", "parameter")
+        ),
+        **{
+            name: Column(rng.integers(0, 256, (samples, 32)).astype(np.uint8), ("sample", "byte"))
+            for name in ("hr_face_sha256", "mask_sha256")
+        },
     }
-    writer = TargetWriter(folder / "targets.zarr", schema, {"label": np.arange(samples)}, {})
-    for block in writer.pending():
-        writer.write(block, {name: array[schema.rows(block)] for name, array in arrays.items()})
+    writer = TargetWriter(path, schema, known, {})
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in fields}
+    for block in writer.mine:
+        rows = schema.rows(block)
+        shape = (rows.stop - rows.start, views)
+        values = {
+            "logits": rng.standard_normal((*shape, 7, classes), np.float32).astype(np.float16),
+            "attention": rng.integers(0, 256, (*shape, *fields["attention"].shape)).astype("u1"),
+            "pixels": rng.integers(0, 2**63, shape).astype(np.uint64),
+        }
+        writer.write(block, values)
+        for name, array in values.items():
+            arrays[name].append(array)
     writer.seal()
+    return {name: np.concatenate(parts) for name, parts in arrays.items()} | {
+        name: column.values for name, column in known.items()
+    }
+
+
+def cache_read(folder: Path) -> Iterator[Row]:
+    """32 random (sample, view), logits and attention, warm: time / numpy's memory maps."""
+    samples, views = 2048, 4
+    arrays = write_store(folder / "read.zarr", samples, views, 632)
     plain = {}
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+    for name in ("logits", "attention"):
+        np.save(folder / f"{name}.npy", arrays[name])
         plain[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, samples, 32), rng.integers(0, views, 32)) for _ in range(50)]
+    reader = MappedReader(folder / "read.zarr", ["logits", "attention"])
 
-    def everything(read: Callable[[np.ndarray, np.ndarray], object]) -> Callable[[], object]:
-        return lambda: [read(*pair) for pair in pairs]
+    def ours() -> None:
+        for rows, seen in pairs:
+            reader.read(rows.tolist(), seen.tolist())
 
-    numpy_way = everything(lambda s, v: [np.array(array[s, v]) for array in plain.values()])
-    base = seconds(numpy_way, 9)
-    rows = []
-    for name, reader in (("mapped", MappedReader), ("zarr", ZarrReader)):
-        opened = reader(folder / "targets.zarr")
-        work = everything(lambda s, v, opened=opened: opened.read(s.tolist(), v.tolist()))  # type: ignore[misc]
-        work()
-        rows.append((f"{name} reader / numpy memmap", seconds(work, 5) / 50, base / 50))
-    return rows
+    def theirs() -> None:
+        for rows, seen in pairs:
+            for array in plain.values():
+                np.array(array[rows, seen])
+
+    ours(), theirs()
+    yield compare("cache_read", ours, theirs, 15)
 
 
-def ranking() -> list[tuple[str, float, float]]:
-    """3,368 × 15,913 given distances, as Market-1501's: ours against sorting every row."""
+def store_size(folder: Path) -> Iterator[Row]:
+    """Bytes on disk of 20,000 samples, one view and eight, 150 identities / of the raw arrays."""
+    for views in (1, 8):
+        path = folder / f"size{views}.zarr"
+        arrays = write_store(path, 20_000, views, 150)
+        raw = sum(
+            sum(len(name.encode()) for name in array) if array.dtype == object else array.nbytes
+            for array in arrays.values()
+        )
+        stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        yield row(f"store_size_v{views}", [(stored / 1e6, raw / 1e6)], "MB")
+
+
+def prepared(folder: Path, samples: int, face: int, body: tuple[int, int]) -> Path:
+    """A training set of noise in the prepared layout: pictures are links to a few files."""
+    root = folder / f"data{samples}"
+    rng = np.random.default_rng(0)
+    for kind, size in (("imgs", body), ("mask", body), ("lr_face", (face // 4,) * 2),
+                       ("hr_face", (face, face))):  # fmt: skip
+        for split in ("bounding_box_train", "query", "bounding_box_test"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(8):
+            noise = rng.integers(0, 256, (max(size[0] // 8, 1), max(size[1] // 8, 1), 3))
+            picture = Image.fromarray(noise.astype(np.uint8)).resize((size[1], size[0]))
+            picture.save(root / kind / f"{i}.jpg", quality=90)
+        for i in range(samples):
+            name = f"{i // 10:04d}_c{i % 3}_{i:05d}.jpg"
+            (root / kind / "bounding_box_train" / name).hardlink_to(root / kind / f"{i % 8}.jpg")
+        for split in ("query", "bounding_box_test"):
+            (root / kind / split / "0000_c1_0.jpg").hardlink_to(root / kind / "0.jpg")
+    return root
+
+
+def recipe(root: Path, face: int, body: tuple[int, int], **more: Any) -> Options:
+    return Options.model_validate(
+        {
+            "device": "cpu",
+            "data_train": "celeb",
+            "data": {"root": str(root), "face_size": [face, face], "body_size": [*body],
+                     "workers": 1},
+            **more,
+        }
+    )  # fmt: skip
+
+
+def random_teacher(path: Path, classes: int, face: int, **network: Any) -> Teacher:
+    torch.manual_seed(0)
+    net = LMBN(classes, **network)
+    names = [f"{i:04d}" for i in range(classes)]
+    save(path, net, Description("teacher", network, classes, names, (face, face), None))
+    return Teacher(net)
+
+
+def teacher_stage(folder: Path) -> Iterator[Row]:
+    """Stage one, full-size teacher, 32 samples × 4 views: time / bare decoding and forward."""
+    samples, count, face, body = 32, 4, 224, (384, 128)
+    root = prepared(folder, samples, face, body)
+    network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
+    weights = folder / "full.safetensors"
+    teacher = random_teacher(weights, -(-samples // 10), face, **network)
+    options = recipe(root, face, body, cache={"views": count, "batch": 16})
+    table_, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
+    pictures = Pictures(
+        table_, {"hr_face": (face, face), "mask": body},
+        DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
+    )  # fmt: skip
+    teach = LiveTeacher(teacher, map_size(body), "float32", torch.device("cpu"))
+    runs = iter(range(1000))
+
+    def ours() -> None:
+        out = folder / f"stage{next(runs)}"
+        inputs = teacher_cache.Inputs(weights, folder / "memo.json")
+        outputs = teacher_cache.Outputs(out / "targets.zarr", out / "left_out.csv")
+        teacher_cache.run(options, inputs, outputs)
+
+    def theirs() -> None:
+        for part in batches_in_order([(i, 0) for i in range(samples)], 16):
+            looks = [pictures.looks(i, range(count)) for i, _ in part]
+            for view in range(count):
+                teach({k: torch.stack([look[k][view] for look in looks]) for k in looks[0]})
+
+    yield compare("teacher_stage", ours, theirs, 3)
+
+
+def peak_memory(folder: Path) -> Iterator[Row]:
+    """Peak memory of stage one on 5,000 samples / on 500, narrow teacher, 2 views."""
+    peaks = []
+    weights = folder / "narrow.safetensors"
+    random_teacher(weights, 500, 32, width=0.25, block="osnet", feature_dim=16)
+    for samples in (5000, 500):
+        root = prepared(folder, samples, 32, (64, 32))
+        options = recipe(root, 32, (64, 32), cache={"views": 2})
+        config = folder / f"{samples}.yaml"
+        config.write_text(yaml.safe_dump(options.model_dump(mode="json")))
+        where = ["--config", config, "--run", folder / f"run{samples}"]
+        command = ["teacher-cache", *where, "--set", f"pre_train={weights}"]
+        program = Path(sys.executable).with_name("deskpro")
+        process = subprocess.Popen([program, *command], stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, f"stage one failed on {samples} samples"
+        peaks.append(usage.ru_maxrss / 1e3)
+    yield row("peak_memory", [(peaks[0], peaks[1])], "MB")
+
+
+def ranking(folder: Path) -> Iterator[Row]:
+    """3,368 × 15,913 given distances, as Market-1501's: speed-up over sorting every row."""
     rng = np.random.default_rng(0)
     queries, gallery = 3368, 15_913
 
@@ -82,6 +258,9 @@ def ranking() -> list[tuple[str, float, float]]:
     query, others = people(queries, 750), people(gallery, 1500)
     distances = rng.random((queries, gallery), np.float32)
 
+    def counting() -> float:
+        return rank(query, others, lambda rows: distances[rows], PROTOCOLS["market"]).mAP
+
     def sorting() -> float:
         order = np.argsort(distances, axis=1, kind="stable")
         pids, cams = others["pid"].to_numpy(), others["camid"].to_numpy()
@@ -93,22 +272,56 @@ def ranking() -> list[tuple[str, float, float]]:
                 aps.append((np.arange(1, len(found) + 1) / found).mean())
         return float(np.mean(aps))
 
-    counted = rank(query, others, lambda rows: distances[rows], PROTOCOLS["market"])
-    assert abs(counted.mAP - sorting()) < 1e-9
-    ours = seconds(
-        lambda: rank(query, others, lambda rows: distances[rows], PROTOCOLS["market"]), 1
-    )
-    return [("ranking / argsort in numpy", ours, seconds(sorting, 1))]
+    assert abs(counting() - sorting()) < 1e-9
+    timed = compare("ranking", counting, sorting, 1)
+    yield replace(timed, ratio=timed.theirs / timed.ours)
+
+
+def help_start(folder: Path) -> Iterator[Row]:
+    """CPU seconds of `deskpro --help` / of a Python that imports click."""
+    program = Path(sys.executable).with_name("deskpro")
+
+    def seconds(*command: object) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    pairs = [
+        (seconds(program, "--help"), seconds(sys.executable, "-c", "import click"))
+        for _ in range(9)
+    ]
+    yield row("help_start", pairs, "CPU s")
+
+
+ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    part.__name__: part
+    for part in (cache_read, store_size, teacher_stage, peak_memory, ranking, help_start)
+}
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        rows = reading(Path(folder)) + ranking()
+    """Measure the rows named on the command line, or all; the others keep their last figures."""
+    wanted = sys.argv[1:] or list(ROWS)
+    unknown = sorted(set(wanted) - set(ROWS))
+    if unknown:
+        sys.exit(f"bench: no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    rows = {}
+    if OUT.is_file():
+        rows = {each["name"]: Row(**each) for each in json.loads(OUT.read_text())}
+    for name in wanted:
+        say(f"bench: {ROWS[name].__doc__}")
+        with tempfile.TemporaryDirectory() as folder:
+            for measured in ROWS[name](Path(folder)):
+                rows[measured.name] = measured
+        with write_aside(OUT) as aside:
+            aside.write_text(json.dumps([asdict(each) for each in rows.values()], indent=1) + "\n")
     lines = [
-        (name, f"{1e3 * ours:.2f} ms", f"{1e3 * base:.2f} ms", f"{ours / base:.2f}")
-        for name, ours, base in rows
-    ]
-    table("bench", ("what", "ours", "theirs", "ratio"), lines)
+        (r.name, f"{r.ratio:.3f}", f"{r.ours:.4g} {r.unit}", f"{r.theirs:.4g} {r.unit}",
+         str(r.runs), f"{100 * r.spread:.0f} %")
+        for r in rows.values()
+    ]  # fmt: skip
+    table("bench", ("what", "ratio", "ours", "theirs", "runs", "spread"), lines)
 
 
 if __name__ == "__main__":

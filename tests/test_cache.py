@@ -12,57 +12,92 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.errors import CacheError
-from cache.fingerprint import differences
-from cache.reader import MappedReader, TargetReader, ZarrReader, open_reader
-from cache.schema import Field, Schema
-from cache.writer import TargetWriter
+from cache.fingerprint import differences, sample_differences
+from cache.reader import MappedReader, TargetReader, ZarrReader, all_bytes, open_reader, read_all
+from cache.schema import Column, Columns, Field, Schema, seal
+from cache.verify import verify
+from cache.writer import TargetWriter, Team
 
 SCHEMA = Schema(
     samples=11,
     views=3,
     block=4,
     fields={
-        "logits": Field((2, 5), "float16", ("head", "class")),
-        "attention": Field((1, 2, 2), "uint8", ("channel", "height", "width")),
+        "logits": Field((2, 5), "float16", ("head", "class"), "1", "what it says"),
+        "attention": Field((1, 2, 2), "uint8", ("channel", "height", "width"), "1/255", "where"),
+        "pixels": Field((), "uint64", (), "1", "a hash"),
     },
 )
-PER_SAMPLE = {
-    "sample_id": np.asarray([f"train/{i}.jpg" for i in range(11)], object),
-    "label": np.arange(11) % 3,
-    "views": np.random.default_rng(1).random((11, 3, 4)).astype(np.float32),
-}
 FINGERPRINT = {"teacher": {"weights": "abc"}, "classes": ["1", "10"], "size": [64, 32]}
 
 
-def targets(schema: Schema = SCHEMA) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    shape = (schema.samples, schema.views)
+def columns(schema: Schema = SCHEMA) -> Columns:
+    """Of any number of views the first are the same."""
+    count = schema.samples
+    views = np.random.default_rng(1).random((count, 8, 4)).astype(np.float32)[:, : schema.views]
     return {
+        "sample_id": Column(
+            np.asarray([f"train/{i}.jpg" for i in range(count)], object), ("sample",), "1", "path"
+        ),
+        "label": Column(np.arange(count) % 3, ("sample",), "1", "class index"),
+        "views": Column(views, ("sample", "view", "parameter"), "1", "fractions"),
+        "content": Column(np.arange(count * 4, dtype=np.uint8).reshape(count, 4),
+                          ("sample", "byte"), "1", "hash"),
+    }  # fmt: skip
+
+
+def changed(schema: Schema, name: str, row: int) -> Columns:
+    """The columns with one value of one sample changed."""
+    made = columns(schema)
+    values = made[name].values.copy()
+    values[row] = values[row] + 1
+    return made | {name: replace(made[name], values=values)}
+
+
+def targets(schema: Schema = SCHEMA, salt: int = 0) -> dict[str, np.ndarray]:
+    """Of any number of views the first are the same; salt: of another content."""
+    rng = np.random.default_rng(salt)
+    shape = (schema.samples, 8)
+    values = {
         "logits": rng.standard_normal((*shape, 2, 5)).astype(np.float16),
         "attention": rng.integers(0, 256, (*shape, 1, 2, 2)).astype(np.uint8),
+        "pixels": rng.integers(0, 2**63, shape).astype(np.uint64),
     }
+    return {name: array[:, : schema.views] for name, array in values.items()}
 
 
-def writer(path: Path, fingerprint: dict[str, Any] = FINGERPRINT) -> TargetWriter:
-    return TargetWriter(path, SCHEMA, PER_SAMPLE, fingerprint)
+def writer(
+    path: Path,
+    fingerprint: dict[str, Any] = FINGERPRINT,
+    schema: Schema = SCHEMA,
+    known: Columns | None = None,
+    **options: Any,
+) -> TargetWriter:
+    return TargetWriter(path, schema, known or columns(schema), fingerprint, **options)
 
 
-def fill(made: TargetWriter) -> None:
-    values = targets()
-    for block in made.pending():
-        rows = made.schema.rows(block)
-        made.write(block, {name: array[rows] for name, array in values.items()})
+def part(made: TargetWriter, block: int, salt: int = 0) -> dict[str, np.ndarray]:
+    """What a block lacks."""
+    rows, views = made.schema.rows(block), made.views(block)
+    return {name: array[rows][:, views] for name, array in targets(made.schema, salt).items()}
+
+
+def fill(made: TargetWriter, salt: int = 0) -> None:
+    for block in made.mine:
+        made.write(block, part(made, block, salt), {"kl": block})
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +134,9 @@ class TestEveryReader:
         self, kind: type[TargetReader], store: Path
     ) -> None:
         reader = kind(store)  # type: ignore[call-arg]
-        assert reader.per_sample("sample_id").tolist() == PER_SAMPLE["sample_id"].tolist()
-        for name in ("label", "views"):
-            np.testing.assert_array_equal(reader.per_sample(name), PER_SAMPLE[name])
+        assert reader.column("sample_id").tolist() == columns()["sample_id"].values.tolist()
+        for name in ("label", "views", "content"):
+            np.testing.assert_array_equal(reader.column(name), columns()[name].values)
         assert reader.fingerprint == FINGERPRINT
         assert reader.schema == SCHEMA
 
@@ -111,6 +146,39 @@ class TestEveryReader:
     ) -> None:
         with pytest.raises(IndexError):
             kind(store).read([pair[0]], [pair[1]])  # type: ignore[call-arg]
+
+    def test_fills_the_memory_that_it_is_given(self, kind: type[TargetReader], store: Path) -> None:
+        reader = kind(store, ["attention"])  # type: ignore[call-arg]
+        out = {"attention": np.zeros((2, 1, 2, 2), np.uint8)}
+        assert reader.read([10, 3], [0, 2], out) is out
+        np.testing.assert_array_equal(out["attention"], targets()["attention"][[10, 3], [0, 2]])
+        assert list(reader.schema.fields) == ["attention"]
+
+    def test_gives_whole_chunks_and_whole_arrays(
+        self, kind: type[TargetReader], store: Path
+    ) -> None:
+        reader = kind(store)  # type: ignore[call-arg]
+        np.testing.assert_array_equal(reader.chunk("logits", 2, 1), targets()["logits"][8:, 1])
+        assert all_bytes(reader) == sum(array.nbytes for array in targets().values())
+        for name, array in targets().items():
+            out = np.empty_like(array)
+            read_all(reader, name, out)
+            np.testing.assert_array_equal(out, array)
+
+    def test_does_not_take_one_chunk_for_another(
+        self, kind: type[TargetReader], store: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "targets.zarr"
+        shutil.copytree(store, path)
+        shutil.copy(
+            SCHEMA.chunk_file(path, "logits", 0, 0), SCHEMA.chunk_file(path, "logits", 1, 0)
+        )
+        [damage] = verify(path)
+        assert (damage.block, damage.view) == (1, 0)
+        assert "isn't the chunk that the ledger speaks of" in damage.what
+        if kind is MappedReader:  # zarr alone can't know
+            with pytest.raises(CacheError, match="isn't the chunk"):
+                kind(path).read([4], [0])
 
     def test_gives_memory_of_its_own(self, kind: type[TargetReader], store: Path) -> None:
         reader = kind(store)  # type: ignore[call-arg]
@@ -173,7 +241,7 @@ def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(tmp_path: Pa
     with pytest.raises(CacheError, match=f"process {os.getpid()} on .* is building this cache"):
         writer(path)
     first.close()
-    assert writer(path).pending() == [0, 1, 2]
+    assert writer(path).mine == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -185,9 +253,9 @@ def test_a_lost_array_is_damage_and_never_zeros(
     shutil.copytree(store, path)
     (path / gone).unlink()
     with pytest.raises(CacheError, match="the file is gone"):
-        kind(path).per_sample(gone.split("/")[0])  # type: ignore[call-arg]
+        kind(path).column(gone.split("/")[0])  # type: ignore[call-arg]
     shutil.rmtree(path / "logits")
-    with pytest.raises(CacheError, match="damaged or gone"):
+    with pytest.raises(CacheError, match=r"logits.zarr.json: damaged \(the file is gone"):
         kind(path)  # type: ignore[call-arg]
 
 
@@ -198,7 +266,7 @@ def test_a_truncated_or_missing_chunk_is_damaged(store: Path, tmp_path: Path) ->
     cut.write_bytes(cut.read_bytes()[:-1])
     SCHEMA.chunk_file(path, "attention", 1, 0).unlink()
     for sample in (0, 4):
-        with pytest.raises(CacheError, match="damaged chunk"):
+        with pytest.raises(CacheError, match=r"damaged \("):
             open_reader(path).read([sample], [0])
 
 
@@ -218,7 +286,9 @@ def test_a_store_that_cannot_be_mapped_is_read_through_zarr(store: Path, tmp_pat
         group.create_array(
             name, data=array, chunks=(4, 1, *array.shape[2:]), overwrite=True, dimension_names=dims
         )
-    reader = open_reader(path)  # zstd now, as another program might have rewritten it
+    entries = [entry.as_json() for entry in open_reader(store).ledger.values()]
+    seal(path, entries)
+    reader = open_reader(path)  # zstd now, as a later format might have it
     assert isinstance(reader, ZarrReader)
     np.testing.assert_array_equal(reader.read([5], [1])["logits"][0], values["logits"][5, 1])
 
@@ -227,7 +297,7 @@ def test_plain_zarr_opens_the_store_without_a_warning(
     store: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     group = zarr.open_group(store, mode="r")
-    assert {name for name, _ in group.members()} == {*PER_SAMPLE, *SCHEMA.fields}
+    assert {name for name, _ in group.members()} == {*columns(), *SCHEMA.fields}
     for name, array in targets().items():
         np.testing.assert_array_equal(group[name][...], array)  # type: ignore[index]
         metadata = json.loads((store / name / "zarr.json").read_text())
@@ -236,15 +306,31 @@ def test_plain_zarr_opens_the_store_without_a_warning(
     assert not recwarn.list
 
 
+def test_xarray_opens_the_store_and_knows_its_axes_and_units(
+    store: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with xarray.open_zarr(store, consolidated=False) as dataset:
+        assert dataset.sizes["sample"] == 11
+        assert dataset["logits"].dims == ("sample", "view", "head", "class")
+        np.testing.assert_array_equal(dataset["logits"], targets()["logits"])
+        np.testing.assert_array_equal(dataset["attention"], targets()["attention"])
+        assert dataset["attention"].attrs["units"] == "1/255"
+        for name in dataset.variables:
+            assert dataset[name].attrs["description"], name
+        assert dataset["sample_id"].values.tolist() == columns()["sample_id"].values.tolist()
+        assert dataset.attrs["description"]
+    assert not recwarn.list
+
+
 def test_the_store_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
     made = writer(path)
-    values = {name: array[:4] for name, array in targets().items()}
-    made.write(0, values)
+    made.write(0, part(made, 0))
     with pytest.raises(CacheError, match=r"blocks \[1, 2\] aren't written"):
         made.seal()
     assert not path.exists()
-    fill(made)
+    for block in (1, 2):
+        made.write(block, part(made, block))
     made.seal()
     assert {file.name for file in tmp_path.iterdir()} == {"targets.zarr", ".targets.zarr.lock"}
 
@@ -262,26 +348,123 @@ def test_a_block_that_does_not_fit_is_refused_whole(
 ) -> None:
     made = writer(tmp_path / "targets.zarr")
     with pytest.raises(CacheError, match=named):
-        made.write(0, change({name: array[:4] for name, array in targets().items()}))
-    assert made.pending() == [0, 1, 2]
+        made.write(0, change(part(made, 0)))
+    made.close()
+    assert writer(tmp_path / "targets.zarr").mine == [0, 1, 2]
 
 
-def test_an_unfinished_store_is_continued_only_for_the_same_fingerprint(tmp_path: Path) -> None:
+def begun(path: Path) -> None:
+    """An unfinished store of which one block is written."""
+    made = writer(path)
+    made.write(0, part(made, 0))
+    made.close()
+
+
+def test_an_unfinished_store_is_continued_and_another_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
-    writer(path).write(0, {name: array[:4] for name, array in targets().items()})
-    assert writer(path).pending() == [1, 2]
-    assert writer(path, FINGERPRINT | {"size": [64, 64]}).pending() == [0, 1, 2]
+    begun(path)
+    other = FINGERPRINT | {"size": [64, 64]}
+    with pytest.raises(CacheError, match=r"size was \[64, 32\], is \[64, 64\]"):
+        writer(path, other)
+    with pytest.raises(CacheError, match=r"content of train/2.jpg changed"):
+        writer(path, known=changed(SCHEMA, "content", 2))
+    with pytest.raises(CacheError, match="views were 3, are 2"):
+        writer(path, schema=replace(SCHEMA, views=2))
+    going_on = writer(path)
+    assert going_on.mine == [1, 2]
+    going_on.close()
+    assert writer(path, other, replace=True).mine == [0, 1, 2]
+
+
+def test_an_unfinished_store_goes_on_with_what_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    begun(path)
+    made = writer(path, schema=replace(SCHEMA, views=5), known=None)
+    assert made.views(0) == [3, 4]
+    assert made.views(1) == [0, 1, 2, 3, 4]
+    made.close()
+    again = writer(path, known=changed(replace(SCHEMA, views=5), "content", 9),
+                   schema=replace(SCHEMA, views=5))  # fmt: skip
+    assert again.views(0) == [3, 4]  # block 2, which changed, was never written
+
+
+def inodes(path: Path, schema: Schema) -> dict[tuple[str, int, int], int]:
+    return {
+        (name, *place): schema.chunk_file(path, name, *place).stat().st_ino
+        for name in schema.fields
+        for place in schema.places()
+    }
+
+
+def test_more_views_leave_the_old_ones_untouched(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    before = inodes(path, SCHEMA)
+    wider = replace(SCHEMA, views=5)
+    made = writer(path, schema=wider)
+    assert [made.views(block) for block in made.mine] == [[3, 4]] * 3
+    assert path.exists()  # readers of the old store go on until the new one is whole
+    fill(made)
+    made.seal()
+    after = inodes(path, wider)
+    assert {key: after[key] for key in before} == before
+    fresh = writer(tmp_path / "fresh.zarr", schema=wider)
+    fill(fresh)
+    fresh.seal()
+    assert content(path) == content(tmp_path / "fresh.zarr")
+    assert {file.name for file in tmp_path.iterdir() if file.is_dir()} == {
+        "targets.zarr", "fresh.zarr"}  # fmt: skip
+
+
+def test_only_the_blocks_of_changed_samples_are_made_anew(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    before = inodes(path, SCHEMA)
+    made = writer(path, known=changed(SCHEMA, "content", 5))
+    assert made.mine == [1]
+    fill(made, salt=1)
+    made.seal()
+    after = inodes(path, SCHEMA)
+    assert {key[1] for key in before if before[key] != after[key]} == {1}
+    assert not verify(path)
+    rows = open_reader(path).read([3, 5, 9], [1, 1, 1])["logits"]
+    np.testing.assert_array_equal(rows[[0, 2]], targets()["logits"][[3, 9], 1])
+    np.testing.assert_array_equal(rows[1], targets(salt=1)["logits"][5, 1])
+
+
+def test_nothing_is_taken_over_where_it_may_not_be(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    for options in (
+        {"fingerprint": FINGERPRINT | {"size": [1, 1]}},
+        {"reuse": False},
+        {"schema": replace(SCHEMA, block=5)},
+    ):
+        made = writer(path, replace=True, **options)
+        assert made.there == 0
+        made.close()
+
+
+def test_a_damaged_block_is_made_anew_and_the_rest_kept(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    flip(SCHEMA.chunk_file(path, "attention", 2, 1), 3)
+    made = writer(path)
+    assert made.mine == [2]
+    assert made.views(2) == [1]
+    fill(made)
+    made.seal()
+    assert content(path) == content(store)
 
 
 def test_a_torn_ledger_line_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
-    made = writer(path)
-    made.write(0, {name: array[:4] for name, array in targets().items()})
-    with (made.root / "ledger.jsonl").open("a") as ledger:
-        ledger.write('{"block": 1')
-    made.close()
+    begun(path)
+    [ledger] = path.with_name("targets.zarr.partial").glob("ledger*")
+    with ledger.open("a") as file:
+        file.write('{"block": 1')
     again = writer(path)
-    assert again.pending() == [1, 2]
+    assert again.mine == [1, 2]
     fill(again)
     again.seal()
     np.testing.assert_array_equal(
@@ -289,41 +472,170 @@ def test_a_torn_ledger_line_does_not_count(tmp_path: Path) -> None:
     )
 
 
+def test_what_the_ledger_does_not_list_is_swept_and_what_is_lost_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "targets.zarr"
+    begun(path)
+    root = path.with_name("targets.zarr.partial")
+    half = SCHEMA.chunk_file(root, "logits", 1, 0)
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_bytes(b"half")
+    SCHEMA.chunk_file(root, "logits", 0, 2).unlink()  # as a power cut may do
+    made = writer(path)
+    assert not half.exists()
+    assert made.views(0) == [2]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_processes_makes_the_same_bytes(
+    size: int, store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "targets.zarr"
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(size)
+    team = [
+        context.Process(target=_member, args=(path, rank, size, barrier)) for rank in range(size)
+    ]
+    for member in team:
+        member.start()
+    for member in team:
+        member.join(60)
+    assert [member.exitcode for member in team] == [0] * size
+    assert content(path) == content(store)
+
+
+def _member(path: Path, rank: int, size: int, barrier: Any) -> None:
+    made = writer(path, team=Team(rank, size, barrier.wait))
+    assert made.mine == list(range(rank, 3, size))
+    fill(made)
+    made.seal()
+
+
 CHILD = textwrap.dedent("""
     import sys, time
+    from dataclasses import replace
     from pathlib import Path
-    from tests.test_cache import targets, writer
-    made = writer(Path(sys.argv[1]))
+    from tests.test_cache import SCHEMA, part, writer
+    path, views = Path(sys.argv[1]), int(sys.argv[2])
     print("ready", flush=True)
-    values = targets()
-    for block in made.pending():
-        made.write(block, {n: a[made.schema.rows(block)] for n, a in values.items()})
-        time.sleep(0.02)
+    sys.stdin.readline()
+    made = writer(path, schema=replace(SCHEMA, views=views))
+    for block in made.mine:
+        made.write(block, part(made, block), {"kl": block})
     made.seal()
-    print("sealed", flush=True)
 """)
 
 
-def test_killed_again_and_again_it_ends_byte_for_byte_the_same(store: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_byte_for_byte_the_same(store: Path, tmp_path: Path) -> None:
+    """A build, then one that adds views to it, both killed over and over at random moments."""
+    wide = writer(tmp_path / "wide.zarr", schema=replace(SCHEMA, views=5))
+    fill(wide)
+    wide.seal()
+    wanted = {3: content(store), 5: content(tmp_path / "wide.zarr")}
+    path, random = tmp_path / "targets.zarr", np.random.default_rng(0)
+    killed = finished = 0
+    while killed < 40:
+        views = 5 if path.exists() and content(path) == wanted[3] else 3
+        if views == 3:
+            shutil.rmtree(path, ignore_errors=True)
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path), str(views)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as child:  # fmt: skip
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(random.uniform(0, 0.25))
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        if child.returncode == 0:
+            assert content(path) == wanted[views]
+            finished += 1
+        else:
+            assert child.returncode == -signal.SIGKILL
+            killed += 1
+            if path.exists():  # what stands under the name is whole at any moment
+                assert not verify(path)
+    for views in (3, 5):
+        run = [sys.executable, "-c", CHILD, str(path), str(views)]
+        if views == 5 or not (path.exists() and content(path) == wanted[3]):
+            shutil.rmtree(path, ignore_errors=True) if views == 3 else None
+            subprocess.run(run, check=True, input="go\n", text=True, stdout=subprocess.DEVNULL)
+        assert content(path) == wanted[views]
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flip one bit of a file, in place."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def read_everything(path: Path) -> None:
+    reader = open_reader(path)
+    for name in reader.columns:
+        reader.column(name)
+    for name in reader.schema.fields:
+        for place in reader.schema.places():
+            reader.chunk(name, *place)
+
+
+def test_each_of_200_flipped_bits_is_found(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
-    killed = 0
-    for attempt in range(30):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(0.015 * (attempt % 4))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        killed += child.returncode == -signal.SIGKILL
-        if path.exists():
-            break
-    else:
-        subprocess.run([sys.executable, "-c", CHILD, str(path)], check=True)
-    assert killed
-    assert content(path) == content(store)
+    shutil.copytree(store, path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    random = np.random.default_rng(0)
+    assert not verify(path)
+    for _ in range(200):
+        file = files[random.integers(len(files))]
+        bit = int(random.integers(8 * file.stat().st_size))
+        flip(file, bit)
+        assert file in {damage.file for damage in verify(path)}, (file, bit)
+        with pytest.raises(CacheError):  # whoever reads everything meets it, too
+            read_everything(path)
+        flip(file, bit)
+    assert not verify(path)
+
+
+def test_a_missing_and_a_strange_file_are_found(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    SCHEMA.chunk_file(path, "logits", 2, 0).unlink()
+    (path / "label" / "zarr.json").unlink()
+    (path / "logits" / "notes.txt").write_text("mine")
+    found = {str(d.file.relative_to(path)): (d.what, d.block) for d in verify(path)}
+    assert found == {
+        "logits/c/2/0/0/0": ("the file is gone", 2),
+        "label/zarr.json": ("the file is gone", None),
+        "logits/notes.txt": ("not a file of this store", None),
+    }
+    made = writer(tmp_path / "other.zarr")
+    with pytest.raises(CacheError, match="not finished"):
+        verify(made.root)
+
+
+def test_more_chunks_than_files_may_be_open_are_read(tmp_path: Path) -> None:
+    schema = replace(SCHEMA, samples=300, block=1, views=1)
+    path = tmp_path / "targets.zarr"
+    made = writer(path, schema=schema)
+    fill(made)
+    made.seal()
+    code = textwrap.dedent(f"""
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        from pathlib import Path
+        from cache.reader import MappedReader
+        reader = MappedReader(Path({str(path)!r}))
+        for _ in range(2):
+            reader.read(range(300), [0] * 300)
+        print("read")
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "read\n", done.stderr
 
 
 def test_differences_are_named_field_by_field() -> None:
@@ -333,3 +645,17 @@ def test_differences_are_named_field_by_field() -> None:
         "precision is float32, the cache doesn't say",
     ]
     assert not differences(FINGERPRINT, FINGERPRINT)
+
+
+def test_samples_that_differ_are_named() -> None:
+    def known(names: str, content: list[int]) -> dict[str, np.ndarray]:
+        return {"sample_id": np.asarray(list(names), object), "sha": np.asarray(content)}
+
+    sealed = known("abcdefgh", [1, 2, 3, 4, 5, 6, 7, 8])
+    assert not sample_differences(sealed, sealed)
+    assert sample_differences(sealed, known("abcdefgx", [1, 9, 3, 4, 5, 6, 7, 8])) == [
+        "h gone", "x new", "sha of b changed"]  # fmt: skip
+    assert sample_differences(sealed, known("bacdefgh", [2, 1, 3, 4, 5, 6, 7, 8])) == [
+        "the order of the samples is another"]  # fmt: skip
+    assert sample_differences(sealed, known("abcdefgh", [0] * 8)) == [
+        "sha of a, b, c, d, e and 3 more changed"]  # fmt: skip

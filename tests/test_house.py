@@ -17,7 +17,7 @@ BLOCKS = {"data", "models", "losses", "metrics"}
 """Rooms under stages/ that don't know each other."""
 ENGINE = "engine"
 """The room of what stages share; it stands on the blocks, below the stages."""
-LEAVES = {"errors", "files", "options", "progress", "device"}
+LEAVES = {"errors", "files", "options", "progress", "device", "ranks"}
 """Modules under stages/ that any room may import."""
 
 MODULES = sorted(

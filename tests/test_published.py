@@ -369,10 +369,10 @@ def test_teacher_cache_holds_the_published_logits_and_attention(
     published_run: tuple[Path, list[str]], expected: Any
 ) -> None:
     reader = open_reader(published_run[0] / "targets.zarr")
-    names = [Path(sample).name for sample in reader.per_sample("sample_id")]
+    names = [Path(sample).name for sample in reader.column("sample_id")]
     assert names == expected["train_names"].tolist()
     assert reader.fingerprint["classes"] == PIDS
-    pids = [PIDS[label] for label in reader.per_sample("label")]
+    pids = [PIDS[label] for label in reader.column("label")]
     assert pids == [name.split("_")[0] for name in names]
     cached = reader.read(range(24), [0] * 24)
     assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3

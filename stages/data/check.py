@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.data.index import KINDS, SPLITS, Problem, read_index
 from stages.data.layouts import LAYOUTS
+from stages.data.memo import Memo
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.progress import bar
@@ -111,7 +111,7 @@ def check_data(
         for path in table.loc[table["split"] == split, kind]
         if path is not None
     ]
-    sizes = _decode(paths, memo)
+    sizes = _decode(paths, Memo(memo))
     problems += [Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)]
     if training and "mask" in needs:
         for body, mask in table.loc[table["split"] == "train", ["imgs", "mask"]].itertuples(
@@ -157,26 +157,18 @@ def _complete(
     return table.drop(train.index[unusable]), left_out, problems
 
 
-def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | str]:
+def _decode(paths: list[str], memo: Memo) -> dict[str, tuple[int, int] | str]:
     """Path → (width, height), or what is wrong with the picture."""
-    known: dict[str, list[int]] = {}
-    if memo is not None and memo.is_file():
-        try:
-            remembered = json.loads(memo.read_text())
-        except ValueError:
-            remembered = None
-        if isinstance(remembered, dict):  # a memo is only a shortcut
-            known = remembered
+
+    def decoded(path: str) -> tuple[int, int]:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.size
 
     def measure(path: str) -> tuple[int, int] | str:
         try:
-            status = Path(path).stat()
-            entry = known.get(path)
-            if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
-                return entry[2], entry[3]
-            with Image.open(path) as picture:
-                picture.load()
-                return picture.size
+            width, height = memo.recall(path, "size", lambda: decoded(path))
+            return width, height
         except UnidentifiedImageError:
             return "unreadable picture: not a picture file"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -188,11 +180,5 @@ def _decode(paths: list[str], memo: Path | None) -> dict[str, tuple[int, int] | 
         for path, size in zip(paths, pool.map(measure, paths), strict=True):
             sizes[path] = size
             bar_.advance()
-    if memo is not None:
-        for path, size in sizes.items():
-            if not isinstance(size, str):
-                status = Path(path).stat()
-                known[path] = [status.st_size, status.st_mtime_ns, *size]
-        with write_aside(memo) as aside:
-            aside.write_text(json.dumps(known))
+    memo.save()
     return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,33 +44,77 @@ class Pictures(Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         row, view = item
-        numbers = self.views(row, view)
-        sample: dict[str, Any] = {"row": row, "view": view, "look": torch.from_numpy(numbers)}
+        sample = self.looks(row, (view,))
+        return {name: value[0] for name, value in sample.items()} | {"row": row, "view": view}
+
+    def looks(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A sample under several views, each file decoded once.
+
+        For each kind uint8 [V, 3, H, W]; `look` float32 [V, len(View)].
+        """
+        numbers = [self.views(row, view) for view in views]
+        sample = {"look": torch.from_numpy(np.stack(numbers))}
         for kind, size in self.sizes.items():
             path = self.paths[kind][row]
             if path is None:
-                sample[kind] = torch.zeros(3, *size, dtype=torch.uint8)
+                sample[kind] = torch.zeros(len(numbers), 3, *size, dtype=torch.uint8)
                 continue
             try:
                 with Image.open(path) as picture:
-                    sample[kind] = torch.from_numpy(look(picture, View(*numbers.tolist()), size))
+                    pixels = [look(picture, View(*each.tolist()), size) for each in numbers]
             except OSError as error:
                 raise InputError(f"{path}: unreadable picture: {error}") from None
+            sample[kind] = torch.from_numpy(np.stack(pixels))
         return sample
 
 
+class EveryLook(Dataset[dict[str, Any]]):
+    """Samples under several views at once, for a teacher.
+
+    Item (row, views) is what `Pictures.looks` gives, with `row`, and `pixels` int64 [V]: the bits
+    of `pixel_hash`, as torch has few operations on uint64.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Any]:
+        row, views = item
+        sample = self.pictures.looks(row, views)
+        kinds = [sample[kind].numpy() for kind in self.pictures.sizes]
+        hashes = [pixel_hash(*(kind[i] for kind in kinds)) for i in range(len(views))]
+        pixels = np.asarray(hashes, np.uint64).view(np.int64)
+        return sample | {"row": row, "pixels": torch.from_numpy(pixels)}
+
+
+def pixel_hash(*pictures: np.ndarray) -> int:
+    """64 bits of BLAKE2b over the pixels of pictures, one after the other."""
+    digest = hashlib.blake2b(digest_size=8)
+    for picture in pictures:
+        digest.update(np.ascontiguousarray(picture).data)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def load(
-    pictures: Pictures,
-    batches: Iterable[list[tuple[int, int]]],
+    pictures: Pictures | EveryLook,
+    batches: Iterable[list[Any]],
     workers: int,
     device: torch.device,
+    ahead: int = 2,
 ) -> DataLoader[dict[str, Any]]:
-    """A loader of the given batches of (row, view); values don't depend on `workers`."""
+    """A loader of the given batches of items; values don't depend on `workers`.
+
+    ahead: batches that each worker prepares beyond the one in use.
+    """
     return DataLoader(
         pictures,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
+        prefetch_factor=ahead if workers else None,
         pin_memory=device.type == "cuda",
     )
 
