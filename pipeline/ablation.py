@@ -137,7 +137,14 @@ def _place(
     changed = config.override(changed, {"train_student.seed": seed})
     if changed == options:
         return options, folder
-    return changed, RunFolder(folder.path / "ablation" / f"{variant}-{seed}", shared.path)
+    name = "both" if shared == folder and _same(changed, options) else variant
+    return changed, RunFolder(folder.path / "ablation" / f"{name}-{seed}", shared.path)
+
+
+def _same(changed: Options, options: Options) -> bool:
+    """Whether only the seed differs: studies share the students that have the recipe as it is."""
+    seed = {"train_student.seed": options.train_student.seed}
+    return config.override(changed, seed) == options
 
 
 def _train_and_evaluate(student: _Student, force: bool) -> None:

@@ -249,7 +249,7 @@ def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -
 def main() -> None:
     """Run the command line; what the user can mend becomes one message and exit code 2."""
     from cache.errors import CacheError
-    from stages.errors import InputError
+    from stages.errors import InputError, Stopped
 
     try:
         sys.exit(deskpro(standalone_mode=False))
@@ -258,6 +258,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
         _fail(str(error))
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
     except OSError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import config, staleness
 from pipeline.run_folder import RunFolder
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 Facts = Mapping[str, object]
 
 
+class Request(NamedTuple):
+    """How a stage is asked to run: may what is there be replaced; by name, everything that its
+    output depends on."""
+
+    replace: bool
+    made_from: Mapping[str, object]
+
+
 @dataclass(frozen=True)
 class Stage:
     """A command, the file it makes, the stage before it, and what its output depends on."""
@@ -39,8 +47,7 @@ class Stage:
     pictures: tuple[tuple[str, str], ...]
     """(kind, split) folders that it reads."""
     options: tuple[str, ...]
-    run: Callable[[Options, RunFolder, bool], Facts]
-    """Options, folder, and whether what is there may be replaced."""
+    run: Callable[[Options, RunFolder, Request], Facts]
     changed: Callable[[Options, RunFolder], list[str]] | None = None
     """Says exactly which pictures are others than the output was made from, where a stage can."""
     grows: str | None = None
@@ -68,23 +75,30 @@ def targets(options: Options, folder: RunFolder) -> Path | None:
 # The stage modules import torch; they are imported when they run, not when this is.
 
 
-def _train_teacher(options: Options, folder: RunFolder, replace: bool) -> Facts:
+def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts:
     from stages import train_teacher as stage
 
     return stage.run(
         options,
-        stage.Inputs(folder.memo),
-        stage.Outputs(folder.teacher, folder.history("teacher"), folder.left_out),
+        stage.Inputs(folder.memo, asked.made_from),
+        stage.Outputs(
+            folder.teacher,
+            folder.history("teacher"),
+            folder.left_out,
+            folder.checkpoints("teacher"),
+            folder.tensorboard("teacher"),
+            asked.replace,
+        ),
     )
 
 
-def _teacher_cache(options: Options, folder: RunFolder, replace: bool) -> Facts:
+def _teacher_cache(options: Options, folder: RunFolder, asked: Request) -> Facts:
     from stages import teacher_cache as stage
 
     return stage.run(
         options,
         stage.Inputs(teacher_weights(options, folder), folder.memo),
-        stage.Outputs(folder.targets, folder.left_out, replace),
+        stage.Outputs(folder.targets, folder.left_out, asked.replace),
     )
 
 
@@ -94,17 +108,28 @@ def _changed_pictures(options: Options, folder: RunFolder) -> list[str]:
     return stage.changed_pictures(options, folder.targets, folder.memo)
 
 
-def _train_student(options: Options, folder: RunFolder, replace: bool) -> Facts:
+def _train_student(options: Options, folder: RunFolder, asked: Request) -> Facts:
     from stages import train_student as stage
 
     return stage.run(
         options,
-        stage.Inputs(targets(options, folder), teacher_weights(options, folder), folder.memo),
-        stage.Outputs(folder.student, folder.history("student")),
+        stage.Inputs(
+            targets(options, folder),
+            teacher_weights(options, folder),
+            folder.memo,
+            asked.made_from,
+        ),
+        stage.Outputs(
+            folder.student,
+            folder.history("student"),
+            folder.checkpoints("student"),
+            folder.tensorboard("student"),
+            asked.replace,
+        ),
     )
 
 
-def _evaluate(options: Options, folder: RunFolder, replace: bool) -> Facts:
+def _evaluate(options: Options, folder: RunFolder, asked: Request) -> Facts:
     return evaluate(options, folder.student, folder)
 
 
@@ -205,6 +230,7 @@ STAGES: dict[str, Stage] = {
                 "mse",
             ),
             run=_train_student,
+            parallel=True,
         ),
         Stage(
             "eval",
@@ -373,7 +399,8 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
     folder.path.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(stage, options, folder)
     started = time.monotonic()
-    facts = stage.run(options, folder, replace)
+    made_from = {**staleness.relevant(options, stage.options), **inputs}
+    facts = stage.run(options, folder, Request(replace, made_from))
     if ranks.rank() > 0:
         return
     seconds = time.monotonic() - started

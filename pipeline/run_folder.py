@@ -60,6 +60,13 @@ class RunFolder:
         folder = self._upstream if who == "teacher" else self.path
         return folder / f"{who}_history.csv"
 
+    def checkpoints(self, who: str) -> Path:
+        """Of a training under way; gone when it is done."""
+        return (self._upstream if who == "teacher" else self.path) / "checkpoints" / who
+
+    def tensorboard(self, who: str) -> Path:
+        return (self._upstream if who == "teacher" else self.path) / "tensorboard" / who
+
     def manifest(self, stage: str) -> Path:
         """The record of how a stage made its output; written last."""
         upstream = stage in ("train-teacher", "teacher-cache")

@@ -120,6 +120,10 @@ class Training(Section):
     """Autocast type of the forward pass; weights and losses stay float32."""
     channels_last: bool = False
     """Keep activations channels-last in memory: faster on GPU and CPU, other rounding."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to 10 bits: faster."""
+    compile: bool = False
+    """Compile the network (torch.compile): slow to start, faster steps on a GPU, other rounding."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Training:
@@ -151,6 +155,10 @@ class StudentTraining(Training):
     don't match what is seen: the classic mistake of offline distillation."""
     live_teacher: bool = False
     """Ask the teacher itself about each view, as without a cache: needs HR faces and masks."""
+    sync_batch_norm: bool = False
+    """Of several processes: batch statistics of the whole batch instead of each process's part."""
+    gather_triplets: bool = False
+    """Of several processes: hardest pairs of the whole batch instead of each process's part."""
 
 
 class KDLoss(Section):
@@ -174,7 +182,7 @@ class MSE(Section):
 class Cache(Section):
     """How much of the teacher is cached, and how it is run for that."""
 
-    views: Positive = 8
+    views: Positive = 16
     """Views per sample."""
     plain_view: bool = True
     """View 0 is the plain picture."""
@@ -190,6 +198,25 @@ class Cache(Section):
     """Take over blocks of an earlier cache that would come out the same."""
     memory: Weight = 2.0
     """GB that a student may use to hold all targets, on the GPU or in RAM; mapped files beyond."""
+
+
+class Checkpointing(Section):
+    """What is kept of a training under way. No result depends on it."""
+
+    every: Positive = 1000
+    """Steps between two checkpoints; every epoch ends with one in any case."""
+    keep: Positive = 2
+    """The last so many are kept until training is done."""
+
+
+class TensorBoard(Section):
+    """What is shown of a training under way. No result depends on it."""
+
+    enable: bool = True
+    every: Positive = 20
+    """Steps between two points of a curve."""
+    overlays: Positive = 5
+    """Epochs between two pictures of the attention, the student's beside its target."""
 
 
 class Evaluation(Section):
@@ -231,6 +258,8 @@ class Options(Section):
     mse: MSE = MSE()
     views: Views = Views()
     cache: Cache = Cache()
+    checkpoints: Checkpointing = Checkpointing()
+    tensorboard: TensorBoard = TensorBoard()
     eval: Evaluation = Evaluation()
 
     @field_validator("data_train", "data_test")

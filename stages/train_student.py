@@ -18,18 +18,23 @@ import torch
 from cache.errors import CacheError
 from cache.reader import TargetReader, open_reader
 from stages import device as devices
+from stages import ranks
 from stages.data.check import check_data
 from stages.data.index import class_order, read_index
 from stages.data.layouts import LAYOUTS
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
 from stages.data.views import DrawnViews, StoredViews
-from stages.engine.loop import fit
+from stages.engine.agreement import agreement
+from stages.engine.checkpoints import Checkpoints
+from stages.engine.distributed import distribute, gather
+from stages.engine.loop import Terms, fit, repeated
+from stages.engine.monitor import watching
+from stages.engine.overlay import side_by_side
 from stages.engine.provenance import option_differences, picture_differences
 from stages.engine.schedule import default_peak
 from stages.engine.teaching import CachedTeacher, LiveTeacher
 from stages.errors import InputError
-from stages.files import write_aside
 from stages.losses import attention, cross_entropy, distillation, triplet
 from stages.models.lmbn import map_size
 from stages.models.student import STREAMS, Student
@@ -45,24 +50,40 @@ PICTURES = {"face": "lr_face", "body": "imgs"}
 @dataclass(frozen=True)
 class Inputs:
     """cache: the teacher's targets, or None for a student that uses none; teacher: its weights, for
-    a student that asks it live; memo: file that remembers which pictures were checked."""
+    a student that asks it live; memo: file that remembers which pictures were checked; made_from:
+    by name, everything that the student depends on, for checkpoints."""
 
     cache: Path | None
     teacher: Path
     memo: Path
+    made_from: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """student: weights; history: CSV, a row per epoch."""
+    """student: weights; history: CSV, a row per epoch; checkpoints, tensorboard: folders; replace:
+    checkpoints of another recipe may be removed."""
 
     student: Path
     history: Path
+    checkpoints: Path
+    tensorboard: Path
+    replace: bool = False
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Train on the samples of the cache; returns the facts for the summary."""
+    """Train on the samples of the cache; returns the facts for the summary.
+
+    Started by torchrun, each process trains on its share of every batch's identities.
+    """
     device = devices.pick(options.device)
+    with ranks.join(device.type) as team:
+        return _train(options, inputs, outputs, device, team)
+
+
+def _train(
+    options: Options, inputs: Inputs, outputs: Outputs, device: torch.device, team: ranks.Ranks
+) -> dict[str, object]:
     recipe, data = options.train_student, options.data
     streams = STREAMS[options.forward_mode]
 
@@ -70,19 +91,15 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         _from_cache(options, inputs, device) if inputs.cache else _without_targets(options, inputs)
     )
     train, labels, classes = lesson.table, lesson.labels, lesson.classes
+    sampler = _sampler(options, lesson, team)
     heard = lesson.teacher.kinds if lesson.teacher else ()
-
-    sampler = PKSampler(labels, options.batchid, options.batchimage, lesson.count, recipe.seed)
-    if not len(sampler):
-        raise InputError(
-            f"{len(np.unique(labels))} training identities make no batch of batchid "
-            f"{options.batchid}: --set batchid={len(np.unique(labels))} or less"
-        )
-    kinds = (*(PICTURES[stream] for stream in streams), *heard)
+    seen_kinds = [PICTURES[stream] for stream in streams]
+    kinds = (*seen_kinds, *heard)
     pictures = Pictures(
         train,
         {kind: data.face_size if kind.endswith("face") else data.body_size for kind in kinds},
         lesson.views,
+        quick=seen_kinds,
     )
     loader = load(pictures, sampler, data.workers, device)
 
@@ -92,22 +109,26 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     start = options.student.pre_train
     started = warm_start(student, start).facts(start) if start is not None else {}
     student.to(device)
+    forward = distribute(student, recipe, device, team)
+    row_labels = torch.from_numpy(labels).to(device)
+    seen: dict[str, torch.Tensor] = {}  # of the last batch, for pictures of the attention
 
-    def batches(epoch: int) -> Iterable[Mapping[str, Any]]:
-        sampler.set_epoch(epoch)
+    def batches(epoch: int, start: int) -> Iterable[Mapping[str, Any]]:
+        sampler.set_epoch(epoch, start)
         return iterate(loader)
 
-    def terms(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        faces = photographs(batch, "lr_face", device) if "face" in streams else None
-        bodies = photographs(batch, "imgs", device) if "body" in streams else None
-        output = student(faces, bodies)
-        rows = batch["row"].numpy()
+    def terms(batch: Mapping[str, Any]) -> Terms:
+        shown = {
+            stream: photographs(batch, PICTURES[stream], device, channels_last=recipe.channels_last)
+            for stream in streams
+        }
+        output = forward(shown.get("face"), shown.get("body"))
         said = lesson.teacher(batch) if lesson.teacher else {}
-        label = torch.from_numpy(labels[rows]).to(device)
+        label = row_labels[batch["row"].to(device, non_blocking=True)]
 
         loss, kd, mse = options.loss, options.kd_loss, options.mse
         alpha = kd.alpha if kd.enable else 0.0
-        losses = {}
+        losses, watched = {}, {}
         for stream in streams:
             # Distillation takes its share of the face heads' classification (network.md).
             share = 1 - alpha if stream == "face" else 1.0
@@ -116,20 +137,39 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
                 label,
                 label_smoothing=loss.label_smoothing,
             )
+            embeddings, known = output.embeddings[:, student.triplet[stream]], label
+            if recipe.gather_triplets:
+                embeddings, known = gather(embeddings, label, team)
             losses[f"triplet_{stream}"] = loss.triplet * triplet(
-                output.embeddings[:, student.triplet[stream]], label, margin=loss.margin
+                embeddings, known, margin=loss.margin
             )
         if "face" in streams and alpha:
-            losses["kd"] = alpha * distillation(
-                output.logits[:, student.heads["face"]], said["logits"], temperature=kd.T
-            )
+            logits = output.logits[:, student.heads["face"]]
+            losses["kd"] = alpha * distillation(logits, said["logits"], temperature=kd.T)
+            watched = agreement(logits, said["logits"], kd.T)
         if "body" in streams and mse.mse_weight:
             assert output.attention is not None
             losses["attention"] = mse.mse_weight * attention(output.attention, said["attention"])
-        return losses
+            seen["imgs"] = batch["imgs"]
+            seen["attention"], seen["target"] = output.attention.detach(), said["attention"]
+        return Terms(losses, watched)
+
+    def attention_picture() -> torch.Tensor | None:
+        if not seen:
+            return None
+        few = {name: values[:8].float().cpu() for name, values in seen.items()}
+        return side_by_side(few["imgs"].to(torch.uint8), few["attention"], few["target"])
 
     steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
-    with bar("train-student", steps, "steps") as progress:
+    checkpoints = Checkpoints(
+        outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
+    )
+    with (
+        bar("train-student", steps, "steps") as progress,
+        watching(
+            outputs.history, outputs.tensorboard, options.tensorboard, attention_picture
+        ) as watchers,
+    ):
         history = fit(
             student,
             batches,
@@ -138,10 +178,13 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             peak_lr=recipe.lr or default_peak(options.batchid * options.batchimage),
             device=device,
             bar=progress,
+            checkpoints=checkpoints,
+            replace=outputs.replace,
+            names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
+            watchers=watchers,
             special=(_attention_parameters(student), options.mse.spatial_attn_lr),
+            team=team,
         )
-    with write_aside(outputs.history) as aside:
-        history.table().to_csv(aside, index=False)
     described = Description(
         kind="student",
         network=network_options,
@@ -150,20 +193,55 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         face_size=data.face_size,
         body_size=data.body_size,
     )
-    save(outputs.student, student, described)
+    if team.rank == 0:
+        save(outputs.student, student, described)
+        checkpoints.clear()
     last = history.rows[-1]
     return {
         "used": f"{len(train)} samples of {len(classes)} identities, from {lesson.source}",
         **({"targets": f"from {lesson.teacher.where}"} if lesson.teacher else {}),
+        **repeated(sampler),
         **started,
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
-        "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if k not in _NO_LOSS),
+        "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if _is_loss(k)),
         "size": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters",
         "student": outputs.student,
     }
 
 
-_NO_LOSS = {"epoch", "lr", "images_per_s"}
+def _is_loss(column: str) -> bool:
+    """Whether a column of the history is a loss term or their total."""
+    return column.split("_")[0] in ("ce", "triplet", "kd", "attention", "total")
+
+
+def _sampler(options: Options, lesson: Lesson, team: ranks.Ranks) -> PKSampler:
+    recipe, found = options.train_student, len(np.unique(lesson.labels))
+    if options.batchid % team.size:
+        raise InputError(
+            f"batchid {options.batchid} can't be shared among {team.size} processes: --set "
+            f"batchid={max(options.batchid // team.size, 1) * team.size}"
+        )
+    if options.batchid // team.size < 2 and not recipe.gather_triplets:
+        raise InputError(
+            f"batchid {options.batchid} leaves {options.batchid // team.size} identity to each of "
+            f"{team.size} processes, and a triplet needs two: --set batchid={2 * team.size} or "
+            "--set train_student.gather_triplets=true"
+        )
+    sampler = PKSampler(
+        lesson.labels,
+        options.batchid,
+        options.batchimage,
+        lesson.count,
+        recipe.seed,
+        team.rank,
+        team.size,
+    )
+    if not len(sampler):
+        raise InputError(
+            f"{found} training identities make no batch of batchid "
+            f"{options.batchid}: --set batchid={found} or less"
+        )
+    return sampler
 
 
 def _attention_parameters(student: Student) -> list[torch.nn.Parameter]:

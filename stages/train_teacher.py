@@ -16,10 +16,11 @@ from stages.data.index import class_order
 from stages.data.loader import Pictures, iterate, load, photographs
 from stages.data.sampler import PKSampler
 from stages.data.views import DrawnViews
-from stages.engine.loop import fit
+from stages.engine.checkpoints import Checkpoints
+from stages.engine.loop import Terms, fit, prepare, repeated
+from stages.engine.monitor import watching
 from stages.engine.schedule import default_peak
 from stages.errors import InputError
-from stages.files import write_aside
 from stages.losses import cross_entropy, triplet
 from stages.models.lmbn import LMBN
 from stages.models.warm_start import warm_start
@@ -30,18 +31,24 @@ from stages.progress import bar
 
 @dataclass(frozen=True)
 class Inputs:
-    """memo: file that remembers which pictures were checked (made if absent)."""
+    """memo: file that remembers which pictures were checked (made if absent); made_from: by name,
+    everything that the weights depend on, for checkpoints."""
 
     memo: Path
+    made_from: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """teacher: weights; history: CSV, a row per epoch; left_out: CSV of samples not used."""
+    """teacher: weights; history: CSV, a row per epoch; left_out: CSV of samples not used;
+    checkpoints, tensorboard: folders; replace: checkpoints of another recipe may be removed."""
 
     teacher: Path
     history: Path
     left_out: Path
+    checkpoints: Path
+    tensorboard: Path
+    replace: bool = False
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
@@ -67,7 +74,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             f"--set train_teacher.batchid={max(len(classes), 2)} or less"
         )
     views = DrawnViews(recipe.views, train["sample_id"].tolist())
-    pictures = Pictures(train, {"hr_face": data.face_size}, views)
+    pictures = Pictures(train, {"hr_face": data.face_size}, views, quick=["hr_face"])
     loader = load(pictures, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
@@ -77,21 +84,31 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     network.to(device)
     targets = torch.from_numpy(labels).to(device)
 
-    def batches(epoch: int) -> Iterable[Mapping[str, Any]]:
-        sampler.set_epoch(epoch)
+    forward = prepare(network, recipe)
+
+    def batches(epoch: int, start: int) -> Iterable[Mapping[str, Any]]:
+        sampler.set_epoch(epoch, start)
         return iterate(loader)
 
-    def terms(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        output = network(photographs(batch, "hr_face", device))
-        label, loss = targets[batch["row"]], recipe.loss
-        return {
+    def terms(batch: Mapping[str, Any]) -> Terms:
+        faces = photographs(batch, "hr_face", device, channels_last=recipe.channels_last)
+        output = forward(faces)
+        label, loss = targets[batch["row"].to(device, non_blocking=True)], recipe.loss
+        losses = {
             "ce": loss.cross_entropy
             * cross_entropy(output.logits, label, label_smoothing=loss.label_smoothing),
             "triplet": loss.triplet * triplet(output.embeddings, label, margin=loss.margin),
         }
+        return Terms(losses, {})
 
     steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
-    with bar("train-teacher", steps, "steps") as progress:
+    checkpoints = Checkpoints(
+        outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
+    )
+    with (
+        bar("train-teacher", steps, "steps") as progress,
+        watching(outputs.history, outputs.tensorboard, options.tensorboard) as watchers,
+    ):
         history = fit(
             network,
             batches,
@@ -100,9 +117,11 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             peak_lr=recipe.lr or default_peak(recipe.batchid * recipe.batchimage),
             device=device,
             bar=progress,
+            checkpoints=checkpoints,
+            replace=outputs.replace,
+            names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
+            watchers=watchers,
         )
-    with write_aside(outputs.history) as aside:
-        history.table().to_csv(aside, index=False)
     described = Description(
         kind="teacher",
         network=options.teacher.arguments,
@@ -112,8 +131,10 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         body_size=None,
     )
     save(outputs.teacher, network, described)
+    checkpoints.clear()
     return {
         **checked.facts(outputs.left_out),
+        **repeated(sampler),
         **started,
         "steps": f"{history.steps}, {recipe.batchid}×{recipe.batchimage} pictures each",
         "last loss": f"{history.rows[-1]['total']:.3f}",

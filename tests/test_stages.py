@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_an_interrupt_is_one_line(project: Project) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("deskpro: interrupted")
+    assert re.match(r"deskpro: (interrupted|stopped by SIGINT after step)", err.splitlines()[-1])
     assert "Traceback" not in err
     assert not (project.run / "teacher.safetensors").exists()
 
@@ -300,8 +301,10 @@ def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) 
     plain = pd.read_csv(project.run / "student_history.csv").iloc[0]
     assert both["ce_face"] == pytest.approx(0.3 * plain["ce_face"], rel=1e-5)
     assert both["ce_body"] == pytest.approx(plain["ce_body"], rel=1e-5)
-    assert {"kd", "attention"} == set(both.index) - set(plain.index)
-    terms = both.drop(["epoch", "lr", "total", "images_per_s"])
+    more = set(both.index) - set(plain.index)
+    watched = {name for name in more if name.startswith(("agree_", "divergence_"))}
+    assert more - watched == {"kd", "attention"}
+    terms = both.drop(["epoch", "lr", "total", "images_per_s", *watched])
     assert both["total"] == pytest.approx(terms.sum(), rel=1e-5)
 
 

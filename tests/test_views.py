@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages.data.loader import Pictures
 from stages.data.views import (
     ERASED,
     MEAN,
@@ -80,6 +85,34 @@ def test_the_plain_view_is_the_reference_preprocessing() -> None:
     picture = Image.fromarray(pixels)
     resized = np.asarray(picture.resize((64, 128), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(look(picture, PLAIN, (128, 64)), resized.transpose(2, 0, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(20, 300),
+    st.integers(20, 200),
+    st.sampled_from(["jpg", "png"]),
+)
+def test_the_quick_look_is_the_reference_within_2_of_255(
+    number: int, height: int, width: int, kind: str
+) -> None:
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+    picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    views = [PLAIN, PLAIN._replace(flip=1.0), draw_view(Views(crop=1.0), "sample", number)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"picture.{kind}")
+        picture.save(file)
+        for size in {**SIZES, "own": (height, width)}.values():
+            table = pd.DataFrame({"imgs": [str(file)]})
+            for view in views:
+                row = np.asarray(view, np.float32)
+                quick, exact = (
+                    Pictures(table, {"imgs": size}, lambda *_, row=row: row, quick=quick)[0, 0]
+                    for quick in (["imgs"], [])
+                )
+                assert (quick["imgs"].int() - exact["imgs"].int()).abs().max() <= 2
 
 
 def marked(size: tuple[int, int], y: float, x: float) -> Image.Image:

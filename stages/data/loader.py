@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torchvision.io import ImageReadMode
 
-from stages.data.views import PLAIN, View, erase, look, normalise
+from stages.data.views import PLAIN, View, erase, look, normalise, quick_look
 from stages.errors import InputError
 
 
@@ -32,8 +34,12 @@ class Pictures(Dataset[dict[str, Any]]):
         table: pd.DataFrame,
         sizes: Mapping[str, tuple[int, int]],
         views: Callable[[int, int], np.ndarray] = _plain,
+        *,
+        quick: Collection[str] = (),
     ) -> None:
-        """sizes: kind → (height, width); views: (row, view) → float32 [len(View)]."""
+        """sizes: kind → (height, width); views: (row, view) → float32 [len(View)]; quick: kinds
+        whose pixels may be within 2/255 of the reference preprocessing, for training."""
+        self.quick = quick
         self.paths = {kind: table[kind].tolist() for kind in sizes}
         self.sizes = dict(sizes)
         self.views = views
@@ -43,29 +49,79 @@ class Pictures(Dataset[dict[str, Any]]):
         return self.rows
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        row, view = item
-        sample = self.looks(row, (view,))
-        return {name: value[0] for name, value in sample.items()} | {"row": row, "view": view}
+        return {name: value[0] for name, value in self.__getitems__([item]).items()}
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A batch of items at once: each picture is written where the batch wants it."""
+        numbers = np.stack([self.views(row, view) for row, view in items])
+        batch: dict[str, Any] = {
+            "row": torch.tensor([row for row, _ in items]),
+            "view": torch.tensor([view for _, view in items]),
+            "look": torch.from_numpy(numbers),
+        }
+        views = [View(*each) for each in numbers.tolist()]
+        for kind, size in self.sizes.items():
+            pixels = _memory(len(items), *size)
+            for i, (row, _) in enumerate(items):
+                path = self.paths[kind][row]
+                if path is None:
+                    pixels[i] = 0
+                else:
+                    pixels[i] = self._looks(kind, path, [views[i]], size)[0].permute(1, 2, 0)
+            batch[kind] = pixels.permute(0, 3, 1, 2)
+        return batch
 
     def looks(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
         """A sample under several views, each file decoded once.
 
         For each kind uint8 [V, 3, H, W]; `look` float32 [V, len(View)].
         """
-        numbers = [self.views(row, view) for view in views]
-        sample = {"look": torch.from_numpy(np.stack(numbers))}
+        numbers = np.stack([self.views(row, view) for view in views])
+        sample = {"look": torch.from_numpy(numbers)}
         for kind, size in self.sizes.items():
             path = self.paths[kind][row]
             if path is None:
                 sample[kind] = torch.zeros(len(numbers), 3, *size, dtype=torch.uint8)
-                continue
-            try:
-                with Image.open(path) as picture:
-                    pixels = [look(picture, View(*each.tolist()), size) for each in numbers]
-            except OSError as error:
-                raise InputError(f"{path}: unreadable picture: {error}") from None
-            sample[kind] = torch.from_numpy(np.stack(pixels))
+            else:
+                looks = self._looks(kind, path, [View(*n) for n in numbers.tolist()], size)
+                sample[kind] = torch.stack([look.permute(1, 2, 0) for look in looks])
+                sample[kind] = sample[kind].permute(0, 3, 1, 2)
         return sample
+
+    def _looks(self, path: str, views: Sequence[View], size: tuple[int, int]) -> list[torch.Tensor]:
+        """uint8 [3, H, W] for each view of a file, channels last in memory."""
+        try:
+            if kind in self.quick:
+                picture = _decode(path)
+                return [quick_look(picture, view, size) for view in views]
+            with Image.open(path) as opened:
+                return [torch.from_numpy(look(opened, view, size)) for view in views]
+        except OSError as error:
+            raise InputError(f"{path}: unreadable picture: {error}") from None
+
+
+def _memory(count: int, height: int, width: int) -> torch.Tensor:
+    """Room for pictures, uint8 [count, height, width, 3]; in a worker where its parent sees it."""
+    if get_worker_info() is None:
+        return torch.empty(count, height, width, 3, dtype=torch.uint8)
+    # As torch's own collate does: a tensor made elsewhere would be copied once more.
+    storage = torch.UntypedStorage._new_shared(count * height * width * 3)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, height, width, 3)
+
+
+def _decode(path: str) -> torch.Tensor:
+    """uint8 [3, h, w], as PIL decodes it, by torchvision's quicker way where that can."""
+    try:
+        # The operators themselves: their Python wrappers warn, of a later removal, at each call.
+        pixels: torch.Tensor = torch.ops.image.decode_image(
+            torch.ops.image.read_file(path), ImageReadMode.RGB.value, False
+        )
+        if pixels.dtype == torch.uint8:
+            return pixels
+    except (RuntimeError, AttributeError):  # PIL reads more kinds, and says what is wrong
+        pass
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 class EveryLook(Dataset[dict[str, Any]]):
@@ -115,8 +171,20 @@ def load(
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=ahead if workers else None,
+        collate_fn=_collate,
+        worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=device.type == "cuda",
     )
+
+
+def _collate(samples: Any) -> dict[str, Any]:
+    """A batch; `Pictures` gives whole ones."""
+    return samples if isinstance(samples, dict) else default_collate(samples)
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the parent decides, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches_in_order(pairs: Sequence[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
@@ -124,10 +192,16 @@ def batches_in_order(pairs: Sequence[tuple[int, int]], size: int) -> list[list[t
     return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
-def photographs(batch: Mapping[str, Any], kind: str, device: torch.device) -> torch.Tensor:
-    """One kind of a batch as the networks take it: float32 [B, 3, H, W], normalised and erased."""
+def photographs(
+    batch: Mapping[str, Any], kind: str, device: torch.device, *, channels_last: bool = False
+) -> torch.Tensor:
+    """One kind of a batch as the networks take it: float32 [B, 3, H, W], normalised and erased.
+
+    channels_last: in memory, too.
+    """
     pixels = batch[kind].to(device, non_blocking=True)
-    return erase(normalise(pixels), batch["look"].numpy())
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return erase(normalise(pixels).contiguous(memory_format=layout), batch["look"].numpy())
 
 
 def iterate(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -50,29 +50,51 @@ def view_of(row: int, epoch: int, occurrence: int, views: int, seed: int) -> int
 
 
 class PKSampler:
-    """Batches of (row, view) pairs for a DataLoader; call `set_epoch` before each epoch."""
+    """Batches of (row, view) pairs for a DataLoader; call `set_epoch` before each epoch.
+
+    Of several processes each gets its share of every batch's identities: `identities` counts those
+    of the whole batch and must be divisible by `ranks`.
+    """
 
     def __init__(
-        self, labels: np.ndarray, identities: int, images: int, views: int, seed: int
+        self,
+        labels: np.ndarray,
+        identities: int,
+        images: int,
+        views: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        if identities % ranks:
+            raise ValueError(f"{identities} identities can't be shared among {ranks} processes")
         self.labels, self.identities, self.images = labels, identities, images
-        self.views, self.seed, self.epoch = views, seed, 0
+        self.views, self.seed = views, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """start: batches of the epoch that are skipped."""
+        self.epoch, self.start = epoch, start
+
+    def scarce(self) -> int:
+        """Identities with fewer than K images, which repeat some of their own."""
+        return int((np.unique(self.labels, return_counts=True)[1] < self.images).sum())
 
     def _batches(self) -> list[np.ndarray]:
         return pk_batches(self.labels, self.identities, self.images, self.seed, self.epoch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shown: dict[int, int] = {}
-        for rows in self._batches():
+        for number, rows in enumerate(self._batches()):
             batch = []
             for row in rows.tolist():
                 occurrence = shown[row] = shown.get(row, -1) + 1
                 view = view_of(row, self.epoch, occurrence, self.views, self.seed)
                 batch.append((row, view))
-            yield batch
+            if number >= self.start:
+                groups = [batch[i : i + self.images] for i in range(0, len(batch), self.images)]
+                yield [pair for group in groups[self.rank :: self.ranks] for pair in group]
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return max(len(self._batches()) - self.start, 0)

@@ -2,8 +2,8 @@
 
 A view is drawn once, from (seed, sample, view), stored with the targets that were computed for it,
 and applied to body, LR face, HR face and mask, each at its own size. It is never replayed from a
-random state. Geometry (crop, resize, flip) is one resampling of the decoded picture; erasing comes
-after normalisation and spares the mask.
+random state. Geometry (crop, resize, flip) is one resampling of the decoded picture, cut at whole
+pixels of the enlarged one; erasing comes after normalisation and spares the mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same row of numbers would show another look: caches then become stale."""
 
 MEAN = (0.485, 0.456, 0.406)
@@ -132,6 +132,26 @@ class StoredViews:
         return self.table[row, view]
 
 
+class Place(NamedTuple):
+    """A view on the pixel grid of a network's input: enlarge to (height, width), then cut.
+
+    What is cut has the network's size.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def place(view: View, size: tuple[int, int]) -> Place:
+    """Where a view lies for a network's `size` = (height, width)."""
+    height, width = round(size[0] / view.height), round(size[1] / view.width)
+    top = min(round(view.top * height), height - size[0])
+    left = min(round(view.left * width), width - size[1])
+    return Place(height, width, top, left)
+
+
 def look(picture: Image.Image, view: View, size: tuple[int, int]) -> np.ndarray:
     """The picture under the view's geometry: uint8 [3, height, width] for `size` = (height, width).
 
@@ -139,25 +159,44 @@ def look(picture: Image.Image, view: View, size: tuple[int, int]) -> np.ndarray:
     decoded picture: the plain view is exactly a resize.
     """
     height, width = size
+    at = place(view, size)
+    across, down = picture.width / at.width, picture.height / at.height
     box = (
-        view.left * picture.width,
-        view.top * picture.height,
-        min((view.left + view.width) * picture.width, picture.width),
-        min((view.top + view.height) * picture.height, picture.height),
+        at.left * across,
+        at.top * down,
+        min((at.left + width) * across, picture.width),
+        min((at.top + height) * down, picture.height),
     )
     pixels = np.asarray(
         picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box)
     )
     if view.flip:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.array(pixels).transpose(2, 0, 1)  # channels stay last in memory
+
+
+def quick_look(picture: torch.Tensor, view: View, size: tuple[int, int]) -> torch.Tensor:
+    """`look` for training: the same within 2/255, several times faster.
+
+    picture: uint8 [3, h, w], best with its channels last in memory, as decoders give it. Returns
+    uint8 [3, height, width], perhaps a view of it.
+    """
+    at = place(view, size)
+    if picture.shape[1:] != (at.height, at.width):
+        # As a batch whose strides say that channels are last, or the result won't have them so.
+        batch = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        picture = torch.nn.functional.interpolate(
+            batch, (at.height, at.width), mode="bilinear", antialias=True
+        )[0]
+    picture = picture[:, at.top : at.top + size[0], at.left : at.left + size[1]]
+    return picture.flip(2) if view.flip else picture
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, H, W] to float32, ImageNet-normalised, on the same device."""
     mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    return torch.sub(pixels, 255 * mean).div_(255 * std)  # two passes over memory, not four
 
 
 def erase(pictures: torch.Tensor, views: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,50 @@
+"""One batch shared among several processes: averaged gradients, and what each sees of others."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.engine.loop import prepare
+from stages.errors import InputError
+from stages.options import StudentTraining
+from stages.ranks import Ranks
+
+
+def distribute(
+    network: nn.Module, recipe: StudentTraining, device: torch.device, team: Ranks
+) -> nn.Module:
+    """The module to call in training; in a team its gradients are those of the whole batch.
+
+    Losses are means over a process's part of the batch, all parts are alike in size, and gradients
+    are averaged: so they are those of one process with the whole batch, but for batch statistics
+    (unless `sync_batch_norm`) and hardest triplets (unless `gather_triplets`).
+    """
+    if team.size == 1:
+        return prepare(network, recipe)
+    if recipe.sync_batch_norm:
+        if device.type != "cuda":
+            raise InputError(
+                "train_student.sync_batch_norm: torch synchronises batch norm on GPUs only, the "
+                f"device is {device.type}. Allowed here is false"
+            )
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place
+    forward = prepare(network, recipe)
+    return DistributedDataParallel(
+        forward,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # the first process's are saved; each keeps its own while training
+    )
+
+
+def gather(
+    embeddings: torch.Tensor, labels: torch.Tensor, team: Ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [B, T, D] and labels [B] of all processes, [B·size, …]; gradients flow back."""
+    if team.size == 1:
+        return embeddings, labels
+    everyone = [torch.empty_like(labels) for _ in range(team.size)]
+    distributed.all_gather(everyone, labels)
+    return torch.cat(all_gather(embeddings.contiguous())), torch.cat(everyone)

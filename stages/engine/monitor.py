@@ -1,0 +1,103 @@
+"""What can be seen of a training under way: its history as CSV, curves and pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from stages import ranks
+from stages.engine.loop import History, Watcher
+from stages.files import write_aside
+from stages.options import TensorBoard
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class HistoryFile:
+    """Keeps a CSV with a row per epoch up to date."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Only epochs have rows."""
+
+    def epoch(self, history: History) -> None:
+        with write_aside(self.path) as aside:
+            history.table().to_csv(aside, index=False)
+
+
+class Curves:
+    """Scalars and pictures for TensorBoard, in a folder of event files.
+
+    A training that begins removes what an earlier one left there; one that goes on hides what was
+    written after its checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: TensorBoard,
+        picture: Callable[[], torch.Tensor | None] = lambda: None,
+    ) -> None:
+        """picture: uint8 [3, H, W] of the last batch, or None; asked every few epochs."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.options, self.picture = folder, options, picture
+        self._make = SummaryWriter
+        self._writer: SummaryWriter | None = None
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        writer = self._open(step)
+        if step % self.options.every == 0:
+            for name, value in values.items():
+                writer.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, history: History) -> None:
+        writer, row = self._open(history.steps), history.rows[-1]
+        for name, value in row.items():
+            writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
+        if len(history.rows) % self.options.overlays == 0:
+            picture = self.picture()
+            if picture is not None:
+                writer.add_image("body, student, target", picture, history.steps)
+        writer.flush()
+
+    def _open(self, step: int) -> SummaryWriter:
+        if self._writer is None:
+            if step == 1:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self._writer = self._make(str(self.folder), purge_step=step)
+        return self._writer
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def watching(
+    history: Path,
+    folder: Path,
+    options: TensorBoard,
+    picture: Callable[[], torch.Tensor | None] = lambda: None,
+) -> Iterator[list[Watcher]]:
+    """Who watches a training: its history file, and TensorBoard if wanted.
+
+    Of several processes only the first watches.
+    """
+    if ranks.rank() > 0:
+        yield []
+        return
+    curves = Curves(folder, options, picture) if options.enable else None
+    try:
+        yield [HistoryFile(history), *([curves] if curves else [])]
+    finally:
+        if curves is not None:
+            curves.close()
