@@ -88,7 +88,9 @@ class Pictures(Dataset[dict[str, Any]]):
                 sample[kind] = sample[kind].permute(0, 3, 1, 2)
         return sample
 
-    def _looks(self, path: str, views: Sequence[View], size: tuple[int, int]) -> list[torch.Tensor]:
+    def _looks(
+        self, kind: str, path: str, views: Sequence[View], size: tuple[int, int]
+    ) -> list[torch.Tensor]:
         """uint8 [3, H, W] for each view of a file, channels last in memory."""
         try:
             if kind in self.quick:
