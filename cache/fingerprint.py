@@ -81,5 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
+    """Long digests by their beginning; lists as they are, up to a line."""
     text = str(_plain(value))
-    return text if len(text) <= 40 else text[:12] + "…"
+    most, kept = (200, 200) if isinstance(value, list | tuple) else (40, 12)
+    return text if len(text) <= most else text[:kept] + "…"

@@ -17,8 +17,9 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from cache import ledger as ledgers
 from cache.errors import CacheError
-from cache.ledger import Entry, Ledger, Place, from_attributes
+from cache.ledger import Entry, Place, from_attributes
 from cache.schema import (
     CRC_BYTES,
     Schema,
@@ -103,7 +104,7 @@ class ZarrReader:
         if is_sealed(attributes):
             self.ledger = from_attributes(attributes)
         else:
-            self.ledger = Ledger(path).read(self.schema)
+            self.ledger = ledgers.read(path, self.schema, attributes["build"])
 
     def column(self, name: str) -> np.ndarray:
         return read_column(self.path, self._group, name).values
@@ -129,7 +130,7 @@ class ZarrReader:
             if not file.is_file():  # zarr would give the fill value for it
                 raise ValueError("the file is gone")
             return np.asarray(array[rows, view])
-        except (ValueError, OSError) as error:
+        except ValueError as error:  # zarr's word for a checksum that doesn't fit
             raise damaged(file, str(error)) from None
 
 
@@ -189,19 +190,21 @@ class MappedReader:
         try:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
+        except FileNotFoundError:
+            raise damaged(path, "the file is gone") from None
+        except ValueError as error:  # an empty file can't be mapped
             raise damaged(path, str(error)) from None
         if len(mapped) != size + CRC_BYTES:
             raise damaged(path, f"{len(mapped)} bytes, must be {size + CRC_BYTES}")
         content = np.frombuffer(mapped, np.uint8)
+        stored = f"{int.from_bytes(mapped[size:], 'little'):08x}"
         if (name, block, view) not in self._checked:
-            stored = f"{int.from_bytes(mapped[size:], 'little'):08x}"
-            entry = self.ledger.get((block, view))
             if stored != f"{google_crc32c.value(content[:size]):08x}":
                 raise damaged(path, "its checksum doesn't fit")
-            if entry is None or entry.crc[name] != stored:
-                raise damaged(path, "it isn't the chunk that the ledger speaks of")
             self._checked.add((name, block, view))
+        entry = self.ledger.get((block, view))
+        if entry is None or entry.crc[name] != stored:
+            raise damaged(path, "it isn't the chunk that the ledger speaks of")
         mapped.madvise(mmap.MADV_RANDOM)
         field = self.schema.fields[name]
         return content[:size].view(field.dtype).reshape(self.schema.block, *field.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ FORMAT = 2
 """Version of the layout; a reader refuses another."""
 ATTRIBUTE = "target_cache"
 """Group attribute: format, samples, views, block size, shape of each target, names of columns,
-fingerprint; and, when sealed, the ledger, the CRC of every other file, and its own."""
+fingerprint; a mark of its own while it is unfinished; and, when sealed, the ledger, the CRC of
+every other file, and its own."""
 CRC_BYTES = 4
 """Every chunk file ends with the CRC-32C of what comes before."""
 METADATA = "zarr.json"
@@ -116,6 +118,7 @@ def create(root: Path, schema: Schema, columns: Columns, fingerprint: Mapping[st
                 "targets": {name: list(field.shape) for name, field in schema.fields.items()},
                 "columns": list(columns),
                 "fingerprint": dict(fingerprint),
+                "build": uuid.uuid4().hex,
             },
         },
     )
@@ -251,6 +254,7 @@ def seal(root: Path, ledger: list[dict[str, Any]]) -> None:
         str(file.relative_to(root)): crc_of(file.read_bytes())
         for file in plain_files(root, attributes)
     }
+    attributes.pop("build", None)  # from here on the same options give the same bytes
     attributes["ledger"] = ledger
     attributes["crc32c"] = "0" * 8
     text = json.dumps(metadata).encode()
@@ -294,8 +298,8 @@ def crc_of(content: bytes | np.ndarray) -> str:
 
 def damaged(path: Path, why: str) -> CacheError:
     return CacheError(
-        f"{path}: damaged ({why}). What is whole is kept and the rest made anew by: "
-        "make teacher-cache FORCE=1"
+        f"{path}: damaged ({why}). Bring back a copy of this file, or make it anew (whole chunks "
+        "are kept where the store's other files are whole): make teacher-cache FORCE=1"
     )
 
 
@@ -311,5 +315,5 @@ def sync(path: Path) -> None:
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return b""

@@ -59,8 +59,8 @@ def verify(root: Path) -> list[Damage]:
     listed = {path}
     for name, crc in files.items():
         listed.add(root / name)
-        if file_damage(root / name, crc) is not None:
-            what = "its checksum doesn't fit" if (root / name).is_file() else "the file is gone"
+        what = _plain(root / name, crc)
+        if what:
             found.append(Damage(root / name, what))
     for block, view in schema.places():
         entry = ledger.get((block, view))
@@ -74,11 +74,24 @@ def verify(root: Path) -> list[Damage]:
     return found + [Damage(file, "not a file of this store") for file in strangers]
 
 
+def _plain(file: Path, crc: str) -> str:
+    """What is wrong with a file that is no chunk of targets."""
+    try:
+        if file_damage(file, crc) is None:
+            return ""
+    except OSError as error:
+        return f"can't be read: {error}"
+    return "its checksum doesn't fit" if file.is_file() else "the file is gone"
+
+
 def _chunk(file: Path, crc: str) -> str:
     """What is wrong with a chunk file."""
-    if not file.is_file():
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
         return "the file is gone"
-    content = file.read_bytes()
+    except OSError as error:
+        return f"can't be read: {error}"
     own = f"{int.from_bytes(content[-CRC_BYTES:], 'little'):08x}"
     if f"{google_crc32c.value(content[:-CRC_BYTES]):08x}" != own:
         return "its checksum doesn't fit"

@@ -50,6 +50,8 @@ class Stage:
     run: Callable[[Options, RunFolder, Request], Facts]
     changed: Callable[[Options, RunFolder], list[str]] | None = None
     """Says exactly which pictures are others than the output was made from, where a stage can."""
+    differences: Callable[[Options, RunFolder], list[str]] | None = None
+    """Says how the output differs from what would be made now, where the output itself knows."""
     grows: str | None = None
     """An option whose larger value adds to the output, and replaces nothing."""
     lasting: bool = False
@@ -106,6 +108,13 @@ def _changed_pictures(options: Options, folder: RunFolder) -> list[str]:
     from stages import teacher_cache as stage
 
     return stage.changed_pictures(options, folder.targets, folder.memo)
+
+
+def _cache_differences(options: Options, folder: RunFolder) -> list[str]:
+    from stages import teacher_cache as stage
+
+    inputs = stage.Inputs(teacher_weights(options, folder), folder.memo)
+    return stage.differences(options, inputs, folder.targets)
 
 
 def _train_student(options: Options, folder: RunFolder, asked: Request) -> Facts:
@@ -167,6 +176,7 @@ def _given(role: str, path: Path | None) -> dict[str, Path]:
     return {} if path is None else {role: path}
 
 
+_ANOTHER = "it isn't what the stage's record speaks of"
 _TRAINING = tuple((kind, "train") for kind in KINDS)
 """Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")
@@ -202,6 +212,7 @@ STAGES: dict[str, Stage] = {
             ),
             run=_teacher_cache,
             changed=_changed_pictures,
+            differences=_cache_differences,
             grows="cache.views",
             parallel=True,
         ),
@@ -282,7 +293,8 @@ def run_stage(
 
     output = stage.output(options, folder)
     stale = why_stale(stage, options, folder, deep) if output.exists() else []
-    if output.exists() and not force and not _only_grows(stage, stale, options, folder):
+    harmless = _grows(stage, stale, options, folder) or _unrecorded(stage, stale, options, folder)
+    if output.exists() and not force and not harmless:
         if not stale:
             say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
             return
@@ -312,7 +324,7 @@ def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = Fa
     record = folder.read_manifest(stage.name)
     output = stage.output(options, folder)
     if record is not None and output.exists() and record.get("output") != _identity(output):
-        return ["it isn't what the stage's record speaks of"]
+        return [_ANOTHER]
     inputs = _inputs(stage, options, folder)
     reasons = staleness.reasons(record, staleness.relevant(options, stage.options), inputs)
     if stage.changed is None or not output.exists():
@@ -324,14 +336,22 @@ def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = Fa
     return [why for why in reasons if why not in vague] + stage.changed(options, folder)
 
 
-def _only_grows(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
-    """Whether the output is stale only for lacking what a larger option adds to it."""
+def _grows(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
+    """Whether an output is stale only for lacking what a larger option adds to it."""
     record = folder.read_manifest(stage.name)
-    if stage.grows is None or record is None or len(stale) != 1:
+    if record is None or stage.grows is None or len(stale) != 1:
         return False
     before = record["options"].get(stage.grows)
     now = staleness.relevant(options, [stage.grows])[stage.grows]
     return stale[0].startswith(f"{stage.grows} was ") and now > before
+
+
+def _unrecorded(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
+    """Whether an output says itself that it is what would be made now, though its record doesn't:
+    a kill came between the two."""
+    if stage.differences is None or stale not in ([staleness.NO_RECORD], [_ANOTHER]):
+        return False
+    return not stage.differences(options, folder)
 
 
 def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
@@ -358,10 +378,11 @@ def _refuse_stale_upstream(
             }:
                 for why in stale:
                     say(f"{output} is used as it is, though {why}")
-            elif stale:
+            elif stale and not _unrecorded(stage, stale, options, folder):
+                force = "" if _grows(stage, stale, options, folder) else " FORCE=1"
                 raise InputError(
-                    f"{output} is stale: {'; '.join(stale)}. Type make {stage.name} FORCE=1 to "
-                    "make it anew, or set the options back"
+                    f"{output} is stale: {'; '.join(stale)}. Type make {stage.name}{force} to "
+                    "bring it up to date, or set the options back"
                 )
         stage = _before(stage, options, folder)
 

@@ -12,6 +12,8 @@ from stages.data.layouts import PICTURES
 from stages.files import sha256
 from stages.options import Options
 
+NO_RECORD = "there is no record of how it was made"
+
 
 def relevant(options: Options, prefixes: Iterable[str]) -> dict[str, Any]:
     """The options that an output depends on, by dotted name."""
@@ -47,7 +49,7 @@ def reasons(
 ) -> list[str]:
     """Why an output with this record isn't what options and inputs give now; empty when fresh."""
     if record is None:
-        return ["there is no record of how it was made"]
+        return [NO_RECORD]
     made: dict[str, Any] = record["options"]
     stale = [
         f"{name} was {made[name]}, is {value}" if name in made else f"{name} is new: {value}"

@@ -11,6 +11,7 @@ import torch
 from cache.errors import CacheError
 from cache.fingerprint import differences, sample_differences
 from cache.reader import MappedReader, UnmappableError, ZarrReader, all_bytes
+from cache.schema import LEDGER_FILES
 from cache.verify import verify as damages
 from stages.engine.teaching import decode
 from stages.models.lmbn import HEADS
@@ -67,7 +68,7 @@ def info(path: Path) -> tuple[dict[str, object], list[tuple[str, str, str]]]:
         "views": f"{schema.views} of each sample"
         + ", the first plain" * fingerprint["views"]["plain_view"],
         "coverage": f"{len(reader.ledger)} of {total} (block, view), "
-        + ("sealed" if len(reader.ledger) == total and store.suffix == ".zarr" else "unfinished"),
+        + ("unfinished" if any(store.glob(LEDGER_FILES)) else "sealed"),
         "size": f"{size / 1e6:.1f} MB on disk, "
         f"{all_bytes(reader) / schema.samples / schema.views / 1e3:.2f} kB per sample and view",
     }
@@ -75,10 +76,8 @@ def info(path: Path) -> tuple[dict[str, object], list[tuple[str, str, str]]]:
         shape = ", ".join(map(str, (schema.samples, schema.views, *field.shape)))
         facts[name] = f"[{shape}] {field.dtype}: {field.description}"
     facts["mask area"] = f"{100 * area / max(seen, 1):.1f} % of the attention is head"
-    losses = [entry.facts for entry in reader.ledger.values() if "kl" in entry.facts]
-    if losses:
-        kl = np.mean([each["kl"] for each in losses])
-        facts["KL"] = f"{kl:.2e} nats from float16, at temperature {losses[0]['T']:g}"
+    for temperature, kl in sorted(_losses(reader).items()):
+        facts[f"KL at T={temperature:g}"] = f"{kl:.2e} nats from float16, mean over heads"
     facts["teacher"] = f"weights {fingerprint['teacher']['weights'][:12]}…"
     facts["store"] = store
     heads = [
@@ -86,6 +85,21 @@ def info(path: Path) -> tuple[dict[str, object], list[tuple[str, str, str]]]:
         for i, name in enumerate(HEADS)
     ]
     return facts, heads
+
+
+def _losses(reader: Reader) -> dict[float, float]:
+    """What storing as int8 lost, by the temperature at which it was measured: mean KL over heads,
+    views and samples."""
+    found: dict[float, list[tuple[float, int]]] = {}
+    for (block, _), entry in reader.ledger.items():
+        if "kl" in entry.facts:
+            rows = reader.schema.rows(block)
+            weighted = (float(np.mean(entry.facts["kl"])), rows.stop - rows.start)
+            found.setdefault(entry.facts["T"], []).append(weighted)
+    return {
+        temperature: float(np.average([kl for kl, _ in each], weights=[n for _, n in each]))
+        for temperature, each in found.items()
+    }
 
 
 def verify(path: Path) -> list[str]:
@@ -97,13 +111,15 @@ def diff(one: Path, other: Path) -> list[str]:
     """A line for each way in which two finished caches differ."""
     a, b = (_open(find_store(path)) for path in (one, other))
     lines = differences(a.fingerprint, b.fingerprint)
+    lines += [f"{name} is only in {other}" for name in b.fingerprint if name not in a.fingerprint]
+    lines += [f"the column {name} is only in one" for name in sorted({*a.columns} ^ {*b.columns})]
     shared = [name for name in a.columns if name in b.columns]
     columns_a, columns_b = ({name: reader.column(name) for name in shared} for reader in (a, b))
     lines += sample_differences(columns_a, columns_b)
     for name in sorted(a.schema.fields.keys() ^ b.schema.fields.keys()):
         lines.append(f"{name} is only in {one if name in a.schema.fields else other}")
     if a.schema.views != b.schema.views:
-        lines.append(f"views were {a.schema.views}, are {b.schema.views}")
+        lines.append(f"views was {a.schema.views}, is {b.schema.views}")
     return lines + list(_value_differences(a, b))
 
 
@@ -117,13 +133,14 @@ def _value_differences(a: Reader, b: Reader) -> Iterator[str]:
             if name in b.schema.fields:
                 yield f"{name} was {_kind(a, name)}, is {_kind(b, name)}"
             continue
+        mine_of, theirs_of = (_open(reader.path, [name]) for reader in (a, b))
         places, largest = 0, 0.0
         for view in range(min(a.schema.views, b.schema.views)):
             for start in range(0, len(pairs), a.schema.block):
                 part = pairs[start : start + a.schema.block]
                 views = [view] * len(part)
-                mine = a.read([row for row, _ in part], views)[name]
-                theirs = b.read([row for _, row in part], views)[name]
+                mine = mine_of.read([row for row, _ in part], views)[name]
+                theirs = theirs_of.read([row for _, row in part], views)[name]
                 differ = (mine != theirs).reshape(len(part), -1).any(axis=1)
                 places += int(differ.sum())
                 if differ.any():
@@ -139,8 +156,8 @@ def _kind(reader: Reader, name: str) -> str:
     return f"{field.dtype}{list(field.shape)}"
 
 
-def _open(store: Path, *, unfinished: bool = False) -> Reader:
+def _open(store: Path, fields: list[str] | None = None, *, unfinished: bool = False) -> Reader:
     try:
-        return MappedReader(store, unfinished=unfinished)
+        return MappedReader(store, fields, unfinished=unfinished)
     except UnmappableError:
-        return ZarrReader(store, unfinished=unfinished)
+        return ZarrReader(store, fields, unfinished=unfinished)

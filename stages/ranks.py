@@ -6,25 +6,39 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+from stages.errors import InputError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size`.
+    """This process's number among `size`, and what the processes can tell each other.
 
-    barrier waits until every process has called it; any says to all whether one said so.
+    share gives everybody what the first process put in; gather gives everybody what each put in;
+    any says to all whether one said so. All three wait for every process.
     """
 
     rank: int = 0
     size: int = 1
-    barrier: Callable[[], None] = lambda: None
+    share: Callable[[Any], Any] = lambda value: value
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
     any: Callable[[bool], bool] = lambda said: said
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The first process runs the block, then the others do, and find what it left."""
+        if self.rank:
+            self.share(None)
+        yield
+        if not self.rank:
+            self.share(None)
 
 
 def rank() -> int:
     """This process's number, 0 where it is alone: the one that writes files and speaks."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
 
 
 def local_rank() -> int:
@@ -51,10 +65,17 @@ def join(device: str = "cpu") -> Iterator[Ranks]:
     from torch import distributed
 
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    telling: Any = distributed.new_group(backend="gloo")
+    telling: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
-    def barrier() -> None:
-        distributed.barrier(telling)
+    def share(value: Any) -> Any:
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, group=telling)
+        return box[0]
+
+    def gather(value: Any) -> list[Any]:
+        box: list[Any] = [None] * size()
+        distributed.all_gather_object(box, value, group=telling)
+        return box
 
     def any_(said: bool) -> bool:
         flag = torch.tensor(int(said))
@@ -62,6 +83,12 @@ def join(device: str = "cpu") -> Iterator[Ranks]:
         return bool(flag)
 
     try:
-        yield Ranks(rank(), size(), barrier, any_)
+        yield Ranks(rank(), size(), share, gather, any_)
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, distributed.DistError):
+            raise
+        raise InputError(
+            "another process stopped, so this one does; its message says why"
+        ) from None
     finally:
         distributed.destroy_process_group()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from cache.lock import require_unlocked
 from cache.reader import ZarrReader
 from cache.schema import Column, Schema
 from cache.writer import TargetWriter, Team
@@ -25,6 +26,7 @@ from stages.data.views import DrawnViews, StoredViews, View
 from stages.engine.provenance import (
     HASHED,
     hash_columns,
+    option_differences,
     picture_differences,
     recipe_fingerprint,
     teacher_fingerprint,
@@ -35,6 +37,9 @@ from stages.models.lmbn import HEADS, map_size
 from stages.models.weights import Description, load_teacher
 from stages.options import Options
 from stages.progress import bar
+
+LOOKS = 512
+"""Looks that a loaded batch holds at most: samples × views."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +73,36 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     data, settings = options.data, options.cache
 
     teacher, described = load_teacher(inputs.teacher)
-    checked = check_data(
-        data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
-    ).require()
-    train = checked.split("train")
-    classes = _classes(train, described, inputs.teacher)
-    views = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view).table(
-        settings.views
-    )
-    attention_size = map_size(data.body_size)
-    schema = Schema(
-        len(train),
-        settings.views,
-        settings.block,
-        stored_fields(len(classes), attention_size, settings.logits_dtype),
-    )
-    fingerprint = {
-        **teacher_fingerprint(inputs.teacher),
-        "classes": classes,
-        **recipe_fingerprint(options),
-    }
     with ranks.join() as team:
+        if team.rank == 0:
+            require_unlocked(outputs.cache)
+        with team.first_goes_first():  # it decodes and hashes; the others find that in the memo
+            checked = check_data(
+                data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
+            ).require()
+            train = checked.split("train")
+            hashes = hash_columns(train, inputs.memo)
+        classes = _classes(train, described, inputs.teacher)
+        drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
+        views = drawn.table(settings.views)
+        attention_size = map_size(data.body_size)
         writer = TargetWriter(
             outputs.cache,
-            schema,
-            _columns(train, classes, views, hash_columns(train, inputs.memo)),
-            fingerprint,
+            Schema(
+                len(train),
+                settings.views,
+                settings.block,
+                stored_fields(len(classes), attention_size, settings.logits_dtype),
+            ),
+            _columns(train, classes, views, hashes),
+            {
+                **teacher_fingerprint(inputs.teacher),
+                "classes": classes,
+                **recipe_fingerprint(options),
+            },
             replace=outputs.replace,
             reuse=settings.reuse,
-            team=Team(team.rank, team.size, team.barrier),
+            team=Team(team.rank, team.size, team.share, team.gather),
         )
         pictures = Pictures(
             train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
@@ -107,13 +113,27 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             writer.seal()
         finally:
             writer.close()
-    total = schema.blocks * schema.views
-    return {
+    facts = {
         **checked.facts(outputs.left_out),
         "views": f"{settings.views} of each sample" + settings.plain_view * ", the first plain",
-        "continued": f"{writer.there} of {total} (block, view) were there",
-        "cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)",
     }
+    if writer.there:
+        total = writer.schema.blocks * writer.schema.views
+        facts["continued"] = f"{writer.there} of {total} (block, view) were there"
+    return facts | {"cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)"}
+
+
+def differences(options: Options, inputs: Inputs, cache: Path) -> list[str]:
+    """How options, teacher and pictures that are here differ from those of a finished cache.
+
+    More views than it has are no difference: they would be added.
+    """
+    reader = ZarrReader(cache)
+    views = max(options.cache.views, reader.schema.views)
+    lines = option_differences(reader, options, inputs.teacher)
+    if views > reader.schema.views:
+        lines = [line for line in lines if not line.startswith("cache.views was ")]
+    return lines + changed_pictures(options, cache, inputs.memo)
 
 
 def changed_pictures(options: Options, cache: Path, memo: Path) -> list[str]:
@@ -132,44 +152,44 @@ def _fill(
     """Compute this process's blocks; each is written while the next is computed.
 
     A batch is some samples of a block under one view: its targets are the same bytes whichever
-    other views, blocks or processes there are. A sample's files are decoded once for all its views.
+    other views, blocks or processes there are. A sample's files are decoded once for up to
+    `LOOKS / cache.batch` views, so that memory is bounded.
     """
-    schema, settings = writer.schema, options.cache
-    batches = [
-        [(row, views) for row in rows]
+    schema, size = writer.schema, options.cache.batch
+    plan = [
+        (block, views, rows)
         for block in writer.mine
-        for views in [writer.views(block)]
-        for rows in _portions(schema.rows(block), settings.batch)
+        for views in _portions(writer.views(block), max(LOOKS // size, 1))
+        for rows in _portions(range(*schema.rows(block).indices(schema.samples)), size)
     ]
-    # One batch ahead per worker: a batch holds all views of its samples.
+    batches = [[(row, views) for row in rows] for _, views, rows in plan]
+    # One batch ahead per worker: a batch holds several views of its samples.
     loader = iterate(load(EveryLook(pictures), batches, options.data.workers, device, ahead=1))
-    total = sum(len(views) for batch in batches for _, views in batch)
+    total = sum(len(views) * len(rows) for _, views, rows in plan)
     writing: Future[None] | None = None
     with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
-        for block in writer.mine:
-            rows, views = schema.rows(block), writer.views(block)
-            shape = (rows.stop - rows.start, len(views))
+        for block, parts in groupby(zip(plan, loader, strict=True), lambda part: part[0][0]):
+            first, missing = schema.rows(block).start, writer.views(block)
+            shape = (schema.rows(block).stop - first, len(missing))
             targets = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in schema.fields.items()}
-            kl = np.zeros(len(HEADS))
-            for start in range(0, shape[0], settings.batch):
-                batch = next(loader)
-                count = len(batch["row"])
-                part = slice(start, start + count)
-                targets["pixels"][part] = batch["pixels"].numpy().view(np.uint64)
-                for i in range(len(views)):
+            kl = np.zeros((len(missing), len(HEADS)))
+            for (_, views, rows), batch in parts:
+                part = slice(rows[0] - first, rows[-1] + 1 - first)
+                for i, view in enumerate(views):
                     looks = {kind: batch[kind][:, i] for kind in ("hr_face", "mask", "look")}
-                    said = teach(looks)
-                    stored = encode(said, settings.logits_dtype)
+                    said, at = teach(looks), missing.index(view)
+                    stored = encode(said, options.cache.logits_dtype)
+                    stored["pixels"] = batch["pixels"][:, i].numpy().view(np.uint64)
                     for name, values in stored.items():
-                        targets[name][part, i] = values
-                    if settings.logits_dtype != "float16":
-                        kl += _lost(said["logits"], stored, options.kd_loss.T)
-                    progress.advance(count)
-            facts: dict[str, Any] = {}
-            if settings.logits_dtype != "float16":
+                        targets[name][part, at] = values
+                    if options.cache.logits_dtype != "float16":
+                        kl[at] += _lost(said["logits"], stored, options.kd_loss.T)
+                    progress.advance(len(rows))
+            facts = {}
+            if options.cache.logits_dtype != "float16":
                 facts = {
-                    "T": options.kd_loss.T,
-                    "kl": [float(f"{k:.6g}") for k in kl / np.prod(shape)],
+                    view: {"T": options.kd_loss.T, "kl": [float(f"{k:.6g}") for k in each]}
+                    for view, each in zip(missing, kl / shape[0], strict=True)
                 }
             if writing is not None:
                 writing.result()  # a full disk is noticed here
@@ -180,14 +200,15 @@ def _fill(
 
 def _lost(logits: torch.Tensor, stored: dict[str, np.ndarray], temperature: float) -> np.ndarray:
     """What storing cost against float16: KL divergence by head, summed over the batch."""
-    kept = decode({name: torch.from_numpy(values) for name, values in stored.items()})["logits"]
+    tensors = {name: torch.from_numpy(v) for name, v in stored.items() if name != "pixels"}
+    kept = decode(tensors)["logits"]
     return divergence(logits.half().cpu(), kept, temperature).numpy()
 
 
-def _portions(rows: slice, size: int) -> Iterator[Sequence[int]]:
-    """A block's rows, `size` at a time."""
-    for start in range(rows.start, rows.stop, size):
-        yield range(start, min(start + size, rows.stop))
+def _portions(things: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The things in order, `size` at a time."""
+    for start in range(0, len(things), size):
+        yield things[start : start + size]
 
 
 def _columns(

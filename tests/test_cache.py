@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +99,7 @@ def part(made: TargetWriter, block: int, salt: int = 0) -> dict[str, np.ndarray]
 
 def fill(made: TargetWriter, salt: int = 0) -> None:
     for block in made.mine:
-        made.write(block, part(made, block, salt), {"kl": block})
+        made.write(block, part(made, block, salt), {v: {"kl": v} for v in made.views(block)})
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +242,11 @@ def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(tmp_path: Pa
     first = writer(path)
     with pytest.raises(CacheError, match=f"process {os.getpid()} on .* is building this cache"):
         writer(path)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()  # as a loader's worker, which may outlive its parent
     first.close()
     assert writer(path).mine == [0, 1, 2]
+    child.kill()
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -366,9 +371,9 @@ def test_an_unfinished_store_is_continued_and_another_refused_by_name(tmp_path: 
     other = FINGERPRINT | {"size": [64, 64]}
     with pytest.raises(CacheError, match=r"size was \[64, 32\], is \[64, 64\]"):
         writer(path, other)
-    with pytest.raises(CacheError, match=r"content of train/2.jpg changed"):
+    with pytest.raises(CacheError, match=r"content of train/2\.jpg changed"):
         writer(path, known=changed(SCHEMA, "content", 2))
-    with pytest.raises(CacheError, match="views were 3, are 2"):
+    with pytest.raises(CacheError, match="views was 3, is 2"):
         writer(path, schema=replace(SCHEMA, views=2))
     going_on = writer(path)
     assert going_on.mine == [1, 2]
@@ -420,7 +425,7 @@ def test_only_the_blocks_of_changed_samples_are_made_anew(store: Path, tmp_path:
     path = tmp_path / "targets.zarr"
     shutil.copytree(store, path)
     before = inodes(path, SCHEMA)
-    made = writer(path, known=changed(SCHEMA, "content", 5))
+    made = writer(path, known=changed(SCHEMA, "content", 5), replace=True)
     assert made.mine == [1]
     fill(made, salt=1)
     made.seal()
@@ -457,10 +462,55 @@ def test_a_damaged_block_is_made_anew_and_the_rest_kept(store: Path, tmp_path: P
     assert content(path) == content(store)
 
 
+def test_taken_over_chunks_are_not_kept_where_all_is_to_be_made_anew(
+    store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    made = writer(path, known=changed(SCHEMA, "content", 5), replace=True)
+    assert made.mine == [1]
+    made.close()
+    made = writer(path, known=changed(SCHEMA, "content", 5), replace=True, reuse=False)
+    assert made.mine == [0, 1, 2]
+    made.write(0, part(made, 0))
+    made.close()
+    made = writer(path, known=changed(SCHEMA, "content", 5), replace=True, reuse=False)
+    assert made.mine == [1, 2]  # what was computed is
+
+
+def test_nothing_is_lost_on_the_way_through_other_options(tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    made = writer(path)
+    for block in (0, 1):
+        made.write(block, part(made, block))
+    made.close()
+    writer(path, FINGERPRINT | {"size": [1, 1]}, replace=True).close()
+    writer(path, schema=replace(SCHEMA, views=2), replace=True).close()
+    assert writer(path, replace=True).mine == [2]
+
+
+def test_a_finished_store_is_not_replaced_unasked(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    shutil.copytree(store, path)
+    with pytest.raises(CacheError, match=r"was made otherwise: size was"):
+        writer(path, FINGERPRINT | {"size": [1, 1]})
+    assert content(path) == content(store)
+
+
+def test_an_unfinished_store_that_cannot_be_read_is_no_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    begun(path)
+    (path.with_name("targets.zarr.partial") / "label" / "c" / "0").unlink()
+    with pytest.raises(CacheError, match=r"label.c.0: damaged"):
+        writer(path)
+    writer(path, replace=True).close()
+    assert (path.with_name("targets.zarr.earlier.1") / "logits").is_dir()
+
+
 def test_a_torn_ledger_line_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
     begun(path)
-    [ledger] = path.with_name("targets.zarr.partial").glob("ledger*")
+    [ledger] = path.with_name("targets.zarr.partial").glob("ledger.*.jsonl")
     with ledger.open("a") as file:
         file.write('{"block": 1')
     again = writer(path)
@@ -492,24 +542,72 @@ def test_any_number_of_processes_makes_the_same_bytes(
     size: int, store: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "targets.zarr"
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(size)
-    team = [
-        context.Process(target=_member, args=(path, rank, size, barrier)) for rank in range(size)
-    ]
-    for member in team:
-        member.start()
-    for member in team:
-        member.join(60)
-    assert [member.exitcode for member in team] == [0] * size
+    assert run_team(path, size) == [0] * size
     assert content(path) == content(store)
 
 
-def _member(path: Path, rank: int, size: int, barrier: Any) -> None:
-    made = writer(path, team=Team(rank, size, barrier.wait))
+def test_a_process_that_would_build_another_cache_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "targets.zarr"
+    assert run_team(path, 2, other=1) == [4, 3]
+    assert not path.exists()
+
+
+def test_what_a_process_of_an_earlier_builder_still_writes_is_nobodys(tmp_path: Path) -> None:
+    """Its first process died and another recipe took the place; it doesn't know that yet."""
+    path = tmp_path / "targets.zarr"
+    begun(path)
+    orphan = writer(path)
+    orphan.close()  # as far as the lock goes, it is dead
+    made = writer(path, FINGERPRINT | {"size": [1, 1]}, replace=True)
+    for block in made.mine:
+        made.write(block, part(made, block, salt=1))
+    orphan.write(1, part(orphan, 1))
+    with pytest.raises(CacheError, match=r"blocks \[1\] aren't written"):
+        made.seal()
+    made.close()
+    again = writer(path, FINGERPRINT | {"size": [1, 1]})
+    assert again.mine == [1]
+    again.write(1, part(again, 1, salt=1))
+    again.seal()
+    rows = open_reader(path).read([*range(11)], [1] * 11)["logits"]
+    np.testing.assert_array_equal(rows, targets(salt=1)["logits"][:, 1])
+
+
+def run_team(path: Path, size: int, other: int | None = None) -> list[int | None]:
+    """Build a store with several processes, one of them perhaps of another recipe: exit codes."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        told, barrier = manager.dict(), manager.Barrier(size)
+        team = [
+            context.Process(target=_member, args=(path, rank, size, told, barrier, rank == other))
+            for rank in range(size)
+        ]
+        for member in team:
+            member.start()
+        for member in team:
+            member.join(60)
+        return [member.exitcode for member in team]
+
+
+def _member(path: Path, rank: int, size: int, told: Any, barrier: Any, other: bool) -> None:
+    def gather(value: Any) -> list[Any]:
+        barrier.wait()
+        told[rank] = value
+        barrier.wait()
+        return [told[i] for i in range(size)]
+
+    team = Team(rank, size, lambda value: gather(value)[0], gather)
+    try:
+        made = writer(path, FINGERPRINT | {"size": [1]} if other else FINGERPRINT, team=team)
+    except CacheError as error:
+        barrier.abort()
+        sys.exit(3 if "process 1 would build another cache" in str(error) else 1)
     assert made.mine == list(range(rank, 3, size))
     fill(made)
-    made.seal()
+    try:
+        made.seal()
+    except threading.BrokenBarrierError:  # as when torchrun ends the others
+        sys.exit(4)
 
 
 CHILD = textwrap.dedent("""
@@ -522,7 +620,7 @@ CHILD = textwrap.dedent("""
     sys.stdin.readline()
     made = writer(path, schema=replace(SCHEMA, views=views))
     for block in made.mine:
-        made.write(block, part(made, block), {"kl": block})
+        made.write(block, part(made, block), {v: {"kl": v} for v in made.views(block)})
     made.seal()
 """)
 
