@@ -59,7 +59,7 @@ check: $(ready) ## lint, formatting and types
 	$(VENV)/bin/mypy
 
 bench: $(ready) ## timings as ratios, both sides measured in one run
-	$(VENV)/bin/python -m tests.bench
+	$(VENV)/bin/python -m tests.bench $(ARGS)
 
 format: $(ready) ## format the code
 	$(VENV)/bin/ruff check --fix .

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ import pandas as pd
 import torch
 import yaml
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 from cache.reader import MappedReader
 from cache.schema import Column, Schema
 from cache.writer import TargetWriter
-from stages import teacher_cache
-from stages.data.loader import Pictures, batches_in_order
-from stages.data.views import DrawnViews
+from pipeline.config import override
+from stages import teacher_cache, train_student
+from stages.data.loader import Pictures, batches_in_order, load
+from stages.data.views import MEAN, STD, DrawnViews
 from stages.engine.teaching import LiveTeacher, stored_fields
 from stages.files import write_aside
 from stages.metrics.protocols import PROTOCOLS
@@ -150,11 +153,13 @@ def store_size(folder: Path) -> Iterator[Row]:
         yield row(f"store_size_v{views}", [(stored / 1e6, raw / 1e6)], "MB")
 
 
-def prepared(folder: Path, samples: int, face: int, body: tuple[int, int]) -> Path:
+def prepared(
+    folder: Path, samples: int, face: int, body: tuple[int, int], lr_face: int = 56
+) -> Path:
     """A training set of noise in the prepared layout: pictures are links to a few files."""
     root = folder / f"data{samples}"
     rng = np.random.default_rng(0)
-    for kind, size in (("imgs", body), ("mask", body), ("lr_face", (face // 4,) * 2),
+    for kind, size in (("imgs", body), ("mask", body), ("lr_face", (lr_face, lr_face)),
                        ("hr_face", (face, face))):  # fmt: skip
         for split in ("bounding_box_train", "query", "bounding_box_test"):
             (root / kind / split).mkdir(parents=True)
@@ -219,6 +224,111 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
                 teach({k: torch.stack([look[k][view] for look in looks]) for k in looks[0]})
 
     yield compare("teacher_stage", ours, theirs, 3)
+
+
+class PlainLoader(Dataset[dict[str, torch.Tensor]]):
+    """Pictures as most training code loads them: PIL, then torchvision's transforms."""
+
+    def __init__(self, index: pd.DataFrame, sizes: dict[str, tuple[int, int]]) -> None:
+        self.paths = {kind: index[kind].tolist() for kind in sizes}
+        self.transforms = {
+            kind: transforms.Compose(
+                [
+                    transforms.Resize(size),
+                    transforms.ToTensor(),
+                    transforms.Normalize(MEAN, STD),
+                ]
+            )
+            for kind, size in sizes.items()
+        }
+
+    def __len__(self) -> int:
+        return len(next(iter(self.paths.values())))
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        sample = {}
+        for kind, transform in self.transforms.items():
+            with Image.open(self.paths[kind][row]) as picture:
+                sample[kind] = transform(picture.convert("RGB"))
+        return sample
+
+
+def loader(folder: Path) -> Iterator[Row]:
+    """Samples per second on one core: stage two's loader, drawn views / PIL's of four and of two
+    pictures, plain resize / decoding alone."""
+    samples, face, body = 256, 224, (384, 128)
+    root = prepared(folder, samples, face, body, lr_face=face)
+    index, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
+    sizes = {"imgs": body, "lr_face": (face, face), "hr_face": (face, face), "mask": body}
+    two = {kind: sizes[kind] for kind in ("imgs", "lr_face")}
+    views = DrawnViews(recipe(root, face, body).views, index["sample_id"].tolist())
+    pictures = Pictures(index, two, views, quick=[*two])
+    batches = batches_in_order([(row, 0) for row in range(samples)], 32)
+
+    def drain(batches: Iterable[object]) -> None:
+        for _ in batches:
+            pass
+
+    def decode() -> None:
+        for kind in two:
+            for path in index[kind]:
+                torch.ops.image.decode_image(torch.ops.image.read_file(path), 3, False)
+
+    def ours() -> None:
+        drain(load(pictures, batches, 0, torch.device("cpu")))
+
+    sides: dict[str, Callable[[], object]] = {
+        "loader_four": lambda: drain(DataLoader(PlainLoader(index, sizes), 32)),
+        "loader_two": lambda: drain(DataLoader(PlainLoader(index, two), 32)),
+        "loader_decode": decode,
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ours()
+    for name, theirs in sides.items():
+        timed = compare(name, ours, theirs, 7)
+        speeds = samples / timed.ours, samples / timed.theirs
+        yield Row(name, timed.theirs / timed.ours, *speeds, "samples/s", timed.runs, timed.spread)
+    torch.set_num_threads(before)
+
+
+def training(folder: Path) -> Iterator[Row]:
+    """A full-size student step with cached targets / without any; the same / with the live teacher
+    and four pictures per sample. Batches of 8, three steps a run."""
+    samples, face, body = 24, 224, (384, 128)
+    root = prepared(folder, samples, face, body, lr_face=face)
+    weights = folder / "full.safetensors"
+    network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
+    random_teacher(weights, -(-samples // 10), face, **network)
+    student = {"epochs": 2, "warmup_epochs": 1, "max_steps": 3}
+    options = recipe(root, face, body, cache={"views": 2}, batchid=2, batchimage=4,
+                     train_student=student, tensorboard={"enable": False})  # fmt: skip
+    cache = folder / "targets.zarr"
+    teacher_cache.run(
+        options,
+        teacher_cache.Inputs(weights, folder / "memo.json"),
+        teacher_cache.Outputs(cache, folder / "left_out.csv"),
+    )
+
+    def seconds_a_step(changes: dict[str, object]) -> float:
+        changed = override(options, changes)
+        out = train_student.Outputs(
+            folder / "student.safetensors",
+            folder / "history.csv",
+            folder / "checkpoints",
+            folder / "tensorboard",
+        )
+        inputs = train_student.Inputs(cache, weights, folder / "memo.json", {})
+        train_student.run(changed, inputs, out)
+        return 8 / float(pd.read_csv(out.history)["images_per_s"].iloc[0])
+
+    others: dict[str, dict[str, object]] = {
+        "student_step": {"kd_loss.enable": False, "mse.mse_weight": 0.0},
+        "epoch": {"train_student.live_teacher": True},
+    }
+    for name, changes in others.items():
+        pairs = [(seconds_a_step({}), seconds_a_step(changes)) for _ in range(5)]
+        yield row(name, pairs, "s/step")
 
 
 def peak_memory(folder: Path) -> Iterator[Row]:
@@ -296,7 +406,16 @@ def help_start(folder: Path) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
     part.__name__: part
-    for part in (cache_read, store_size, teacher_stage, peak_memory, ranking, help_start)
+    for part in (
+        cache_read,
+        store_size,
+        teacher_stage,
+        peak_memory,
+        loader,
+        training,
+        ranking,
+        help_start,
+    )
 }
 
 

@@ -60,9 +60,9 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all: the training is done, or begins anew."""
-        for path in self._files():
-            path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():  # also what a kill left half-written
+                path.unlink()
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.engine.loop import prepare
@@ -47,4 +48,23 @@ def gather(
         return embeddings, labels
     everyone = [torch.empty_like(labels) for _ in range(team.size)]
     distributed.all_gather(everyone, labels)
-    return torch.cat(all_gather(embeddings.contiguous())), torch.cat(everyone)
+    gathered: torch.Tensor = _Gather.apply(embeddings.contiguous(), team)
+    return gathered, torch.cat(everyone)
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' tensors, one after the other; the gradient sums up what all say of it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor, team: Ranks) -> torch.Tensor:
+        ctx.team, ctx.count = team, len(own)
+        parts = [torch.empty_like(own) for _ in range(team.size)]
+        distributed.all_gather(parts, own)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        whole = gradients[0].contiguous()
+        distributed.all_reduce(whole)
+        start = ctx.team.rank * ctx.count
+        return whole[start : start + ctx.count], None

@@ -50,6 +50,9 @@ class Watcher(Protocol):
     def epoch(self, history: History) -> None:
         """An epoch is over."""
 
+    def flush(self) -> None:
+        """A checkpoint is about to be written: keep what was said until now."""
+
 
 @dataclass
 class History:
@@ -137,6 +140,8 @@ def fit(
 
     def save() -> None:
         late.flush()  # what is saved is known to be finite
+        for watcher in watchers:
+            watcher.flush()
         if team.rank == 0:
             state = _state(network, optimiser, scaler, history, now)
             checkpoints.save(history.steps, state)

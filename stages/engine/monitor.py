@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ class HistoryFile:
     def epoch(self, history: History) -> None:
         with write_aside(self.path) as aside:
             history.table().to_csv(aside, index=False)
+
+    def flush(self) -> None:
+        """Each row is on disk at once."""
 
 
 class Curves:
@@ -67,12 +71,19 @@ class Curves:
             picture = self.picture()
             if picture is not None:
                 writer.add_image("body, student, target", picture, history.steps)
-        writer.flush()
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
 
     def _open(self, step: int) -> SummaryWriter:
         if self._writer is None:
             if step == 1:
                 shutil.rmtree(self.folder, ignore_errors=True)
+            # Event files are read in the order of the second in their names.
+            newest = max((p.stat().st_mtime for p in self.folder.glob("events*")), default=0.0)
+            while int(time.time()) <= int(newest):
+                time.sleep(0.05)
             self._writer = self._make(str(self.folder), purge_step=step)
         return self._writer
 

@@ -1,0 +1,380 @@
+"""Training as it is lived: killed, stopped, resumed, watched, diverging, shared by processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import cli
+from stages.data.sampler import PKSampler
+from stages.engine.agreement import agreement
+from stages.engine.overlay import overlay, side_by_side
+from stages.models.lmbn import HEADS
+from tests.conftest import REPOSITORY, Project
+from tests.test_stages import same, weights
+
+SHORT = ("train_student.epochs=5", "checkpoints.every=2")
+
+
+def sets(*pairs: str) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def history(project: Project) -> pd.DataFrame:
+    return pd.read_csv(project.run / "student_history.csv").drop(columns="images_per_s")
+
+
+def keep(project: Project, folder: Path) -> tuple[Path, pd.DataFrame]:
+    """Put a finished student aside."""
+    kept = shutil.copy(project.run / "student.safetensors", folder / "kept.safetensors")
+    return Path(kept), history(project)
+
+
+def fork(project: Project, *arguments: str) -> int:
+    """`deskpro train-student …` in a forked child, which needn't import anything: its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+    sys.stdout = sys.stderr = (project.run / "child.log").open("a", buffering=1)
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    sys.argv = ["deskpro", "train-student", *where, *arguments]
+    code = 1
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os._exit(code)
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_for_step(project: Project, step: int, seconds: float = 60) -> None:
+    """Until a checkpoint of at least that step is there."""
+    deadline = time.monotonic() + seconds
+    folder = project.run / "checkpoints" / "student"
+    while not any(int(path.stem.split("-")[1]) >= step for path in folder.glob("step-*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_20_times_it_ends_with_the_same_weights_and_history(
+    project: Project, tmp_path: Path
+) -> None:
+    project.ok("teacher-cache")
+    started = time.monotonic()
+    assert exit_code(fork(project, *sets(*SHORT))) == 0
+    whole = time.monotonic() - started
+    kept, rows = keep(project, tmp_path)
+    random, killed = np.random.default_rng(0), 0
+    while killed < 20:
+        pid = fork(project, "--force", *sets(*SHORT))
+        time.sleep(random.uniform(0.2, 1.0) * whole)
+        os.kill(pid, signal.SIGKILL)
+        if exit_code(pid) == 0:
+            assert same(project.run / "student.safetensors", kept)
+            pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
+        else:
+            killed += 1
+    project.ok("train-student", "--force", *sets(*SHORT))
+    assert same(project.run / "student.safetensors", kept)
+    pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
+    assert not (project.run / "checkpoints" / "student").exists()
+    resumed = re.findall(r"going on after step (\d+)", (project.run / "child.log").read_text())
+    assert len({*resumed}) > 2
+
+
+@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_says_so_and_goes_on(
+    asked: signal.Signals, code: int, project: Project, tmp_path: Path
+) -> None:
+    project.ok("train-student", *sets(*SHORT))
+    kept, rows = keep(project, tmp_path)
+    pid = fork(project, "--force", *sets(*SHORT))
+    wait_for_step(project, 2)
+    os.kill(pid, asked)
+    assert exit_code(pid) == code
+    last = (project.run / "child.log").read_text().splitlines()[-1]
+    found = re.match(rf"deskpro: stopped by {asked.name} after step (\d+), saved in .*", last)
+    assert found, last
+    result = project.ok("train-student", "--force", *sets(*SHORT))
+    assert f"going on after step {found[1]}" in result.err
+    assert same(project.run / "student.safetensors", kept)
+    pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
+
+
+def test_a_begun_training_is_not_continued_with_other_options(project: Project) -> None:
+    project.ok("teacher-cache")
+    pid = fork(project, *sets(*SHORT))
+    wait_for_step(project, 2)
+    os.kill(pid, signal.SIGKILL)
+    assert exit_code(pid) == -signal.SIGKILL
+    result = project("train-student", *sets(*SHORT, "kd_loss.T=2", "loss.margin=0.5"))
+    assert result.code == 2
+    assert "kd_loss.T was 5.0, is 2.0; loss.margin was 0.7, is 0.5" in result.err
+    assert "begin anew" in result.err
+    result = project.ok("train-student", "--force", *sets(*SHORT, "kd_loss.T=2"))
+    assert "going on" not in result.err
+
+
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
+    project: Project, tmp_path: Path
+) -> None:
+    project.ok("train-student", *sets(*SHORT))
+    kept, _ = keep(project, tmp_path)
+    pid = fork(project, "--force", *sets(*SHORT))
+    wait_for_step(project, 4)
+    os.kill(pid, signal.SIGKILL)
+    exit_code(pid)
+    older, newer = sorted((project.run / "checkpoints" / "student").glob("step-*.pt"))
+    newer.write_bytes(newer.read_bytes()[:1000])
+    result = project.ok("train-student", "--force", *sets(*SHORT))
+    assert f"{newer}: unreadable checkpoint" in result.err
+    assert f"going on after step {int(older.stem.split('-')[1])}" in result.err
+    assert same(project.run / "student.safetensors", kept)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(project: Project) -> None:
+    project.ok("teacher-cache")
+    result = project("train-student", *sets(*SHORT, "train_student.lr=1e25"))
+    assert result.code == 2
+    found = re.search(r"diverged at step (\d+) \(epoch \d\): (\w+) is (nan|inf)", result.err)
+    assert found, result.err
+    assert found[2].split("_")[0] in ("ce", "triplet", "kd", "attention")
+    assert len(re.findall(r"bounding_box_train/\d+_c\d_\d+\.jpg", result.err)) == 4
+    assert not (project.run / "student.safetensors").exists()
+    for path in (project.run / "checkpoints" / "student").glob("step-*.pt"):
+        assert int(path.stem.split("-")[1]) < int(found[1])  # what is kept is from before
+        state = torch.load(path, weights_only=True)["state"]
+        assert all(v.isfinite().all() for v in state["network"].values())
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_does_not_matter(
+    workers: int, project: Project, tmp_path: Path
+) -> None:
+    project.ok("train-student")
+    kept, rows = keep(project, tmp_path)
+    project.ok("train-student", "--force", *sets(f"data.workers={workers}"))
+    assert same(project.run / "student.safetensors", kept)
+    pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
+
+
+def test_identities_with_too_few_pictures_repeat_them_and_are_counted(project: Project) -> None:
+    assert "repeated" not in project.ok("train-student").err
+    result = project.ok("train-student", "--force", *sets("batchimage=6"))
+    assert re.search(r"repeated +4 identities have fewer than 6 pictures", result.err)
+
+
+def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: Project) -> None:
+    watched = ("tensorboard.every=1", "tensorboard.overlays=2")
+    pid_of = sets(*SHORT, *watched)
+    project.ok("teacher-cache")
+    pid = fork(project, *pid_of)
+    wait_for_step(project, 3)
+    os.kill(pid, signal.SIGKILL)
+    exit_code(pid)
+    project.ok("train-student", *pid_of)
+    rows = history(project)
+    assert rows["epoch"].tolist() == [0, 1, 2, 3, 4]
+    assert {f"agree_{head}" for head in HEADS} | {f"divergence_{head}" for head in HEADS} < {
+        *rows.columns}  # fmt: skip
+    events = EventAccumulator(str(project.run / "tensorboard" / "student"))
+    events.Reload()
+    scalars = events.Scalars("step/total")
+    steps = [event.step for event in scalars]
+    assert steps == sorted({*steps}) == [*range(1, steps[-1] + 1)]
+    by_epoch = np.array_split([event.value for event in scalars], 5)
+    np.testing.assert_allclose([part.mean() for part in by_epoch], rows["total"], rtol=1e-5)
+    epochs = [(event.step, event.value) for event in events.Scalars("epoch/ce_face")]
+    assert [step for step, _ in epochs] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([value for _, value in epochs], rows["ce_face"], rtol=1e-5)
+    assert len(events.Images("body, student, target")) == 2
+
+
+def test_no_tensorboard_where_none_is_wanted(project: Project) -> None:
+    project.ok("train-student", *sets("tensorboard.enable=false"))
+    assert not (project.run / "tensorboard" / "student").exists()
+
+
+def test_agreement_is_of_every_head() -> None:
+    teacher = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
+    alike = agreement(teacher, teacher, 2.0)
+    assert all(alike[f"agree_{head}"] == 1 for head in HEADS)
+    assert all(abs(alike[f"divergence_{head}"]) < 1e-6 for head in HEADS)
+    other = teacher.clone()
+    other[:3, 2] = -other[:3, 2]
+    found = agreement(other, teacher, 2.0)
+    assert found[f"agree_{HEADS[2]}"] == 0.5
+    p, q = (x[:, 2].double().div(2).softmax(1) for x in (teacher, other))
+    truth = (p * (p / q).log()).sum(1).mean()
+    assert float(found[f"divergence_{HEADS[2]}"]) == pytest.approx(float(truth), rel=1e-5)
+
+
+def test_an_overlay_is_red_where_the_attention_is() -> None:
+    pictures = torch.full((2, 3, 8, 4), 200, dtype=torch.uint8)
+    attention = torch.zeros(2, 1, 8, 4)
+    attention[:, :, :4] = 1
+    seen = overlay(pictures, attention).int()
+    assert (seen[:, 0, :3] > seen[:, 1, :3] + 100).all()
+    assert (seen[:, :, 5:] == 100).all()
+    assert side_by_side(pictures, attention, attention).shape == (3, 16, 12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=20, max_size=80),
+    st.sampled_from([(2, 1), (4, 2), (4, 4), (6, 3)]),
+    st.integers(0, 5),
+)
+def test_processes_share_every_batch_by_identity(
+    labels: list[int], share: tuple[int, int], epoch: int
+) -> None:
+    identities, ranks = share
+    known = np.asarray(labels)
+    whole = PKSampler(known, identities, 2, 3, seed=1)
+    parts = [PKSampler(known, identities, 2, 3, 1, rank, ranks) for rank in range(ranks)]
+    for sampler in (whole, *parts):
+        sampler.set_epoch(epoch)
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(pair for share in shares for pair in share) == sorted(batch)
+        for part in shares:
+            assert len({labels[row] for row, _ in part}) == identities // ranks
+
+
+def test_an_epoch_can_be_entered_anywhere() -> None:
+    sampler = PKSampler(np.repeat(np.arange(6), 5), 3, 2, 4, seed=0)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.set_epoch(2, 3)
+    assert list(sampler) == whole[3:]
+    assert len(sampler) == len(whole) - 3
+
+
+def torchrun(script: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("torchrun")
+    launch = [program, "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [*launch, *script], capture_output=True, text=True, cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+    """With batch norm frozen and no triplets: one batch, whole or shared by two processes."""
+    script = tmp_path / "gradients.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        import torch
+        from stages import ranks
+        from stages.engine.distributed import distribute, gather
+        from stages.losses import cross_entropy, distillation, triplet
+        from stages.models.student import Student
+        from stages.options import StudentTraining
+
+        with ranks.join() as team:
+            torch.manual_seed(0)
+            student = Student(5, width=0.25, feature_dim=16).double()
+            faces, bodies = torch.randn(8, 3, 32, 32).double(), torch.randn(8, 3, 64, 32).double()
+            said = torch.randn(8, 7, 5).double()
+            labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+            forward = distribute(student, StudentTraining(), torch.device("cpu"), team)
+            forward.train()
+            for module in student.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+            mine = torch.arange(8).view(4, 2)[team.rank :: team.size].flatten()
+            output = forward(faces[mine], bodies[mine])
+            loss = cross_entropy(output.logits, labels[mine])
+            loss = loss + distillation(output.logits[:, :7], said[mine], temperature=2.0)
+            if "triplets" in sys.argv:
+                loss = loss + triplet(*gather(output.embeddings, labels[mine], team))
+            loss.backward()
+            if team.rank == 0:
+                torch.save([p.grad for p in student.parameters()], sys.argv[1])
+    """)
+    )
+    for options in ([], ["triplets"]):
+        alone, shared = tmp_path / "alone.pt", tmp_path / "shared.pt"
+        subprocess.run(
+            [sys.executable, script, alone, *options], check=True, cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+        done = torchrun([str(script), str(shared), *options])
+        assert done.returncode == 0, done.stderr
+        pairs = zip(torch.load(alone), torch.load(shared), strict=True)
+        compared = [(a, b) for a, b in pairs if a is not None]
+        assert len(compared) > 100
+        for a, b in compared:
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
+
+
+def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> None:
+    project.ok("teacher-cache")
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    command = ["-m", "--", "pipeline.cli", "train-student", *where]
+    odd = torchrun([*command, *sets("batchid=3")])
+    assert odd.returncode != 0
+    assert "batchid 3 can't be shared among 2 processes: --set batchid=2" in odd.stderr
+    alone = torchrun([*command, *sets("batchid=2")])
+    assert "a triplet needs two: --set batchid=4" in alone.stderr
+    cpu = torchrun([*command, *sets("batchid=4", "train_student.sync_batch_norm=true")])
+    assert "sync_batch_norm: torch synchronises batch norm on GPUs only" in cpu.stderr
+    done = torchrun([*command, *sets("batchid=4", "data.workers=1")])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("train-student: done in") == 1
+    assert "4×2 samples each" in done.stderr
+    first = keep(project, tmp_path)[0]
+    done = torchrun([*command, "--force", *sets("batchid=4")])
+    assert done.returncode == 0, done.stderr
+    assert same(project.run / "student.safetensors", first)
+    assert weights(first)
+    project.ok("eval", *sets("batchid=4"))
+
+
+def test_when_one_process_fails_all_leave(project: Project) -> None:
+    project.ok("teacher-cache")
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    options = sets("batchid=4", "train_student.epochs=500", "train_student.lr=1e25")
+    started = time.monotonic()
+    done = torchrun(["-m", "--", "pipeline.cli", "train-student", *where, *options])
+    assert done.returncode != 0
+    assert "training diverged at step" in done.stderr
+    assert time.monotonic() - started < 120
+    assert not (project.run / "student.safetensors").exists()
+    assert not list(project.run.rglob("*partial*"))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["train_student.precision=bfloat16", "train_student.channels_last=true"],
+        ["train_student.precision=float16", "train_student.tf32=true"],
+        ["train_student.compile=true"],
+    ],
+)
+def test_a_student_trains_on_a_gpu(options: list[str], project: Project) -> None:
+    project.ok("eval", *sets("device=cuda", *options))
+    assert np.isfinite(history(project)["total"]).all()
