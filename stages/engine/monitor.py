@@ -64,7 +64,7 @@ class Curves:
                 writer.add_scalar(f"step/{name}", value, step)
 
     def epoch(self, history: History) -> None:
-        writer, row = self._open(history.steps), history.rows[-1]
+        writer, row = self._open(history.steps + 1), history.rows[-1]
         for name, value in row.items():
             writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
         if len(history.rows) % self.options.overlays == 0:
