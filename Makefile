@@ -19,7 +19,7 @@ options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set dev
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval ablation \
+.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval ablation sweep \
         check format bench install clean
 
 help: ## print the targets
@@ -52,6 +52,9 @@ eval: $(ready) ## mAP and CMC of the student on query and gallery
 
 ablation: $(ready) ## plain, +KD, +attention and both over several seeds, from one cache
 	$(deskpro) ablation $(options)
+
+sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 --seeds 3"
+	$(deskpro) sweep $(options)
 
 check: $(ready) ## lint, formatting and types
 	$(VENV)/bin/ruff check .

@@ -80,31 +80,18 @@ def run(
             f"{options.cache.views}: --set cache.views={most}"
         )
     plan.run_stage("teacher-cache", options, folder, chain=True)
-    first = options.train_student.seed
-    students = []
-    for variant in variants or STUDIES[study]:
-        changed, shared = _with_cache(options, folder, variant, STUDIES[study][variant])
-        students += [
-            _Student(variant, seed, *_place(options, folder, changed, shared, variant, seed))
-            for seed in range(first, first + seeds)
-        ]
-    if jobs == 1:
-        for student in students:
-            _train_and_evaluate(student, force)
-    else:
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        with ProcessPoolExecutor(jobs, context, _use_threads, (threads,)) as pool:
-            list(pool.map(_train_and_evaluate, students, [force] * len(students)))
+    chosen = {variant: STUDIES[study][variant] for variant in variants or STUDIES[study]}
+    students = members(options, folder, chosen, seeds)
+    train_and_evaluate(students, jobs, force)
     rows = [row for student in students for row in _rows(student)]
     teacher = RunFolder(folder.path / "ablation" / "teacher", folder.path)
     plan.evaluate(options, plan.teacher_weights(options, folder), teacher, "teacher")
-    rows += _rows(_Student("teacher", options.train_teacher.seed, options, teacher))
+    rows += _rows(Student("teacher", options.train_teacher.seed, options, teacher))
     return pd.DataFrame(rows)
 
 
-class _Student(NamedTuple):
-    """One row of the study: a variant with a seed, its options and its folder."""
+class Student(NamedTuple):
+    """A variant with a seed, its options and its folder."""
 
     variant: str
     seed: int
@@ -112,14 +99,45 @@ class _Student(NamedTuple):
     home: RunFolder
 
 
+def members(
+    options: Options,
+    folder: RunFolder,
+    variants: Variants,
+    seeds: int,
+    below: str = "ablation",
+) -> list[Student]:
+    """Every variant with every seed, counted up from the recipe's; makes caches that they need."""
+    first = options.train_student.seed
+    students = []
+    for variant, changes in variants.items():
+        changed, shared = _with_cache(options, folder, variant, changes, below)
+        for seed in range(first, first + seeds):
+            place = _place(options, folder, changed, shared, variant, seed, below)
+            students.append(Student(variant, seed, *place))
+    return students
+
+
+def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> None:
+    """Train and evaluate those that aren't fresh, `jobs` at a time."""
+    if jobs == 1:
+        for student in students:
+            _train_and_evaluate(student, force)
+        return
+    waiting = [*students]
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, _use_threads, (threads,)) as pool:
+        list(pool.map(_train_and_evaluate, waiting, [force] * len(waiting)))
+
+
 def _with_cache(
-    options: Options, folder: RunFolder, variant: str, changes: dict[str, object]
+    options: Options, folder: RunFolder, variant: str, changes: dict[str, object], below: str
 ) -> tuple[Options, RunFolder]:
     """A variant's options, and the run whose cache it uses."""
     changed = config.override(options, changes)
     if changed.cache == options.cache:
         return changed, folder
-    shared = RunFolder(folder.path / "ablation" / variant)
+    shared = RunFolder(folder.path / below / variant)
     teacher = {"pre_train": plan.teacher_weights(options, folder)}
     plan.run_stage("teacher-cache", config.override(changed, teacher), shared)
     return config.override(changed, teacher), shared
@@ -132,13 +150,15 @@ def _place(
     shared: RunFolder,
     variant: str,
     seed: int,
+    below: str,
 ) -> tuple[Options, RunFolder]:
     """A student's options, and its folder: the run's own where it has the run's options."""
     changed = config.override(changed, {"train_student.seed": seed})
     if changed == options:
         return options, folder
-    name = "both" if shared == folder and _same(changed, options) else variant
-    return changed, RunFolder(folder.path / "ablation" / f"{name}-{seed}", shared.path)
+    if shared == folder and _same(changed, options):  # whichever study it is for
+        return changed, RunFolder(folder.path / "ablation" / f"both-{seed}", shared.path)
+    return changed, RunFolder(folder.path / below / f"{variant}-{seed}", shared.path)
 
 
 def _same(changed: Options, options: Options) -> bool:
@@ -147,7 +167,7 @@ def _same(changed: Options, options: Options) -> bool:
     return config.override(changed, seed) == options
 
 
-def _train_and_evaluate(student: _Student, force: bool) -> None:
+def _train_and_evaluate(student: Student, force: bool) -> None:
     say(f"ablation: {student.variant}, seed {student.seed}, in {student.home.path}")
     for stage in ("train-student", "eval"):
         plan.run_stage(stage, student.options, student.home, force=force)
@@ -157,7 +177,7 @@ def _use_threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)  # torch, imported later, reads it
 
 
-def _rows(student: _Student) -> list[dict[str, object]]:
+def _rows(student: Student) -> list[dict[str, object]]:
     streams = json.loads(student.home.metrics.read_text())["streams"]
     return [
         {

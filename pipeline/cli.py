@@ -127,6 +127,37 @@ def ablation(
 
 @deskpro.command()
 @_recipe
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    required=True,
+    metavar="KEY=VALUE,VALUE…",
+    help="Values of an option; repeatable: every combination is trained.",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
+)
+def sweep(
+    config: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    grids: tuple[str, ...],
+    seeds: int,
+    jobs: int,
+) -> None:
+    """Students of every combination of some options, from one cache, in one table."""
+    from pipeline import sweep as sweeps
+
+    options, folder = _open(config, run_dir, overrides)
+    rows = sweeps.run(options, folder, grids, seeds=seeds, jobs=jobs, force=force)
+    click.echo(f"written: {sweeps.write(rows, folder)}")
+
+
+@deskpro.command()
+@_recipe
 def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
     """The whole pipeline on a benchmark that the project makes itself.
 

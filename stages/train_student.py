@@ -36,6 +36,7 @@ from stages.engine.schedule import default_peak
 from stages.engine.teaching import CachedTeacher, LiveTeacher
 from stages.errors import InputError
 from stages.losses import attention, cross_entropy, distillation, triplet
+from stages.models.cost import multiply_adds
 from stages.models.lmbn import map_size
 from stages.models.student import STREAMS, Student
 from stages.models.warm_start import warm_start
@@ -108,6 +109,9 @@ def _train(
     student = Student(len(classes), **network_options)
     start = options.student.pre_train
     started = warm_start(student, start).facts(start) if start is not None else {}
+    shapes = {"face": data.face_size, "body": data.body_size}
+    blank = [torch.zeros(1, 3, *shapes[s]) if s in streams else None for s in ("face", "body")]
+    cost = multiply_adds(student, *blank)
     student.to(device)
     forward = distribute(student, recipe, device, team)
     row_labels = torch.from_numpy(labels).to(device)
@@ -205,6 +209,7 @@ def _train(
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
         "last loss": "  ".join(f"{k} {v:.3f}" for k, v in last.items() if _is_loss(k)),
         "size": f"{sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters",
+        "cost": f"{cost / 1e6:.0f} M multiply-adds a sample",
         "student": outputs.student,
     }
 

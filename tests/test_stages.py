@@ -460,3 +460,45 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
     pd.testing.assert_frame_equal(stored_losses, asked_losses, check_exact=True)
     for name in stored:
         assert torch.equal(stored[name], asked[name]), name
+
+
+def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
+    project: Project,
+) -> None:
+    short = ("--set", "train_student.max_steps=1", "--seeds", "2")
+    grids = ("--grid", "kd_loss.T=1,5", "--grid", "student.width=0.25,0.5")
+    part = project.ok("sweep", *short, "--grid", "kd_loss.T=1", "--grid", "student.width=0.25,0.5")
+    assert part.err.count("train-student: done") == 4
+    result = project.ok("sweep", *short, *grids)
+    assert result.err.count("train-student: done") == 4  # the others were there
+    assert project.ok("sweep", *short, *grids).err.count("train-student: done") == 0
+    table = pd.read_csv(project.run / "sweep.csv")
+    assert len(table) == 4 * 3
+    assert set(table["combination"]) == {
+        f"kd_loss.T={t},student.width={w}" for t in (1, 5) for w in (0.25, 0.5)}  # fmt: skip
+    assert (table["seeds"] == 2).all()
+    cost = {row["combination"]: float(row["cost"].split()[0]) for _, row in table.iterrows()}
+    assert cost["kd_loss.T=1,student.width=0.5"] > 2 * cost["kd_loss.T=1,student.width=0.25"]
+    report = json.loads(
+        (project.run / "sweep" / "kd_loss.T=1,student.width=0.5-1" / "metrics.json").read_text()
+    )
+    row = table[(table["combination"] == "kd_loss.T=1,student.width=0.5")
+                & (table["stream"] == "all")].iloc[0]  # fmt: skip
+    assert abs(100 * report["streams"]["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("kd_loss.X=1", "must be OPTION=VALUE"),
+        ("kd_loss.T", "must be OPTION=VALUE"),
+        ("student.width=0.3", "must be one of 0.25"),
+    ],
+)
+def test_an_impossible_sweep_is_refused_before_any_work(
+    grid: str, said: str, project: Project
+) -> None:
+    result = project("sweep", "--grid", grid)
+    assert result.code == 2
+    assert said in result.err
+    assert not project.run.exists()
