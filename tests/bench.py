@@ -196,8 +196,8 @@ def random_teacher(path: Path, classes: int, face: int, **network: Any) -> Teach
 
 
 def teacher_stage(folder: Path) -> Iterator[Row]:
-    """Stage one, full-size teacher, 32 samples × 4 views: time / bare decoding and forward."""
-    samples, count, face, body = 32, 4, 224, (384, 128)
+    """Stage one, full-size teacher, 96 samples × 4 views: time / bare decoding and forward."""
+    samples, count, face, body = 96, 4, 224, (384, 128)
     root = prepared(folder, samples, face, body)
     network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
     weights = folder / "full.safetensors"
@@ -223,7 +223,7 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
             for view in range(count):
                 teach({k: torch.stack([look[k][view] for look in looks]) for k in looks[0]})
 
-    yield compare("teacher_stage", ours, theirs, 3)
+    yield compare("teacher_stage", ours, theirs, 2)
 
 
 class PlainLoader(Dataset[dict[str, torch.Tensor]]):
@@ -294,14 +294,14 @@ def loader(folder: Path) -> Iterator[Row]:
 
 def training(folder: Path) -> Iterator[Row]:
     """A full-size student step with cached targets / without any; the same / with the live teacher
-    and four pictures per sample. Batches of 8, three steps a run."""
+    and four pictures per sample. Batches of 4, two steps a run."""
     samples, face, body = 24, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
     weights = folder / "full.safetensors"
     network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
     random_teacher(weights, -(-samples // 10), face, **network)
-    student = {"epochs": 2, "warmup_epochs": 1, "max_steps": 3}
-    options = recipe(root, face, body, cache={"views": 2}, batchid=2, batchimage=4,
+    student = {"epochs": 2, "warmup_epochs": 1, "max_steps": 2}
+    options = recipe(root, face, body, cache={"views": 2}, batchid=2, batchimage=2,
                      train_student=student, tensorboard={"enable": False})  # fmt: skip
     cache = folder / "targets.zarr"
     teacher_cache.run(
@@ -320,14 +320,14 @@ def training(folder: Path) -> Iterator[Row]:
         )
         inputs = train_student.Inputs(cache, weights, folder / "memo.json", {})
         train_student.run(changed, inputs, out)
-        return 8 / float(pd.read_csv(out.history)["images_per_s"].iloc[0])
+        return 4 / float(pd.read_csv(out.history)["images_per_s"].iloc[0])
 
     others: dict[str, dict[str, object]] = {
         "student_step": {"kd_loss.enable": False, "mse.mse_weight": 0.0},
         "epoch": {"train_student.live_teacher": True},
     }
     for name, changes in others.items():
-        pairs = [(seconds_a_step({}), seconds_a_step(changes)) for _ in range(5)]
+        pairs = [(seconds_a_step({}), seconds_a_step(changes)) for _ in range(4)]
         yield row(name, pairs, "s/step")
 
 
