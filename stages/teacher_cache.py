@@ -38,7 +38,7 @@ from stages.models.weights import Description, load_teacher
 from stages.options import Options
 from stages.progress import bar
 
-LOOKS = 512
+LOOKS = 1024
 """Looks that a loaded batch holds at most: samples × views."""
 
 

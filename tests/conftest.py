@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from pipeline import cli
+from pipeline import cli, plan
+from pipeline.config import load
+from pipeline.run_folder import RunFolder
 from stages.data.benchmark import BenchmarkOptions, make_benchmark
 
 REPOSITORY = Path(__file__).parents[1]
@@ -103,23 +106,41 @@ def command(
     return call
 
 
+RECIPE = {
+    "device": "cpu",
+    "data": {"body_size": [64, 32], "face_size": [32, 32], "workers": 0},
+    "batchid": 2,
+    "batchimage": 2,
+    "teacher": {"width": 0.25, "feature_dim": 16},
+    "student": {"width": 0.25, "feature_dim": 16},
+    "train_teacher": {"epochs": 2, "warmup_epochs": 1, "batchid": 2, "batchimage": 2},
+    "train_student": {"epochs": 2, "warmup_epochs": 1},
+    "cache": {"views": 3, "block": 8, "batch": 16},
+}
+"""Trains for moments on the tiny benchmark."""
+
+
+def write_recipe(path: Path, data: Path) -> None:
+    sections: dict[str, Any] = RECIPE
+    path.write_text(yaml.safe_dump(sections | {"data": sections["data"] | {"root": str(data)}}))
+
+
 @pytest.fixture
 def project(data: Path, tmp_path: Path, command: Callable[..., Result]) -> Project:
-    """A recipe that trains for moments on the tiny benchmark."""
-    recipe = {
-        "device": "cpu",
-        "data": {"root": str(data), "body_size": [64, 32], "face_size": [32, 32], "workers": 0},
-        "batchid": 2,
-        "batchimage": 2,
-        "teacher": {"width": 0.25, "feature_dim": 16},
-        "student": {"width": 0.25, "feature_dim": 16},
-        "train_teacher": {"epochs": 2, "warmup_epochs": 1, "batchid": 2, "batchimage": 2},
-        "train_student": {"epochs": 2, "warmup_epochs": 1},
-        "cache": {"views": 3, "block": 8, "batch": 16},
-    }
+    """The recipe on data of its own; nothing is made yet."""
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(recipe))
+    write_recipe(config, data)
     return Project(config, tmp_path / "run", data, command)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the recipe as far as its target cache; copy it, don't change it."""
+    folder = tmp_path_factory.mktemp("run")
+    write_recipe(folder / "tiny.yaml", tiny_benchmark)
+    run = RunFolder(folder / "run")
+    plan.run_stage("teacher-cache", load(folder / "tiny.yaml"), run)
+    return run.path
 
 
 def run_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -29,6 +29,16 @@ from tests.conftest import REPOSITORY, Project, Result, run_process
 from tests.test_cache import content
 
 
+@pytest.fixture
+def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
+    """Here teacher and target cache are made already, of the project's own data."""
+    shutil.copytree(tiny_run, project.run)
+    for manifest in (project.run / "manifests").iterdir():
+        text = manifest.read_text().replace(str(tiny_benchmark), str(project.data))
+        manifest.write_text(text)
+    return project
+
+
 def store(project: Project) -> Path:
     return project.run / "targets.zarr"
 
@@ -209,6 +219,11 @@ def partial(project: Project) -> Path:
     return project.run / "targets.zarr.partial"
 
 
+def remove_cache(project: Project) -> None:
+    shutil.rmtree(store(project))
+    (project.run / "manifests" / "teacher-cache.json").unlink()
+
+
 def written(project: Project) -> int:
     """How many lines the ledger of an unfinished store has."""
     return sum(ledger.read_text().count("\n") for ledger in partial(project).glob("ledger.*.jsonl"))
@@ -216,6 +231,7 @@ def written(project: Project) -> int:
 
 def kill_at_work(project: Project, blocks: int = 1) -> None:
     """A teacher-cache, killed when so many blocks of a store are written."""
+    remove_cache(project)
     program = Path(sys.executable).with_name("deskpro")
     where = ["--config", str(project.config), "--run", str(project.run)]
     slow = sets("cache.batch=1", "cache.block=4")  # so that there is a middle to be killed in
@@ -248,9 +264,8 @@ def test_a_kill_between_the_store_and_its_record_changes_nothing(
     moment: str, project: Project
 ) -> None:
     more = sets("cache.views=4") if moment == "grown" else []
-    project.ok("train-teacher")
-    if moment == "grown":
-        project.ok("teacher-cache")
+    if moment == "sealed":
+        remove_cache(project)
     before = (store(project) / "zarr.json").read_bytes() if moment == "grown" else b""
     program = Path(sys.executable).with_name("deskpro")
     where = ["--config", str(project.config), "--run", str(project.run), "--set", "data.workers=2"]
@@ -268,8 +283,6 @@ def test_a_kill_between_the_store_and_its_record_changes_nothing(
 
 
 def test_a_changed_picture_costs_its_block_alone(project: Project) -> None:
-    first = project.ok("teacher-cache")
-    assert "were there" not in first.err
     _, named = _one_pixel(project)
     result = project("train-student")
     assert result.code == 2
@@ -311,7 +324,7 @@ def test_only_a_deep_look_finds_a_change_that_keeps_size_and_time(project: Proje
     mask = pictures(project, "mask")[0]
     picture = mask.read_bytes()
     mask.write_bytes(picture + b"one")
-    project.ok("teacher-cache")
+    project.ok("teacher-cache", "--force")
     status = mask.stat()
     mask.write_bytes(picture + b"two")
     os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -334,7 +347,9 @@ def torchrun(processes: int, project: Project, *arguments: str) -> subprocess.Co
     )  # fmt: skip
 
 
-def test_two_processes_make_the_bytes_of_one(project: Project, tmp_path: Path) -> None:
+def test_two_processes_make_the_bytes_of_one(project: Project) -> None:
+    whole = content(store(project))
+    shutil.rmtree(project.run)
     alone = torchrun(2, project)
     assert alone.returncode != 0
     assert "train-teacher runs in one process, 2 were started" in alone.stderr
@@ -342,16 +357,12 @@ def test_two_processes_make_the_bytes_of_one(project: Project, tmp_path: Path) -
     done = torchrun(2, project)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("teacher-cache: done in") == 1
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(project.run / "teacher.safetensors", other)
-    project.ok("teacher-cache", "--run", str(other))
-    assert content(store(project)) == content(other / "targets.zarr")
+    assert content(store(project)) == whole
     assert "is fresh" in project.ok("teacher-cache").err
 
 
 def test_a_process_that_dies_leaves_a_store_that_resumes(project: Project) -> None:
-    project.ok("train-teacher")
+    remove_cache(project)
     broken = pictures(project, "mask")[12]  # of the second block, which is the second process's
     whole = broken.read_bytes()
     project.ok("check-data")
