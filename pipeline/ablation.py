@@ -241,8 +241,8 @@ def write(rows: pd.DataFrame, folder: RunFolder, study: str, command: str) -> Pa
                 row["variant"],
                 row["stream"],
                 str(row["seeds"]),
-                _spread(row["mAP"], row["mAP_sd"]),
-                _spread(row["rank1"], row["rank1_sd"]),
+                spread(row["mAP"], row["mAP_sd"]),
+                spread(row["rank1"], row["rank1_sd"]),
                 verdict(row),
             )
         )
@@ -265,5 +265,6 @@ def write(rows: pd.DataFrame, folder: RunFolder, study: str, command: str) -> Pa
     return written
 
 
-def _spread(mean: float, sd: float) -> str:
+def spread(mean: float, sd: float) -> str:
+    """A mean over seeds with its standard deviation; alone where there is one seed."""
     return f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from pipeline import config, plan
-from pipeline.ablation import Student, Variants, members, train_and_evaluate
+from pipeline.ablation import Student, Variants, members, spread, train_and_evaluate
 from pipeline.run_folder import RunFolder
 from stages.errors import InputError
 from stages.files import write_aside
@@ -104,8 +104,8 @@ def write(rows: pd.DataFrame, folder: RunFolder) -> Path:
             row["combination"],
             row["stream"],
             str(row["seeds"]),
-            _spread(row["mAP"], row["mAP_sd"]),
-            _spread(row["rank1"], row["rank1_sd"]),
+            spread(row["mAP"], row["mAP_sd"]),
+            spread(row["rank1"], row["rank1_sd"]),
             row["size"].replace(" parameters", ""),
             row["cost"].replace(" multiply-adds a sample", " MACs"),
             f"{row['minutes']:.1f}",
@@ -116,7 +116,3 @@ def write(rows: pd.DataFrame, folder: RunFolder) -> Path:
     with write_aside(folder.path / "sweep.csv") as aside:
         rows.to_csv(aside, index=False)
     return folder.path / "sweep.csv"
-
-
-def _spread(mean: float, sd: float) -> str:
-    return f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"

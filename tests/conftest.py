@@ -143,6 +143,14 @@ def tiny_run(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run.path
 
 
+def with_cache(project: Project, run: Path, benchmark: Path) -> Project:
+    """The project with a copy of a run, as if it had been made of the project's own data."""
+    shutil.copytree(run, project.run)
+    for manifest in (project.run / "manifests").iterdir():
+        manifest.write_text(manifest.read_text().replace(str(benchmark), str(project.data)))
+    return project
+
+
 def run_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """`deskpro …` as a process of its own."""
     program = Path(sys.executable).with_name("deskpro")

@@ -25,18 +25,14 @@ from stages.data import views as view_module
 from stages.engine.provenance import option_differences
 from stages.engine.teaching import CachedTeacher, decode, divergence, encode
 from stages.models.weights import load_teacher, save
-from tests.conftest import REPOSITORY, Project, Result, run_process
+from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 from tests.test_cache import content
 
 
 @pytest.fixture
 def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
-    """Here teacher and target cache are made already, of the project's own data."""
-    shutil.copytree(tiny_run, project.run)
-    for manifest in (project.run / "manifests").iterdir():
-        text = manifest.read_text().replace(str(tiny_benchmark), str(project.data))
-        manifest.write_text(text)
-    return project
+    """Here teacher and target cache are made already."""
+    return with_cache(project, tiny_run, tiny_benchmark)
 
 
 def store(project: Project) -> Path:

@@ -27,18 +27,14 @@ from stages.data.sampler import PKSampler
 from stages.engine.agreement import agreement
 from stages.engine.overlay import overlay, side_by_side
 from stages.models.lmbn import HEADS
-from tests.conftest import REPOSITORY, Project
+from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
 
 
 @pytest.fixture
 def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
-    """Here teacher and target cache are made already, of the project's own data."""
-    shutil.copytree(tiny_run, project.run)
-    for manifest in (project.run / "manifests").iterdir():
-        text = manifest.read_text().replace(str(tiny_benchmark), str(project.data))
-        manifest.write_text(text)
-    return project
+    """Here teacher and target cache are made already."""
+    return with_cache(project, tiny_run, tiny_benchmark)
 
 
 SHORT = ("train_student.epochs=5", "checkpoints.every=2")
