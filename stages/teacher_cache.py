@@ -128,11 +128,7 @@ def differences(options: Options, inputs: Inputs, cache: Path) -> list[str]:
 
     More views than it has are no difference: they would be added.
     """
-    reader = ZarrReader(cache)
-    views = max(options.cache.views, reader.schema.views)
-    lines = option_differences(reader, options, inputs.teacher)
-    if views > reader.schema.views:
-        lines = [line for line in lines if not line.startswith("cache.views was ")]
+    lines = option_differences(ZarrReader(cache), options, inputs.teacher, may_grow=True)
     return lines + changed_pictures(options, cache, inputs.memo)
 
 

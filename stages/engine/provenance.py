@@ -55,14 +55,20 @@ def hash_columns(table: pd.DataFrame, memo: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def option_differences(reader: TargetReader, options: Options, teacher: Path) -> list[str]:
-    """How the options, and the teacher if it is here, differ from those of the cache."""
+def option_differences(
+    reader: TargetReader, options: Options, teacher: Path, *, may_grow: bool = False
+) -> list[str]:
+    """How the options, and the teacher if it is here, differ from those of the cache.
+
+    may_grow: more views than it has are no difference, as they would be added.
+    """
     wanted: Mapping[str, Any] = recipe_fingerprint(options)
     if teacher.is_file():
         wanted = {**teacher_fingerprint(teacher), **wanted}
     lines = differences(reader.fingerprint, wanted)
-    if reader.schema.views != options.cache.views:
-        lines.append(f"cache.views was {reader.schema.views}, is {options.cache.views}")
+    before, now = reader.schema.views, options.cache.views
+    if now < before or (now > before and not may_grow):
+        lines.append(f"cache.views was {before}, is {now}")
     return lines
 
 
