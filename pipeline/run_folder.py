@@ -62,7 +62,7 @@ class RunFolder:
 
     def checkpoints(self, who: str) -> Path:
         """Of a training under way; gone when it is done."""
-        return (self._upstream if who == "teacher" else self.path) / "checkpoints" / who
+        return (self._upstream if who == "teacher" else self.path) / f"{who}_checkpoints"
 
     def tensorboard(self, who: str) -> Path:
         return (self._upstream if who == "teacher" else self.path) / "tensorboard" / who
