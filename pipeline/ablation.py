@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from pipeline import config, plan
+from pipeline import plan
 from pipeline.run_folder import RunFolder
+from pipeline.students import Student, Variants, members, train_and_evaluate
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
-from stages.progress import say, table
-
-Variants = dict[str, dict[str, object]]
+from stages.progress import table
 
 STUDIES: dict[str, Variants] = {
     "parts": {
@@ -88,93 +83,6 @@ def run(
     plan.evaluate(options, plan.teacher_weights(options, folder), teacher, "teacher")
     rows += _rows(Student("teacher", options.train_teacher.seed, options, teacher))
     return pd.DataFrame(rows)
-
-
-class Student(NamedTuple):
-    """A variant with a seed, its options and its folder."""
-
-    variant: str
-    seed: int
-    options: Options
-    home: RunFolder
-
-
-def members(
-    options: Options,
-    folder: RunFolder,
-    variants: Variants,
-    seeds: int,
-    below: str = "ablation",
-) -> list[Student]:
-    """Every variant with every seed, counted up from the recipe's; makes caches that they need."""
-    first = options.train_student.seed
-    students = []
-    for variant, changes in variants.items():
-        changed, shared = _with_cache(options, folder, variant, changes, below)
-        for seed in range(first, first + seeds):
-            place = _place(options, folder, changed, shared, variant, seed, below)
-            students.append(Student(variant, seed, *place))
-    return students
-
-
-def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> None:
-    """Train and evaluate those that aren't fresh, `jobs` at a time."""
-    if jobs == 1:
-        for student in students:
-            _train_and_evaluate(student, force)
-        return
-    waiting = [*students]
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context, _use_threads, (threads,)) as pool:
-        list(pool.map(_train_and_evaluate, waiting, [force] * len(waiting)))
-
-
-def _with_cache(
-    options: Options, folder: RunFolder, variant: str, changes: dict[str, object], below: str
-) -> tuple[Options, RunFolder]:
-    """A variant's options, and the run whose cache it uses."""
-    changed = config.override(options, changes)
-    if changed.cache == options.cache:
-        return changed, folder
-    shared = RunFolder(folder.path / below / variant)
-    teacher = {"pre_train": plan.teacher_weights(options, folder)}
-    plan.run_stage("teacher-cache", config.override(changed, teacher), shared)
-    return config.override(changed, teacher), shared
-
-
-def _place(
-    options: Options,
-    folder: RunFolder,
-    changed: Options,
-    shared: RunFolder,
-    variant: str,
-    seed: int,
-    below: str,
-) -> tuple[Options, RunFolder]:
-    """A student's options, and its folder: the run's own where it has the run's options."""
-    changed = config.override(changed, {"train_student.seed": seed})
-    if changed == options:
-        return options, folder
-    if shared == folder and _same(changed, options):  # whichever study it is for
-        return changed, RunFolder(folder.path / "ablation" / f"both-{seed}", shared.path)
-    return changed, RunFolder(folder.path / below / f"{variant}-{seed}", shared.path)
-
-
-def _same(changed: Options, options: Options) -> bool:
-    """Whether only the seed differs: studies share the students that have the recipe as it is."""
-    seed = {"train_student.seed": options.train_student.seed}
-    return config.override(changed, seed) == options
-
-
-def _train_and_evaluate(student: Student, force: bool) -> None:
-    say(f"ablation: {student.variant}, seed {student.seed}, in {student.home.path}")
-    for stage in ("train-student", "eval"):
-        plan.run_stage(stage, student.options, student.home, force=force)
-
-
-def _use_threads(count: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(count)  # torch, imported later, reads it
 
 
 def _rows(student: Student) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline import failures
 from pipeline.cache_commands import cache
 
 if TYPE_CHECKING:
@@ -279,31 +279,8 @@ def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -
 
 def main() -> None:
     """Run the command line; what the user can mend becomes one message and exit code 2."""
-    from cache.errors import CacheError
-    from stages.errors import InputError, Stopped
-
-    try:
+    with failures.told():
         sys.exit(deskpro(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (InputError, CacheError) as error:
-        _fail(str(error))
-    except Stopped as stopped:
-        _fail(str(stopped), stopped.code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
-            _fail(f"{error.filename}: {error.strerror}")
-        raise
-
-
-def _fail(message: str, code: int = 2) -> None:
-    click.echo(f"deskpro: {message}", err=True)
-    sys.exit(code)
 
 
 if __name__ == "__main__":  # torchrun -m pipeline.cli

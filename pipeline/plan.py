@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import config, staleness
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, read_json
 from stages import ranks
 from stages.data.index import KINDS
 from stages.data.layouts import LAYOUTS
@@ -58,6 +60,8 @@ class Stage:
     """Whether what it made may be used although pictures changed since: that is then only said."""
     parallel: bool = False
     """Whether several processes may run it together."""
+    scratch: Callable[[RunFolder], Path] | None = None
+    """A folder that is not needed once the record of the output is written."""
 
 
 def teacher_weights(options: Options, folder: RunFolder) -> Path:
@@ -193,6 +197,7 @@ STAGES: dict[str, Stage] = {
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
             lasting=True,
+            scratch=lambda folder: folder.checkpoints("teacher"),
         ),
         Stage(
             "teacher-cache",
@@ -242,6 +247,7 @@ STAGES: dict[str, Stage] = {
             ),
             run=_train_student,
             parallel=True,
+            scratch=lambda folder: folder.checkpoints("student"),
         ),
         Stage(
             "eval",
@@ -347,11 +353,15 @@ def _grows(stage: Stage, stale: list[str], options: Options, folder: RunFolder) 
 
 
 def _unrecorded(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
-    """Whether an output says itself that it is what would be made now, though its record doesn't:
-    a kill came between the two."""
-    if stage.differences is None or stale not in ([staleness.NO_RECORD], [_ANOTHER]):
+    """Whether an output is what would be made now, though its record doesn't say so: a kill came
+    between the two. It is then made again, which costs little: from the last checkpoint, say."""
+    if stale not in ([staleness.NO_RECORD], [_ANOTHER]):
         return False
-    return not stage.differences(options, folder)
+    if stage.differences is not None:
+        return not stage.differences(options, folder)
+    begun = read_json(folder.begun(stage.name))
+    now = staleness.relevant(options, stage.options), _inputs(stage, options, folder)
+    return begun is not None and not staleness.reasons(begun, *now)
 
 
 def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
@@ -420,7 +430,11 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
     folder.path.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(stage, options, folder)
     started = time.monotonic()
-    made_from = {**staleness.relevant(options, stage.options), **inputs}
+    asked = {"options": staleness.relevant(options, stage.options), "inputs": inputs}
+    if ranks.rank() == 0:
+        with write_aside(folder.begun(stage.name)) as aside:
+            aside.write_text(json.dumps(asked) + "\n")
+    made_from = {**asked["options"], **asked["inputs"]}
     facts = stage.run(options, folder, Request(replace, made_from))
     if ranks.rank() > 0:
         return
@@ -433,8 +447,7 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
             "stage": stage.name,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
-            "options": staleness.relevant(options, stage.options),
-            "inputs": inputs,
+            **asked,
             "output": _identity(stage.output(options, folder)),
             "config": options.model_dump(mode="json"),
             "facts": dict(facts),
@@ -442,6 +455,9 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
             | {name: version(name) for name in ("deskpro", "torch", "zarr", "numpy", "pillow")},
         },
     )
+    folder.begun(stage.name).unlink(missing_ok=True)
+    if stage.scratch is not None:
+        shutil.rmtree(stage.scratch(folder), ignore_errors=True)
     summary(f"{stage.name}: done in {_duration(seconds)}", facts)
 
 

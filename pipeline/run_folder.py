@@ -74,12 +74,21 @@ class RunFolder:
 
     def read_manifest(self, stage: str) -> dict[str, Any] | None:
         """A stage's record; None where there is none that can be read."""
-        try:
-            record = json.loads(self.manifest(stage).read_text())
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) else None
+        return read_json(self.manifest(stage))
+
+    def begun(self, stage: str) -> Path:
+        """What a stage under way was asked for; a kill before its record is written leaves it."""
+        return self.manifest(stage).with_suffix(".begun")
 
     def write_manifest(self, stage: str, record: dict[str, Any]) -> None:
         with write_aside(self.manifest(stage)) as aside:
             aside.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file; None where there is none that can be read."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

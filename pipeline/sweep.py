@@ -11,8 +11,9 @@ import pandas as pd
 import yaml
 
 from pipeline import config, plan
-from pipeline.ablation import Student, Variants, members, spread, train_and_evaluate
+from pipeline.ablation import spread
 from pipeline.run_folder import RunFolder
+from pipeline.students import Student, Variants, members, train_and_evaluate
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options

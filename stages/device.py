@@ -24,3 +24,8 @@ def pick(name: str) -> torch.device:
             f"device {name}: this machine has {count} CUDA devices; allowed is cpu or auto"
         )
     return device
+
+
+def use_threads(count: int) -> None:
+    """Let the CPU work of this process use so many threads: others run beside it."""
+    torch.set_num_threads(count)

@@ -62,8 +62,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """student: weights; history: CSV, a row per epoch; checkpoints, tensorboard: folders; replace:
-    checkpoints of another recipe may be removed."""
+    """student: weights; history: CSV, a row per epoch; checkpoints, tensorboard: folders, of which
+    the first is no longer needed once it is recorded that the student is done; replace: checkpoints
+    of another recipe may be removed."""
 
     student: Path
     history: Path
@@ -199,7 +200,6 @@ def _train(
     )
     if team.rank == 0:
         save(outputs.student, student, described)
-        checkpoints.clear()
     last = history.rows[-1]
     return {
         "used": f"{len(train)} samples of {len(classes)} identities, from {lesson.source}",

@@ -131,7 +131,6 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         body_size=None,
     )
     save(outputs.teacher, network, described)
-    checkpoints.clear()
     return {
         **checked.facts(outputs.left_out),
         **repeated(sampler),

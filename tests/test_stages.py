@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from stages.data.loader import Pictures, photographs
 from stages.data.views import DrawnViews, attention_target
 from stages.engine.teaching import LiveTeacher, Targets
 from stages.models.weights import load_student, load_teacher
-from tests.conftest import Project, run_process
+from tests.conftest import REPOSITORY, Project, run_process, with_cache
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -485,6 +490,44 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     row = table[(table["combination"] == "kd_loss.T=1,student.width=0.5")
                 & (table["stream"] == "all")].iloc[0]  # fmt: skip
     assert abs(100 * report["streams"]["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"]
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
+    by: signal.Signals, project: Project, tiny_run: Path, tiny_benchmark: Path
+) -> None:
+    with_cache(project, tiny_run, tiny_benchmark)
+    program = Path(sys.executable).with_name("deskpro")
+    sweep = ["sweep", "--config", project.config, "--run", project.run, "--jobs", "2", "--seeds",
+             "1", "--grid", "kd_loss.T=1,2,5", "--set", "train_student.epochs=4"]  # fmt: skip
+    said = project.run / "sweep.log"
+    with said.open("w") as log:
+        first = subprocess.Popen([program, *sweep], stderr=log, cwd=REPOSITORY)
+    deadline = time.monotonic() + 120
+    while "train-student: done" not in said.read_text():
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.05)
+    first.send_signal(by)
+    assert first.wait(60) == {signal.SIGKILL: -9}.get(by, 128 + by)
+    while children := _busy_with(project.run):
+        assert time.monotonic() < deadline, children
+        time.sleep(0.05)
+    done = said.read_text().count("train-student: done")
+    assert 1 <= done < 3
+    again = run_process(*map(str, sweep))
+    assert again.returncode == 0, again.stderr
+    assert done + again.stderr.count("train-student: done") == 3
+    assert len(pd.read_csv(project.run / "sweep.csv")) == 3 * 3
+
+
+def _busy_with(folder: Path) -> list[str]:
+    """The processes that have a file of a folder open."""
+    found = []
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if descriptor.parts[2] != str(os.getpid()) and folder in descriptor.readlink().parents:
+                found.append(descriptor.parts[2])
+    return found
 
 
 @pytest.mark.parametrize(

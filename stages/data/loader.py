@@ -195,7 +195,7 @@ def batches_in_order(pairs: Sequence[tuple[int, int]], size: int) -> list[list[t
 
 
 def photographs(
-    batch: Mapping[str, Any], kind: str, device: torch.device, *, channels_last: bool = False
+    batch: Mapping[str, Any], kind: str, device: torch.device, *, channels_last: bool = True
 ) -> torch.Tensor:
     """One kind of a batch as the networks take it: float32 [B, 3, H, W], normalised and erased.
 

@@ -187,8 +187,7 @@ def fit(
                 for watcher in watchers:
                     watcher.epoch(history)
             now = _Epoch(now.number + 1)
-            if now.number < training.epochs and history.steps != training.max_steps:
-                save()
+            save()
     network.eval()
     return history
 
@@ -210,7 +209,7 @@ def _adam(
         [group for group in groups if group["params"]],
         lr=peak_lr,
         weight_decay=training.weight_decay,
-        fused=device.type == "cuda",
+        fused=True,
     )
 
 

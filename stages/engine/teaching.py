@@ -34,7 +34,8 @@ class LiveTeacher:
         precision: str,
         device: torch.device,
     ) -> None:
-        self.teacher, self.attention_size = teacher.to(device), attention_size
+        self.teacher = teacher.to(device).to(memory_format=torch.channels_last)
+        self.attention_size = attention_size
         self.dtype, self.device = PRECISION[precision], device
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:

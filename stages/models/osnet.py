@@ -28,7 +28,7 @@ class ConvLayer(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.bn(self.conv(x)))
+        return self.bn(self.conv(x)).relu_()
 
 
 class Conv1x1(ConvLayer):
@@ -55,7 +55,7 @@ class LightConv3x3(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.bn(self.conv2(self.conv1(x))))
+        return self.bn(self.conv2(self.conv1(x))).relu_()
 
 
 class ChannelGate(nn.Module):
@@ -100,7 +100,7 @@ class OSBlock(nn.Module):
         second = a if self.wiring == "published" else self.gate(self.conv2b(start))
         mixed = a + second + self.gate(self.conv2c(start)) + self.gate(self.conv2d(start))
         identity = x if self.downsample is None else self.downsample(x)
-        return torch.relu(self.conv3(mixed) + identity)
+        return (self.conv3(mixed) + identity).relu_()
 
 
 def transition(channels: int) -> nn.Sequential:
