@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline import plan
 from pipeline.run_folder import RunFolder
-from pipeline.students import Student, Variants, members, train_and_evaluate
+from pipeline.students import Student, Variants, members, primary_streams, train_and_evaluate
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
@@ -86,7 +86,7 @@ def run(
 
 
 def _rows(student: Student) -> list[dict[str, object]]:
-    streams = json.loads(student.home.metrics.read_text())["streams"]
+    streams = primary_streams(student)
     return [
         {
             "variant": student.variant,

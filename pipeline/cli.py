@@ -11,6 +11,7 @@ import click
 
 from pipeline import failures
 from pipeline.cache_commands import cache
+from pipeline.compare_command import compare
 
 if TYPE_CHECKING:
     from pipeline.run_folder import RunFolder
@@ -73,10 +74,52 @@ def _stage(name: str, text: str) -> None:
 _stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
 _stage("teacher-cache", "Stage one: run the teacher once; cache its logits and attention.")
 _stage("train-student", "Stage two: train the LR student from the cache alone.")
-_stage("eval", "Evaluate the student: mAP and CMC for face, body and all.")
+
+
+@deskpro.command("eval")
+@click.option("--config", type=click.Path(path_type=Path), help="The recipe, a YAML file.")
+@_RUN
+@_SET
+@_FORCE
+@click.option("--deep", is_flag=True, help="Read every picture again, whatever its time of change.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Evaluate this weights file alone, with no other stage; needs --data.",
+)
+@click.option("--data", "root", type=click.Path(path_type=Path), help="The set, with --checkpoint.")
+@click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
+def eval_(
+    config: Path | None,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    deep: bool,
+    checkpoint: Path | None,
+    root: Path | None,
+    dataset: str,
+) -> None:
+    """Evaluate the student by every protocol of the dataset, for face, body and all."""
+    from pipeline import plan
+    from pipeline.config import load, override, require_dataset
+    from pipeline.run_folder import RunFolder
+
+    if checkpoint is None:
+        if config is None or root is not None:
+            raise click.UsageError("give a recipe with --config, or --checkpoint and --data")
+        options, folder = _open(config, run_dir, overrides)
+        plan.run_stage("eval", options, folder, force=force, deep=deep)
+        return
+    if root is None:
+        raise click.UsageError("--checkpoint needs --data, the folder of the set")
+    require_dataset(dataset)
+    options = override(load(config, overrides), {"data.root": root, "data_train": dataset})
+    home = RunFolder(run_dir or Path("runs") / f"eval-{checkpoint.stem}")
+    plan.evaluate_alone(options, checkpoint, home, force=force)
 
 
 deskpro.add_command(cache)
+deskpro.add_command(compare)
 
 
 @deskpro.command("all")

@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -146,16 +146,13 @@ def _evaluate(options: Options, folder: RunFolder, asked: Request) -> Facts:
     return evaluate(options, folder.student, folder)
 
 
-def evaluate(options: Options, network: Path, folder: RunFolder, kind: str = "student") -> Facts:
+def evaluate(
+    options: Options, network: Path, folder: RunFolder, kind: str | None = "student"
+) -> Facts:
     """Evaluate the student or teacher of a weights file into a run folder."""
     from stages import evaluate as stage
 
-    outputs = stage.Outputs(
-        metrics=folder.metrics,
-        table=folder.path / "metrics.csv",
-        queries=folder.path / "queries.csv",
-        cmc=folder.path / "cmc.png",
-    )
+    outputs = stage.Outputs(folder.metrics, folder.descriptors)
     return stage.run(options, stage.Inputs(network, folder.memo, kind), outputs)
 
 
@@ -260,10 +257,15 @@ STAGES: dict[str, Stage] = {
                 "data_test",
                 "data.face_size",
                 "data.body_size",
+                "eval.protocols",
+                "eval.face_weight",
+                "eval.rerank",
                 "eval.flip",
                 "eval.ranks",
+                "eval.dtype",
             ),
             run=_evaluate,
+            parallel=True,
         ),
     )
 }
@@ -285,7 +287,30 @@ def run_stage(
     to date, not only what is missing (for `all`). `deep` reads every picture again, whatever its
     time of change.
     """
-    stage = STAGES[name]
+    _run_stage(STAGES[name], options, folder, force=force, chain=chain, deep=deep)
+
+
+def evaluate_alone(options: Options, network: Path, folder: RunFolder, *, force: bool) -> None:
+    """Evaluate a weights file on a data root: no cache, no teacher, no earlier stage is needed."""
+    alone = replace(
+        STAGES["eval"],
+        before=None,
+        files=lambda options, folder: {"the network": network},
+        run=lambda options, folder, asked: evaluate(options, network, folder, kind=None),
+    )
+    _run_stage(alone, options, folder, force=force)
+
+
+def _run_stage(
+    stage: Stage,
+    options: Options,
+    folder: RunFolder,
+    *,
+    force: bool = False,
+    chain: bool = False,
+    deep: bool = False,
+) -> None:
+    name = stage.name
     if deep:
         folder.memo.unlink(missing_ok=True)
     before = _before(stage, options, folder)
@@ -435,7 +460,11 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
         with write_aside(folder.begun(stage.name)) as aside:
             aside.write_text(json.dumps(asked) + "\n")
     made_from = {**asked["options"], **asked["inputs"]}
-    facts = stage.run(options, folder, Request(replace, made_from))
+    try:
+        facts = stage.run(options, folder, Request(replace, made_from))
+    except BaseException:
+        folder.begun(stage.name).unlink(missing_ok=True)
+        raise
     if ranks.rank() > 0:
         return
     seconds = time.monotonic() - started

@@ -56,6 +56,10 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 
+    @property
+    def descriptors(self) -> Path:
+        return self.path / "descriptors.zarr"
+
     def history(self, who: str) -> Path:
         folder = self._upstream if who == "teacher" else self.path
         return folder / f"{who}_history.csv"

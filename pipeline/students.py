@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import config, failures, plan
 from pipeline.run_folder import RunFolder
@@ -48,6 +49,12 @@ def members(
             place = _place(options, folder, changed, shared, variant, seed, below)
             students.append(Student(variant, seed, *place))
     return students
+
+
+def primary_streams(student: Student) -> dict[str, Any]:
+    """What was measured of a student under the first protocol, by stream; shares in 0..1."""
+    protocols = json.loads(student.home.metrics.read_text())["protocols"]
+    return dict(next(iter(protocols.values()))["streams"])
 
 
 def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import yaml
 from pipeline import config, plan
 from pipeline.ablation import spread
 from pipeline.run_folder import RunFolder
-from pipeline.students import Student, Variants, members, train_and_evaluate
+from pipeline.students import Student, Variants, members, primary_streams, train_and_evaluate
 from stages.errors import InputError
 from stages.files import write_aside
 from stages.options import Options
@@ -81,7 +80,7 @@ def run(
 def _rows(student: Student) -> list[dict[str, object]]:
     record = student.home.read_manifest("train-student")
     assert record is not None
-    streams = json.loads(student.home.metrics.read_text())["streams"]
+    streams = primary_streams(student)
     return [
         {
             "combination": student.variant,

@@ -1,177 +1,246 @@
-"""Evaluate a student (or a teacher): descriptors of query and gallery, mAP and CMC per stream."""
+"""Evaluate a student (or a teacher): describe query and gallery once, score by every protocol."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import torch
 
 from stages import device as devices
+from stages import ranks
 from stages.data.check import check_data
-from stages.engine.descriptors import Descriptors, describe_pictures, open_describer
+from stages.data.layouts import LAYOUTS
+from stages.data.memo import Memo, content_hashes
+from stages.engine.descriptor_store import StoredDescriptors, make_descriptors
+from stages.engine.descriptors import Describer, open_describer
+from stages.engine.scores import protocol_numbers, write_scores
 from stages.errors import InputError
-from stages.files import sha256, write_aside
-from stages.metrics.protocols import PROTOCOLS
-from stages.metrics.ranking import Ranking, rank
+from stages.files import sha256
+from stages.metrics.protocols import PROTOCOLS, Protocol
+from stages.metrics.ranking import Distances, Ranking, rank
+from stages.metrics.reranking import reranked
 from stages.options import Options
-from stages.progress import table
+from stages.progress import say, table
+
+NEAREST = 10
+"""Gallery pictures listed for each query."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """network: weights; memo: file that remembers which pictures were checked; kind: student, or
-    teacher, which is then shown the HR faces (a published file may hold both)."""
+    teacher, which is then shown the HR faces, or None for whichever the file holds."""
 
     network: Path
     memo: Path
-    kind: str
+    kind: str | None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """metrics: JSON; table: the same as CSV; queries: CSV, a row per stream and query; cmc: PNG."""
+    """metrics: JSON; the others lie beside it: the same as CSV, a row per protocol, stream and
+    query, the nearest pictures of each query, identities and cameras apart, and the curve."""
 
     metrics: Path
-    table: Path
-    queries: Path
-    cmc: Path
+    descriptors: Path
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Rank the gallery for every query, for each stream; returns the facts for the summary."""
-    device = devices.pick(options.device)
-    data, settings = options.data, options.eval
-    describer = open_describer(inputs.network, inputs.kind, data.face_size, data.body_size, device)
-    checked = check_data(
-        options.test_root,
-        options.data_test or options.data_train,
-        splits=("query", "gallery"),
-        test_needs=describer.needs,
-        training=False,
-        memo=inputs.memo,
-    ).require()
-    query, gallery = (
-        describe_pictures(
-            describer,
-            checked.split(split),
-            flip=settings.flip,
-            batch=settings.batch,
-            workers=data.workers,
-            device=device,
-        )
-        for split in ("query", "gallery")
-    )
-    protocol = PROTOCOLS["market"]
-    streams = dict(describer.heads)
-    if len(streams) > 1:
-        streams["all"] = slice(None)
-    rankings = {
-        stream: rank(query.table, gallery.table, _distances(query, gallery, part), protocol)
-        for stream, part in streams.items()
-    }
+    """Rank the gallery for every query, by each protocol and stream; the facts for the summary.
 
-    if all(ranking.queries.empty for ranking in rankings.values()):
-        raise InputError(
-            f"{options.test_root}: no query has a positive in the gallery under the rule "
-            f"'{protocol.rule}'. Check pids and cameras: deskpro check-data"
+    Started by torchrun, the processes share the pictures; the first one ranks.
+    """
+    device = devices.pick(options.device)
+    data = options.data
+    describer = open_describer(inputs.network, inputs.kind, data.face_size, data.body_size, device)
+    with ranks.join() as team:
+        with team.first_goes_first():
+            checked = check_data(
+                options.test_root,
+                options.data_test or options.data_train,
+                splits=("query", "gallery"),
+                test_needs=describer.needs,
+                training=False,
+                memo=inputs.memo,
+            ).require()
+        query, gallery = checked.split("query"), checked.split("gallery")
+        protocols = _protocols(options, query, gallery)
+        pictures = pd.concat([query, gallery], ignore_index=True)
+        made = make_descriptors(
+            outputs.descriptors,
+            describer,
+            inputs.network,
+            pictures,
+            options,
+            inputs.memo,
+            device,
+            team,
         )
-    faces = [picture for stream, picture in describer.kinds.items() if stream == "face"]
-    kind = describer.description.kind
+    if team.rank:
+        return {}
+    stored = StoredDescriptors(outputs.descriptors, device, options.cache.memory * 1e9)
+    scores = _score(options, describer, stored, protocols, query, gallery)
+    faces = [kind for stream, kind in describer.kinds.items() if stream == "face"]
+    without_face = {
+        name: int(part[face].isna().sum())
+        for name, part in (("query", query), ("gallery", gallery))
+        for face in faces
+    }
     report: dict[str, Any] = {
-        "protocol": {"name": "market", "rule": protocol.rule},
         "network": {
             "file": inputs.network.name,
             "sha256": sha256(inputs.network),
-            "kind": kind,
+            "kind": describer.description.kind,
         },
         "data": {
             "root": str(options.test_root),
-            "queries": len(query.table),
-            "gallery": len(gallery.table),
-            "identities": int(query.table["pid"].nunique()),
-            "skipped queries": next(iter(rankings.values())).skipped,
-            "without face": {
-                name: int(part.table[face].isna().sum())
-                for name, part in (("query", query), ("gallery", gallery))
-                for face in faces
-            },
+            "dataset": options.data_test or options.data_train,
+            "queries": len(query),
+            "gallery": len(gallery),
+            "identities": int(query["pid"].nunique()),
+            "digest": _digest(pictures, inputs.memo),
+            "without face": without_face,
         },
         "flip": options.eval.flip,
-        "streams": {name: _numbers(r, options.eval.ranks) for name, r in rankings.items()},
+        "face_weight": options.eval.face_weight,
+        "rerank": options.eval.rerank.model_dump(exclude={"enable"})
+        if options.eval.rerank.enable
+        else None,
+        "protocols": {
+            name: protocol_numbers(
+                PROTOCOLS[name], of_stream, query, gallery, faces, options.eval.ranks
+            )
+            for name, of_stream in scores.items()
+        },
     }
-    _write(report, rankings, outputs)
-    columns = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
-    table(
-        f"{kind}: {len(query.table)} queries, {len(gallery.table)} gallery pictures (%)",
-        ["stream", *columns],
-        [
-            [name, *(f"{100 * report['streams'][name][column]:.1f}" for column in columns)]
-            for name in streams
-        ],
-    )
+    write_scores(report, scores, query, gallery, faces, outputs.metrics)
+    _show(report, options)
     return {
-        "protocol": protocol.rule,
-        "without face": "  ".join(f"{k} {v}" for k, v in report["data"]["without face"].items())
-        or "no face stream",
-        "skipped": f"{report['data']['skipped queries']} queries without a positive",
-        "metrics": f"{outputs.metrics}, {outputs.table.name}, {outputs.cmc.name}",
+        "rules": "; ".join(PROTOCOLS[name].rule for name in scores),
+        "descriptors": f"{made}: {outputs.descriptors}",
+        "without face": "  ".join(f"{k} {v}" for k, v in without_face.items()) or "no face stream",
+        "skipped": "  ".join(
+            f"{name} {part['skipped']} queries" for name, part in report["protocols"].items()
+        ),
+        "metrics": f"{outputs.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png",
     }
 
 
-def _distances(query: Descriptors, gallery: Descriptors, heads: slice) -> Any:
-    """1 − dot product of the concatenated features, a block of queries at a time."""
-    q, g = (part.features[:, heads].flatten(1) for part in (query, gallery))
-
-    def block(rows: slice) -> np.ndarray:
-        return 1 - (q[rows] @ g.T).numpy()
-
-    return block
-
-
-def _numbers(ranking: Ranking, ranks: tuple[int, ...]) -> dict[str, Any]:
-    """What is saved of a ranking; shares in 0..1."""
-    cmc = ranking.cmc(max(*ranks, 20))
-    return {
-        "mAP": ranking.mAP,
-        "mINP": ranking.mINP,
-        **{f"rank{r}": float(cmc[r - 1]) for r in ranks},
-        "cmc": cmc.tolist(),
-    }
-
-
-def _write(report: dict[str, Any], rankings: dict[str, Ranking], outputs: Outputs) -> None:
-    """All files; the metrics, by which others know that there is an evaluation, last."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, numbers in report["streams"].items():
-        cmc = 100 * np.asarray(numbers["cmc"])
-        axes.plot(
-            range(1, len(cmc) + 1), cmc, marker=".", label=f"{name}  mAP {numbers['mAP']:.1%}"
+def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> list[Protocol]:
+    """Those that are asked for; of the dataset's own, those whose needs are met."""
+    dataset = options.data_test or options.data_train
+    names = options.eval.protocols or LAYOUTS[dataset].protocols
+    chosen = []
+    for protocol in (PROTOCOLS[name] for name in names):
+        lacking = protocol.lacking(query) + protocol.lacking(gallery)
+        if not lacking:
+            chosen.append(protocol)
+            continue
+        what = (
+            f"protocol {protocol.name} needs the {' and '.join(protocol.needs)} of every picture; "
+            f"{len(lacking)} of {len(query) + len(gallery)} have none, {lacking[0]} for one"
         )
-    axes.set(xlabel="rank", ylabel="queries matched (%)", ylim=(0, 100), title="CMC, Market rule")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with write_aside(outputs.cmc) as aside:
-        figure.savefig(aside, dpi=120)
-    flat = [
-        {"stream": name} | {k: v for k, v in numbers.items() if k != "cmc"}
-        for name, numbers in report["streams"].items()
+        if options.eval.protocols:
+            raise InputError(
+                f"{options.test_root}: {what}. Say them in clothes.csv, or choose others: "
+                "--set eval.protocols=[market]"
+            )
+        say(f"eval: {what}; it is left out")
+    if not chosen:
+        raise InputError(
+            f"{options.test_root}: none of the protocols {', '.join(names)} can be computed. "
+            "Choose another: --set eval.protocols=[market]"
+        )
+    return chosen
+
+
+def _score(
+    options: Options,
+    describer: Describer,
+    stored: StoredDescriptors,
+    protocols: list[Protocol],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+) -> dict[str, dict[str, Ranking]]:
+    """Protocol → stream → ranking; nearest pictures of the first protocol and widest stream."""
+    streams = _weights(describer, stored.heads, options.eval.face_weight)
+    scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
+    for stream, weights in streams.items():
+        distances = _distances(options, stored, len(query), len(gallery), weights)
+        for protocol in protocols:
+            listed = protocol is protocols[0] and stream == [*streams][-1]
+            scores[protocol.name][stream] = rank(
+                query, gallery, distances, protocol, nearest=NEAREST * listed
+            )
+    lonely = [
+        protocol
+        for protocol in protocols
+        if all(ranking.queries.empty for ranking in scores[protocol.name].values())
     ]
-    with write_aside(outputs.table) as aside:
-        pd.DataFrame(flat).to_csv(aside, index=False)
-    queries = [ranking.queries.assign(stream=name) for name, ranking in rankings.items()]
-    with write_aside(outputs.queries) as aside:
-        pd.concat(queries).to_csv(aside, index=False)
-    with write_aside(outputs.metrics) as aside:
-        aside.write_text(json.dumps(report, indent=1) + "\n")
+    for protocol in lonely:
+        what = f"no query has a positive in the gallery under the rule '{protocol.rule}'"
+        if options.eval.protocols or lonely == protocols:
+            raise InputError(
+                f"{options.test_root}: {what}. Check pids and cameras (deskpro check-data), or "
+                "choose another protocol: --set eval.protocols=[market]"
+            )
+        say(f"eval: {what}; it is left out")
+        del scores[protocol.name]
+    return scores
+
+
+def _digest(pictures: pd.DataFrame, memo: Path) -> str:
+    """What tells these pictures from others: SHA-256 of their names and the bodies' contents."""
+    remembered = Memo(memo)
+    digest = hashlib.sha256("\0".join(pictures["sample_id"]).encode(errors="surrogateescape"))
+    digest.update(content_hashes(pictures["imgs"].tolist(), remembered).tobytes())
+    remembered.save()
+    return digest.hexdigest()
+
+
+def _weights(describer: Describer, heads: int, face: float) -> dict[str, torch.Tensor]:
+    """Stream → the weight of each head, float32 [H], whose sum is 1; `all` weighs the streams."""
+    streams = {}
+    for stream, part in describer.heads.items():
+        streams[stream] = torch.zeros(heads)
+        streams[stream][part] = 1.0
+        streams[stream] /= streams[stream].sum()
+    if len(streams) > 1:
+        streams["all"] = face * streams["face"] + (1 - face) * streams["body"]
+    return streams
+
+
+def _distances(
+    options: Options, stored: StoredDescriptors, queries: int, others: int, weights: torch.Tensor
+) -> Distances:
+    everything, settings = range(queries + others), options.eval.rerank
+    if not settings.enable:
+        return stored.distances(everything[:queries], everything[queries:], weights)
+    return reranked(
+        stored.distances(everything, everything, weights),
+        queries,
+        others,
+        k1=settings.k1,
+        k2=settings.k2,
+        weight=settings.weight,
+    )
+
+
+def _show(report: dict[str, Any], options: Options) -> None:
+    columns = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
+    lines = []
+    for name, protocol in report["protocols"].items():
+        for stream, numbers in protocol["streams"].items():
+            low, high = (100 * end for end in numbers["interval"]["mAP"])
+            cells = [f"{100 * numbers[column]:.1f}" for column in columns]
+            cells[0] += f" ({low:.1f}–{high:.1f})"
+            if "sd" in numbers:
+                cells[0] += f" ± {100 * numbers['sd']['mAP']:.1f}"
+            lines.append([name, stream, *cells])
+    data = report["data"]
+    title = f"{report['network']['kind']}: {data['queries']} queries, {data['gallery']} gallery "
+    table(title + "pictures (%; 95 % interval)", ["protocol", "stream", *columns], lines)

@@ -219,12 +219,31 @@ class TensorBoard(Section):
     """Epochs between two pictures of the attention, the student's beside its target."""
 
 
+class Rerank(Section):
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017)."""
+
+    enable: bool = False
+    k1: Positive = 20
+    """Neighbours that must be mutual."""
+    k2: Positive = 6
+    """Nearest pictures whose neighbourhoods are averaged."""
+    weight: Fraction = 0.3
+    """Of the old distance against the Jaccard distance."""
+
+
 class Evaluation(Section):
     """How descriptors are made and scored."""
 
+    protocols: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Names of protocols, the first is the one that others read; the dataset's where not given."""
+    face_weight: Fraction = 0.5
+    """Of the face stream in `all`; the body stream has the rest."""
+    rerank: Rerank = Rerank()
     batch: Positive = 64
     flip: bool = True
     """Add the feature of the mirrored picture."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How descriptors are stored."""
     ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
     """Ranks of the CMC that are printed and saved."""
 
@@ -270,6 +289,16 @@ class Options(Section):
         if name is not None and name not in LAYOUTS:
             raise ValueError(f"must be one of {', '.join(LAYOUTS)}")
         return name
+
+    @field_validator("eval")
+    @classmethod
+    def _known_protocols(cls, evaluation: Evaluation) -> Evaluation:
+        from stages.metrics.protocols import PROTOCOLS
+
+        for name in evaluation.protocols or ():
+            if name not in PROTOCOLS:
+                raise ValueError(f"protocols: {name} must be one of {', '.join(sorted(PROTOCOLS))}")
+        return evaluation
 
     @property
     def uses_targets(self) -> bool:

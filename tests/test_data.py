@@ -9,8 +9,9 @@ from PIL import Image
 
 from stages.data.check import check_data
 from stages.data.index import class_order, read_index
-from stages.data.layouts import LAYOUTS
+from stages.data.layouts import LAYOUTS, Name
 from stages.errors import InputError
+from stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
 
 TRAIN = "bounding_box_train"
@@ -41,7 +42,7 @@ def test_the_index_lists_every_picture_once(data: Path) -> None:
         ("celeb", "query/1_c99999999999999999999_1.jpg", None),
         ("celeb", "query/x_c3_7.jpg", None),
         ("celeb-light", "query/10_c3_7.jpg", None),
-        ("celeb-raw", "gallery/12_34_0.jpg", ("12", None, None)),
+        ("celeb-raw", "gallery/12_34_0.jpg", ("12", None, None, "3")),
         ("prcc-raw", "rgb/train/012/B_cropped_rgb3.jpg", ("012", 2, "AB")),
         ("prcc-raw", "rgb/test/C/012/cropped_rgb3.jpg", ("012", 3, "C")),
         ("prcc-raw", "rgb/test/012/C/cropped_rgb3.jpg", None),
@@ -50,13 +51,15 @@ def test_the_index_lists_every_picture_once(data: Path) -> None:
         ("market1501", "query/0002_c1s1_000451_03.jpg", ("0002", 1, None)),
         ("market1501", "bounding_box_test/-1_c6s4_002977_01.jpg", ("-1", 6, None)),
         ("dukemtmc", "query/0005_c2_f0046985.jpg", ("0005", 2, None)),
+        ("deepchange", "train-set/P10A_C02_2019.jpg", ("10A", 2, None)),
+        ("last", "test/gallery/0008/0008_4_x_coat.jpg", ("0008", None, "coat")),
     ],
 )
 def test_names_are_read_by_the_rule_of_their_dataset(
     dataset: str, name: str, parsed: tuple[object, ...] | None
 ) -> None:
     found = LAYOUTS[dataset].parse(name)
-    assert (None if found is None else tuple(found.__dict__.values())) == parsed
+    assert found == (None if parsed is None else Name(*parsed))  # type: ignore[arg-type]
 
 
 def test_a_parent_folder_that_looks_like_an_id_is_not_one(data: Path, tmp_path: Path) -> None:
@@ -193,8 +196,10 @@ RAW_TREES = {
                         "gallery/7_5_0.jpg"),
     "prcc-raw": ("rgb/train/012/B_cropped_rgb1.jpg", "rgb/train/012/A_cropped_rgb1.jpg",
                  "rgb/test/C/220/cropped_rgb9.jpg", "rgb/test/A/220/cropped_rgb1.jpg"),
-    "prcc-raw-same": ("rgb/train/012/B_cropped_rgb1.jpg", "rgb/train/012/A_cropped_rgb1.jpg",
-                      "rgb/test/B/220/cropped_rgb9.jpg", "rgb/test/A/220/cropped_rgb1.jpg"),
+    "deepchange": ("train-set/P0001_C02_2.jpg", "train-set/P0001_C01_1.jpg",
+                   "test-set-query/P0002_C03_1.jpg", "test-set-gallery/P0002_C04_1.jpg"),
+    "last": ("train/0007/0007_a_2_coat.jpg", "train/0007/0007_a_1_shirt.jpg",
+             "test/query/0008_b_1_coat.jpg", "test/gallery/0008/0008_b_2_shirt.jpg"),
     "ltcc": ("train/000_2_c2_0001.png", "train/000_1_c1_0001.png", "query/001_1_c3_4.png",
              "test/001_2_c4_5.PNG"),
     "vcclothes": ("train/0001-02-02-01.jpg", "train/0001-01-01-01.jpg", "query/0002-03-02-05.jpg",
@@ -226,7 +231,13 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
         for path in (junk, distractor):
             Image.new("RGB", (8, 16)).save(path)
 
+    for split, listing in LAYOUTS[dataset].scenes.items():
+        names = [path.name for path in LAYOUTS[dataset].pictures(root, split)]
+        (root / listing).write_text("".join(f"{name},{i}\n" for i, name in enumerate(names)))
+
     checked = check_data(root, dataset, needs=("imgs",), test_needs=("imgs",)).require()
+    for protocol in LAYOUTS[dataset].protocols:
+        assert not PROTOCOLS[protocol].lacking(checked.table)
     train, query, gallery = (checked.split(split) for split in ("train", "query", "gallery"))
     assert train["sample_id"].tolist() == sorted(RAW_TREES[dataset][:2])
     assert train["pid"].nunique() == 1
@@ -237,7 +248,7 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
         assert gallery["pid"].tolist() == ["0000", "0001"]  # a distractor stays, junk goes
     if "celeb" in dataset:  # no camera exists: every picture is its own, and nothing is removed
         assert checked.table["camid"].is_unique
-    if dataset in ("ltcc", "vcclothes"):
+    if dataset in ("ltcc", "vcclothes", "last"):
         assert checked.table["clothes"].notna().all()
 
 

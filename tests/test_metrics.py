@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +12,85 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.metrics.intervals import interval, sign_flip_test
 from stages.metrics.protocols import PROTOCOLS
-from stages.metrics.ranking import positive_ranks, rank
+from stages.metrics.ranking import _drawn, positive_ranks, rank
+from stages.metrics.reranking import reranked
 
 
-def people(pids: list[int], camids: list[int]) -> pd.DataFrame:
+def people(
+    pids: list[int],
+    camids: list[int],
+    clothes: list[int] | None = None,
+    scenes: list[int] | None = None,
+) -> pd.DataFrame:
     names = [f"{i}" for i in range(len(pids))]
-    return pd.DataFrame({"sample_id": names, "pid": [str(p) for p in pids], "camid": camids})
+    return pd.DataFrame(
+        {
+            "sample_id": names,
+            "pid": [str(p) for p in pids],
+            "camid": camids,
+            "clothes": [str(c) for c in clothes or camids],
+            "scene": [str(c) for c in scenes or camids],
+        }
+    )
 
 
-def brute_force_removed(name: str, query: pd.Series, other: pd.Series) -> bool:
-    """Every protocol's rule for one pair, in the plainest words."""
-    rules = {"market": other["pid"] == query["pid"] and other["camid"] == query["camid"]}
-    return bool(rules[name])
+RULES: dict[str, Callable[[pd.Series, pd.Series], bool]] = {
+    "market": lambda q, g: g.camid == q.camid,
+    "cloth-changing": lambda q, g: g.camid == q.camid or g.clothes == q.clothes,
+    "same-clothes": lambda q, g: g.camid == q.camid or g.clothes != q.clothes,
+    "prcc-cloth-changing": lambda q, g: False,
+    "prcc-same-clothes": lambda q, g: False,
+    "prcc-cloth-changing-single-shot": lambda q, g: False,
+    "prcc-same-clothes-single-shot": lambda q, g: False,
+    "vcclothes-same-clothes": lambda q, g: g.camid == q.camid,
+    "vcclothes-cloth-changing": lambda q, g: g.camid == q.camid,
+    "vcclothes-cloth-changing-by-id": lambda q, g: g.camid == q.camid or g.clothes == q.clothes,
+    "vcclothes-same-clothes-by-id": lambda q, g: g.camid == q.camid or g.clothes != q.clothes,
+    "celeb-plain": lambda q, g: False,
+    "celeb-official": lambda q, g: g.scene == q.scene,
+    "deepchange": lambda q, g: g.scene == q.scene,
+    "last": lambda q, g: False,
+}
+"""Protocol → whether a gallery picture of the query's identity is taken out, in plain words."""
+CAMERAS: dict[str, tuple[set[int], set[int]]] = {
+    "prcc-cloth-changing": ({3}, {1}),
+    "prcc-same-clothes": ({2}, {1}),
+    "prcc-cloth-changing-single-shot": ({3}, {1}),
+    "prcc-same-clothes-single-shot": ({2}, {1}),
+    "vcclothes-same-clothes": ({2, 3}, {2, 3}),
+    "vcclothes-cloth-changing": ({3, 4}, {3, 4}),
+}
+"""Protocol → the cameras of its queries and of its gallery, where not all."""
+
+
+def plain_average_precision(name: str, hits: list[int]) -> float:
+    """Of the ranks of the positives, step by step."""
+    total = 0.0
+    for found, place in enumerate(hits, 1):
+        if name == "celeb-official":
+            before = (found - 1) / (place - 1) if place > 1 else 1.0
+            total += (before + found / place) / 2
+        else:
+            total += found / place
+    return total / len(hits)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """Few people, few cameras, distances with many ties; queries without a positive occur."""
-    queries, gallery = draw(st.integers(1, 5)), draw(st.integers(1, 14))
+    """Few people, cameras, clothes, distances with many ties; queries without a positive occur."""
+    queries, gallery = draw(st.integers(1, 5)), draw(st.integers(1, 24))
 
     def rows(count: int, pids: int) -> pd.DataFrame:
-        ids = st.lists(st.integers(0, pids), min_size=count, max_size=count)
-        cameras = st.lists(st.integers(0, 2), min_size=count, max_size=count)
-        return people(draw(ids), draw(cameras))
+        def numbers(low: int, high: int) -> list[int]:
+            return draw(st.lists(st.integers(low, high), min_size=count, max_size=count))
+
+        return people(numbers(0, pids), numbers(1, 4), numbers(0, 2), numbers(1, 3))
 
     steps = st.lists(st.integers(0, 6), min_size=queries * gallery, max_size=queries * gallery)
     distances = np.asarray(draw(steps), np.float32).reshape(queries, gallery) / 6
-    return rows(queries, 3), rows(gallery, 4), distances
+    return rows(queries, 2), rows(gallery, 3), distances
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -47,30 +100,75 @@ def test_metrics_are_those_of_brute_force(
     name: str, case: tuple[pd.DataFrame, pd.DataFrame, np.ndarray], block: int
 ) -> None:
     query, gallery, distances = case
-    aps, inps, firsts, skipped = [], [], [], 0
-    for i, who in query.iterrows():
-        kept = [
-            (distances[int(str(i)), j], j, other["pid"] == who["pid"])
-            for j, (_, other) in enumerate(gallery.iterrows())
-            if not brute_force_removed(name, who, other)
-        ]
-        hits = [place for place, (_, _, hit) in enumerate(sorted(kept), 1) if hit]
-        if not hits:
-            skipped += 1
-            continue
-        aps.append(sum((n + 1) / place for n, place in enumerate(hits)) / len(hits))
-        inps.append(len(hits) / hits[-1])
-        firsts.append(hits[0])
+    asked, shown = CAMERAS.get(name, ({1, 2, 3, 4}, {1, 2, 3, 4}))
+    galleries = [gallery.index[gallery.camid.isin(shown)]]
+    if PROTOCOLS[name].draws > 1:
+        galleries = [d for d in _drawn(gallery, PROTOCOLS[name], 0) if d is not None]
+        for drawn in galleries:  # one picture of everybody who is there
+            part = gallery.loc[drawn]
+            assert set(part.camid) <= shown
+            assert sorted(part.pid) == sorted(gallery[gallery.camid.isin(shown)].pid.unique())
+    aps, inps, firsts, skipped, lists = [], [], [], set(), []
+    for draw, members in enumerate(galleries):
+        for i, who in query.iterrows():
+            if who.camid not in asked:
+                continue
+            kept = sorted(
+                (distances[int(str(i)), j], j, gallery.pid[j] == who.pid)
+                for j in members
+                if not (gallery.pid[j] == who.pid and RULES[name](who, gallery.loc[j]))
+            )
+            hits = [place for place, (_, _, hit) in enumerate(kept, 1) if hit]
+            if not hits:
+                skipped.add(i)
+                continue
+            aps.append(plain_average_precision(name, hits))
+            inps.append(len(hits) / hits[-1])
+            firsts.append(hits[0])
+            if draw == 0:
+                lists += [(who.sample_id, gallery.sample_id[j], hit) for _, j, hit in kept[:3]]
 
-    ranking = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS[name], block)
-    assert ranking.skipped == skipped
+    ranking = rank(
+        query, gallery, lambda rows: distances[rows], PROTOCOLS[name], block=block, nearest=3
+    )
+    assert ranking.skipped == len(skipped)
     assert ranking.queries["first"].tolist() == firsts
     np.testing.assert_allclose(ranking.queries["ap"], aps, rtol=0, atol=1e-12)
     np.testing.assert_allclose(ranking.queries["inp"], inps, rtol=0, atol=1e-12)
+    listed = ranking.lists[["query", "sample_id", "positive"]].itertuples(index=False)
+    assert [tuple(row) for row in listed] == lists
     if firsts:
         expected = [sum(f <= k for f in firsts) / len(firsts) for k in range(1, 11)]
         np.testing.assert_allclose(ranking.cmc(10), expected, rtol=0, atol=1e-12)
         assert ranking.mAP == pytest.approx(np.mean(aps), abs=1e-12)
+
+
+def test_draws_differ_and_do_not_depend_on_who_else_is_there() -> None:
+    gallery = people([pid for pid in range(30) for _ in range(8)], [1] * 240)
+    protocol = PROTOCOLS["prcc-cloth-changing-single-shot"]
+    draws = [*_drawn(gallery, protocol, 0)]
+    assert len({tuple(draw.tolist()) for draw in draws if draw is not None}) == 10
+    fewer = gallery.iloc[:120]
+    for draw, part in zip(draws, _drawn(fewer, protocol, 0), strict=True):
+        assert draw is not None
+        assert part is not None
+        assert draw[:15].tolist() == part.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObject) -> None:
+    """Few positives are counted one by one, many after a sort of the values."""
+    count = data.draw(st.integers(1, 200))
+    values = st.lists(st.integers(0, 12), min_size=count, max_size=count)
+    distances = np.asarray(data.draw(values), np.float32)
+    roles = np.asarray(
+        data.draw(st.lists(st.sampled_from("pro"), min_size=count, max_size=count)), str
+    )
+    positive, removed = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
+    order = [j for j in np.argsort(distances, kind="stable") if roles[j] != "r"]
+    expected = [place for place, j in enumerate(order, 1) if roles[j] == "p"]
+    assert positive_ranks(distances, positive, removed).tolist() == expected
 
 
 def test_a_case_worked_out_by_hand() -> None:
@@ -86,8 +184,125 @@ def test_a_case_worked_out_by_hand() -> None:
     assert ranking.cmc(3).tolist() == [0.0, 0.5, 1.0]
 
 
+HAND: dict[str, tuple[list[int], list[float]]] = {
+    # One query of person 1, camera 3, clothes 0, scene 1; the gallery, by distance:
+    #   pid      2  1  1  2  1  1  1
+    #   camera   3  3  1  4  2  4  1
+    #   clothes  0  0  1  0  0  0  1
+    #   scene    1  1  1  2  2  2  3
+    "market": ([2, 4, 5, 6], [1 / 2, 2 / 4, 3 / 5, 4 / 6]),  # without the second
+    "cloth-changing": ([2, 4], [1 / 2, 2 / 4]),  # the third and the last are left of 1
+    "same-clothes": ([3, 4], [1 / 3, 2 / 4]),  # the fifth and the sixth
+    "prcc-cloth-changing": ([1, 2], [1, 1]),  # camera 1 alone
+    "vcclothes-same-clothes": ([2], [1 / 2]),  # 2, (1), 1 of cameras 2 and 3
+    "vcclothes-cloth-changing": ([3], [1 / 3]),  # 2, (1), 2, 1 of cameras 3 and 4
+    "vcclothes-cloth-changing-by-id": ([2, 4], [1 / 2, 2 / 4]),
+    "vcclothes-same-clothes-by-id": ([3, 4], [1 / 3, 2 / 4]),
+    "celeb-plain": ([2, 3, 5, 6, 7], [1 / 2, 2 / 3, 3 / 5, 4 / 6, 5 / 7]),
+    "last": ([2, 3, 5, 6, 7], [1 / 2, 2 / 3, 3 / 5, 4 / 6, 5 / 7]),
+    "deepchange": ([3, 4, 5], [1 / 3, 2 / 4, 3 / 5]),  # 2, 2, 1, 1, 1
+    "celeb-official": ([3, 4, 5], [(0 + 1 / 3) / 2, (1 / 3 + 2 / 4) / 2, (2 / 4 + 3 / 5) / 2]),
+}
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_every_protocol_by_hand(name: str) -> None:
+    query = people([1], [3], [0], [1])
+    gallery = people(
+        [2, 1, 1, 2, 1, 1, 1], [3, 3, 1, 4, 2, 4, 1], [0, 0, 1, 0, 0, 0, 1], [1, 1, 1, 2, 2, 2, 3]
+    )
+    distances = np.arange(7, dtype=np.float32)[None]
+    found = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS[name]).queries
+    ranks, precisions = HAND[name]
+    assert found["first"].tolist() == [ranks[0]]
+    assert found["positives"].tolist() == [len(ranks)]
+    assert found["inp"].tolist() == [len(ranks) / ranks[-1]]
+    assert found["ap"].tolist() == pytest.approx([sum(precisions) / len(precisions)], abs=1e-12)
+
+
+def test_prcc_by_hand() -> None:
+    """Person 1 at 0.1 and 0.4, person 2 at 0.2 and 0.3; the queries are of 1, cameras B and C."""
+    query, gallery = people([1, 1], [2, 3]), people([1, 2, 2, 1], [1, 1, 1, 1])
+    distances = np.array([[0.1, 0.2, 0.3, 0.4]] * 2, np.float32)
+    for name, who in (("prcc-same-clothes", "0"), ("prcc-cloth-changing", "1")):
+        ranking = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS[name])
+        assert ranking.queries["sample_id"].tolist() == [who]
+        assert ranking.mAP == (1 / 1 + 2 / 4) / 2
+        single = rank(
+            query, gallery, lambda rows: distances[rows], PROTOCOLS[f"{name}-single-shot"]
+        )
+        assert len(single.queries) == 10
+        assert set(single.queries["first"]) == {1, 2}  # by which picture of 1 was drawn
+        assert single.mAP == pytest.approx(single.by_draw()["ap"].mean())
+        assert single.by_draw()["ap"].std() > 0
+
+
 def test_no_positive_no_rank() -> None:
-    assert len(positive_ranks(np.zeros(3), np.zeros(3, bool))) == 0
+    assert len(positive_ranks(np.zeros(3), np.empty(0, np.int64))) == 0
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    """Of samples of a known mean some 95 % of the intervals hold it."""
+    random = np.random.default_rng(0)
+    held = 0
+    for seed in range(100):
+        low, high = interval(random.exponential(size=60), seed)
+        held += low <= 1 <= high
+    assert 85 <= held <= 99
+
+
+def test_a_paired_test_by_every_arrangement_of_signs() -> None:
+    differences = np.array([0.5, 0.25, -0.125, 1.0, 0.0, 0.75])
+    signs = np.array([*itertools.product((-1, 1), repeat=5)])
+    sums = np.abs(signs @ differences[differences != 0])
+    exact = np.mean(sums >= abs(differences.sum()))
+    assert sign_flip_test(differences) == pytest.approx(exact, abs=0.02)
+    assert sign_flip_test(np.zeros(4)) == 1.0
+    assert sign_flip_test(-differences) == pytest.approx(exact, abs=0.02)
+
+
+def dense_reranking(
+    distances: np.ndarray, queries: int, k1: int, k2: int, weight: float
+) -> np.ndarray:
+    """k-reciprocal re-ranking as the paper tells it, with full matrices and sets."""
+    count = len(distances)
+    d = distances / distances.max(1, keepdims=True)
+    order = [sorted(range(count), key=lambda j, i=i: (d[i, j], j)) for i in range(count)]  # type: ignore[misc]
+
+    def mutual(i: int, k: int) -> set[int]:
+        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
+
+    v = np.zeros((count, count))
+    for i in range(count):
+        near = mutual(i, k1)
+        wide = set(near)
+        for j in near:
+            theirs = mutual(j, round(k1 / 2))
+            if len(theirs & near) > 2 / 3 * len(theirs):
+                wide |= theirs
+        for j in wide:
+            v[i, j] = np.exp(-d[i, j])
+        v[i] /= v[i].sum()
+    if k2 > 1:
+        v = np.array([v[order[i][:k2]].mean(0) for i in range(count)])
+    found = np.zeros((queries, count - queries))
+    for i in range(queries):
+        for j in range(queries, count):
+            shared = np.minimum(v[i], v[j]).sum()
+            jaccard = 1 - shared / (2 - shared)
+            found[i, j - queries] = (1 - weight) * jaccard + weight * d[i, j]
+    return found
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (5, 1), (7, 3), (200, 100)])
+def test_reranking_in_blocks_is_that_of_full_matrices(k1: int, k2: int) -> None:
+    random = np.random.default_rng(3)
+    features = random.standard_normal((70, 4)) + 3 * random.standard_normal((7, 4)).repeat(10, 0)
+    distances = np.square(features[:, None] - features[None]).sum(2)
+    expected = dense_reranking(distances, 12, min(k1, 69), min(k2, 70), 0.3)
+    new = reranked(lambda rows: distances[rows], 12, 58, k1=k1, k2=k2, weight=0.3, block=9)
+    found = np.concatenate([new(slice(0, 5)), new(slice(5, 12))])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

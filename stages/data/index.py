@@ -33,7 +33,8 @@ def read_index(
 
     Columns: `split`; `sample_id` (path below the folder of body pictures, unique); `pid` (string);
     `camid` (int; a number of its own for each picture where no camera exists); `clothes` (string,
-    or None where neither the name nor a `clothes.csv` in the root says); and for each of `imgs`,
+    or None where neither the name nor a `clothes.csv` in the root says); `scene` (string or None,
+    what a dataset's own protocol takes for the camera); and for each of `imgs`,
     `lr_face`, `hr_face`, `mask` the path as a string, or None where the file is absent.
 
     Problems: an empty split, a name that the layout's rule doesn't parse (such a file gets no
@@ -45,7 +46,13 @@ def read_index(
             f"{root}: no such folder. Set data.root to a folder of pictures in the layout of "
             "data_train, or make one: deskpro make-benchmark"
         )
+    splits = tuple(splits)
     clothes, problems = _read_clothes(root / "clothes.csv")
+    scenes: dict[str, str] = {}
+    for split in splits:
+        if split in layout.scenes:
+            listed, wrong = _read_scenes(root / layout.scenes[split])
+            scenes, problems = scenes | listed, problems + wrong
     bodies = layout.bodies(root)
     rows: list[dict[str, object]] = []
     for split in splits:
@@ -67,6 +74,7 @@ def read_index(
                         "pid": name.pid,
                         "camid": len(rows) if name.camid is None else name.camid,
                         "clothes": name.clothes or clothes.get(sample_id),
+                        "scene": name.scene or scenes.get(body.name),
                         "imgs": str(body),
                         **{
                             kind: companions.find(kind, sample_id) if companions else None
@@ -74,9 +82,9 @@ def read_index(
                         },
                     }
                 )
-    columns = ["split", "sample_id", "pid", "camid", "clothes", *KINDS]
+    columns = ["split", "sample_id", "pid", "camid", "clothes", "scene", *KINDS]
     table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
-    for column in ("clothes", *KINDS):  # None, never a float NaN, stands for absent
+    for column in ("clothes", "scene", *KINDS):  # None, never a float NaN, stands for absent
         table[column] = table[column].astype(object).where(table[column].notna(), None)
     return table, problems
 
@@ -116,3 +124,17 @@ def _read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         what = f"must be a CSV with the columns path and clothes ({error})"
         return {}, [Problem(path, what)]
+
+
+def _read_scenes(path: Path) -> tuple[dict[str, str], list[Problem]]:
+    """Lines `picture,scene`, the picture by its name or path."""
+    scenes = {}
+    try:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            picture, comma, scene = line.strip().rpartition(",")
+            if not comma:
+                return {}, [Problem(path, f"line {number} must be picture,scene: {line!r}")]
+            scenes[Path(picture).name] = scene
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [Problem(path, f"must list the scene of every picture ({error})")]
+    return scenes, []

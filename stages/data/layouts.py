@@ -36,6 +36,8 @@ class Name:
     pid: str
     camid: int | None
     clothes: str | None
+    scene: str | None = None
+    """What stands for the camera under a protocol of the dataset's own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Layout:
 
     files: split → glob below the root (below `imgs/` if prepared). rules: one of them must match
     the path from there, never the full path: a parent folder that looks like an id must not be read
-    as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3) and clothes.
+    as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3), clothes, scene.
     """
 
     example: str
@@ -56,7 +58,11 @@ class Layout:
     """pids that stand for nobody and are dropped."""
     outfits: Mapping[int, str] = field(default_factory=dict)
     """camid → clothes, where the camera says them."""
+    scenes: Mapping[str, str] = field(default_factory=dict)
+    """split → a list below the root with lines `picture,scene`, where names don't say it."""
     counts: Counts | None = None
+    protocols: tuple[str, ...] = ("market",)
+    """What it is scored by where a recipe doesn't say (stages/metrics/protocols.py)."""
 
     def bodies(self, root: Path) -> Path:
         """The folder from which paths are counted."""
@@ -79,7 +85,7 @@ class Layout:
             camera = str(ord(camera) - ord("A") + 1)
         camid = None if camera is None else int(camera)
         clothes = groups.get("clothes") or (self.outfits.get(camid) if camid is not None else None)
-        return Name(groups["pid"], camid, clothes)
+        return Name(groups["pid"], camid, clothes, groups.get("scene"))
 
 
 def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
@@ -92,25 +98,14 @@ _CELEB_LIGHT = Counts((490, 9_021), 887, 934)
 _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
 _BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d{1,9})_[^/]*")
 _MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d)[^/]*")
-_NO_CAMERA = _name(r"(?P<pid>\d+)_\d+_\d+")
-
-
-def _prcc(query: str) -> Layout:
-    """PRCC as published, with the pictures of camera C (other clothes) or B (same) as queries."""
-    return Layout(
-        "rgb/train/<pid>/<A|B|C>*.jpg, rgb/test/<A|B|C>/<pid>/*.jpg",
-        (
-            re.compile(r"rgb/train/(?P<pid>\d+)/(?P<camid>[ABC])[^/]*"),
-            re.compile(r"rgb/test/(?P<camid>[ABC])/(?P<pid>\d+)/[^/]*"),
-        ),
-        {"train": "rgb/train/*/*", "query": f"rgb/test/{query}/*/*", "gallery": "rgb/test/A/*/*"},
-        outfits={1: "AB", 2: "AB", 3: "C"},
-        counts=Counts((150, 17_896), 3_873 if query == "B" else 3_543, 3_384),
-    )
-
+_NO_CAMERA = _name(r"(?P<pid>\d+)_(?P<scene>\d)\d*_\d+")
+_CHANGING = ("market", "cloth-changing", "same-clothes")
+_CELEB_RULES = ("celeb-plain", "celeb-official")
 
 LAYOUTS: dict[str, Layout] = {
-    "benchmark": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True),
+    "benchmark": Layout(
+        "<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, protocols=_CHANGING
+    ),
     "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_CELEB),
     "celeb-light": Layout(
         "<pid>_<camid>_<frame>.jpg",
@@ -119,19 +114,60 @@ LAYOUTS: dict[str, Layout] = {
         counts=_CELEB_LIGHT,
     ),
     "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_PRCC),
-    "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB),
-    "celeb-light-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB_LIGHT),
-    "prcc-raw": _prcc("C"),
-    "prcc-raw-same": _prcc("B"),
+    "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB, protocols=_CELEB_RULES),
+    "celeb-light-raw": Layout(
+        "<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB_LIGHT, protocols=_CELEB_RULES
+    ),
+    "prcc-raw": Layout(
+        "rgb/train/<pid>/<A|B|C>*.jpg, rgb/test/<A|B|C>/<pid>/*.jpg",
+        (
+            re.compile(r"rgb/train/(?P<pid>\d+)/(?P<camid>[ABC])[^/]*"),
+            re.compile(r"rgb/test/(?P<camid>[ABC])/(?P<pid>\d+)/[^/]*"),
+        ),
+        {"train": "rgb/train/*/*", "query": "rgb/test/[BC]/*/*", "gallery": "rgb/test/A/*/*"},
+        outfits={1: "AB", 2: "AB", 3: "C"},
+        counts=_PRCC,
+        protocols=(
+            "prcc-cloth-changing",
+            "prcc-same-clothes",
+            "prcc-cloth-changing-single-shot",
+            "prcc-same-clothes-single-shot",
+        ),
+    ),
     "ltcc": Layout(
         "<pid>_<clothes>_c<camid>_*.png",
         _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d{1,9})_[^/]*"),
         {"train": "train/*", "query": "query/*", "gallery": "test/*"},
+        protocols=_CHANGING,
     ),
     "vcclothes": Layout(
         "<pid>-<camid>-<clothes>-<n>.jpg",
         _name(r"(?P<pid>\d+)-(?P<camid>\d{1,9})-(?P<clothes>\d+)-\d+"),
         RAW,
+        protocols=(
+            "market",
+            "vcclothes-same-clothes",
+            "vcclothes-cloth-changing",
+            "vcclothes-same-clothes-by-id",
+            "vcclothes-cloth-changing-by-id",
+        ),
+    ),
+    "deepchange": Layout(
+        "P<pid>_C<camid>_*.jpg",
+        _name(r"P(?P<pid>[^_/]+)_C(?P<camid>\d+)_[^/]*"),
+        {"train": "train-set/*", "query": "test-set-query/*", "gallery": "test-set-gallery/*"},
+        scenes={
+            "train": "train-set-bbox.txt",
+            "query": "test-set-query-bbox.txt",
+            "gallery": "test-set-gallery-bbox.txt",
+        },
+        protocols=("deepchange",),
+    ),
+    "last": Layout(
+        "train/<pid>/*.jpg, test/query/*.jpg, test/gallery/<pid>/*.jpg; <pid>_*_<clothes>.jpg",
+        (re.compile(r"(?:[^/]+/)+(?P<pid>\d+)(?:_[^/_]*)*_(?P<clothes>[^/_]+)\.\w+"),),
+        {"train": "train/*/*", "query": "test/query/*", "gallery": "test/gallery/*/*"},
+        protocols=("last",),
     ),
     "market1501": Layout(
         "<pid>_c<camid>s<sequence>_*.jpg",

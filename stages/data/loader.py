@@ -189,11 +189,6 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def batches_in_order(pairs: Sequence[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
-    """(row, view) pairs as they come, `size` a batch."""
-    return [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
-
-
 def photographs(
     batch: Mapping[str, Any], kind: str, device: torch.device, *, channels_last: bool = True
 ) -> torch.Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import nn
 
-from stages.data.loader import Pictures, batches_in_order, iterate, load, photographs
+from stages.data.loader import Pictures, iterate, load, photographs
 from stages.models.student import Student
 from stages.models.teacher import Teacher
 from stages.models.weights import Description, describe, load_student, load_teacher
@@ -76,36 +77,77 @@ def open_describer(
     return Describer(student.to(device), description, student.heads, kinds, sizes)
 
 
+class Described(NamedTuple):
+    """Some pictures' descriptors: their rows; raw and features, float32 [n, H, D]."""
+
+    rows: list[int]
+    raw: torch.Tensor
+    features: torch.Tensor
+
+
+def describe_batches(
+    describer: Describer,
+    table: pd.DataFrame,
+    batches: Sequence[Sequence[int]],
+    *,
+    flip: bool,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Described]:
+    """The descriptors of batches of a table's rows, in evaluation mode and without gradient."""
+    kinds = describer.kinds
+    pictures = Pictures(table, {kind: describer.sizes[kind] for kind in kinds.values()})
+    wanted = [[(row, 0) for row in batch] for batch in batches]
+    absent = {
+        stream: torch.from_numpy(table[kind].isna().to_numpy(copy=True))
+        for stream, kind in kinds.items()
+    }
+    total = sum(map(len, batches))
+    with bar("describe", total, "pictures") as progress, torch.inference_mode():
+        loader = iterate(load(pictures, wanted, workers, device))
+        for rows, looks in zip(batches, loader, strict=True):
+            seen = {kind: photographs(looks, kind, device) for kind in kinds.values()}
+            raw = _features(describer.network, seen)
+            summed = raw
+            if flip:
+                mirrored = {kind: pixels.flip(3) for kind, pixels in seen.items()}
+                summed = raw + _features(describer.network, mirrored)
+            found = Described([*rows], raw.cpu(), nn.functional.normalize(summed, dim=2).cpu())
+            for stream, missing in absent.items():
+                found.raw[missing[rows], describer.heads[stream]] = 0
+                found.features[missing[rows], describer.heads[stream]] = 0
+            yield found
+            progress.advance(len(rows))
+
+
 def describe_pictures(
     describer: Describer,
-    rows: pd.DataFrame,
+    table: pd.DataFrame,
     *,
     flip: bool,
     batch: int,
     workers: int,
     device: torch.device,
 ) -> Descriptors:
-    """The descriptors of a split's pictures, in evaluation mode and without gradient."""
-    kinds = describer.kinds
-    pictures = Pictures(rows, {kind: describer.sizes[kind] for kind in kinds.values()})
-    batches = batches_in_order([(row, 0) for row in range(len(rows))], batch)
-    raw, summed = [], []
-    with bar("describe", len(rows), "pictures") as progress, torch.inference_mode():
-        for looks in iterate(load(pictures, batches, workers, device)):
-            seen = {kind: photographs(looks, kind, device) for kind in kinds.values()}
-            features = _features(describer.network, seen)
-            raw.append(features.cpu())
-            if flip:
-                mirrored = {kind: pixels.flip(3) for kind, pixels in seen.items()}
-                features = features + _features(describer.network, mirrored)
-            summed.append(nn.functional.normalize(features, dim=2).cpu())
-            progress.advance(len(features))
-    descriptors = Descriptors(rows, torch.cat(raw), torch.cat(summed))
-    for stream, kind in kinds.items():
-        absent = torch.from_numpy(rows[kind].isna().to_numpy(copy=True))
-        descriptors.raw[absent, describer.heads[stream]] = 0
-        descriptors.features[absent, describer.heads[stream]] = 0
-    return descriptors
+    """The descriptors of every row of a table."""
+    parts = [
+        *describe_batches(
+            describer,
+            table,
+            portions(range(len(table)), batch),
+            flip=flip,
+            workers=workers,
+            device=device,
+        )
+    ]
+    return Descriptors(
+        table, torch.cat([part.raw for part in parts]), torch.cat([p.features for p in parts])
+    )
+
+
+def portions(rows: range, size: int) -> list[range]:
+    """Rows in order, `size` at a time."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _features(network: Teacher | Student, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:

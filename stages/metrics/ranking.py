@@ -1,28 +1,37 @@
-"""CMC, mAP and mINP from distances, exact and deterministic."""
+"""Ranks of the positives, and CMC, mAP and mINP of them: exact, deterministic, in blocks."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.metrics.protocols import Protocol
+from stages.metrics.protocols import Codes, Protocol
 
 Distances = Callable[[slice], np.ndarray]
-"""A block of queries → their distances to the whole gallery, [block, G]."""
+"""Some queries → their distances to the whole gallery, float [rows, G]."""
+
+BLOCK = 256 * 2**20
+"""Bytes of distances at a time, at least one query's."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """One row per query that counts, in query order."""
+    """One row per query that counts, in query order; of each draw, where galleries are drawn."""
 
     queries: pd.DataFrame
-    """Columns sample_id, ap (average precision), inp (inverse negative penalty), first (rank of the
-    first positive, from 1), positives."""
+    """Columns sample_id, draw, ap (average precision), inp (inverse negative penalty), first (rank
+    of the first positive, from 1), positives."""
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
+    lists: pd.DataFrame
+    """The nearest gallery pictures of each query, where asked for, of the first draw: query, rank,
+    sample_id, distance, positive."""
 
     @property
     def mAP(self) -> float:
@@ -39,60 +48,207 @@ class Ranking:
         first = self.queries["first"].to_numpy()
         return (first[:, None] <= np.arange(1, ranks + 1)).mean(0)
 
+    def by_draw(self) -> pd.DataFrame:
+        """A row per draw: ap (its mAP) and rank1."""
+        rank1 = self.queries["first"].eq(1)
+        return self.queries.assign(rank1=rank1).groupby("draw")[["ap", "rank1"]].mean()
+
+
+class _Task(NamedTuple):
+    """A query and the gallery pictures of its identity, by position, among those shown."""
+
+    query: int
+    positive: np.ndarray
+    removed: np.ndarray
+
 
 def rank(
     query: pd.DataFrame,
     gallery: pd.DataFrame,
     distances: Distances,
     protocol: Protocol,
-    block: int = 256,
+    *,
+    block: int | None = None,
+    seed: int = 0,
+    nearest: int = 0,
 ) -> Ranking:
-    """Rank the gallery for every query under a protocol, `block` queries at a time.
+    """Rank the gallery for every query under a protocol.
 
-    AP is the mean, over a query's positives, of the precision at each one's rank. Equal distances
-    are ordered by gallery position.
+    query, gallery: tables with sample_id, pid, camid, and what the protocol needs. `block` queries
+    are ranked at a time, as many as `BLOCK` allows where not given; the result doesn't depend on
+    it. `seed`: of drawn galleries. `nearest`: how many of each query's nearest are listed.
+
+    Equal distances are ordered by gallery position. The rank of a positive is one plus the number
+    of pictures before it: that is counted, no order of the gallery is made.
     """
-    rows, skipped = [], 0
-    pids = gallery["pid"].to_numpy()
-    for position, row_distances in _rows(len(query), distances, block):
-        who = query.iloc[position]
-        kept = ~protocol.removed(who, gallery)
-        ranks = positive_ranks(row_distances[kept], (pids == who["pid"])[kept])
-        if not len(ranks):
-            skipped += 1
-            continue
-        rows.append(
-            {
-                "sample_id": who["sample_id"],
-                "ap": float((np.arange(1, len(ranks) + 1) / ranks).mean()),
-                "inp": len(ranks) / int(ranks[-1]),
-                "first": int(ranks[0]),
-                "positives": len(ranks),
-            }
+    tasks = [_tasks(query, gallery, protocol, shown) for shown in _drawn(gallery, protocol, seed)]
+    size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
+    found: dict[tuple[int, int], np.ndarray] = {}
+    lists: list[list[Any]] = []
+    asked = np.flatnonzero(protocol.asked(query))
+    with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
+        for part in _runs(asked, size):
+            rows = distances(part)
+            for draw, (shown, every) in enumerate(tasks):
+                seen = rows if shown is None else rows[:, shown]
+
+                def ranks(
+                    task: _Task, seen: np.ndarray = seen, first: int = part.start
+                ) -> np.ndarray:
+                    row = seen[task.query - first]
+                    return positive_ranks(row, task.positive, task.removed)
+
+                here = [every[q] for q in range(part.start, part.stop) if q in every]
+                for task, result in zip(here, pool.map(ranks, here), strict=True):
+                    found[draw, task.query] = result
+                if nearest and draw == 0:
+                    names = gallery["sample_id"].to_numpy()
+                    names = names if shown is None else names[shown]
+                    for task in here:
+                        near = _nearest(task, seen[task.query - part.start], names, nearest)
+                        lists.append([query["sample_id"].iat[task.query], *near])
+    sample_ids = query["sample_id"].tolist()
+    rows_ = [
+        (
+            sample_ids[q],
+            draw,
+            _average_precision(r, protocol),
+            len(r) / int(r[-1]),
+            int(r[0]),
+            len(r),
         )
-    types = {"sample_id": object, "ap": float, "inp": float, "first": int, "positives": int}
-    return Ranking(pd.DataFrame(rows, columns=list(types)).astype(types), skipped)
+        for (draw, q), r in sorted(found.items())
+    ]
+    types = {"sample_id": object, "draw": int, "ap": float, "inp": float, "first": int,
+             "positives": int}  # fmt: skip
+    return Ranking(
+        pd.DataFrame(rows_, columns=list(types)).astype(types),
+        len(asked) - len({q for _, q in found}),
+        _listed(lists),
+    )
 
 
-def positive_ranks(distances: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The ranks (from 1) of the positives, ascending: int64 [positives].
+def positive_ranks(
+    distances: np.ndarray, positive: np.ndarray, removed: np.ndarray | None = None
+) -> np.ndarray:
+    """The ranks (from 1) of the positives, ascending: int64 [P].
 
-    distances float [G], positive bool [G]. A rank is counted, not sorted for: one plus the number
-    of pictures that are nearer, or as near and earlier in the gallery.
+    distances float [G]; positive, removed: positions in 0..G−1, int64 [P] and [R]. What is removed
+    takes no place.
     """
-    at = np.flatnonzero(positive)
-    at = at[np.argsort(distances[at], kind="stable")]
+    positive = np.sort(positive)
+    at = positive[np.argsort(distances[positive], kind="stable")]
     wanted = distances[at]
-    nearer = np.searchsorted(wanted, distances, side="right")
-    ranks = np.cumsum(np.bincount(nearer, minlength=len(at) + 1))[: len(at)] + 1
-    as_near = np.flatnonzero(np.searchsorted(wanted, distances, side="left") < nearer)
-    for i, (where, distance) in enumerate(zip(at, wanted, strict=True)):
-        ranks[i] += np.count_nonzero(distances[as_near[as_near < where]] == distance)
-    return ranks
+    if len(at) > np.log2(len(distances)) / 2:  # then one sort of the values is quicker, measured
+        ordered = np.sort(distances)
+        before = np.searchsorted(ordered, wanted, "left")
+        tied = np.searchsorted(ordered, wanted, "right") - before > 1
+    else:
+        before = np.array([np.count_nonzero(distances < each) for each in wanted], np.int64)
+        tied = np.ones(len(at), bool)
+    for i in np.flatnonzero(tied):
+        before[i] += np.count_nonzero(distances[: at[i]] == wanted[i])
+    if removed is not None and len(removed):
+        gone = distances[removed]
+        nearer = gone[None, :] < wanted[:, None]
+        as_near = (gone[None, :] == wanted[:, None]) & (removed[None, :] < at[:, None])
+        before -= (nearer | as_near).sum(1)
+    return before + 1
 
 
-def _rows(queries: int, distances: Distances, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, queries, block):
-        rows = slice(start, min(start + block, queries))
-        for offset, row in enumerate(distances(rows)):
-            yield start + offset, row
+def _average_precision(ranks: np.ndarray, protocol: Protocol) -> float:
+    """Of the ranks of the positives: the mean precision at each, or the trapezoidal area."""
+    hits = np.arange(1, len(ranks) + 1)
+    precision = hits / ranks
+    if protocol.trapezoidal:
+        # Just before a hit; before the first picture precision counts as 1.
+        earlier = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+        precision = (precision + earlier) / 2
+    return float(precision.mean())
+
+
+def _tasks(
+    query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, shown: np.ndarray | None
+) -> tuple[np.ndarray | None, dict[int, _Task]]:
+    """What is shown, and by query position each query that has a positive there."""
+    if shown is not None:
+        gallery = gallery.iloc[shown]
+    asked = protocol.asked(query)
+    mine, theirs = _codes(query, gallery)
+    members = gallery.groupby("pid", sort=False).indices
+    pids = query["pid"].tolist()
+    tasks = {}
+    for q in np.flatnonzero(asked):
+        same = np.asarray(members.get(pids[q], ()), np.int64)
+        removed = protocol.removed(
+            {name: codes[q : q + 1] for name, codes in mine.items()},
+            {name: codes[same] for name, codes in theirs.items()},
+        )
+        if not removed.all():
+            tasks[int(q)] = _Task(int(q), same[~removed], same[removed])
+    return shown, tasks
+
+
+def _codes(query: pd.DataFrame, gallery: pd.DataFrame) -> tuple[Codes, Codes]:
+    """Columns as int64 codes that both tables share; equal where the values are."""
+    mine, theirs = {}, {}
+    for name in ("camid", "clothes", "scene"):
+        if name in query and name in gallery:
+            values = pd.concat([query[name], gallery[name]])
+            codes = pd.factorize(values, use_na_sentinel=False)[0]
+            mine[name], theirs[name] = codes[: len(query)], codes[len(query) :]
+    return mine, theirs
+
+
+def _drawn(gallery: pd.DataFrame, protocol: Protocol, seed: int) -> Iterator[np.ndarray | None]:
+    """The gallery of each draw, as positions; None for all of it.
+
+    A draw takes one picture of every identity, by a number that comes from (seed, draw, pid): who
+    else is in the gallery changes nothing.
+    """
+    shown = np.flatnonzero(protocol.shown(gallery))
+    if protocol.draws == 1:
+        yield None if len(shown) == len(gallery) else shown
+        return
+    members = gallery.iloc[shown].groupby("pid").indices
+    for draw in range(protocol.draws):
+        chosen = []
+        for pid, rows in members.items():
+            random = np.random.default_rng([seed, draw, zlib.crc32(str(pid).encode())])
+            chosen.append(shown[np.asarray(rows)[random.integers(len(rows))]])
+        yield np.sort(np.asarray(chosen, np.int64))
+
+
+def _runs(asked: np.ndarray, size: int) -> Iterator[slice]:
+    """Slices of at most `size` queries that together hold all that are asked."""
+    start = 0
+    while start < len(asked):
+        first = int(asked[start])
+        stop = int(np.searchsorted(asked, first + size))
+        yield slice(first, int(asked[stop - 1]) + 1)
+        start = stop
+
+
+def _nearest(
+    task: _Task, row: np.ndarray, names: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A query's nearest pictures, but for what is removed: names, distances, whether positive."""
+    wide = min(count + len(task.removed), len(row))
+    near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
+    near = near[~np.isin(near, task.removed)]
+    near = near[np.argsort(row[near], kind="stable")][:count]
+    return names[near], row[near], np.isin(near, task.positive)
+
+
+def _listed(lists: list[list[Any]]) -> pd.DataFrame:
+    columns = ["query", "rank", "sample_id", "distance", "positive"]
+    if not lists:
+        return pd.DataFrame(columns=columns)
+    queries, names, distances, positive = zip(*lists, strict=True)
+    lengths = [*map(len, names)]
+    values = [
+        np.repeat(np.asarray(queries, object), lengths),
+        np.concatenate([np.arange(1, length + 1) for length in lengths]),
+        *(np.concatenate(each) for each in (names, distances, positive)),
+    ]
+    return pd.DataFrame(dict(zip(columns, values, strict=True)))

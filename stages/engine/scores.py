@@ -1,0 +1,155 @@
+"""What is saved of an evaluation: numbers with their intervals, and tables for other tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.files import write_aside
+from stages.metrics.curve import write_cmc
+from stages.metrics.intervals import interval
+from stages.metrics.protocols import Protocol
+from stages.metrics.ranking import Ranking
+
+
+def protocol_numbers(
+    protocol: Protocol,
+    of_stream: Mapping[str, Ranking],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    faces: Sequence[str],
+    ranks: Sequence[int],
+) -> dict[str, Any]:
+    """What is saved of a protocol; shares in 0..1.
+
+    faces: columns of the face pictures that the network sees, none or one; ranks: of the CMC, that
+    are named.
+    """
+    first = next(iter(of_stream.values()))
+    return {
+        "rule": protocol.rule,
+        "draws": protocol.draws,
+        "queries": int(first.queries["sample_id"].nunique()),
+        "skipped": first.skipped,
+        "gallery": int(protocol.shown(gallery).sum()),
+        "streams": {
+            stream: _of_ranking(ranking, query, faces, protocol.draws, ranks)
+            for stream, ranking in of_stream.items()
+        },
+    }
+
+
+def _of_ranking(
+    ranking: Ranking, query: pd.DataFrame, faces: Sequence[str], draws: int, wanted: Sequence[int]
+) -> dict[str, Any]:
+    cmc = ranking.cmc(max(*wanted, 20))
+    # A query counts once, however many galleries were drawn.
+    queries = ranking.queries.assign(rank1=ranking.queries["first"].eq(1).astype(float))
+    queries = queries.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
+    numbers: dict[str, Any] = {
+        "mAP": ranking.mAP,
+        "mINP": ranking.mINP,
+        **{f"rank{r}": float(cmc[r - 1]) for r in wanted},
+        "cmc": cmc.tolist(),
+        "interval": {
+            "mAP": interval(queries["ap"].to_numpy()),
+            "rank1": interval(queries["rank1"].to_numpy()),
+        },
+    }
+    if draws > 1:
+        spread = ranking.by_draw().std()
+        numbers["sd"] = {"mAP": float(spread["ap"]), "rank1": float(spread["rank1"])}
+    for face in faces:
+        missing = set(query.loc[query[face].isna(), "sample_id"])
+        lacks = queries.index.isin(missing)
+        for key, part in (("with face", queries[~lacks]), ("without face", queries[lacks])):
+            means = part.mean() if len(part) else None
+            numbers[key] = {
+                "queries": len(part),
+                "mAP": None if means is None else float(means["ap"]),
+                "rank1": None if means is None else float(means["rank1"]),
+            }
+    return numbers
+
+
+def write_scores(
+    report: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Ranking]],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    faces: Sequence[str],
+    metrics: Path,
+) -> None:
+    """The report as JSON in `metrics`, and beside it: metrics.csv, a row per protocol and stream;
+    queries.csv, a row per protocol, stream and query; breakdown.csv, identities and cameras apart;
+    ranked.csv, the nearest pictures of each query; cmc.png. The JSON, by which others know that
+    there is an evaluation, is written last."""
+    primary = next(iter(report["protocols"].values()))
+    write_cmc(
+        {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()},
+        f"CMC, {next(iter(scores))}",
+        metrics.with_name("cmc.png"),
+    )
+    tables = {
+        "metrics.csv": _flat(report),
+        "queries.csv": _queries(scores, query, faces),
+        "breakdown.csv": _apart(_queries(scores, query, faces)),
+        "ranked.csv": _lists(scores, gallery),
+    }
+    for name, rows in tables.items():
+        with write_aside(metrics.with_name(name)) as aside:
+            rows.to_csv(aside, index=False)
+    with write_aside(metrics) as aside:
+        aside.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _flat(report: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    for name, protocol in report["protocols"].items():
+        for stream, numbers in protocol["streams"].items():
+            row = {"protocol": name, "stream": stream}
+            row |= {key: value for key, value in numbers.items() if isinstance(value, float)}
+            for key, (low, high) in numbers["interval"].items():
+                row |= {f"{key}_low": low, f"{key}_high": high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _queries(
+    scores: Mapping[str, Mapping[str, Ranking]], query: pd.DataFrame, faces: Sequence[str]
+) -> pd.DataFrame:
+    who = query.set_index("sample_id")[["pid", "camid", "clothes"]]
+    for face in faces:
+        who["face"] = query.set_index("sample_id")[face].notna()
+    parts = [
+        ranking.queries.join(who, on="sample_id").assign(protocol=name, stream=stream)
+        for name, of_stream in scores.items()
+        for stream, ranking in of_stream.items()
+    ]
+    columns = ["protocol", "stream", "sample_id", *who.columns]
+    return pd.concat(parts)[[*columns, "draw", "ap", "inp", "first", "positives"]]
+
+
+def _apart(queries: pd.DataFrame) -> pd.DataFrame:
+    """Every identity and every camera of the queries by itself."""
+    queries = queries.assign(rank1=queries["first"].eq(1))
+    parts = []
+    for by in ("pid", "camid"):
+        part = queries.groupby(["protocol", "stream", by], sort=False).agg(
+            queries=("sample_id", "nunique"), mAP=("ap", "mean"), rank1=("rank1", "mean")
+        )
+        part = part.reset_index().rename(columns={by: "value"})
+        part.insert(2, "by", by)
+        parts.append(part)
+    return pd.concat(parts)
+
+
+def _lists(scores: Mapping[str, Mapping[str, Ranking]], gallery: pd.DataFrame) -> pd.DataFrame:
+    lists = [r.lists for of in scores.values() for r in of.values() if len(r.lists)]
+    who = gallery.set_index("sample_id")[["pid", "camid", "clothes"]]
+    listed = pd.concat(lists).join(who, on="sample_id")
+    return listed[["query", "rank", "sample_id", *who.columns, "distance", "positive"]]

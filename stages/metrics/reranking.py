@@ -1,0 +1,114 @@
+"""k-reciprocal re-ranking in memory that grows with the pictures, not with their square.
+
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017: two
+pictures are near if their neighbourhoods are alike. A neighbourhood is kept as the few pictures in
+it and their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from stages.metrics.ranking import Distances
+
+Neighbourhood = tuple[np.ndarray, np.ndarray]
+"""Pictures, ascending int64 [n], and their weights, float64 [n], which sum to 1."""
+
+
+def reranked(
+    distances: Distances,
+    queries: int,
+    others: int,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+    block: int = 256,
+) -> Callable[[slice], np.ndarray]:
+    """Some queries → their new distances to the gallery, float32 [n, others].
+
+    distances: of rows among queries and gallery, in this order, to all of these, squared Euclidean
+    or proportional to it, [n, queries + others]; they are divided by each row's largest (as the
+    authors do). k1: neighbours that must be mutual; k2: nearest whose neighbourhoods are averaged;
+    weight: of the old distance against the Jaccard distance.
+    """
+    count = queries + others
+    k1, k2 = min(k1, count - 1), min(k2, count)
+    near, largest = np.empty((count, k1 + 1), np.int64), np.empty(count)
+    blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
+    for part in blocks:
+        rows = distances(part)
+        largest[part] = np.maximum(rows.max(1), np.finfo(np.float32).tiny)
+        near[part] = [_nearest(row, k1 + 1) for row in rows]
+    raw: list[Neighbourhood] = []
+    for part in blocks:
+        for row in distances(part):
+            i = len(raw)
+            raw.append(_weighed(_neighbours(i, near, k1), row / largest[i]))
+    averaged = [_average([raw[j] for j in near[i, :k2]]) for i in range(count)] if k2 > 1 else raw
+    holders = _holders(averaged[queries:])
+
+    def new(rows: slice) -> np.ndarray:
+        old = distances(rows)[:, queries:] / largest[rows, None]
+        found = np.empty((len(old), others), np.float32)
+        for i, row in enumerate(range(*rows.indices(queries))):
+            shared = np.zeros(others)
+            for picture, mine in zip(*averaged[row], strict=True):
+                who, theirs = holders.get(int(picture), _NOBODY)
+                shared[who] += np.minimum(mine, theirs)
+            found[i] = (1 - weight) * (1 - shared / (2 - shared)) + weight * old[i]
+        return found
+
+    return new
+
+
+_NOBODY = np.empty(0, np.int64), np.empty(0)
+
+
+def _nearest(row: np.ndarray, count: int) -> np.ndarray:
+    """The nearest pictures, equal ones by position: int64 [count]."""
+    within = np.flatnonzero(row <= np.partition(row, count - 1)[count - 1])
+    return within[np.argsort(row[within], kind="stable")][:count]
+
+
+def _mutual(i: int, near: np.ndarray, k: int) -> np.ndarray:
+    """The pictures among the k nearest of i (and i) that have i among theirs."""
+    forward = near[i, : k + 1]
+    return forward[(near[forward, : k + 1] == i).any(1)]
+
+
+def _neighbours(i: int, near: np.ndarray, k: int) -> np.ndarray:
+    """The mutual neighbours, and those of each, within half the range, that mostly agree."""
+    mutual = _mutual(i, near, k)
+    found = [mutual]
+    for j in mutual:
+        theirs = _mutual(int(j), near, round(k / 2))
+        if 3 * np.isin(theirs, mutual).sum() > 2 * len(theirs):
+            found.append(theirs)
+    return np.unique(np.concatenate(found))
+
+
+def _weighed(pictures: np.ndarray, row: np.ndarray) -> Neighbourhood:
+    weights = np.exp(-row[pictures].astype(np.float64))
+    return pictures, weights / weights.sum()
+
+
+def _average(parts: list[Neighbourhood]) -> Neighbourhood:
+    pictures, places = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    return pictures, np.bincount(places, np.concatenate([part[1] for part in parts])) / len(parts)
+
+
+def _holders(neighbourhoods: list[Neighbourhood]) -> dict[int, Neighbourhood]:
+    """Picture → whose neighbourhood it is in, and with which weight."""
+    who = np.repeat(np.arange(len(neighbourhoods)), [len(each[0]) for each in neighbourhoods])
+    pictures = np.concatenate([each[0] for each in neighbourhoods])
+    weights = np.concatenate([each[1] for each in neighbourhoods])
+    order = np.argsort(pictures, kind="stable")
+    found, starts = np.unique(pictures[order], return_index=True)
+    ends = [*starts[1:], len(order)]
+    return {
+        int(picture): (who[order[start:end]], weights[order[start:end]])
+        for picture, start, end in zip(found, starts, ends, strict=True)
+    }

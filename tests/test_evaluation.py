@@ -1,0 +1,289 @@
+"""Evaluation as it is lived: other protocols, killed, shared, alone, with and without faces."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cache.reader import open_reader
+from pipeline import plan
+from pipeline.config import load
+from pipeline.run_folder import RunFolder
+from tests.conftest import REPOSITORY, Project, run_process, with_cache
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as far as its student; copy it, don't change it."""
+    run = tmp_path_factory.mktemp("student") / "run"
+    shutil.copytree(tiny_run, run)
+    plan.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
+    return run
+
+
+@pytest.fixture
+def project(project: Project, tiny_student: Path, tiny_benchmark: Path) -> Project:
+    """Here everything but the evaluation is made already."""
+    return with_cache(project, tiny_student, tiny_benchmark)
+
+
+def metrics(project: Project) -> dict[str, Any]:
+    return dict(json.loads((project.run / "metrics.json").read_text()))
+
+
+def sets(*pairs: str) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def test_pictures_are_described_once_whatever_is_asked_of_them(project: Project) -> None:
+    first = project.ok("eval")
+    assert re.search("descriptors +were made", first.err)
+    chunks = sorted((project.run / "descriptors.zarr").rglob("c/*/*/*"))
+    written = [path.stat().st_mtime_ns for path in chunks if path.is_file()]
+    other = sets("eval.protocols=[cloth-changing,market]", "eval.ranks=[1,3]")
+    second = project.ok("eval", "--force", *other)
+    assert re.search("descriptors +were there", second.err)
+    assert [path.stat().st_mtime_ns for path in chunks if path.is_file()] == written
+    report = metrics(project)
+    assert [*report["protocols"]] == ["cloth-changing", "market"]
+    assert "in the same clothes" in report["protocols"]["cloth-changing"]["rule"]
+
+    again = project.ok("eval", "--force", *sets("eval.flip=false"))
+    assert re.search("descriptors +were made", again.err)
+
+
+def test_only_blocks_with_changed_pictures_are_described_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.engine import descriptor_store
+
+    monkeypatch.setattr(descriptor_store, "BLOCK", 5)
+    project.ok("eval")
+    changed = sorted((project.data / "imgs" / "query").iterdir())[0]
+    shutil.copy(sorted((project.data / "imgs" / "query").iterdir())[1], changed)
+    result = project.ok("eval", "--force")
+    assert "of 4 of 5 blocks were there" in result.err
+
+
+def test_killed_and_repeated_it_says_the_same(project: Project, tmp_path: Path) -> None:
+    project.ok("eval")
+    files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
+    expected = {name: (project.run / name).read_bytes() for name in files}
+    program = Path(sys.executable).with_name("deskpro")
+    command = [program, "eval", "--config", project.config, "--run", project.run, "--force"]
+    random = np.random.default_rng(0)
+    for kill in range(4):
+        for name in (*files, "descriptors.zarr"):
+            path = project.run / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not [*project.run.glob("descriptors.zarr*")]:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.8) * (kill + 1) / 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    project.ok("eval", "--force")
+    assert {name: (project.run / name).read_bytes() for name in files} == expected
+    assert not [*project.run.glob("*partial*")]
+
+
+def test_several_processes_say_the_same_as_one(project: Project) -> None:
+    project.ok("eval")
+    expected = metrics(project)
+    stored = open_reader(project.run / "descriptors.zarr").read([*range(24)], [0] * 24)["features"]
+    shutil.rmtree(project.run / "descriptors.zarr")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", "-m", "--", "pipeline.cli"]  # fmt: skip
+    where = ["--config", str(project.config), "--run", str(project.run), "--force"]
+    done = subprocess.run([*torchrun, "eval", *where], cwd=REPOSITORY, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = open_reader(project.run / "descriptors.zarr").read([*range(24)], [0] * 24)["features"]
+    np.testing.assert_array_equal(found, stored)
+    assert metrics(project) == expected
+
+
+def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
+    project: Project, tmp_path: Path
+) -> None:
+    project.ok("eval")
+    expected = metrics(project)
+    weights, out = tmp_path / "mine.safetensors", tmp_path / "out"
+    shutil.copy(project.run / "student.safetensors", weights)
+    shutil.rmtree(project.run)
+    for split in ("query", "bounding_box_test"):
+        for kind in ("hr_face", "mask"):
+            shutil.rmtree(project.data / kind / split)
+    for kind in ("imgs", "lr_face", "hr_face", "mask"):
+        shutil.rmtree(project.data / kind / "bounding_box_train")
+    alone = ["eval", "--checkpoint", str(weights), "--data", str(project.data),
+             "--dataset", "benchmark", "--run", str(out), *sets("device=cpu")]  # fmt: skip
+    assert project.command(*alone).code == 0
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["protocols"] == expected["protocols"]
+    assert "fresh" in project.command(*alone).err
+    other = project.command(*alone, *sets("eval.flip=false"))
+    assert other.code == 2
+    assert "eval.flip was True, is False" in other.err
+    assert project.command("eval").code == 2
+    assert "--checkpoint needs --data" in project.command(*alone[:3]).err
+
+
+def test_the_weight_between_the_streams(project: Project) -> None:
+    for weight, stream in ((1.0, "face"), (0.0, "body")):
+        project.ok("eval", "--force", *sets(f"eval.face_weight={weight}"))
+        streams = metrics(project)["protocols"]["market"]["streams"]
+        alone = {k: v for k, v in streams[stream].items() if k != "cmc"}
+        assert {k: v for k, v in streams["all"].items() if k != "cmc"} == alone
+    queries = pd.read_csv(project.run / "queries.csv")
+    assert not queries.isna().any().any()
+
+
+def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> None:
+    project.ok("eval")
+    report, queries = metrics(project), pd.read_csv(project.run / "queries.csv")
+    market = queries[(queries["protocol"] == "market") & (queries["stream"] == "all")]
+    numbers = report["protocols"]["market"]["streams"]["all"]
+    for key, part in (("with face", market[market["face"]]),
+                      ("without face", market[~market["face"]])):  # fmt: skip
+        assert numbers[key]["queries"] == len(part)
+        assert numbers[key]["mAP"] == pytest.approx(part["ap"].mean())
+    assert report["data"]["without face"]["query"] == (~market["face"]).sum() > 0
+    low, high = numbers["interval"]["mAP"]
+    assert low < numbers["mAP"] < high
+
+
+def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
+    project.ok("eval")
+    plain = metrics(project)
+    project.ok("eval", "--force", *sets("eval.rerank.enable=true", "eval.rerank.k1=4"))
+    report = metrics(project)
+    assert report["rerank"] == {"k1": 4, "k2": 6, "weight": 0.3}
+    assert plain["rerank"] is None
+    assert (
+        report["protocols"]["market"]["streams"]["all"]["mAP"]
+        != plain["protocols"]["market"]["streams"]["all"]["mAP"]
+    )
+
+
+def test_descriptors_in_half_the_space(project: Project) -> None:
+    project.ok("eval")
+    exact = open_reader(project.run / "descriptors.zarr").chunk("features", 0, 0).copy()
+    project.ok("eval", "--force", *sets("eval.dtype=float16"))
+    half = open_reader(project.run / "descriptors.zarr").chunk("features", 0, 0)
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, exact, atol=5e-4)
+
+
+def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
+    project.ok("eval")
+    expected = metrics(project)
+    project.ok("eval", "--force", *sets("cache.memory=0"))
+    assert metrics(project) == expected
+
+
+def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
+    (project.data / "clothes.csv").unlink()
+    result = project.ok("eval")
+    assert "protocol cloth-changing needs the clothes of every picture; 24 of 24" in result.err
+    assert [*metrics(project)["protocols"]] == ["market"]
+    asked = project("eval", "--force", *sets("eval.protocols=[cloth-changing]"))
+    assert asked.code == 2
+    assert "Say them in clothes.csv, or choose others" in asked.err
+    unknown = project("eval", "--force", *sets("eval.protocols=[markt]"))
+    assert unknown.code == 2
+    assert "markt must be one of celeb-official" in unknown.err
+
+
+def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
+    project.ok("eval")
+    reader = open_reader(project.run / "descriptors.zarr")
+    features = torch.from_numpy(reader.chunk("features", 0, 0).copy()).flatten(1)
+    names = reader.column("sample_id").tolist()
+    ranked = pd.read_csv(project.run / "ranked.csv", dtype={"pid": str})
+    assert ranked.groupby("query").size().max() == 10
+    for row in ranked.sample(20, random_state=0).to_dict("records"):
+        q, g = features[names.index(row["query"])], features[names.index(row["sample_id"])]
+        assert row["distance"] == pytest.approx(1 - float(q @ g) / 14, abs=1e-5)
+        pid = Path(row["query"]).name.split("_")[0]
+        assert row["positive"] == (pid == Path(row["sample_id"]).name.split("_")[0])
+    assert ranked.groupby("query")["distance"].is_monotonic_increasing.all()
+
+
+def test_an_interrupted_process_ends_with_one_line(project: Project) -> None:
+    shutil.rmtree(project.data / "imgs" / "query")
+    done = run_process("eval", "--config", str(project.config), "--run", str(project.run))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def evaluated(project: Project, name: str, *options: str) -> str:
+    """The project's student evaluated into a run of another name."""
+    out = project.run.with_name(name)
+    weights = str(project.run / "student.safetensors")
+    alone = ["eval", "--checkpoint", weights, "--data", str(project.data), "--dataset",
+             "benchmark", "--run", str(out), "--set", "device=cpu"]  # fmt: skip
+    result = project.command(*alone, *sets(*options))
+    assert result.code == 0, result.err
+    return str(out)
+
+
+def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> None:
+    one = evaluated(project, "one")
+    two = evaluated(project, "two", "eval.flip=false", "eval.face_weight=0.9")
+    out = tmp_path / "compared"
+    result = project.command("compare", one, two, one, "--out", str(out))
+    assert result.code == 0, result.err
+    rows = pd.read_csv(out / "compare.csv").set_index(["protocol", "stream", "measure", "run"])
+    queries = {
+        name: pd.read_csv(f"{run}/queries.csv")
+        .query("protocol == 'market' and stream == 'all'")
+        .set_index("sample_id")["ap"]
+        for name, run in (("one", one), ("two", two))
+    }
+    row = rows.loc[("market", "all", "mAP", two)]
+    apart = queries["two"] - queries["one"]
+    assert row["difference"] == pytest.approx(apart.mean())
+    assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+    assert 0 < row["p"] <= 1
+    again = rows.loc[("market", "all", "mAP", one)].iloc[-1]
+    assert again["difference"] == 0
+    assert again["p"] == 1
+    with (out / "compare.png").open("rb") as picture:
+        assert picture.read(4) == b"\x89PNG"
+
+
+def test_other_protocols_or_data_are_not_compared_unless_told(
+    project: Project, tmp_path: Path
+) -> None:
+    one = evaluated(project, "one")
+    two = evaluated(project, "two", "eval.protocols=[market]")
+    refused = project.command("compare", one, two, "--out", str(tmp_path / "c"))
+    assert refused.code == 2
+    assert "protocols cloth-changing not in both alike" in refused.err
+    assert not (tmp_path / "c").exists()
+    told = project.command("compare", one, two, "--anyway", "--out", str(tmp_path / "c"))
+    assert told.code == 0, told.err
+    assert set(pd.read_csv(tmp_path / "c" / "compare.csv")["protocol"]) == {"market"}
+
+    (next((project.data / "imgs" / "query").iterdir())).unlink()
+    three = evaluated(project, "three")
+    refused = project.command("compare", one, three)
+    assert refused.code == 2
+    assert "queries 12 and 11" in refused.err
+    told = project.command("compare", one, three, "--anyway", "--out", str(tmp_path / "d"))
+    assert set(pd.read_csv(tmp_path / "d" / "compare.csv")["queries"]) <= {10, 11}
+    assert project.command("compare", one).code == 2
+    assert "make eval" in project.command("compare", one, str(tmp_path)).err
