@@ -48,7 +48,7 @@ def test_every_published_option_is_mapped_to_one_that_exists() -> None:
 def test_every_option_that_the_text_names_exists() -> None:
     sections = "|".join(Options.model_fields)
     known = set(config.option_names()) | set(Options.model_fields)
-    named = re.findall(rf"\b((?:{sections})\.[a-zA-Z_]+)\b", README)
+    named = re.findall(rf"\b((?:{sections})(?:\.[a-zA-Z_0-9]+)+)\b", README)
     assert named
     for name in named:
         assert name in known or name.endswith((".safetensors", ".csv", ".json")), name
