@@ -1,0 +1,68 @@
+"""`deskpro report RUN`: what a run is worth, in one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: RUN/report.html]")
+@click.option(
+    "--good", default=6, show_default=True, type=click.IntRange(0), help="Good queries to show."
+)
+@click.option(
+    "--failed", default=12, show_default=True, type=click.IntRange(0), help="Failed queries."
+)
+@click.option(
+    "--samples", default=8, show_default=True, type=click.IntRange(0), help="Training samples."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As data.root=DIR.")
+def report(
+    run: Path,
+    out: Path | None,
+    good: int,
+    failed: int,
+    samples: int,
+    overrides: tuple[str, ...],
+) -> None:
+    """Write the report of a run folder: one HTML file with everything in it.
+
+    Figures with their intervals, curves, ranked lists of good and failed queries, the student's
+    attention beside its target, and what everything was made from. It needs no network, and RUN
+    must have been evaluated.
+    """
+    from pipeline import config
+    from pipeline.run_folder import RunFolder
+    from stages import report as stage
+    from stages.errors import InputError
+    from stages.progress import summary
+
+    folder = RunFolder(run)
+    record = folder.read_manifest("eval")
+    if record is None or not folder.metrics.exists():
+        raise InputError(f"{run}: no evaluation and its record here. Type make eval")
+    inputs = stage.Inputs(
+        metrics=folder.metrics,
+        queries=run / "queries.csv",
+        ranked=run / "ranked.csv",
+        breakdown=run / "breakdown.csv",
+        student_history=folder.history("student"),
+        teacher_history=folder.history("teacher"),
+        config=run / "config.yaml",
+        manifests=folder.manifest("eval").parent,
+        left_out=folder.left_out,
+        cache=folder.targets,
+        student=folder.student,
+    )
+    facts = stage.run(
+        config.restore(record["config"], overrides),
+        inputs,
+        stage.Outputs(out or run / "report.html"),
+        good=good,
+        failed=failed,
+        samples=samples,
+    )
+    summary(f"report: {run}", facts)

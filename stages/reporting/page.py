@@ -1,0 +1,54 @@
+"""One HTML file that needs nothing else: template, style and script go into it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stages.reporting.charts import bar, number
+
+
+def render(parts: Mapping[str, Any]) -> str:
+    """The page. Every value is escaped, unless it is Markup that `stages.reporting` made.
+
+    The content security policy lets the page load nothing but the pictures inside it, and run
+    nothing but its own script, known by its hash: neither the network nor a hostile name in the
+    data can add to it.
+    """
+    style, script = _text("report.css"), _text("report.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_source(style)}; "
+        f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["bar"] = bar
+    environment.filters |= {"percent": percent, "number": number, "short": short}
+    template = environment.from_string(_text("report.html.j2"))
+    return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)
+
+
+def percent(share: float | None) -> str:
+    """A share 0..1 as a percentage with one digit; a dash for none, or nan."""
+    return "–" if share is None or share != share else f"{100 * share:.1f}"
+
+
+def short(digest: str) -> str:
+    """The first 12 characters of a digest."""
+    return digest if len(digest) <= 14 else f"{digest[:12]}…"
+
+
+def _text(name: str) -> str:
+    return files("stages.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    """A content security policy's name of an inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

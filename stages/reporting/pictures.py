@@ -1,0 +1,54 @@
+"""Pictures inside the page: small JPEGs as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+QUALITY = 82
+
+
+class Thumbnails:
+    """Data URIs of picture files, each read once; None for a file that can't be shown."""
+
+    def __init__(self, largest: dict[str, tuple[int, int]]) -> None:
+        """largest: kind → width and height that a picture is shrunk to fit; none is enlarged."""
+        self.largest = largest
+        self.missing = 0
+        self._made: dict[tuple[str, str], str | None] = {}
+
+    def __call__(self, kind: str, path: str | None) -> str | None:
+        """The picture of a file, or None where there is none, or none that can be read."""
+        if path is None:
+            return None
+        key = (kind, path)
+        if key not in self._made:
+            self._made[key] = self._read(Path(path), self.largest[kind])
+            self.missing += self._made[key] is None
+        return self._made[key]
+
+    def _read(self, path: Path, size: tuple[int, int]) -> str | None:
+        try:
+            with Image.open(path) as opened:
+                opened.draft("RGB", size)
+                picture = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+        if picture.width > size[0] or picture.height > size[1]:
+            picture = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
+        return _jpeg(picture)
+
+
+def from_pixels(pixels: np.ndarray) -> str:
+    """The data URI of uint8 [3, H, W]."""
+    return _jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+
+
+def _jpeg(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

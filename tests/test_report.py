@@ -1,0 +1,385 @@
+"""The report: what it shows, that it needs nothing else, and that nothing in the data breaks it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline import plan
+from pipeline.config import load
+from pipeline.report_command import report
+from pipeline.run_folder import RunFolder
+from stages.errors import InputError
+from stages.reporting import charts, histories, ranked
+from stages.reporting.page import percent
+from stages.reporting.pictures import Thumbnails
+from tests.browser import CHROMIUM, Page, browse
+from tests.conftest import Project, with_cache, write_recipe
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+"""Part of the name of one query's pictures."""
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    tiny_benchmark: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run evaluated on data of its own, of which a query has a hostile name; read it only."""
+    folder = tmp_path_factory.mktemp("reported")
+    data, run = folder / "data", RunFolder(folder / "run")
+    shutil.copytree(tiny_benchmark, data)
+    shutil.copytree(tiny_run, run.path)
+    for manifest in (run.path / "manifests").iterdir():
+        manifest.write_text(manifest.read_text().replace(str(tiny_benchmark), str(data)))
+    first = sorted((data / "imgs" / "query").iterdir())[0]
+    hostile = "_".join([*first.stem.split("_")[:2], HOSTILE])
+    for kind in ("imgs", "lr_face", "hr_face", "mask"):
+        for path in (data / kind / "query").glob(f"{first.stem}.*"):
+            path.rename(path.with_stem(hostile))
+    clothes = data / "clothes.csv"
+    clothes.write_text(clothes.read_text().replace(f"query/{first.stem}.", f"query/{hostile}."))
+    write_recipe(folder / "tiny.yaml", data)
+    plan.run_stage("eval", load(folder / "tiny.yaml"), run)
+    return run.path
+
+
+def make(run: Path, *arguments: str) -> Path:
+    """`deskpro report RUN --out … ARGUMENTS`, and its file, out of the run's way."""
+    result = CliRunner().invoke(report, [str(run), *arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page_file(evaluated: Path) -> Path:
+    return make(evaluated, "--good", "20", "--failed", "20", "--samples", "3")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browse(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page, page_file: Path) -> Page:
+    """The report, freshly opened in a wide window."""
+    browser.events.clear()
+    browser.media()
+    browser.size(1200, 900)
+    browser.open(page_file)
+    return browser
+
+
+def shown(page: Page, what: str) -> list[str]:
+    """A data attribute of the visible cards, in their order."""
+    return list(
+        page.evaluate(
+            "Array.from(document.querySelectorAll('.card')).filter(c => c.offsetParent)"
+            f".map(c => c.dataset.{what})"
+        )
+    )
+
+
+@needs_browser
+def test_it_opens_from_a_file_without_a_word_and_asks_for_nothing_else(
+    page: Page, page_file: Path
+) -> None:
+    assert page.evaluate("document.readyState") == "complete"
+    said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    assert page.named(*said) == []
+    urls = [event["request"]["url"] for event in page.named("Network.requestWillBeSent")]
+    assert [url for url in urls if not url.startswith("data:")] == [page_file.as_uri()]
+    broken = "Array.from(document.images).filter(i => !i.naturalWidth).length"
+    assert page.evaluate(broken) == 0
+    assert page.evaluate("document.images.length") > 20
+    assert page_file.stat().st_size < 15e6
+
+
+@needs_browser
+def test_a_hostile_name_is_text_and_runs_nothing(page: Page) -> None:
+    assert HOSTILE in page.evaluate("document.querySelector('#cards').innerText")
+    assert page.evaluate("document.querySelectorAll('[onerror], [src=x]').length") == 0
+    assert page.named("Page.javascriptDialogOpening") == []
+
+
+@needs_browser
+def test_the_policy_stops_what_escaping_might_miss(page: Page) -> None:
+    page.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', "
+        '\'<img src="https://example.invalid/a.png" onerror="window.hurt = 1">\')'
+    )
+    page.evaluate("new Promise(done => setTimeout(done, 200))")
+    assert page.evaluate("window.hurt") is None
+    failed = page.named("Network.loadingFailed")
+    assert [event.get("blockedReason") for event in failed] == ["csp"]
+
+
+@needs_browser
+def test_filter_search_and_sort_by_mouse(page: Page) -> None:
+    outcomes = shown(page, "outcome")
+    assert {*outcomes} == {"good", "failed"}
+    for outcome in ("failed", "good"):
+        page.click(f"input[value={outcome}]")
+        assert shown(page, "outcome") == [outcome] * outcomes.count(outcome)
+        said = page.evaluate("document.querySelector('[aria-live]').textContent")
+        assert said == f"{outcomes.count(outcome)} of {len(outcomes)} queries shown"
+    page.click("input[value=all]")
+    pid = shown(page, "pid")[0]
+    page.click("#search")
+    page.call("Input.insertText", text=pid)
+    assert {*shown(page, "pid")} == {pid}
+    page.call("Input.insertText", text="nobody")
+    assert shown(page, "pid") == []
+    assert "No query fits" in page.evaluate("document.querySelector('[aria-live]').textContent")
+
+
+@needs_browser
+def test_sort_and_filter_by_keyboard_alone(page: Page) -> None:
+    assert shown(page, "ap") == sorted(shown(page, "ap"), key=float)
+    page.evaluate("document.querySelector('input[value=all]').focus()")
+    page.press("ArrowRight")  # the next radio button
+    assert {*shown(page, "outcome")} == {"failed"}
+    page.evaluate("document.querySelector('input[value=all]').click()")
+    page.evaluate("document.querySelector('input[value=all]').focus()")
+    page.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "order"
+    orders = {
+        "best": ("ap", lambda value: -float(value)),
+        "first": ("first", lambda value: -int(value)),
+        "pid": ("pid", int),
+    }
+    for order, (what, key) in orders.items():
+        page.press("ArrowDown")  # the next choice of a closed list
+        assert page.evaluate("document.activeElement.value") == order
+        assert shown(page, what) == sorted(shown(page, what), key=key)
+    focused = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(focused) == "solid"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 768, 1200])
+def test_no_page_is_wider_than_its_screen(page: Page, width: int) -> None:
+    page.size(width, 740, phone=width < 500)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@needs_browser
+def test_headings_in_order_every_picture_told_and_every_table_headed(page: Page) -> None:
+    levels = page.evaluate(
+        "Array.from(document.querySelectorAll('h1,h2,h3,h4,h5,h6')).map(h => +h.tagName[1])"
+    )
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for rule in ("img:not([alt])", "img[alt='']", "th:not([scope])", "svg:not([aria-hidden]):not("
+                 "[role=img])", "svg[role=img]:not(:has(title)), svg[role=img]:not(:has(desc))",
+                 "table:not(:has(th))", "[style]", "html:not([lang])"):  # fmt: skip
+        assert page.evaluate(f"document.querySelectorAll({json.dumps(rule)}).length") == 0, rule
+    ids = page.evaluate("Array.from(document.querySelectorAll('[id]')).map(e => e.id)")
+    assert len(ids) == len({*ids})
+    named = page.evaluate(
+        "Array.from(document.querySelectorAll('[aria-labelledby]'))"
+        ".flatMap(e => e.getAttribute('aria-labelledby').split(' '))"
+    )
+    assert {*named} <= {*ids}
+    for landmark in ("main", "body > header", "nav", "footer"):
+        assert page.evaluate(f"document.querySelectorAll('{landmark}').length") == 1
+
+
+@needs_browser
+def test_text_is_legible_in_light_and_dark(page: Page) -> None:
+    """WCAG AA: 4.5 to 1 for every colour of text on the page's and the cards' ground."""
+    for scheme in ("light", "dark"):
+        page.media(prefers_color_scheme=scheme)
+        colours = page.evaluate(
+            "Object.fromEntries(['page', 'card', 'mark', 'ink', 'soft', 'right', 'wrong', 'link']"
+            ".map(n => [n, getComputedStyle(document.documentElement).getPropertyValue('--' + n)]))"
+        )
+        light = {name: luminance(colour.strip()) for name, colour in colours.items()}
+        for text in ("ink", "soft", "right", "wrong", "link"):
+            for ground in ("page", "card", "mark"):
+                low, high = sorted((light[text], light[ground]))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, text, ground)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG) of #rrggbb."""
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@needs_browser
+def test_print_shows_what_is_folded_or_filtered_away_and_hides_the_controls(page: Page) -> None:
+    page.click("input[value=good]")
+    page.media("print")
+    page.size(720, 1000)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert {*shown(page, "outcome")} == {"good", "failed"}
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    assert page.evaluate("getComputedStyle(document.querySelector('#controls')).display") == "none"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
+
+
+def test_its_figures_are_those_of_the_evaluation(evaluated: Path, page_file: Path) -> None:
+    text = page_file.read_text()
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    for name, protocol in metrics["protocols"].items():
+        assert f">{name}</th>" in text
+        for numbers in protocol["streams"].values():
+            for value in (numbers["mAP"], numbers["rank1"]):
+                assert f"<b>{percent(value)}</b>" in text
+    assert re.search(r"Content-Security-Policy\" content=\"default-src &#39;none&#39;", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert str(pd.read_csv(evaluated / "student_history.csv")["epoch"].iloc[-1]) in text
+    for stage in ("train-teacher", "teacher-cache", "train-student", "eval"):
+        assert f"<summary>{stage}, finished" in text
+    assert metrics["network"]["sha256"] in text
+
+
+@pytest.fixture
+def run(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change; its pictures are those of the original."""
+    return Path(shutil.copytree(evaluated, tmp_path / "run"))
+
+
+def test_without_cache_or_student_the_attention_is_left_out_and_that_is_said(run: Path) -> None:
+    shutil.rmtree(run / "targets.zarr")
+    text = make(run).read_text()
+    assert "This part is left out. There is no target cache (targets.zarr)" in text
+    assert "There is no target cache in the run folder." in text
+    (run / "student.safetensors").unlink()
+    assert "This part is left out." in make(run).read_text()
+
+
+def test_a_damaged_cache_is_said_and_stops_nothing(run: Path) -> None:
+    for chunk in (run / "targets.zarr" / "logits" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"nothing")
+    assert "It could not be made: " in make(run).read_text()
+
+
+def test_a_run_without_its_other_files_still_has_a_report(run: Path) -> None:
+    for name in ("queries.csv", "ranked.csv", "breakdown.csv", "student_history.csv",
+                 "teacher_history.csv", "config.yaml", "left_out.csv"):  # fmt: skip
+        (run / name).unlink()
+    text = make(run).read_text()
+    for sentence in ("queries.csv isn&#39;t in the run folder", "holds no training history",
+                     "has no comparison with a teacher", "holds no config.yaml"):  # fmt: skip
+        assert sentence in text
+
+
+def test_pictures_that_are_gone_are_placeholders_and_may_have_moved(
+    run: Path, tmp_path: Path
+) -> None:
+    metrics = run / "metrics.json"
+    record = json.loads(metrics.read_text())
+    record["data"]["root"] = str(tmp_path / "nowhere")
+    metrics.write_text(json.dumps(record))
+    assert "picture not found" not in make(run).read_text()  # data.root still has them
+    text = make(run, "--set", f"data.root={tmp_path / 'nowhere'}").read_text()
+    assert "picture not found" in text
+    assert "any more: " in text
+    assert "It could not be made: " in text
+
+
+def test_without_an_evaluation_it_says_what_to_type(run: Path) -> None:
+    (run / "metrics.json").write_text('{"streams": {}}')
+    with pytest.raises(InputError, match=r"another version.*make eval FORCE=1"):
+        make(run)
+    (run / "metrics.json").unlink()
+    with pytest.raises(InputError, match=r"no evaluation.*make eval"):
+        make(run)
+
+
+def test_a_student_of_one_stream_has_a_report(
+    project: Project, tiny_run: Path, tiny_benchmark: Path
+) -> None:
+    with_cache(project, tiny_run, tiny_benchmark).ok("eval", "--set", "forward_mode=body")
+    text = make(project.run).read_text()
+    assert "This network has no face stream" in text
+    assert "The teacher&#39;s opinion" in text or "The teacher's opinion" in text
+    assert "The student's opinion" not in text
+    assert "has no comparison with a teacher" in text
+
+
+def test_queries_are_chosen_by_average_precision_and_never_twice() -> None:
+    queries = pd.DataFrame(
+        {"sample_id": list("abcdef"), "ap": [1, 0.1, 0.9, 0.1, 0.5, 0.3],
+         "first": [1, 9, 1, 8, 1, 2]}
+    )  # fmt: skip
+    chosen = ranked.choose(queries, 2, 2)
+    assert chosen["sample_id"].tolist() == ["b", "d", "a", "c"]
+    assert chosen["outcome"].tolist() == ["failed", "failed", "good", "good"]
+    assert len(ranked.choose(queries, 9, 9)) == 6
+
+
+def test_thumbnails_shrink_only_and_forgive_what_is_no_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 100)).save(tmp_path / "wide.png")
+    Image.new("L", (10, 20)).save(tmp_path / "small.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8nothing")
+    show = Thumbnails({"a": (40, 40)})
+    assert show("a", None) is None
+    for name in ("wide.png", "small.jpg"):
+        uri = show("a", str(tmp_path / name))
+        assert uri is not None
+        assert uri.startswith("data:image/jpeg;base64,")
+    assert show("a", str(tmp_path / "broken.jpg")) is None
+    assert show("a", str(tmp_path / "absent.jpg")) is None
+    assert show.missing == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0, 101, [0, 50, 100, 150]),
+        (0, 0, [0, 0.5, 1]),
+        (3, 9, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_axis_marks_are_round_and_span_the_values(
+    low: float, high: float, wanted: list[float]
+) -> None:
+    assert charts.ticks(low, high) == pytest.approx(wanted)
+
+
+def test_charts_pass_over_what_is_not_finite_and_escape_names() -> None:
+    line = charts.Line("x", [0, 1, 2], [1.0, float("nan"), 3.0])
+    drawn = charts.chart("<b>", "a & b", [line], name="n", x_label="epoch")
+    assert "nan" not in drawn
+    assert '<title id="n-t">&lt;b&gt;</title>' in drawn
+    assert charts.chart("none", "", [], name="m", x_label="x").startswith("<svg")
+
+
+def test_a_history_becomes_curves_heads_and_tables() -> None:
+    history = pd.DataFrame(
+        {"epoch": [0, 1], "lr": [1e-3, 1e-5], "ce_face": [2.0, 1.0], "total": [3.0, 2.0],
+         "agree_global": [0.1, 0.6], "divergence_global": [1.0, 0.5], "images_per_s": [9.0, 9.0]}
+    )  # fmt: skip
+    assert len(histories.curves("student", history)) == 3
+    assert histories.heads(history)[0]["agree"] == (0.1, 0.6)
+    assert histories.heads(history[["epoch", "total"]]) == []
+    numbers = histories.numbers(history, watched=True)
+    assert numbers is not None
+    assert numbers["columns"] == ["epoch", "agree_global", "divergence_global"]
+    assert histories.numbers(None) is None
