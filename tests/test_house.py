@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, run_process
 
-BLOCKS = {"data", "models", "losses", "metrics"}
+BLOCKS = {"data", "models", "losses", "metrics", "reporting"}
 """Rooms under stages/ that don't know each other."""
 ENGINE = "engine"
 """The room of what stages share; it stands on the blocks, below the stages."""
