@@ -178,6 +178,8 @@ def _lessons(
     options: Options, inputs: Inputs, samples: int
 ) -> tuple[list[tuple[Compared, dict[str, str | None]]], str]:
     """Training samples with their pictures as data URIs, or why there are none."""
+    if not samples:
+        return [], "No training sample was asked for."
     for path, what in ((inputs.cache, "target cache"), (inputs.student, "student")):
         if not path.exists():
             return [], f"There is no {what} ({path.name}) in the run folder."

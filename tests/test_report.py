@@ -271,6 +271,12 @@ def test_without_cache_or_student_the_attention_is_left_out_and_that_is_said(run
     assert "This part is left out." in make(run).read_text()
 
 
+def test_nothing_asked_for_is_nothing_shown(run: Path) -> None:
+    text = make(run, "--good", "0", "--failed", "0", "--samples", "0").read_text()
+    assert "No query was asked for." in text
+    assert "No training sample was asked for." in text
+
+
 def test_a_damaged_cache_is_said_and_stops_nothing(run: Path) -> None:
     for chunk in (run / "targets.zarr" / "logits" / "c").rglob("*"):
         if chunk.is_file():
