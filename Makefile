@@ -19,7 +19,7 @@ options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set dev
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval ablation sweep \
+.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval report ablation sweep \
         check format bench install clean
 
 help: ## print the targets
@@ -49,6 +49,9 @@ train-student: $(ready) ## stage two: train the LR student from the cache alone
 
 eval: $(ready) ## mAP and CMC of the student on query and gallery
 	$(deskpro) eval $(options)
+
+report: $(ready) ## the run as one HTML page, to look at
+	$(deskpro) report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(ARGS)
 
 ablation: $(ready) ## plain, +KD, +attention and both over several seeds, from one cache
 	$(deskpro) ablation $(options)

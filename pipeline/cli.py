@@ -12,6 +12,7 @@ import click
 from pipeline import failures
 from pipeline.cache_commands import cache
 from pipeline.compare_command import compare
+from pipeline.report_command import report
 
 if TYPE_CHECKING:
     from pipeline.run_folder import RunFolder
@@ -120,6 +121,7 @@ def eval_(
 
 deskpro.add_command(cache)
 deskpro.add_command(compare)
+deskpro.add_command(report)
 
 
 @deskpro.command("all")

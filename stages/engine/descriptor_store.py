@@ -12,7 +12,7 @@ import torch
 
 from cache.errors import CacheError
 from cache.fingerprint import differences, sample_differences
-from cache.reader import all_bytes, open_reader
+from cache.reader import ZarrReader, all_bytes, open_reader
 from cache.schema import Column, Field, Schema
 from cache.writer import TargetWriter, Team
 from stages.data.memo import Memo, content_hashes
@@ -138,7 +138,8 @@ class StoredDescriptors:
     """Descriptors read from their store; held on the device where `budget` (bytes) allows."""
 
     def __init__(self, path: Path, device: torch.device, budget: float) -> None:
-        self.reader, self.device = open_reader(path, ["features"]), device
+        # Read, not mapped: mapped pages would count as this process's memory, all of them in time.
+        self.reader, self.device = ZarrReader(path, ["features"]), device
         field = self.reader.schema.fields["features"]
         self.heads = field.shape[0]
         self._held: torch.Tensor | None = None
@@ -163,7 +164,7 @@ class StoredDescriptors:
             here = schema.rows(block)
             start, stop = max(here.start, rows.start), min(here.stop, rows.stop)
             chunk = self.reader.chunk("features", block, 0)[start - here.start : stop - here.start]
-            features = torch.from_numpy(np.array(chunk)).to(self.device).float()
+            features = torch.from_numpy(np.ascontiguousarray(chunk)).to(self.device).float()
             yield slice(start - rows.start, stop - rows.start), features
 
     def distances(

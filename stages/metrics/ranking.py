@@ -91,15 +91,14 @@ def rank(
             rows = distances(part)
             for draw, (shown, every) in enumerate(tasks):
                 seen = rows if shown is None else rows[:, shown]
-
-                def ranks(
-                    task: _Task, seen: np.ndarray = seen, first: int = part.start
-                ) -> np.ndarray:
-                    row = seen[task.query - first]
-                    return positive_ranks(row, task.positive, task.removed)
-
                 here = [every[q] for q in range(part.start, part.stop) if q in every]
-                for task, result in zip(here, pool.map(ranks, here), strict=True):
+                results = pool.map(
+                    positive_ranks,
+                    (seen[task.query - part.start] for task in here),
+                    (task.positive for task in here),
+                    (task.removed for task in here),
+                )
+                for task, result in zip(here, results, strict=True):
                     found[draw, task.query] = result
                 if nearest and draw == 0:
                     names = gallery["sample_id"].to_numpy()
@@ -107,6 +106,7 @@ def rank(
                     for task in here:
                         near = _nearest(task, seen[task.query - part.start], names, nearest)
                         lists.append([query["sample_id"].iat[task.query], *near])
+            del rows, seen  # before the next block is made
     sample_ids = query["sample_id"].tolist()
     rows_ = [
         (
