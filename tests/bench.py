@@ -28,7 +28,7 @@ from cache.writer import TargetWriter
 from pipeline.config import override
 from stages import teacher_cache, train_student
 from stages.data.loader import Pictures, load
-from stages.data.views import MEAN, STD, DrawnViews
+from stages.data.views import MEAN, STD, DrawnViews, StoredViews
 from stages.engine.descriptor_store import StoredDescriptors
 from stages.engine.descriptors import portions
 from stages.engine.teaching import LiveTeacher, stored_fields
@@ -262,15 +262,15 @@ class PlainLoader(Dataset[dict[str, torch.Tensor]]):
 
 
 def loader(folder: Path) -> Iterator[Row]:
-    """Samples per second on one core: stage two's loader, drawn views / PIL's of four and of two
-    pictures, plain resize / decoding alone."""
+    """Samples per second on one core: stage two's loader, the views of a cache / PIL's of four and
+    of two pictures, plain resize / decoding alone."""
     samples, face, body = 256, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
     index, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
     sizes = {"imgs": body, "lr_face": (face, face), "hr_face": (face, face), "mask": body}
     two = {kind: sizes[kind] for kind in ("imgs", "lr_face")}
-    views = DrawnViews(recipe(root, face, body).views, index["sample_id"].tolist())
-    pictures = Pictures(index, two, views, quick=[*two])
+    views = DrawnViews(recipe(root, face, body).views, index["sample_id"].tolist()).table(1)
+    pictures = Pictures(index, two, StoredViews(views), quick=[*two])
     batches = [[(row, 0) for row in part] for part in portions(range(samples), 32)]
 
     def drain(batches: Iterable[object]) -> None:

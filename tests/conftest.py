@@ -143,6 +143,15 @@ def tiny_run(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run.path
 
 
+@pytest.fixture(scope="session")
+def tiny_student(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as far as its student; copy it, don't change it."""
+    run = tmp_path_factory.mktemp("student") / "run"
+    shutil.copytree(tiny_run, run)
+    plan.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
+    return run
+
+
 def with_cache(project: Project, run: Path, benchmark: Path) -> Project:
     """The project with a copy of a run, as if it had been made of the project's own data."""
     shutil.copytree(run, project.run)

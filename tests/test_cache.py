@@ -633,7 +633,7 @@ def test_killed_at_any_moment_it_ends_byte_for_byte_the_same(store: Path, tmp_pa
     wanted = {3: content(store), 5: content(tmp_path / "wide.zarr")}
     path, random = tmp_path / "targets.zarr", np.random.default_rng(0)
     killed = finished = 0
-    while killed < 40:
+    while killed < 30:
         views = 5 if path.exists() and content(path) == wanted[3] else 3
         if views == 3:
             shutil.rmtree(path, ignore_errors=True)

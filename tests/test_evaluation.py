@@ -18,19 +18,7 @@ import pytest
 import torch
 
 from cache.reader import open_reader
-from pipeline import plan
-from pipeline.config import load
-from pipeline.run_folder import RunFolder
 from tests.conftest import REPOSITORY, Project, run_process, with_cache
-
-
-@pytest.fixture(scope="session")
-def tiny_student(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as far as its student; copy it, don't change it."""
-    run = tmp_path_factory.mktemp("student") / "run"
-    shutil.copytree(tiny_run, run)
-    plan.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
-    return run
 
 
 @pytest.fixture

@@ -34,13 +34,13 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't inst
 
 @pytest.fixture(scope="module")
 def evaluated(
-    tiny_benchmark: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_benchmark: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run evaluated on data of its own, of which a query has a hostile name; read it only."""
     folder = tmp_path_factory.mktemp("reported")
     data, run = folder / "data", RunFolder(folder / "run")
     shutil.copytree(tiny_benchmark, data)
-    shutil.copytree(tiny_run, run.path)
+    shutil.copytree(tiny_student, run.path)
     for manifest in (run.path / "manifests").iterdir():
         manifest.write_text(manifest.read_text().replace(str(tiny_benchmark), str(data)))
     first = sorted((data / "imgs" / "query").iterdir())[0]

@@ -476,24 +476,23 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
 def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     project: Project,
 ) -> None:
-    short = ("--set", "train_student.max_steps=1", "--seeds", "2")
-    grids = ("--grid", "kd_loss.T=1,5", "--grid", "student.width=0.25,0.5")
-    part = project.ok("sweep", *short, "--grid", "kd_loss.T=1", "--grid", "student.width=0.25,0.5")
-    assert part.err.count("train-student: done") == 4
-    result = project.ok("sweep", *short, *grids)
-    assert result.err.count("train-student: done") == 4  # the others were there
-    assert project.ok("sweep", *short, *grids).err.count("train-student: done") == 0
+    short = ("--set", "train_student.max_steps=1", "--seeds", "2", "--grid", "kd_loss.T=5")
+    part = project.ok("sweep", *short, "--grid", "student.width=0.25")
+    assert part.err.count("train-student: done") == 2
+    every = ("--grid", "student.width=0.25,0.5")
+    result = project.ok("sweep", *short, *every)
+    assert result.err.count("train-student: done") == 2  # the others were there
+    assert project.ok("sweep", *short, *every).err.count("train-student: done") == 0
     table = pd.read_csv(project.run / "sweep.csv")
-    assert len(table) == 4 * 3
-    assert set(table["combination"]) == {
-        f"kd_loss.T={t},student.width={w}" for t in (1, 5) for w in (0.25, 0.5)}  # fmt: skip
+    assert len(table) == 2 * 3
+    names = [f"kd_loss.T=5,student.width={w}" for w in (0.25, 0.5)]
+    assert set(table["combination"]) == {*names}
     assert (table["seeds"] == 2).all()
     cost = {row["combination"]: float(row["cost"].split()[0]) for _, row in table.iterrows()}
-    assert cost["kd_loss.T=1,student.width=0.5"] > 2 * cost["kd_loss.T=1,student.width=0.25"]
-    streams = market(project.run / "sweep" / "kd_loss.T=1,student.width=0.5-1")
-    row = table[(table["combination"] == "kd_loss.T=1,student.width=0.5")
-                & (table["stream"] == "all")].iloc[0]  # fmt: skip
-    assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"]
+    assert cost[names[1]] > 2 * cost[names[0]]
+    streams = market(project.run / "sweep" / f"{names[1]}-1")
+    row = table[(table["combination"] == names[1]) & (table["stream"] == "all")].iloc[0]
+    assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])

@@ -104,7 +104,10 @@ _CELEB_RULES = ("celeb-plain", "celeb-official")
 
 LAYOUTS: dict[str, Layout] = {
     "benchmark": Layout(
-        "<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, protocols=_CHANGING
+        "<pid>_c<camid>_<frame>.jpg",
+        _BY_CAMERA,
+        prepared=True,
+        protocols=("market", "cloth-changing"),
     ),
     "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_CELEB),
     "celeb-light": Layout(
