@@ -114,9 +114,12 @@ def eval_(
     if root is None:
         raise click.UsageError("--checkpoint needs --data, the folder of the set")
     require_dataset(dataset)
-    options = override(load(config, overrides), {"data.root": root, "data_train": dataset})
+    given = {
+        "data.root": root, "data.test_root": None, "data_train": dataset, "data_test": None
+    }  # fmt: skip
+    options = override(load(config, overrides), given)
     home = RunFolder(run_dir or Path("runs") / f"eval-{checkpoint.stem}")
-    plan.evaluate_alone(options, checkpoint, home, force=force)
+    plan.evaluate_alone(options, checkpoint, home, force=force, deep=deep)
 
 
 deskpro.add_command(cache)

@@ -60,6 +60,8 @@ class Stage:
     """Whether what it made may be used although pictures changed since: that is then only said."""
     parallel: bool = False
     """Whether several processes may run it together."""
+    rereads: bool = False
+    """Whether running it again finds pictures by content: --deep then runs it, fresh or not."""
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
 
@@ -173,6 +175,16 @@ def audit(
     return stage.run(options, inputs, samples, seed)
 
 
+def _tested(options: Options) -> str:
+    return options.data_test or options.data_train
+
+
+def _labels(options: Options) -> dict[str, Path]:
+    """Files beside the pictures that say more of them."""
+    layout = LAYOUTS[_tested(options)]
+    return {name: options.test_root / name for name in ("clothes.csv", *layout.scenes.values())}
+
+
 def _given(role: str, path: Path | None) -> dict[str, Path]:
     return {} if path is None else {role: path}
 
@@ -250,7 +262,7 @@ STAGES: dict[str, Stage] = {
             "eval",
             before="train-student",
             output=lambda options, folder: folder.metrics,
-            files=lambda options, folder: {"the student": folder.student},
+            files=lambda options, folder: {"the student": folder.student} | _labels(options),
             pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
             options=(
                 "data_train",
@@ -266,6 +278,7 @@ STAGES: dict[str, Stage] = {
             ),
             run=_evaluate,
             parallel=True,
+            rereads=True,
         ),
     )
 }
@@ -290,15 +303,30 @@ def run_stage(
     _run_stage(STAGES[name], options, folder, force=force, chain=chain, deep=deep)
 
 
-def evaluate_alone(options: Options, network: Path, folder: RunFolder, *, force: bool) -> None:
-    """Evaluate a weights file on a data root: no cache, no teacher, no earlier stage is needed."""
+def evaluate_alone(
+    options: Options, network: Path, folder: RunFolder, *, force: bool, deep: bool
+) -> None:
+    """Evaluate a weights file on a data root: no cache, no teacher, no earlier stage is needed.
+
+    Raises InputError where the file isn't there, or the folder is that of a training.
+    """
+    if not network.is_file():
+        raise InputError(f"{network}: no such file. --checkpoint takes a weights file")
+    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
+        raise InputError(
+            f"{folder.path}: holds other stages of a run. Type make eval for its own student, or "
+            "give another folder with --run"
+        )
+    plain = STAGES["eval"]
     alone = replace(
-        STAGES["eval"],
+        plain,
         before=None,
-        files=lambda options, folder: {"the network": network},
+        files=lambda options, folder: {"the network": network} | _labels(options),
+        # A teacher sees HR faces.
+        pictures=(*plain.pictures, ("hr_face", "query"), ("hr_face", "gallery")),
         run=lambda options, folder, asked: evaluate(options, network, folder, kind=None),
     )
-    _run_stage(alone, options, folder, force=force)
+    _run_stage(alone, options, folder, force=force, deep=deep)
 
 
 def _run_stage(
@@ -324,8 +352,10 @@ def _run_stage(
 
     output = stage.output(options, folder)
     stale = why_stale(stage, options, folder, deep) if output.exists() else []
-    harmless = _grows(stage, stale, options, folder) or _unrecorded(stage, stale, options, folder)
-    if output.exists() and not force and not harmless:
+    unrecorded = _unrecorded(stage, stale, options, folder)
+    harmless = unrecorded or _grows(stage, stale, options, folder)
+    again = deep and stage.rereads and not stale
+    if output.exists() and not (force or harmless or again):
         if not stale:
             say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
             return
@@ -334,7 +364,27 @@ def _run_stage(
             f"make {name} FORCE=1 (or deskpro {name} … --force) to replace it, or set RUN or tag "
             "to keep it"
         )
-    _run(stage, options, folder, force)
+    if unrecorded and stage.differences is None and not force:
+        _run_again(stage, options, folder)
+    else:
+        _run(stage, options, folder, force)
+
+
+def _run_again(stage: Stage, options: Options, folder: RunFolder) -> None:
+    """Make an output again that lacks its record, and keep what was there if it was another."""
+    output = stage.output(options, folder)
+    if ranks.rank() > 0:
+        _run(stage, options, folder, replace=False)
+        return
+    kept = output.with_name(output.name + ".unrecorded")
+    while kept.exists():
+        kept = kept.with_name(kept.name + "+")
+    output.rename(kept)
+    _run(stage, options, folder, replace=False)
+    if _identity(kept) == _identity(output):
+        kept.unlink()
+    else:
+        say(f"{stage.name}: {output} had no record; it was another one, and is kept as {kept}")
 
 
 def needed(options: Options) -> list[str]:
@@ -423,8 +473,11 @@ def _refuse_stale_upstream(
 
 
 def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
-    if stage.name == "eval" and not options.test_root.is_dir():
-        raise InputError(f"{options.test_root}: no such folder. Set data.test_root, or data.root")
+    if stage.name == "eval" and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
+        raise InputError(
+            f"{options.test_root}: no such folder, or none of body pictures in it. Set "
+            "data.test_root, or data.root"
+        )
     return staleness.digests(stage.files(options, folder), _pictures(stage, options))
 
 
@@ -432,7 +485,7 @@ def _pictures(stage: Stage, options: Options) -> dict[str, tuple[Path, str]]:
     """The folders of pictures that a stage reads, by role, each with the pattern of its files."""
     root, dataset = options.data.root, options.data_train
     if stage.name == "eval":
-        root, dataset = options.test_root, options.data_test or options.data_train
+        root, dataset = options.test_root, _tested(options)
     layout = LAYOUTS[dataset]
     return {
         f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
@@ -466,6 +519,7 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
         folder.begun(stage.name).unlink(missing_ok=True)
         raise
     if ranks.rank() > 0:
+        _meet()
         return
     seconds = time.monotonic() - started
     with write_aside(folder.path / "config.yaml") as aside:
@@ -487,7 +541,14 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
     folder.begun(stage.name).unlink(missing_ok=True)
     if stage.scratch is not None:
         shutil.rmtree(stage.scratch(folder), ignore_errors=True)
+    _meet()
     summary(f"{stage.name}: done in {_duration(seconds)}", facts)
+
+
+def _meet() -> None:
+    """Wait for the other processes: none looks for what the first hasn't written yet."""
+    with ranks.join() as team:
+        team.share(None)
 
 
 def _duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ def reasons(
     ]
     for name, digest in inputs.items():
         before = record["inputs"].get(name)
-        if digest is not None and before is not None and digest != before:
+        if digest is not None and name in record["inputs"] and digest != before:
             stale.append(changed(name))
     for name in sorted(record["inputs"].keys() ^ inputs.keys()):
         stale.append(f"{name} {'is new' if name in inputs else 'is no longer used'}")

@@ -74,6 +74,7 @@ def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> N
     waiting, running = deque(students), dict[BaseProcess, Student]()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed: Student | None = None
+    code = 0
     with stop_requests() as request:
         while running or (waiting and request.signal is None and failed is None):
             if waiting and len(running) < jobs and request.signal is None and failed is None:
@@ -86,7 +87,7 @@ def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> N
             for ended in [child for child in running if child.exitcode is not None]:
                 student = running.pop(ended)
                 if ended.exitcode and request.signal is None and failed is None:
-                    failed = student
+                    failed, code = student, ended.exitcode
                     _stop(running)
             if request.signal is not None:
                 _stop(running)
@@ -97,8 +98,9 @@ def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> N
             128 + request.signal,
         )
     if failed is not None:
+        how = "failed: what it said stands above" if code > 0 else f"was ended by signal {-code}"
         raise InputError(
-            f"{failed.variant}, seed {failed.seed}, failed: what it said stands above. Its folder "
+            f"{failed.variant}, seed {failed.seed}, {how}. Its folder "
             f"is {failed.home.path}; the others stay, and the same command goes on"
         )
 

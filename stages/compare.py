@@ -49,7 +49,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
             f"these runs can't be compared: {'; '.join(differing)}. Evaluate them alike, or type "
             "--anyway to compare what they have in common"
         )
-    for line in differing:
+    for line in differing + [line for other in runs[1:] for line in _settings(runs[0], other)]:
         say(f"compare: {line}")
     rows = pd.DataFrame(
         [
@@ -75,11 +75,13 @@ def _open(folder: Path, name: str) -> Run:
     try:
         report = json.loads((folder / "metrics.json").read_text())
         queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
-    except (OSError, ValueError) as error:
+        queries["rank1"] = queries["first"].eq(1).astype(float)
+        report["data"]["digests"], report["protocols"], queries[["ap", "protocol", "stream"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{folder}: no evaluation that can be read here ({error}). Type make eval RUN={folder}"
+            f"{folder}: no evaluation that can be read here ({type(error).__name__}: {error}). "
+            f"Type make eval RUN={folder}"
         ) from None
-    queries["rank1"] = queries["first"].eq(1).astype(float)
     parts = {}
     for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False):
         # A query counts once, however many galleries were drawn.
@@ -96,11 +98,20 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _differences(one: Run, other: Run) -> list[str]:
     lines = []
-    for what in ("dataset", "queries", "gallery", "digest"):
-        a, b = (run.report["data"].get(what) for run in (one, other))
-        if a != b:
-            value = "the pictures are others" if what == "digest" else f"{what} {a} and {b}"
-            lines.append(f"{one.name} and {other.name}: {value}")
+    pair = f"{one.name} and {other.name}"
+    a, b = one.report["data"], other.report["data"]
+    for what in ("dataset", "queries", "gallery"):
+        if a.get(what) != b.get(what):
+            lines.append(f"{pair}: {what} {a.get(what)} and {b.get(what)}")
+    if not lines:
+        kinds = [kind for kind in a["digests"] if kind in b["digests"]]
+        changed = [kind for kind in kinds if a["digests"][kind] != b["digests"][kind]]
+        if changed:
+            lines.append(f"{pair}: other {', '.join(changed)}")
+    for protocol, stream in one.queries:
+        theirs = other.queries.get((protocol, stream))
+        if theirs is not None and {*theirs.index} != {*one.queries[protocol, stream].index}:
+            lines.append(f"{pair}: {protocol}, {stream}: other queries are counted")
             break
     rules = [
         {name: part["rule"] for name, part in run.report["protocols"].items()}
@@ -109,8 +120,17 @@ def _differences(one: Run, other: Run) -> list[str]:
     if rules[0] != rules[1]:
         every = sorted(rules[0].keys() | rules[1].keys())
         names = [name for name in every if rules[0].get(name) != rules[1].get(name)]
-        lines.append(f"{one.name} and {other.name}: protocols {', '.join(names)} not in both alike")
+        lines.append(f"{pair}: protocols {', '.join(names)} not in both alike")
     return lines
+
+
+def _settings(one: Run, other: Run) -> list[str]:
+    """How the two were evaluated otherwise: that may be what is compared, but is said."""
+    return [
+        f"{what} is {one.report.get(what)} of {one.name}, {other.report.get(what)} of {other.name}"
+        for what in ("flip", "face_weight", "rerank")
+        if one.report.get(what) != other.report.get(what)
+    ]
 
 
 def _common(runs: Sequence[Run]) -> list[tuple[str, str]]:

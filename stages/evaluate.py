@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,7 +22,7 @@ from stages.engine.scores import protocol_numbers, write_scores
 from stages.errors import InputError
 from stages.files import sha256
 from stages.metrics.protocols import PROTOCOLS, Protocol
-from stages.metrics.ranking import Distances, Ranking, rank
+from stages.metrics.ranking import Distances, Ranking, answerable, rank
 from stages.metrics.reranking import reranked
 from stages.options import Options
 from stages.progress import say, table
@@ -102,7 +103,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             "queries": len(query),
             "gallery": len(gallery),
             "identities": int(query["pid"].nunique()),
-            "digest": _digest(pictures, inputs.memo),
+            "digests": _digests(pictures, describer, inputs.memo),
             "without face": without_face,
         },
         "flip": options.eval.flip,
@@ -131,31 +132,40 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
 
 
 def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> list[Protocol]:
-    """Those that are asked for; of the dataset's own, those whose needs are met."""
-    dataset = options.data_test or options.data_train
-    names = options.eval.protocols or LAYOUTS[dataset].protocols
-    chosen = []
+    """Those that are asked for; of the dataset's own, those that can be computed."""
+    names = options.eval.protocols or LAYOUTS[options.data_test or options.data_train].protocols
+    chosen, refused = [], []
     for protocol in (PROTOCOLS[name] for name in names):
-        lacking = protocol.lacking(query) + protocol.lacking(gallery)
-        if not lacking:
+        why = _impossible(options, protocol, query, gallery)
+        if why is None:
             chosen.append(protocol)
-            continue
-        what = (
+        else:
+            refused.append(why)
+    if refused and (options.eval.protocols or not chosen):
+        raise InputError(
+            f"{options.test_root}: {'; '.join(refused)}. Check the data (deskpro check-data), or "
+            "choose other protocols: --set eval.protocols=[market]"
+        )
+    for why in refused:
+        say(f"eval: {why}; it is left out")
+    return chosen
+
+
+def _impossible(
+    options: Options, protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame
+) -> str | None:
+    """Why a protocol can't be computed; None where it can."""
+    lacking = protocol.lacking(query) + protocol.lacking(gallery)
+    if lacking:
+        return (
             f"protocol {protocol.name} needs the {' and '.join(protocol.needs)} of every picture; "
             f"{len(lacking)} of {len(query) + len(gallery)} have none, {lacking[0]} for one"
         )
-        if options.eval.protocols:
-            raise InputError(
-                f"{options.test_root}: {what}. Say them in clothes.csv, or choose others: "
-                "--set eval.protocols=[market]"
-            )
-        say(f"eval: {what}; it is left out")
-    if not chosen:
-        raise InputError(
-            f"{options.test_root}: none of the protocols {', '.join(names)} can be computed. "
-            "Choose another: --set eval.protocols=[market]"
-        )
-    return chosen
+    if not answerable(query, gallery, protocol):
+        return f"no query has a positive in the gallery under the rule '{protocol.rule}'"
+    if options.eval.rerank.enable and protocol.draws > 1:
+        return f"protocol {protocol.name} draws its gallery, and eval.rerank needs a fixed one"
+    return None
 
 
 def _score(
@@ -168,38 +178,60 @@ def _score(
 ) -> dict[str, dict[str, Ranking]]:
     """Protocol → stream → ranking; nearest pictures of the first protocol and widest stream."""
     streams = _weights(describer, stored.heads, options.eval.face_weight)
+    everything = range(len(query) + len(gallery))
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
     for stream, weights in streams.items():
-        distances = _distances(options, stored, len(query), len(gallery), weights)
         for protocol in protocols:
             listed = protocol is protocols[0] and stream == [*streams][-1]
+            asked, shown = query, gallery
+            if options.eval.rerank.enable:
+                # Neighbours are those of the protocol: it says who is there at all.
+                mine, theirs = protocol.asked(query), protocol.shown(gallery)
+                asked, shown = query[mine], gallery[theirs]
+                picked = np.flatnonzero(np.concatenate([mine, theirs]))
+                distances = _reranked(options, stored, picked, len(asked), weights)
+            else:
+                others = everything[len(query) :]
+                distances = stored.distances(everything[: len(query)], others, weights)
             scores[protocol.name][stream] = rank(
-                query, gallery, distances, protocol, nearest=NEAREST * listed
+                asked, shown, distances, protocol, nearest=NEAREST * listed
             )
-    lonely = [
-        protocol
-        for protocol in protocols
-        if all(ranking.queries.empty for ranking in scores[protocol.name].values())
-    ]
-    for protocol in lonely:
-        what = f"no query has a positive in the gallery under the rule '{protocol.rule}'"
-        if options.eval.protocols or lonely == protocols:
-            raise InputError(
-                f"{options.test_root}: {what}. Check pids and cameras (deskpro check-data), or "
-                "choose another protocol: --set eval.protocols=[market]"
-            )
-        say(f"eval: {what}; it is left out")
-        del scores[protocol.name]
     return scores
 
 
-def _digest(pictures: pd.DataFrame, memo: Path) -> str:
-    """What tells these pictures from others: SHA-256 of their names and the bodies' contents."""
+def _reranked(
+    options: Options,
+    stored: StoredDescriptors,
+    picked: np.ndarray,
+    queries: int,
+    weights: torch.Tensor,
+) -> Distances:
+    """Re-ranked distances among the picked rows of the store, of which the first are queries."""
+    settings = options.eval.rerank
+    everything = range(stored.reader.schema.samples)
+    every = stored.distances(everything, everything, weights)
+    return reranked(
+        lambda rows: every(picked[rows])[:, picked],
+        queries,
+        len(picked) - queries,
+        known=stored.seen(everything, weights)[picked],
+        k1=settings.k1,
+        k2=settings.k2,
+        weight=settings.weight,
+    )
+
+
+def _digests(pictures: pd.DataFrame, describer: Describer, memo: Path) -> dict[str, str]:
+    """What tells these pictures from others: SHA-256 of who they are said to show, and of the
+    contents of each kind that the network sees."""
     remembered = Memo(memo)
-    digest = hashlib.sha256("\0".join(pictures["sample_id"]).encode(errors="surrogateescape"))
-    digest.update(content_hashes(pictures["imgs"].tolist(), remembered).tobytes())
+    said = pictures[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
+    found = {"labels": hashlib.sha256(said.encode()).hexdigest()}
+    for kind in describer.kinds.values():
+        contents = content_hashes(pictures[kind].tolist(), remembered)
+        found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
     remembered.save()
-    return digest.hexdigest()
+    return found
 
 
 def _weights(describer: Describer, heads: int, face: float) -> dict[str, torch.Tensor]:
@@ -212,22 +244,6 @@ def _weights(describer: Describer, heads: int, face: float) -> dict[str, torch.T
     if len(streams) > 1:
         streams["all"] = face * streams["face"] + (1 - face) * streams["body"]
     return streams
-
-
-def _distances(
-    options: Options, stored: StoredDescriptors, queries: int, others: int, weights: torch.Tensor
-) -> Distances:
-    everything, settings = range(queries + others), options.eval.rerank
-    if not settings.enable:
-        return stored.distances(everything[:queries], everything[queries:], weights)
-    return reranked(
-        stored.distances(everything, everything, weights),
-        queries,
-        others,
-        k1=settings.k1,
-        k2=settings.k2,
-        weight=settings.weight,
-    )
 
 
 def _show(report: dict[str, Any], options: Options) -> None:

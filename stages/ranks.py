@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +53,17 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+_MEETINGS = itertools.count()
+
+
+@functools.cache
+def _store() -> Any:
+    """Where the processes find each other; there is one, however often they meet."""
+    from torch import distributed
+
+    return next(iter(distributed.rendezvous("env://")))[0]
+
+
 @contextmanager
 def join(device: str = "cpu") -> Iterator[Ranks]:
     """Meet the other processes for as long as the block runs; alone, nothing is set up.
@@ -64,7 +77,13 @@ def join(device: str = "cpu") -> Iterator[Ranks]:
     import torch
     from torch import distributed
 
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        # Under a name of its own: what an earlier meeting left there would be taken for this one's.
+        store=distributed.PrefixStore(f"meeting-{next(_MEETINGS)}", _store()),
+        rank=rank(),
+        world_size=size(),
+    )
     telling: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
     def share(value: Any) -> Any:

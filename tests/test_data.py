@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,38 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
 def test_check_data_prints_the_published_counts_beside_its_own(project: Project) -> None:
     result = project("check-data", "--set", "data_train=celeb")
     assert "published  train 20,208 pictures of 632 identities" in result.err
+
+
+def test_a_blank_says_nothing_and_names_must_be_text_written_in_one_way(data: Path) -> None:
+    clothes = data / "clothes.csv"
+    lines = clothes.read_text().splitlines()
+    clothes.write_text("\n".join([lines[0], lines[1].split(",")[0] + ", ", *lines[2:]]))
+    table, problems = read_index(data, LAYOUTS["benchmark"])
+    assert not problems
+    assert table.set_index("sample_id")["clothes"].isna()[lines[1].split(",")[0]]
+
+    query = next((data / "imgs" / "query").iterdir())
+    Path(os.fsdecode(os.fsencode(query.parent) + b"/1_c1_\xff.jpg")).write_bytes(query.read_bytes())
+    pid = query.name.split("_")[0]
+    query.rename(query.with_name(query.name.replace(pid, str(int(pid)), 1)))
+    said = [str(problem.what) for problem in read_index(data, LAYOUTS["benchmark"])[1]]
+    assert any("isn't UTF-8" in what for what in said)
+    assert any(
+        f"identities {int(pid):d}".split()[0] in what and "one number" in what for what in said
+    )
+
+
+def test_scenes_are_those_of_their_split(tmp_path: Path) -> None:
+    for folder, scene in (
+        ("train-set", "t1"),
+        ("test-set-query", "q10"),
+        ("test-set-gallery", "g10"),
+    ):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 16)).save(tmp_path / folder / "P1_C1_1.jpg")
+        (tmp_path / f"{folder}-bbox.txt").write_text(f"{folder}/P1_C1_1.jpg, {scene}\n")
+    table, problems = read_index(tmp_path, LAYOUTS["deepchange"])
+    assert not problems
+    assert table["scene"].tolist() == ["t1", "q10", "g10"]
+    (tmp_path / "test-set-query-bbox.txt").write_text("P1_C1_1.jpg,\n")
+    assert "must be picture,scene" in str(read_index(tmp_path, LAYOUTS["deepchange"])[1][0])

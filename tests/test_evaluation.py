@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,14 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 from cache.reader import open_reader
+from stages.engine.descriptor_store import StoredDescriptors
+from stages.evaluate import _score
+from stages.metrics.protocols import PROTOCOLS
+from stages.metrics.reranking import reranked
+from stages.options import Evaluation, Options, Rerank
 from tests.conftest import REPOSITORY, Project, run_process, with_cache
 
 
@@ -189,7 +197,7 @@ def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     assert [*metrics(project)["protocols"]] == ["market"]
     asked = project("eval", "--force", *sets("eval.protocols=[cloth-changing]"))
     assert asked.code == 2
-    assert "Say them in clothes.csv, or choose others" in asked.err
+    assert "choose other protocols" in asked.err
     unknown = project("eval", "--force", *sets("eval.protocols=[markt]"))
     assert unknown.code == 2
     assert "markt must be one of celeb-official" in unknown.err
@@ -275,3 +283,127 @@ def test_other_protocols_or_data_are_not_compared_unless_told(
     assert set(pd.read_csv(tmp_path / "d" / "compare.csv")["queries"]) <= {10, 11}
     assert project.command("compare", one).code == 2
     assert "make eval" in project.command("compare", one, str(tmp_path)).err
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "queries.csv").write_text("a,b\n1,2\n")
+    assert "no evaluation that can be read" in project.command("compare", one, str(tmp_path)).err
+
+
+def test_other_faces_are_not_compared_either(project: Project) -> None:
+    one = evaluated(project, "one")
+    for path in (project.data / "lr_face" / "query").iterdir():
+        path.write_bytes(
+            next((project.data / "lr_face" / "bounding_box_test").iterdir()).read_bytes()
+        )
+    refused = project.command("compare", one, evaluated(project, "two"))
+    assert refused.code == 2
+    assert "other lr_face" in refused.err
+
+
+def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
+    faces, aside = project.data / "lr_face", project.data / "aside"
+    faces.rename(aside)
+    project.ok("eval")
+    aside.rename(faces)
+    result = project("eval")
+    assert result.code == 2
+    assert "lr_face of query changed since" in result.err
+    project.ok("eval", "--force")
+    clothes = project.data / "clothes.csv"
+    lines = clothes.read_text().splitlines()
+    clothes.write_text("\n".join([lines[0], *(line.split(",")[0] + ",coat" for line in lines[1:])]))
+    assert "clothes.csv changed since" in project("eval").err
+
+
+def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> None:
+    project.ok("eval")
+    before = metrics(project)["data"]["digests"]
+    path = next((project.data / "imgs" / "query").glob("*.jpg"))
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "is fresh" in project.ok("eval").err
+    project.ok("eval", "--deep")
+    assert metrics(project)["data"]["digests"]["imgs"] != before["imgs"]
+
+
+def test_an_evaluation_alone_is_of_what_is_named(project: Project, tmp_path: Path) -> None:
+    evaluated(project, "one")
+    weights = str(project.run / "student.safetensors")
+    where = ["--dataset", "benchmark", "--run", str(project.run.with_name("one")),
+             "--set", "device=cpu"]  # fmt: skip
+    typo = project.command(
+        "eval", "--checkpoint", weights + "x", "--data", str(project.data), *where
+    )
+    assert typo.code == 2
+    assert "no such file" in typo.err
+    empty = project.command("eval", "--checkpoint", weights, "--data", str(tmp_path), *where)
+    assert empty.code == 2
+    assert "none of body pictures in it" in empty.err
+    other = Path(shutil.copytree(project.data, tmp_path / "other"))
+    elsewhere = project.command(
+        "eval", "--checkpoint", weights, "--data", str(other), "--dataset", "benchmark",
+        "--run", str(tmp_path / "out"), *sets("device=cpu", f"data.test_root={project.data}"),
+    )  # fmt: skip
+    assert elsewhere.code == 0, elsewhere.err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["data"]["root"] == str(other)
+    training = project.command("eval", "--checkpoint", weights, "--data", str(project.data),
+                               "--run", str(project.run))  # fmt: skip
+    assert training.code == 2
+    assert "holds other stages of a run" in training.err
+
+
+def test_a_broken_network_is_refused(project: Project) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = project.run / "student.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        described = file.metadata()
+    name = next(name for name in tensors if name.endswith("conv.weight"))
+    tensors[name][:] = float("nan")
+    save_file(tensors, path, described)
+    (project.run / "manifests" / "train-student.json").unlink()
+    result = project("eval")
+    assert result.code == 2
+    assert "its descriptor isn't finite" in result.err
+
+
+def test_reranking_takes_its_neighbours_from_the_protocol_alone() -> None:
+    """Pictures of cameras that aren't asked for change nothing."""
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.standard_normal((40, 1, 8)).astype(np.float32))
+    features = torch.nn.functional.normalize(features, dim=2)
+
+    class Held(StoredDescriptors):
+        def __init__(self, rows: torch.Tensor) -> None:
+            self._held, self.device, self.heads = rows, torch.device("cpu"), 1
+            self.reader = SimpleNamespace(schema=SimpleNamespace(samples=len(rows)))  # type: ignore[assignment]
+
+    def table(camids: list[int]) -> pd.DataFrame:
+        pids = [str(i % 4) for i in range(len(camids))]
+        names = [f"{camids[0]}-{i}" for i in range(len(camids))]
+        return pd.DataFrame({"sample_id": names, "pid": pids, "camid": camids})
+
+    options = Options(eval=Evaluation(rerank=Rerank(enable=True, k1=5)))
+    describer = SimpleNamespace(heads={"face": slice(None)})
+    protocol = [PROTOCOLS["prcc-cloth-changing"]]
+    query, gallery = table([3] * 8 + [2] * 12), table([1] * 20)
+    whole = _score(options, describer, Held(features), protocol, query, gallery)  # type: ignore[arg-type]
+    part = torch.cat([features[:8], features[20:]])
+    fewer = query.iloc[:8].reset_index(drop=True)
+    alone = _score(options, describer, Held(part), protocol, fewer, gallery)  # type: ignore[arg-type]
+    assert whole["prcc-cloth-changing"]["face"].mAP == alone["prcc-cloth-changing"]["face"].mAP
+
+
+def test_a_picture_without_a_descriptor_has_no_neighbours() -> None:
+    random = np.random.default_rng(1)
+    features = random.standard_normal((30, 6))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features[[12, 20]] = 0
+    distances = 1 - features @ features.T
+    known = np.abs(features).sum(1) > 0
+    new = reranked(lambda rows: distances[rows], 8, 22, known=known, k1=5, k2=3, weight=0.0)
+    found = new(slice(0, 8))
+    assert (found[:, [12 - 8, 20 - 8]] == 1).all()  # as far as can be
+    assert (found < 1).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -191,6 +192,35 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(project: Pro
         assert int(path.stem.split("-")[1]) < int(found[1])  # what is kept is from before
         state = torch.load(path, weights_only=True)["state"]
         assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Project) -> None:
+    child = start(project, *sets(*SHORT))
+    wait_for_step(project, 2)
+    end(child, signal.SIGKILL)
+    assert (project.run / "manifests" / "train-student.begun").exists()
+    foreign = project.run / "student.safetensors"
+    foreign.write_bytes(b"somebody's work")
+    result = project.ok("train-student", *sets(*SHORT))
+    assert "is kept as" in result.err
+    kept = project.run / "student.safetensors.unrecorded"
+    assert kept.read_bytes() == b"somebody's work"
+    assert not (project.run / "manifests" / "train-student.begun").exists()
+
+
+def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
+    project: Project, finished: tuple[Path, pd.DataFrame]
+) -> None:
+    project.ok("train-student", *sets(*SHORT))
+    record = project.run / "manifests" / "train-student.json"
+    told = json.loads(record.read_text())
+    asked = {name: told[name] for name in ("options", "inputs")}
+    record.with_suffix(".begun").write_text(json.dumps(asked))
+    record.unlink()
+    result = project.ok("train-student", *sets(*SHORT))
+    assert "is kept as" not in result.err
+    assert same(project.run / "student.safetensors", finished[0])
+    assert record.exists()
 
 
 @pytest.mark.parametrize("workers", [2, 4])

@@ -48,11 +48,11 @@ def read_index(
         )
     splits = tuple(splits)
     clothes, problems = _read_clothes(root / "clothes.csv")
-    scenes: dict[str, str] = {}
+    scenes: dict[str, dict[str, str]] = {}
     for split in splits:
         if split in layout.scenes:
-            listed, wrong = _read_scenes(root / layout.scenes[split])
-            scenes, problems = scenes | listed, problems + wrong
+            scenes[split], wrong = _read_scenes(root / layout.scenes[split])
+            problems += wrong
     bodies = layout.bodies(root)
     rows: list[dict[str, object]] = []
     for split in splits:
@@ -63,6 +63,9 @@ def read_index(
             problems.append(Problem(folder, f"empty split: no {split} pictures"))
         for body in pictures:
             sample_id = body.relative_to(bodies).as_posix()
+            if not _is_text(sample_id):
+                problems.append(Problem(body, f"its name isn't UTF-8 ({sample_id!r}); rename it"))
+                continue
             name = layout.parse(sample_id)
             if name is None:
                 problems.append(Problem(body, f"name doesn't parse as {layout.example}"))
@@ -74,7 +77,7 @@ def read_index(
                         "pid": name.pid,
                         "camid": len(rows) if name.camid is None else name.camid,
                         "clothes": name.clothes or clothes.get(sample_id),
-                        "scene": name.scene or scenes.get(body.name),
+                        "scene": name.scene or scenes.get(split, {}).get(body.name),
                         "imgs": str(body),
                         **{
                             kind: companions.find(kind, sample_id) if companions else None
@@ -82,6 +85,7 @@ def read_index(
                         },
                     }
                 )
+    problems += _twofold({str(row["pid"]) for row in rows}, bodies)
     columns = ["split", "sample_id", "pid", "camid", "clothes", "scene", *KINDS]
     table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
     for column in ("clothes", "scene", *KINDS):  # None, never a float NaN, stands for absent
@@ -120,7 +124,9 @@ def _read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
         return {}, []
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return dict(zip(table["path"], table["clothes"], strict=True)), []
+        worn = table["clothes"].str.strip()
+        known = worn != ""
+        return dict(zip(table["path"][known], worn[known], strict=True)), []
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         what = f"must be a CSV with the columns path and clothes ({error})"
         return {}, [Problem(path, what)]
@@ -132,9 +138,30 @@ def _read_scenes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     try:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             picture, comma, scene = line.strip().rpartition(",")
-            if not comma:
+            if not comma or not scene.strip():
                 return {}, [Problem(path, f"line {number} must be picture,scene: {line!r}")]
-            scenes[Path(picture).name] = scene
+            scenes[Path(picture.strip()).name] = scene.strip()
     except (OSError, UnicodeDecodeError) as error:
         return {}, [Problem(path, f"must list the scene of every picture ({error})")]
     return scenes, []
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _twofold(pids: set[str], folder: Path) -> list[Problem]:
+    """Identities that are one number written in two ways: 7 and 0007 would count as two people."""
+    written: dict[int, list[str]] = {}
+    for pid in sorted(pids):
+        if pid.isdecimal():
+            written.setdefault(int(pid), []).append(pid)
+    return [
+        Problem(folder, f"identities {' and '.join(ways)} are one number; write it in one way")
+        for ways in written.values()
+        if len(ways) > 1
+    ]

@@ -167,9 +167,15 @@ class StoredDescriptors:
             features = torch.from_numpy(np.ascontiguousarray(chunk)).to(self.device).float()
             yield slice(start - rows.start, stop - rows.start), features
 
+    def seen(self, rows: range, weights: torch.Tensor) -> np.ndarray:
+        """Which pictures have a descriptor in a head that has a weight: bool [len(rows)]."""
+        used = weights.nonzero().flatten().tolist()
+        parts = [part[:, used].abs().amax((1, 2)) > 0 for _, part in self.parts(rows)]
+        return torch.cat(parts).cpu().numpy()
+
     def distances(
         self, queries: range, others: range, weights: torch.Tensor
-    ) -> Callable[[slice], np.ndarray]:
+    ) -> Callable[[slice | np.ndarray], np.ndarray]:
         """Some queries → their distances to all others, float32 [n, len(others)].
 
         The distance is 1 − Σ w_h ⟨q_h, g_h⟩ over the heads; weights: float32 [H].
@@ -178,7 +184,7 @@ class StoredDescriptors:
         scale = weights[used].to(self.device)[:, None]
         asked = (self.take(queries)[:, used] * scale).flatten(1)
 
-        def block(rows: slice) -> np.ndarray:
+        def block(rows: slice | np.ndarray) -> np.ndarray:
             few = asked[rows]
             found = np.empty((len(few), len(others)), np.float32)
             for part, features in self.parts(others):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stages.data.loader import Pictures, iterate, load, photographs
+from stages.errors import InputError
 from stages.models.student import Student
 from stages.models.teacher import Teacher
 from stages.models.weights import Description, describe, load_student, load_teacher
@@ -108,6 +109,12 @@ def describe_batches(
         for rows, looks in zip(batches, loader, strict=True):
             seen = {kind: photographs(looks, kind, device) for kind in kinds.values()}
             raw = _features(describer.network, seen)
+            if not torch.isfinite(raw).all():
+                worst = rows[int((~torch.isfinite(raw)).flatten(1).any(1).nonzero()[0])]
+                raise InputError(
+                    f"{table['sample_id'].iloc[worst]}: its descriptor isn't finite: these weights "
+                    "are broken. Train them anew, or give others"
+                )
             summed = raw
             if flip:
                 mirrored = {kind: pixels.flip(3) for kind, pixels in seen.items()}

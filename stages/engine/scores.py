@@ -100,6 +100,7 @@ def write_scores(
         "breakdown.csv": _apart(_queries(scores, query, faces)),
         "ranked.csv": _lists(scores, gallery),
     }
+    metrics.unlink(missing_ok=True)  # older numbers must not stand beside newer tables
     for name, rows in tables.items():
         with write_aside(metrics.with_name(name)) as aside:
             rows.to_csv(aside, index=False)
@@ -149,7 +150,7 @@ def _apart(queries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lists(scores: Mapping[str, Mapping[str, Ranking]], gallery: pd.DataFrame) -> pd.DataFrame:
-    lists = [r.lists for of in scores.values() for r in of.values() if len(r.lists)]
+    lists = [ranking.lists for of_stream in scores.values() for ranking in of_stream.values()]
     who = gallery.set_index("sample_id")[["pid", "camid", "clothes"]]
     listed = pd.concat(lists).join(who, on="sample_id")
     return listed[["query", "rank", "sample_id", *who.columns, "distance", "positive"]]

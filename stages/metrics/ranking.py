@@ -19,6 +19,15 @@ Distances = Callable[[slice], np.ndarray]
 BLOCK = 256 * 2**20
 """Bytes of distances at a time, at least one query's."""
 
+_COLUMNS: dict[str, Any] = {
+    "sample_id": object,
+    "draw": int,
+    "ap": float,
+    "inp": float,
+    "first": int,
+    "positives": int,
+}
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -75,8 +84,9 @@ def rank(
     """Rank the gallery for every query under a protocol.
 
     query, gallery: tables with sample_id, pid, camid, and what the protocol needs. `block` queries
-    are ranked at a time, as many as `BLOCK` allows where not given; the result doesn't depend on
-    it. `seed`: of drawn galleries. `nearest`: how many of each query's nearest are listed.
+    are ranked at a time, as many as `BLOCK` allows where not given; of the same distances the
+    result doesn't depend on it. `seed`: of drawn galleries. `nearest`: how many of each query's
+    nearest are listed.
 
     Equal distances are ordered by gallery position. The rank of a positive is one plus the number
     of pictures before it: that is counted, no order of the gallery is made.
@@ -89,6 +99,8 @@ def rank(
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(asked, size):
             rows = distances(part)
+            if np.isnan(rows).any():  # it would compare as nearer than everything
+                raise ValueError("a distance is not a number")
             for draw, (shown, every) in enumerate(tasks):
                 seen = rows if shown is None else rows[:, shown]
                 here = [every[q] for q in range(part.start, part.stop) if q in every]
@@ -101,31 +113,29 @@ def rank(
                 for task, result in zip(here, results, strict=True):
                     found[draw, task.query] = result
                 if nearest and draw == 0:
-                    names = gallery["sample_id"].to_numpy()
-                    names = names if shown is None else names[shown]
+                    pictures = gallery["sample_id"].to_numpy()
+                    pictures = pictures if shown is None else pictures[shown]
                     for task in here:
-                        near = _nearest(task, seen[task.query - part.start], names, nearest)
+                        near = _nearest(task, seen[task.query - part.start], pictures, nearest)
                         lists.append([query["sample_id"].iat[task.query], *near])
             del rows, seen  # before the next block is made
-    sample_ids = query["sample_id"].tolist()
-    rows_ = [
-        (
-            sample_ids[q],
-            draw,
-            _average_precision(r, protocol),
-            len(r) / int(r[-1]),
-            int(r[0]),
-            len(r),
-        )
-        for (draw, q), r in sorted(found.items())
-    ]
-    types = {"sample_id": object, "draw": int, "ap": float, "inp": float, "first": int,
-             "positives": int}  # fmt: skip
+    names = query["sample_id"].to_numpy()
     return Ranking(
-        pd.DataFrame(rows_, columns=list(types)).astype(types),
+        pd.DataFrame(
+            [
+                {"sample_id": names[q], "draw": draw} | _numbers(ranks, protocol)
+                for (draw, q), ranks in sorted(found.items())
+            ],
+            columns=[*_COLUMNS],
+        ).astype(_COLUMNS),
         len(asked) - len({q for _, q in found}),
         _listed(lists),
     )
+
+
+def answerable(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
+    """Whether any query has a positive under a protocol."""
+    return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.shown(gallery)))[1])
 
 
 def positive_ranks(
@@ -156,15 +166,20 @@ def positive_ranks(
     return before + 1
 
 
-def _average_precision(ranks: np.ndarray, protocol: Protocol) -> float:
-    """Of the ranks of the positives: the mean precision at each, or the trapezoidal area."""
+def _numbers(ranks: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """What is read off the ranks of a query's positives, ascending."""
     hits = np.arange(1, len(ranks) + 1)
     precision = hits / ranks
     if protocol.trapezoidal:
         # Just before a hit; before the first picture precision counts as 1.
         earlier = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
         precision = (precision + earlier) / 2
-    return float(precision.mean())
+    return {
+        "ap": precision.mean(),
+        "inp": len(ranks) / ranks[-1],
+        "first": ranks[0],
+        "positives": len(ranks),
+    }
 
 
 def _tasks(

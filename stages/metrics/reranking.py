@@ -22,6 +22,7 @@ def reranked(
     queries: int,
     others: int,
     *,
+    known: np.ndarray | None = None,
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
@@ -31,23 +32,28 @@ def reranked(
 
     distances: of rows among queries and gallery, in this order, to all of these, squared Euclidean
     or proportional to it, [n, queries + others]; they are divided by each row's largest (as the
-    authors do). k1: neighbours that must be mutual; k2: nearest whose neighbourhoods are averaged;
-    weight: of the old distance against the Jaccard distance.
+    authors do). known: bool [queries + others], which have a descriptor at all; the others have no
+    neighbours, and none by way of another. k1: neighbours that must be mutual; k2: nearest whose
+    neighbourhoods are averaged; weight: of the old distance against the Jaccard distance.
     """
     count = queries + others
+    seen = np.ones(count, bool) if known is None else known
     k1, k2 = min(k1, count - 1), min(k2, count)
     near, largest = np.empty((count, k1 + 1), np.int64), np.empty(count)
     blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
     for part in blocks:
         rows = distances(part)
         largest[part] = np.maximum(rows.max(1), np.finfo(np.float32).tiny)
-        near[part] = [_nearest(row, k1 + 1) for row in rows]
+        near[part] = [_nearest(i, row, k1 + 1) for i, row in enumerate(rows, part.start)]
     raw: list[Neighbourhood] = []
     for part in blocks:
         for row in distances(part):
             i = len(raw)
-            raw.append(_weighed(_neighbours(i, near, k1), row / largest[i]))
-    averaged = [_average([raw[j] for j in near[i, :k2]]) for i in range(count)] if k2 > 1 else raw
+            pictures = _neighbours(i, near, k1) if seen[i] else np.array([i])
+            raw.append(_weighed(pictures[seen[pictures] | (pictures == i)], row / largest[i]))
+    averaged = [
+        _average([raw[j] for j in near[i, :k2]]) if seen[i] else raw[i] for i in range(count)
+    ]
     holders = _holders(averaged[queries:])
 
     def new(rows: slice) -> np.ndarray:
@@ -67,8 +73,10 @@ def reranked(
 _NOBODY = np.empty(0, np.int64), np.empty(0)
 
 
-def _nearest(row: np.ndarray, count: int) -> np.ndarray:
-    """The nearest pictures, equal ones by position: int64 [count]."""
+def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:
+    """The picture itself and then the nearest, equal ones by position: int64 [count]."""
+    row = row.copy()
+    row[i] = -1
     within = np.flatnonzero(row <= np.partition(row, count - 1)[count - 1])
     return within[np.argsort(row[within], kind="stable")][:count]
 
