@@ -27,10 +27,17 @@ MEASURES = {"mAP": "ap", "rank1": "rank1"}
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run: its name, metrics.json, and by protocol and stream a row per query."""
+    """An evaluated run.
+
+    rules: protocol → its rule; data, digests: what was evaluated, and the contents of its pictures;
+    settings: how; queries: by protocol and stream ap and rank1 of every query, by sample_id.
+    """
 
     name: str
-    report: dict[str, Any]
+    rules: dict[str, str]
+    data: dict[str, Any]
+    digests: dict[str, str]
+    settings: dict[str, Any]
     queries: dict[tuple[str, str], pd.DataFrame]
 
 
@@ -64,9 +71,8 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
         rows.to_csv(aside, index=False)
     _picture(rows, out / "compare.png")
     _show(rows)
-    protocols = runs[0].report["protocols"]
     return {
-        "rules": "; ".join(protocols[name]["rule"] for name in rows["protocol"].unique()),
+        "rules": "; ".join(runs[0].rules[name] for name in rows["protocol"].unique()),
         "written": f"{out / 'compare.csv'}, compare.png",
     }
 
@@ -76,18 +82,22 @@ def _open(folder: Path, name: str) -> Run:
         report = json.loads((folder / "metrics.json").read_text())
         queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
         queries["rank1"] = queries["first"].eq(1).astype(float)
-        report["data"]["digests"], report["protocols"], queries[["ap", "protocol", "stream"]]
+        rules = {name: part["rule"] for name, part in report["protocols"].items()}
+        data, digests = report["data"], report["data"]["digests"]
+        parts = {
+            # A query counts once, however many galleries were drawn.
+            (str(protocol), str(stream)): part.groupby("sample_id", sort=False)[
+                ["ap", "rank1"]
+            ].mean()
+            for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
+        }
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{folder}: no evaluation that can be read here ({type(error).__name__}: {error}). "
             f"Type make eval RUN={folder}"
         ) from None
-    parts = {}
-    for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False):
-        # A query counts once, however many galleries were drawn.
-        means = part.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
-        parts[str(protocol), str(stream)] = means
-    return Run(name, report, parts)
+    settings = {what: report.get(what) for what in ("flip", "face_weight", "rerank")}
+    return Run(name, rules, data, digests, settings, parts)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -99,13 +109,13 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _differences(one: Run, other: Run) -> list[str]:
     lines = []
     pair = f"{one.name} and {other.name}"
-    a, b = one.report["data"], other.report["data"]
     for what in ("dataset", "queries", "gallery"):
-        if a.get(what) != b.get(what):
-            lines.append(f"{pair}: {what} {a.get(what)} and {b.get(what)}")
+        a, b = (run.data.get(what) for run in (one, other))
+        if a != b:
+            lines.append(f"{pair}: {what} {a} and {b}")
     if not lines:
-        kinds = [kind for kind in a["digests"] if kind in b["digests"]]
-        changed = [kind for kind in kinds if a["digests"][kind] != b["digests"][kind]]
+        kinds = [kind for kind in one.digests if kind in other.digests]
+        changed = [kind for kind in kinds if one.digests[kind] != other.digests[kind]]
         if changed:
             lines.append(f"{pair}: other {', '.join(changed)}")
     for protocol, stream in one.queries:
@@ -113,13 +123,9 @@ def _differences(one: Run, other: Run) -> list[str]:
         if theirs is not None and {*theirs.index} != {*one.queries[protocol, stream].index}:
             lines.append(f"{pair}: {protocol}, {stream}: other queries are counted")
             break
-    rules = [
-        {name: part["rule"] for name, part in run.report["protocols"].items()}
-        for run in (one, other)
-    ]
-    if rules[0] != rules[1]:
-        every = sorted(rules[0].keys() | rules[1].keys())
-        names = [name for name in every if rules[0].get(name) != rules[1].get(name)]
+    every = sorted(one.rules.keys() | other.rules.keys())
+    names = [name for name in every if one.rules.get(name) != other.rules.get(name)]
+    if names:
         lines.append(f"{pair}: protocols {', '.join(names)} not in both alike")
     return lines
 
@@ -127,9 +133,9 @@ def _differences(one: Run, other: Run) -> list[str]:
 def _settings(one: Run, other: Run) -> list[str]:
     """How the two were evaluated otherwise: that may be what is compared, but is said."""
     return [
-        f"{what} is {one.report.get(what)} of {one.name}, {other.report.get(what)} of {other.name}"
-        for what in ("flip", "face_weight", "rerank")
-        if one.report.get(what) != other.report.get(what)
+        f"{what} is {value} of {one.name}, {other.settings[what]} of {other.name}"
+        for what, value in one.settings.items()
+        if value != other.settings[what]
     ]
 
 

@@ -15,7 +15,6 @@ from stages import device as devices
 from stages import ranks
 from stages.data.check import check_data
 from stages.data.layouts import LAYOUTS
-from stages.data.memo import Memo, content_hashes
 from stages.engine.descriptor_store import StoredDescriptors, make_descriptors
 from stages.engine.descriptors import Describer, open_describer
 from stages.engine.scores import protocol_numbers, write_scores
@@ -103,7 +102,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             "queries": len(query),
             "gallery": len(gallery),
             "identities": int(query["pid"].nunique()),
-            "digests": _digests(pictures, describer, inputs.memo),
+            "digests": _digests(pictures, stored),
             "without face": without_face,
         },
         "flip": options.eval.flip,
@@ -221,16 +220,13 @@ def _reranked(
     )
 
 
-def _digests(pictures: pd.DataFrame, describer: Describer, memo: Path) -> dict[str, str]:
+def _digests(pictures: pd.DataFrame, stored: StoredDescriptors) -> dict[str, str]:
     """What tells these pictures from others: SHA-256 of who they are said to show, and of the
     contents of each kind that the network sees."""
-    remembered = Memo(memo)
     said = pictures[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
     found = {"labels": hashlib.sha256(said.encode()).hexdigest()}
-    for kind in describer.kinds.values():
-        contents = content_hashes(pictures[kind].tolist(), remembered)
+    for kind, contents in stored.contents().items():
         found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
-    remembered.save()
     return found
 
 

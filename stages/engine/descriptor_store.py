@@ -24,6 +24,8 @@ from stages.ranks import Ranks
 
 BLOCK = 1024
 """Pictures per block of the store."""
+_CONTENT = "_sha256"
+"""Kind of picture + this: the column with the contents of its files."""
 
 
 def make_descriptors(
@@ -99,7 +101,7 @@ def _wanted(
     remembered = Memo(memo)
     names = table["sample_id"].to_numpy(object)
     columns = {"sample_id": Column(names, ("sample",))} | {
-        f"{kind}_sha256": Column(
+        kind + _CONTENT: Column(
             content_hashes(table[kind].tolist(), remembered),
             ("sample", "byte"),
             description=f"SHA-256 of the {kind} file",
@@ -146,6 +148,11 @@ class StoredDescriptors:
         if all_bytes(self.reader) * 4 // np.dtype(field.dtype).itemsize <= budget:
             everything = range(self.reader.schema.samples)
             self._held = torch.cat([part for _, part in self._parts(everything)])
+
+    def contents(self) -> dict[str, np.ndarray]:
+        """The content of the files that were described: by kind SHA-256, uint8 [N, 32]."""
+        kinds = [name for name in self.reader.columns if name.endswith(_CONTENT)]
+        return {name.removesuffix(_CONTENT): self.reader.column(name) for name in kinds}
 
     def take(self, rows: range) -> torch.Tensor:
         """float32 [len(rows), H, D] on the device."""
