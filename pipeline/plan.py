@@ -42,7 +42,8 @@ class Stage:
     """A command, the file it makes, the stage before it, and what its output depends on."""
 
     name: str
-    before: str | None
+    before: Callable[[Options, RunFolder], str | None]
+    """The stage whose output it needs, if any."""
     output: Callable[[Options, RunFolder], Path]
     files: Callable[[Options, RunFolder], dict[str, Path]]
     """Files that it reads, by their role."""
@@ -60,8 +61,9 @@ class Stage:
     """Whether what it made may be used although pictures changed since: that is then only said."""
     parallel: bool = False
     """Whether several processes may run it together."""
-    rereads: bool = False
-    """Whether running it again finds pictures by content: --deep then runs it, fresh or not."""
+    tests: bool = False
+    """Whether it reads the evaluated set, which must be there, and not the training set. Running it
+    again then finds pictures by content, and costs little: --deep runs it, fresh or not."""
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
 
@@ -199,7 +201,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             "train-teacher",
-            before=None,
+            before=lambda options, folder: None,
             output=lambda options, folder: folder.teacher,
             files=lambda options, folder: _given("teacher.pre_train", options.teacher.pre_train),
             pictures=_TRAINING,
@@ -210,7 +212,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "teacher-cache",
-            before="train-teacher",
+            before=lambda options, folder: None if options.pre_train else "train-teacher",
             output=lambda options, folder: folder.targets,
             files=lambda options, folder: {"the teacher": teacher_weights(options, folder)},
             pictures=_TRAINING,
@@ -232,7 +234,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "train-student",
-            before="teacher-cache",
+            before=lambda options, folder: "teacher-cache" if targets(options, folder) else None,
             output=lambda options, folder: folder.student,
             files=lambda options, folder: (
                 _given("the cache", targets(options, folder))
@@ -260,7 +262,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "eval",
-            before="train-student",
+            before=lambda options, folder: "train-student",
             output=lambda options, folder: folder.metrics,
             files=lambda options, folder: {"the student": folder.student} | _labels(options),
             pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
@@ -278,7 +280,7 @@ STAGES: dict[str, Stage] = {
             ),
             run=_evaluate,
             parallel=True,
-            rereads=True,
+            tests=True,
         ),
     )
 }
@@ -320,7 +322,7 @@ def evaluate_alone(
     plain = STAGES["eval"]
     alone = replace(
         plain,
-        before=None,
+        before=lambda options, folder: None,
         files=lambda options, folder: {"the network": network} | _labels(options),
         # A teacher sees HR faces.
         pictures=(*plain.pictures, ("hr_face", "query"), ("hr_face", "gallery")),
@@ -354,7 +356,7 @@ def _run_stage(
     stale = why_stale(stage, options, folder, deep) if output.exists() else []
     unrecorded = _unrecorded(stage, stale, options, folder)
     harmless = unrecorded or _grows(stage, stale, options, folder)
-    again = deep and stage.rereads and not stale
+    again = deep and stage.tests and not stale
     if output.exists() and not (force or harmless or again):
         if not stale:
             say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
@@ -379,12 +381,13 @@ def _run_again(stage: Stage, options: Options, folder: RunFolder) -> None:
     kept = output.with_name(output.name + ".unrecorded")
     while kept.exists():
         kept = kept.with_name(kept.name + "+")
+    say(f"{stage.name}: {output} has no record; until it is made again it is kept as {kept}")
     output.rename(kept)
     _run(stage, options, folder, replace=False)
     if _identity(kept) == _identity(output):
         kept.unlink()
     else:
-        say(f"{stage.name}: {output} had no record; it was another one, and is kept as {kept}")
+        say(f"{stage.name}: {kept} is kept: it was another one")
 
 
 def needed(options: Options) -> list[str]:
@@ -440,11 +443,8 @@ def _unrecorded(stage: Stage, stale: list[str], options: Options, folder: RunFol
 
 
 def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
-    if stage.name == "teacher-cache" and options.pre_train is not None:
-        return None  # the teacher comes from elsewhere
-    if stage.name == "train-student" and targets(options, folder) is None:
-        return None  # plain training
-    return STAGES[stage.before] if stage.before else None
+    name = stage.before(options, folder)
+    return None if name is None else STAGES[name]
 
 
 def _refuse_stale_upstream(
@@ -473,7 +473,7 @@ def _refuse_stale_upstream(
 
 
 def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
-    if stage.name == "eval" and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
+    if stage.tests and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
         raise InputError(
             f"{options.test_root}: no such folder, or none of body pictures in it. Set "
             "data.test_root, or data.root"
@@ -484,7 +484,7 @@ def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str 
 def _pictures(stage: Stage, options: Options) -> dict[str, tuple[Path, str]]:
     """The folders of pictures that a stage reads, by role, each with the pattern of its files."""
     root, dataset = options.data.root, options.data_train
-    if stage.name == "eval":
+    if stage.tests:
         root, dataset = options.test_root, _tested(options)
     layout = LAYOUTS[dataset]
     return {

@@ -202,7 +202,7 @@ def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Pro
     foreign = project.run / "student.safetensors"
     foreign.write_bytes(b"somebody's work")
     result = project.ok("train-student", *sets(*SHORT))
-    assert "is kept as" in result.err
+    assert "is kept: it was another one" in result.err
     kept = project.run / "student.safetensors.unrecorded"
     assert kept.read_bytes() == b"somebody's work"
     assert not (project.run / "manifests" / "train-student.begun").exists()
@@ -218,7 +218,7 @@ def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
     record.with_suffix(".begun").write_text(json.dumps(asked))
     record.unlink()
     result = project.ok("train-student", *sets(*SHORT))
-    assert "is kept as" not in result.err
+    assert "it was another one" not in result.err
     assert same(project.run / "student.safetensors", finished[0])
     assert record.exists()
 
