@@ -197,7 +197,8 @@ class Cache(Section):
     reuse: bool = True
     """Take over blocks of an earlier cache that would come out the same."""
     memory: Weight = 2.0
-    """GB that a student may use to hold all targets, on the GPU or in RAM; mapped files beyond."""
+    """GB in which a student may hold all targets, and eval all descriptors, on the GPU or in RAM;
+    beyond that they are read from their files."""
 
 
 class Checkpointing(Section):

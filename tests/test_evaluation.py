@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,7 @@ import torch
 from safetensors import safe_open
 
 from cache.reader import open_reader
-from stages.engine.descriptor_store import StoredDescriptors
-from stages.evaluate import _score
-from stages.metrics.protocols import PROTOCOLS
 from stages.metrics.reranking import reranked
-from stages.options import Evaluation, Options, Rerank
 from tests.conftest import REPOSITORY, Project, run_process, with_cache
 
 
@@ -369,31 +364,19 @@ def test_a_broken_network_is_refused(project: Project) -> None:
     assert "its descriptor isn't finite" in result.err
 
 
-def test_reranking_takes_its_neighbours_from_the_protocol_alone() -> None:
-    """Pictures of cameras that aren't asked for change nothing."""
-    random = np.random.default_rng(0)
-    features = torch.from_numpy(random.standard_normal((40, 1, 8)).astype(np.float32))
-    features = torch.nn.functional.normalize(features, dim=2)
-
-    class Held(StoredDescriptors):
-        def __init__(self, rows: torch.Tensor) -> None:
-            self._held, self.device, self.heads = rows, torch.device("cpu"), 1
-            self.reader = SimpleNamespace(schema=SimpleNamespace(samples=len(rows)))  # type: ignore[assignment]
-
-    def table(camids: list[int]) -> pd.DataFrame:
-        pids = [str(i % 4) for i in range(len(camids))]
-        names = [f"{camids[0]}-{i}" for i in range(len(camids))]
-        return pd.DataFrame({"sample_id": names, "pid": pids, "camid": camids})
-
-    options = Options(eval=Evaluation(rerank=Rerank(enable=True, k1=5)))
-    describer = SimpleNamespace(heads={"face": slice(None)})
-    protocol = [PROTOCOLS["prcc-cloth-changing"]]
-    query, gallery = table([3] * 8 + [2] * 12), table([1] * 20)
-    whole = _score(options, describer, Held(features), protocol, query, gallery)  # type: ignore[arg-type]
-    part = torch.cat([features[:8], features[20:]])
-    fewer = query.iloc[:8].reset_index(drop=True)
-    alone = _score(options, describer, Held(part), protocol, fewer, gallery)  # type: ignore[arg-type]
-    assert whole["prcc-cloth-changing"]["face"].mAP == alone["prcc-cloth-changing"]["face"].mAP
+def test_reranking_takes_its_neighbours_from_the_protocol_alone(project: Project) -> None:
+    """Queries and gallery pictures of cameras that aren't asked for change nothing."""
+    asked = sets("eval.protocols=[prcc-same-clothes]", "eval.rerank.enable=true",
+                 "eval.rerank.k1=4")  # fmt: skip
+    project.ok("eval", *asked)
+    whole = metrics(project)["protocols"]["prcc-same-clothes"]["streams"]
+    for split, camera in (("query", 1), ("bounding_box_test", 2)):
+        others = [*(project.data / "imgs" / split).glob(f"*_c{camera}_*")]
+        assert others
+        for path in others:
+            path.unlink()
+    project.ok("eval", "--force", *asked)
+    assert metrics(project)["protocols"]["prcc-same-clothes"]["streams"] == whole
 
 
 def test_a_picture_without_a_descriptor_has_no_neighbours() -> None:

@@ -43,10 +43,9 @@ def make_descriptors(
     What is there of the same network, options and picture contents is kept, whichever run made it;
     the rest is computed, in blocks, by all processes of the team. Returns, in words, what was done.
     """
-    schema, columns, fingerprint = _wanted(describer, network, table, options, memo)
-    with team.first_goes_first():
-        fresh = _is_fresh(path, schema, columns, fingerprint)
-    if team.share(fresh):
+    with team.first_goes_first():  # it hashes; the others find that in the memo
+        schema, columns, fingerprint = _wanted(describer, network, table, options, memo)
+    if team.share(not team.rank and _is_fresh(path, schema, columns, fingerprint)):
         return "were there"
     writer = TargetWriter(
         path,
