@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import plan
+from pipeline import plan, running
 from pipeline.run_folder import RunFolder
 from pipeline.students import Student, Variants, members, primary_streams, train_and_evaluate
 from stages.errors import InputError
@@ -74,7 +74,7 @@ def run(
             f"the study of {study} needs {most} views a sample, cache.views is "
             f"{options.cache.views}: --set cache.views={most}"
         )
-    plan.run_stage("teacher-cache", options, folder, chain=True)
+    running.run_stage("teacher-cache", options, folder, chain=True)
     chosen = {variant: STUDIES[study][variant] for variant in variants or STUDIES[study]}
     students = members(options, folder, chosen, seeds)
     train_and_evaluate(students, jobs, force)

@@ -66,10 +66,10 @@ def _stage(name: str, text: str) -> None:
     def command(
         config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, deep: bool
     ) -> None:
-        from pipeline import plan
+        from pipeline import running
 
         options, folder = _open(config, run_dir, overrides)
-        plan.run_stage(name, options, folder, force=force, deep=deep)
+        running.run_stage(name, options, folder, force=force, deep=deep)
 
 
 _stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
@@ -101,7 +101,7 @@ def eval_(
     dataset: str,
 ) -> None:
     """Evaluate the student by every protocol of the dataset, for face, body and all."""
-    from pipeline import plan
+    from pipeline import running
     from pipeline.config import load, override, require_dataset
     from pipeline.run_folder import RunFolder
 
@@ -109,7 +109,7 @@ def eval_(
         if config is None or root is not None:
             raise click.UsageError("give a recipe with --config, or --checkpoint and --data")
         options, folder = _open(config, run_dir, overrides)
-        plan.run_stage("eval", options, folder, force=force, deep=deep)
+        running.run_stage("eval", options, folder, force=force, deep=deep)
         return
     if root is None:
         raise click.UsageError("--checkpoint needs --data, the folder of the set")
@@ -119,7 +119,7 @@ def eval_(
     }  # fmt: skip
     options = override(load(config, overrides), given)
     home = RunFolder(run_dir or Path("runs") / f"eval-{checkpoint.stem}")
-    plan.evaluate_alone(options, checkpoint, home, force=force, deep=deep)
+    running.evaluate_alone(options, checkpoint, home, force=force, deep=deep)
 
 
 deskpro.add_command(cache)
@@ -131,11 +131,11 @@ deskpro.add_command(report)
 @_recipe
 def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
     """Every stage that isn't fresh, in order; with --force every stage."""
-    from pipeline import plan
+    from pipeline import plan, running
 
     options, folder = _open(config, run_dir, overrides)
     for name in plan.needed(options):
-        plan.run_stage(name, options, folder, force=force)
+        running.run_stage(name, options, folder, force=force)
 
 
 @deskpro.command()

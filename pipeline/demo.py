@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipeline import ablation, benchmark, plan
+from pipeline import ablation, benchmark, plan, running
 from pipeline.run_folder import RunFolder
 from stages.options import Options
 from stages.progress import summary, table
@@ -17,7 +17,7 @@ def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
         benchmark.make(options.data.root)
     for name in plan.needed(options):
         if name in ("train-teacher", "teacher-cache"):
-            plan.run_stage(name, options, folder, force=force)
+            running.run_stage(name, options, folder, force=force)
     # The run's own student, and the same without the teacher's targets. Networks this small don't
     # use two cores well: side by side the two are done sooner.
     rows = ablation.run(options, folder, variants=("both", "plain"), seeds=1, jobs=2, force=force)

@@ -1,27 +1,18 @@
-"""The stages in order: what each needs and makes, and when it runs."""
+"""The stages in order: what each needs and makes."""
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import config, staleness
-from pipeline.run_folder import RunFolder, read_json
-from stages import ranks
+from pipeline.run_folder import RunFolder
 from stages.data.index import KINDS
 from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
-from stages.files import write_aside
 from stages.options import Options
-from stages.progress import say, summary
 
 if TYPE_CHECKING:
     from stages.audit import Report as AuditReport
@@ -43,7 +34,6 @@ class Stage:
 
     name: str
     before: Callable[[Options, RunFolder], str | None]
-    """The stage whose output it needs, if any."""
     output: Callable[[Options, RunFolder], Path]
     files: Callable[[Options, RunFolder], dict[str, Path]]
     """Files that it reads, by their role."""
@@ -66,6 +56,35 @@ class Stage:
     again then finds pictures by content, and costs little: --deep runs it, fresh or not."""
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
+
+    def upstream(self, options: Options, folder: RunFolder) -> Stage | None:
+        """The stage whose output it needs, if any."""
+        name = self.before(options, folder)
+        return None if name is None else STAGES[name]
+
+    def folders(self, options: Options) -> dict[str, tuple[Path, str]]:
+        """The folders of pictures that it reads, by role, each with the pattern of its files."""
+        root, dataset = options.data.root, options.data_train
+        if self.tests:
+            root, dataset = options.test_root, _tested(options)
+        layout = LAYOUTS[dataset]
+        return {
+            f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
+            for kind, split in self.pictures
+            if layout.prepared or kind == "imgs"
+        }
+
+    def inputs(self, options: Options, folder: RunFolder) -> dict[str, str | None]:
+        """What it would be made from, by role: a digest, or None for what isn't here.
+
+        Raises InputError where the evaluated set, which must be, isn't.
+        """
+        if self.tests and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
+            raise InputError(
+                f"{options.test_root}: no such folder, or none of body pictures in it. Set "
+                "data.test_root, or data.root"
+            )
+        return staleness.digests(self.files(options, folder), self.folders(options))
 
 
 def teacher_weights(options: Options, folder: RunFolder) -> Path:
@@ -181,7 +200,7 @@ def _tested(options: Options) -> str:
     return options.data_test or options.data_train
 
 
-def _labels(options: Options) -> dict[str, Path]:
+def labels(options: Options) -> dict[str, Path]:
     """Files beside the pictures that say more of them."""
     layout = LAYOUTS[_tested(options)]
     return {name: options.test_root / name for name in ("clothes.csv", *layout.scenes.values())}
@@ -191,7 +210,6 @@ def _given(role: str, path: Path | None) -> dict[str, Path]:
     return {} if path is None else {role: path}
 
 
-_ANOTHER = "it isn't what the stage's record speaks of"
 _TRAINING = tuple((kind, "train") for kind in KINDS)
 """Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")
@@ -264,7 +282,7 @@ STAGES: dict[str, Stage] = {
             "eval",
             before=lambda options, folder: "train-student",
             output=lambda options, folder: folder.metrics,
-            files=lambda options, folder: {"the student": folder.student} | _labels(options),
+            files=lambda options, folder: {"the student": folder.student} | labels(options),
             pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
             options=(
                 "data_train",
@@ -286,110 +304,6 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def run_stage(
-    name: str,
-    options: Options,
-    folder: RunFolder,
-    *,
-    force: bool = False,
-    chain: bool = False,
-    deep: bool = False,
-) -> None:
-    """Run a stage, making what is missing before it.
-
-    A fresh output is left as it is unless `force`. A stale one is never replaced silently:
-    InputError says why it is stale and what to type. `chain` brings everything before the stage up
-    to date, not only what is missing (for `all`). `deep` reads every picture again, whatever its
-    time of change.
-    """
-    _run_stage(STAGES[name], options, folder, force=force, chain=chain, deep=deep)
-
-
-def evaluate_alone(
-    options: Options, network: Path, folder: RunFolder, *, force: bool, deep: bool
-) -> None:
-    """Evaluate a weights file on a data root: no cache, no teacher, no earlier stage is needed.
-
-    Raises InputError where the file isn't there, or the folder is that of a training.
-    """
-    if not network.is_file():
-        raise InputError(f"{network}: no such file. --checkpoint takes a weights file")
-    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
-        raise InputError(
-            f"{folder.path}: holds other stages of a run. Type make eval for its own student, or "
-            "give another folder with --run"
-        )
-    plain = STAGES["eval"]
-    alone = replace(
-        plain,
-        before=lambda options, folder: None,
-        files=lambda options, folder: {"the network": network} | _labels(options),
-        # A teacher sees HR faces.
-        pictures=(*plain.pictures, ("hr_face", "query"), ("hr_face", "gallery")),
-        run=lambda options, folder, asked: evaluate(options, network, folder, kind=None),
-    )
-    _run_stage(alone, options, folder, force=force, deep=deep)
-
-
-def _run_stage(
-    stage: Stage,
-    options: Options,
-    folder: RunFolder,
-    *,
-    force: bool = False,
-    chain: bool = False,
-    deep: bool = False,
-) -> None:
-    name = stage.name
-    if deep:
-        folder.memo.unlink(missing_ok=True)
-    before = _before(stage, options, folder)
-    if before is not None:
-        exists = before.output(options, folder).exists()
-        if not exists:
-            say(f"{name} needs {before.output(options, folder)}: running {before.name} first")
-        if chain or not exists:
-            run_stage(before.name, options, folder, chain=chain)
-        _refuse_stale_upstream(before, options, folder, deep)
-
-    output = stage.output(options, folder)
-    stale = why_stale(stage, options, folder, deep) if output.exists() else []
-    unrecorded = _unrecorded(stage, stale, options, folder)
-    harmless = unrecorded or _grows(stage, stale, options, folder)
-    again = deep and stage.tests and not stale
-    if output.exists() and not (force or harmless or again):
-        if not stale:
-            say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
-            return
-        raise InputError(
-            f"{name}: {output} is stale: {'; '.join(stale)}. It is not replaced silently. Type "
-            f"make {name} FORCE=1 (or deskpro {name} … --force) to replace it, or set RUN or tag "
-            "to keep it"
-        )
-    if unrecorded and stage.differences is None and not force:
-        _run_again(stage, options, folder)
-    else:
-        _run(stage, options, folder, force)
-
-
-def _run_again(stage: Stage, options: Options, folder: RunFolder) -> None:
-    """Make an output again that lacks its record, and keep what was there if it was another."""
-    output = stage.output(options, folder)
-    if ranks.rank() > 0:
-        _run(stage, options, folder, replace=False)
-        return
-    kept = output.with_name(output.name + ".unrecorded")
-    while kept.exists():
-        kept = kept.with_name(kept.name + "+")
-    say(f"{stage.name}: {output} has no record; until it is made again it is kept as {kept}")
-    output.rename(kept)
-    _run(stage, options, folder, replace=False)
-    if _identity(kept) == _identity(output):
-        kept.unlink()
-    else:
-        say(f"{stage.name}: {kept} is kept: it was another one")
-
-
 def needed(options: Options) -> list[str]:
     """The stages that a recipe needs, in order."""
     skipped = set()
@@ -398,159 +312,3 @@ def needed(options: Options) -> list[str]:
     elif options.pre_train is not None:
         skipped |= {"train-teacher"}
     return [name for name in STAGES if name not in skipped]
-
-
-def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = False) -> list[str]:
-    """Why a stage's existing output isn't what it would make now; empty when it is.
-
-    deep: where the output knows the content of its pictures, compare that in any case.
-    """
-    record = folder.read_manifest(stage.name)
-    output = stage.output(options, folder)
-    if record is not None and output.exists() and record.get("output") != _identity(output):
-        return [_ANOTHER]
-    inputs = _inputs(stage, options, folder)
-    reasons = staleness.reasons(record, staleness.relevant(options, stage.options), inputs)
-    if stage.changed is None or not output.exists():
-        return reasons
-    # By size and time of change some picture is another one; the output itself knows which.
-    vague = {staleness.changed(role) for role in _pictures(stage, options)}
-    if not deep and not vague & {*reasons}:
-        return reasons
-    return [why for why in reasons if why not in vague] + stage.changed(options, folder)
-
-
-def _grows(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
-    """Whether an output is stale only for lacking what a larger option adds to it."""
-    record = folder.read_manifest(stage.name)
-    if record is None or stage.grows is None or len(stale) != 1:
-        return False
-    before = record["options"].get(stage.grows)
-    now = staleness.relevant(options, [stage.grows])[stage.grows]
-    return stale[0].startswith(f"{stage.grows} was ") and now > before
-
-
-def _unrecorded(stage: Stage, stale: list[str], options: Options, folder: RunFolder) -> bool:
-    """Whether an output is what would be made now, though its record doesn't say so: a kill came
-    between the two. It is then made again, which costs little: from the last checkpoint, say."""
-    if stale not in ([staleness.NO_RECORD], [_ANOTHER]):
-        return False
-    if stage.differences is not None:
-        return not stage.differences(options, folder)
-    begun = read_json(folder.begun(stage.name))
-    now = staleness.relevant(options, stage.options), _inputs(stage, options, folder)
-    return begun is not None and not staleness.reasons(begun, *now)
-
-
-def _before(stage: Stage, options: Options, folder: RunFolder) -> Stage | None:
-    name = stage.before(options, folder)
-    return None if name is None else STAGES[name]
-
-
-def _refuse_stale_upstream(
-    stage: Stage | None, options: Options, folder: RunFolder, deep: bool
-) -> None:
-    """Everything before must be what the options say, as far as it is still there to be asked.
-
-    An output without a record was brought from elsewhere: it is taken as it is.
-    """
-    while stage is not None:
-        output = stage.output(options, folder)
-        if output.exists() and folder.read_manifest(stage.name) is not None:
-            stale = why_stale(stage, options, folder, deep)
-            if stage.lasting and {*stale} <= {
-                staleness.changed(r) for r in _pictures(stage, options)
-            }:
-                for why in stale:
-                    say(f"{output} is used as it is, though {why}")
-            elif stale and not _unrecorded(stage, stale, options, folder):
-                force = "" if _grows(stage, stale, options, folder) else " FORCE=1"
-                raise InputError(
-                    f"{output} is stale: {'; '.join(stale)}. Type make {stage.name}{force} to "
-                    "bring it up to date, or set the options back"
-                )
-        stage = _before(stage, options, folder)
-
-
-def _inputs(stage: Stage, options: Options, folder: RunFolder) -> dict[str, str | None]:
-    if stage.tests and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
-        raise InputError(
-            f"{options.test_root}: no such folder, or none of body pictures in it. Set "
-            "data.test_root, or data.root"
-        )
-    return staleness.digests(stage.files(options, folder), _pictures(stage, options))
-
-
-def _pictures(stage: Stage, options: Options) -> dict[str, tuple[Path, str]]:
-    """The folders of pictures that a stage reads, by role, each with the pattern of its files."""
-    root, dataset = options.data.root, options.data_train
-    if stage.tests:
-        root, dataset = options.test_root, _tested(options)
-    layout = LAYOUTS[dataset]
-    return {
-        f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
-        for kind, split in stage.pictures
-        if layout.prepared or kind == "imgs"
-    }
-
-
-def _identity(output: Path) -> str | None:
-    """The content of an output, as its record names it: a crash or a copy can part the two."""
-    return staleness.digests({"output": output}, {})["output"]
-
-
-def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> None:
-    if ranks.size() > 1 and not stage.parallel:
-        raise InputError(
-            f"{stage.name} runs in one process, {ranks.size()} were started. Run it without "
-            "torchrun first"
-        )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    inputs = _inputs(stage, options, folder)
-    started = time.monotonic()
-    asked = {"options": staleness.relevant(options, stage.options), "inputs": inputs}
-    if ranks.rank() == 0:
-        with write_aside(folder.begun(stage.name)) as aside:
-            aside.write_text(json.dumps(asked) + "\n")
-    made_from = {**asked["options"], **asked["inputs"]}
-    try:
-        facts = stage.run(options, folder, Request(replace, made_from))
-    except BaseException:
-        folder.begun(stage.name).unlink(missing_ok=True)
-        raise
-    if ranks.rank() > 0:
-        _meet()
-        return
-    seconds = time.monotonic() - started
-    with write_aside(folder.path / "config.yaml") as aside:
-        aside.write_text(config.dump(options))
-    folder.write_manifest(
-        stage.name,
-        {
-            "stage": stage.name,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-            **asked,
-            "output": _identity(stage.output(options, folder)),
-            "config": options.model_dump(mode="json"),
-            "facts": dict(facts),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("deskpro", "torch", "zarr", "numpy", "pillow")},
-        },
-    )
-    folder.begun(stage.name).unlink(missing_ok=True)
-    if stage.scratch is not None:
-        shutil.rmtree(stage.scratch(folder), ignore_errors=True)
-    _meet()
-    summary(f"{stage.name}: done in {_duration(seconds)}", facts)
-
-
-def _meet() -> None:
-    """Wait for the other processes: none looks for what the first hasn't written yet."""
-    with ranks.join() as team:
-        team.share(None)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -13,7 +13,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from pipeline import config, failures, plan
+from pipeline import config, failures, plan, running
 from pipeline.run_folder import RunFolder
 from stages.engine.signals import stop_requests
 from stages.errors import InputError, Stopped
@@ -136,7 +136,7 @@ def _with_cache(
         return changed, folder
     shared = RunFolder(folder.path / below / variant)
     teacher = {"pre_train": plan.teacher_weights(options, folder)}
-    plan.run_stage("teacher-cache", config.override(changed, teacher), shared)
+    running.run_stage("teacher-cache", config.override(changed, teacher), shared)
     return config.override(changed, teacher), shared
 
 
@@ -167,4 +167,4 @@ def _same(changed: Options, options: Options) -> bool:
 def _train_and_evaluate(student: Student, force: bool) -> None:
     say(f"{student.variant}, seed {student.seed}, in {student.home.path}")
     for stage in ("train-student", "eval"):
-        plan.run_stage(stage, student.options, student.home, force=force)
+        running.run_stage(stage, student.options, student.home, force=force)

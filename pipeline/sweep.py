@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pipeline import config, plan
+from pipeline import config, running
 from pipeline.ablation import spread
 from pipeline.run_folder import RunFolder
 from pipeline.students import Student, Variants, members, primary_streams, train_and_evaluate
@@ -57,7 +57,7 @@ def run(
             config.override(options, changes)
         except ValueError as error:
             raise InputError(f"--grid: {name} is impossible: {error}") from None
-    plan.run_stage("teacher-cache", options, folder, chain=True)
+    running.run_stage("teacher-cache", options, folder, chain=True)
     students = members(options, folder, variants, seeds, "sweep")
     train_and_evaluate(students, jobs, force)
     rows = pd.DataFrame([row for student in students for row in _rows(student)])

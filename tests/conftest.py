@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline import cli, plan
+from pipeline import cli, running
 from pipeline.config import load
 from pipeline.run_folder import RunFolder
 from stages.data.benchmark import BenchmarkOptions, make_benchmark
@@ -139,7 +139,7 @@ def tiny_run(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("run")
     write_recipe(folder / "tiny.yaml", tiny_benchmark)
     run = RunFolder(folder / "run")
-    plan.run_stage("teacher-cache", load(folder / "tiny.yaml"), run)
+    running.run_stage("teacher-cache", load(folder / "tiny.yaml"), run)
     return run.path
 
 
@@ -148,7 +148,7 @@ def tiny_student(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A run as far as its student; copy it, don't change it."""
     run = tmp_path_factory.mktemp("student") / "run"
     shutil.copytree(tiny_run, run)
-    plan.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
+    running.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
     return run
 
 

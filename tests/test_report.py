@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import plan
+from pipeline import running
 from pipeline.config import load
 from pipeline.report_command import report
 from pipeline.run_folder import RunFolder
@@ -51,7 +51,7 @@ def evaluated(
     clothes = data / "clothes.csv"
     clothes.write_text(clothes.read_text().replace(f"query/{first.stem}.", f"query/{hostile}."))
     write_recipe(folder / "tiny.yaml", data)
-    plan.run_stage("eval", load(folder / "tiny.yaml"), run)
+    running.run_stage("eval", load(folder / "tiny.yaml"), run)
     return run.path
 
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import cli, config, plan
+from pipeline import cli, config, running
 from pipeline.run_folder import RunFolder
 from stages.data.sampler import PKSampler
 from stages.engine.agreement import agreement
@@ -47,7 +47,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """Weights and history of a short training that nobody interrupted."""
     run = RunFolder(tmp_path_factory.mktemp("finished") / "run")
     shutil.copytree(tiny_run, run.path)
-    plan.run_stage("train-student", config.load(tiny_run.parent / "tiny.yaml", SHORT), run)
+    running.run_stage("train-student", config.load(tiny_run.parent / "tiny.yaml", SHORT), run)
     rows = pd.read_csv(run.history("student")).drop(columns="images_per_s")
     return run.student, rows
 
