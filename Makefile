@@ -19,7 +19,7 @@ options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set dev
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test all check-data train-teacher teacher-cache train-student eval report ablation sweep \
+.PHONY: help demo test all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep \
         check format bench install clean
 
 help: ## print the targets
@@ -34,6 +34,9 @@ test: $(ready) ## run the tests
 
 all: $(ready) ## every stage that isn't fresh, in order
 	$(deskpro) all $(options)
+
+prepare: $(ready) ## from a raw dataset to the prepared layout, as the recipe's section prepare says
+	$(deskpro) prepare $(options)
 
 check-data: $(ready) ## find the problems of a dataset before training does
 	$(deskpro) check-data --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)

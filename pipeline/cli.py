@@ -12,6 +12,7 @@ import click
 from pipeline import failures
 from pipeline.cache_commands import cache
 from pipeline.compare_command import compare
+from pipeline.prepare_command import prepare
 from pipeline.report_command import report
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def eval_(
 
 deskpro.add_command(cache)
 deskpro.add_command(compare)
+deskpro.add_command(prepare)
 deskpro.add_command(report)
 
 
@@ -231,11 +233,12 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
 
     options, folder = _open(config, run_dir, overrides)
     layout = LAYOUTS[options.data_train]
+    prepared = layout.prepared(options.data.root)
     checked = check(
         options.data.root,
         options.data_train,
-        needs=KINDS if layout.prepared else ("imgs",),
-        test_needs=("imgs", "lr_face") if layout.prepared else ("imgs",),
+        needs=KINDS if prepared else ("imgs",),
+        test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
         memo=folder.memo,
     )

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -106,7 +106,8 @@ def option_names() -> list[str]:
 
 def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        kind = field.annotation
+        optional = [k for k in get_args(field.annotation) if k is not type(None)]
+        kind = optional[0] if len(optional) == 1 else field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
@@ -140,7 +141,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
         value = text
     *sections, leaf = key.split(".")
     for section in sections:
-        below = tree.setdefault(section, {})
+        if tree.get(section) is None:  # absent, or an optional section that isn't given
+            tree[section] = {}
+        below = tree[section]
         if not isinstance(below, dict):
             raise InputError(f"--set {override!r}: {section} is a single value, it has no {leaf}")
         tree = below

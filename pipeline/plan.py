@@ -56,6 +56,10 @@ class Stage:
     again then finds pictures by content, and costs little: --deep runs it, fresh or not."""
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
+    sources: Callable[[Options], dict[str, tuple[Path, str]]] | None = None
+    """Other folders of pictures that it reads, as `folders` gives them."""
+    home: Callable[[Options, RunFolder], RunFolder] = lambda options, folder: folder
+    """Where its record lies: in the run folder, unless several runs share what it makes."""
 
     def upstream(self, options: Options, folder: RunFolder) -> Stage | None:
         """The stage whose output it needs, if any."""
@@ -64,14 +68,17 @@ class Stage:
 
     def folders(self, options: Options) -> dict[str, tuple[Path, str]]:
         """The folders of pictures that it reads, by role, each with the pattern of its files."""
+        if self.sources is not None:
+            return self.sources(options)
         root, dataset = options.data.root, options.data_train
         if self.tests:
             root, dataset = options.test_root, _tested(options)
         layout = LAYOUTS[dataset]
+        prepared = layout.prepared(root)
         return {
-            f"{kind} of {split}": (root / kind if layout.prepared else root, layout.files[split])
+            f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
             for kind, split in self.pictures
-            if layout.prepared or kind == "imgs"
+            if prepared or kind == "imgs"
         }
 
     def inputs(self, options: Options, folder: RunFolder) -> dict[str, str | None]:
@@ -102,6 +109,14 @@ def targets(options: Options, folder: RunFolder) -> Path | None:
 
 
 # The stage modules import torch; they are imported when they run, not when this is.
+
+
+def _prepare(options: Options, folder: RunFolder, asked: Request) -> Facts:
+    from stages import prepare as stage
+
+    root = options.data.root
+    outputs = stage.Outputs(root / "prepare.csv", root / "prepare.html")
+    return stage.run(options, stage.Inputs(folder.memo), outputs)
 
 
 def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts:
@@ -206,6 +221,51 @@ def labels(options: Options) -> dict[str, Path]:
     return {name: options.test_root / name for name in ("clothes.csv", *layout.scenes.values())}
 
 
+def _prepared(options: Options, folder: RunFolder) -> str | None:
+    """The stage that makes `data.root`, for a recipe that says how."""
+    return None if options.prepare is None else "prepare"
+
+
+def _raw(options: Options) -> dict[str, tuple[Path, str]]:
+    """What preparation is made from, by role."""
+    settings = options.prepare
+    if settings is None:
+        return {}
+    found: dict[str, tuple[Path, str]] = {}
+    if settings.root is not None:
+        layout = LAYOUTS[options.data_train]
+        bodies = layout.bodies(settings.root)
+        if options.data_train == "own" and not bodies.is_dir():
+            found["the raw pictures"] = (settings.root, "**/*")
+        else:
+            for split, pattern in layout.files.items():
+                found[f"the raw pictures of {split}"] = (bodies, pattern)
+    if settings.parsing.method == "labels" and settings.parsing.labels is not None:
+        found["the label maps"] = (settings.parsing.labels, "**/*.png")
+    if settings.restoration.method == "pictures" and settings.restoration.pictures is not None:
+        found["the HR pictures"] = (settings.restoration.pictures, "**/*")
+    return found
+
+
+def _models(options: Options) -> dict[str, Path]:
+    """The weights that preparation uses, by option."""
+    settings = options.prepare
+    if settings is None:
+        return {}
+    found = _given("prepare.face.model", settings.face.model)
+    found |= _given("prepare.restoration.model", settings.restoration.model)
+    if settings.parsing.model is not None and Path(settings.parsing.model).is_dir():
+        for path in sorted(Path(settings.parsing.model).iterdir()):
+            if path.suffix in (".json", ".safetensors", ".bin"):
+                found[f"prepare.parsing.model, {path.name}"] = path
+    if settings.root is not None:
+        found |= {
+            name: settings.root / name
+            for name in ("clothes.csv", *LAYOUTS[options.data_train].scenes.values())
+        }
+    return found
+
+
 def _given(role: str, path: Path | None) -> dict[str, Path]:
     return {} if path is None else {role: path}
 
@@ -213,13 +273,26 @@ def _given(role: str, path: Path | None) -> dict[str, Path]:
 _TRAINING = tuple((kind, "train") for kind in KINDS)
 """Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")
+_PREPARE = ("root", "own", "steps", "parsing", "mask", "face", "restoration", "unusable", "shown")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage(
-            "train-teacher",
+            "prepare",
             before=lambda options, folder: None,
+            output=lambda options, folder: options.data.root / "prepare.csv",
+            files=lambda options, folder: _models(options),
+            pictures=(),
+            sources=_raw,
+            options=("data_train", *(f"prepare.{name}" for name in _PREPARE)),
+            run=_prepare,
+            parallel=True,
+            home=lambda options, folder: RunFolder(options.data.root / ".prepare"),
+        ),
+        Stage(
+            "train-teacher",
+            before=_prepared,
             output=lambda options, folder: folder.teacher,
             files=lambda options, folder: _given("teacher.pre_train", options.teacher.pre_train),
             pictures=_TRAINING,
@@ -230,7 +303,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "teacher-cache",
-            before=lambda options, folder: None if options.pre_train else "train-teacher",
+            before=lambda options, folder: (
+                _prepared(options, folder) if options.pre_train else "train-teacher"
+            ),
             output=lambda options, folder: folder.targets,
             files=lambda options, folder: {"the teacher": teacher_weights(options, folder)},
             pictures=_TRAINING,
@@ -252,7 +327,9 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "train-student",
-            before=lambda options, folder: "teacher-cache" if targets(options, folder) else None,
+            before=lambda options, folder: (
+                "teacher-cache" if targets(options, folder) else _prepared(options, folder)
+            ),
             output=lambda options, folder: folder.student,
             files=lambda options, folder: (
                 _given("the cache", targets(options, folder))
@@ -306,7 +383,7 @@ STAGES: dict[str, Stage] = {
 
 def needed(options: Options) -> list[str]:
     """The stages that a recipe needs, in order."""
-    skipped = set()
+    skipped = {"prepare"} if options.prepare is None else set()
     if not options.uses_targets:
         skipped |= {"train-teacher", "teacher-cache"}
     elif options.pre_train is not None:

@@ -40,7 +40,7 @@ def run_stage(
     time of change.
     """
     stage = STAGES[stage] if isinstance(stage, str) else stage
-    name = stage.name
+    name, folder = stage.name, stage.home(options, folder)
     if deep:
         folder.memo.unlink(missing_ok=True)
     before = stage.upstream(options, folder)
@@ -166,14 +166,15 @@ def _refuse_stale_upstream(
     An output without a record was brought from elsewhere: it is taken as it is.
     """
     while stage is not None:
-        output = stage.output(options, folder)
-        if output.exists() and folder.read_manifest(stage.name) is not None:
-            stale = why_stale(stage, options, folder, deep)
+        home = stage.home(options, folder)
+        output = stage.output(options, home)
+        if output.exists() and home.read_manifest(stage.name) is not None:
+            stale = why_stale(stage, options, home, deep)
             if stage.lasting and {*stale} <= {staleness.changed(r) for r in stage.folders(options)}:
                 for why in stale:
                     say(f"{output} is used as it is, though {why}")
-            elif stale and not _unrecorded(stage, stale, options, folder):
-                force = "" if _grows(stage, stale, options, folder) else " FORCE=1"
+            elif stale and not _unrecorded(stage, stale, options, home):
+                force = "" if _grows(stage, stale, options, home) else " FORCE=1"
                 raise InputError(
                     f"{output} is stale: {'; '.join(stale)}. Type make {stage.name}{force} to "
                     "bring it up to date, or set the options back"

@@ -45,9 +45,10 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     """Compare every run with the first; writes compare.csv and compare.png into `out`.
 
     A difference is the mean over queries of the paired difference; its interval is a bootstrap over
-    queries (95 %), its p that of random signs, two-sided. Raises InputError where a run has no
-    evaluation, and, but for `anyway`, where protocols or data differ; then only the protocols, and
-    of these the queries, that all have are compared.
+    queries (95 %), its p that of random signs, two-sided: they speak of other queries, not of
+    another training of the same recipe. Raises InputError where a run has no evaluation, and, but
+    for `anyway`, where protocols or data differ; then only the protocols, and of these the queries,
+    that all have are compared.
     """
     runs = [_open(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     differing = [line for other in runs[1:] for line in _differences(runs[0], other)]

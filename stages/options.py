@@ -6,6 +6,8 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +28,12 @@ class Section(BaseModel):
     """A part of the options: unknown keys and wrong types are refused, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _one_of(name: str, known: Collection[str]) -> str:
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name
 
 
 class Data(Section):
@@ -249,6 +257,158 @@ class Evaluation(Section):
     """Ranks of the CMC that are printed and saved."""
 
 
+class Own(Section):
+    """How a folder of one's own is read: who, where, and what is held out."""
+
+    name: str = r"(?P<pid>[^/]+)/.*"
+    """Regular expression that a picture's whole path below the root must match. Group pid, and
+    where known camid, clothes, split (train, query, gallery). Without camid each picture of an
+    identity counts as a camera of its own."""
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the identities held out for query and gallery, where the name has no split."""
+    query: Positive = 1
+    """Pictures that are queries, of each held-out identity and camera; the rest is gallery."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides who is held out, and which pictures are queries."""
+
+    @field_validator("name")
+    @classmethod
+    def _known_groups(cls, name: str) -> str:
+        try:
+            groups = set(re.compile(name).groupindex)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression: {error}") from None
+        if "pid" not in groups or groups - {"pid", "camid", "clothes", "split"}:
+            raise ValueError(
+                "needs the group (?P<pid>…), and may have camid, clothes, split; it has "
+                + (", ".join(sorted(groups)) or "none")
+            )
+        return name
+
+
+class Parsing(Section):
+    """Step 1: a label map for every body picture."""
+
+    method: str = "labels"
+    """labels reads label maps that exist, segformer makes them."""
+    scheme: str = "atr"
+    """What the class ids mean; `deskpro prepare --explain` shows the table."""
+    labels: FilePath | None = None
+    """For labels: the folder of PNGs of one channel, below it the paths of the body pictures."""
+    model: str | None = None
+    """For segformer: a local folder in the format of transformers, or a name on its hub."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        from stages.preparation.parsing import PARSERS
+
+        return _one_of(name, PARSERS)
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, name: str) -> str:
+        from stages.preparation.schemes import SCHEMES
+
+        return _one_of(name, SCHEMES)
+
+
+class Mask(Section):
+    """Step 2: the mask from the label map."""
+
+    method: str = "regions"
+    """regions: head, clothes and other skin, as the scheme's table says."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        from stages.preparation.masks import MASKS
+
+        return _one_of(name, MASKS)
+
+
+class FaceBox(Section):
+    """Step 3: where the face is."""
+
+    method: str = "head"
+    """head takes the square about the head region of the label map, yunet asks a detector."""
+    model: FilePath | None = None
+    """For yunet: its ONNX file."""
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.15
+    """Room on each side of what was found, as a share of its longer side."""
+    min_side: Positive = 8
+    """A smaller box, in pixels, is no face."""
+    visible: Fraction = 0.1
+    """For head: the least share of the head region that must be face, where the scheme tells."""
+    score: Fraction = 0.6
+    """For yunet: the least confidence."""
+    height: Annotated[int, Field(ge=32, le=4096)] = 512
+    """For yunet: body pictures that are lower are enlarged to this height first."""
+    inside_head: bool = True
+    """For yunet: a face whose centre lies outside the head region of the label map is dropped."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        from stages.preparation.faces import BOXES
+
+        return _one_of(name, BOXES)
+
+
+class Restoration(Section):
+    """Step 4: the HR face."""
+
+    method: str = "bicubic"
+    """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
+    HR body pictures."""
+    model: FilePath | None = None
+    """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
+    pictures: FilePath | None = None
+    """For pictures: the folder of HR body pictures, below it the paths of the body pictures."""
+    size: Annotated[int, Field(ge=16, le=2048)] = 224
+    """Side of the HR face of bicubic and pictures; a network's is its own."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        from stages.preparation.restoration import RESTORERS
+
+        return _one_of(name, RESTORERS)
+
+
+STEPS = ("parsing", "mask", "face", "restoration")
+
+
+class Prepare(Section):
+    """From a raw dataset to the prepared layout in `data.root`."""
+
+    root: FilePath | None = None
+    """The raw dataset, laid out as `data_train` says; where not given, the pictures that are in
+    `data.root` already."""
+    own: Own = Own()
+    """How `root` is read where `data_train` is own."""
+    steps: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = STEPS
+    """Which steps are done; what the others would make is taken as it is."""
+    parsing: Parsing = Parsing()
+    mask: Mask = Mask()
+    face: FaceBox = FaceBox()
+    restoration: Restoration = Restoration()
+    unusable: Literal["refuse", "leave-out"] = "refuse"
+    """Pictures that can't be read, or whose label map is missing, of another size or has an unknown
+    class: an error, or left out and listed."""
+    batch: Positive = 16
+    """Pictures that go through a network at a time, and are kept together when interrupted."""
+    shown: Annotated[int, Field(ge=0, le=500)] = 24
+    """Random, and as many doubtful, pictures on the contact sheet."""
+
+    @field_validator("steps")
+    @classmethod
+    def _known_steps(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        for name in steps:
+            _one_of(name, STEPS)
+        return tuple(name for name in STEPS if name in steps)
+
+
 class Options(Section):
     """Everything that a recipe says."""
 
@@ -269,6 +429,8 @@ class Options(Section):
     batchimage: Annotated[int, Field(ge=2)] = 6
     """K: pictures of each identity in a batch of the student."""
     data: Data = Data()
+    prepare: Prepare | None = None
+    """How `data.root` is made from a raw dataset; where not given, it is there."""
     teacher: Network = Network()
     student: Network = Network()
     train_teacher: TeacherTraining = TeacherTraining()

@@ -82,7 +82,7 @@ def run(
         **_training(options, inputs),
         **_origin(options, metrics, root, inputs),
     }
-    page = render(parts)
+    page = render("report", parts)
     with write_aside(outputs.report) as aside:
         aside.write_text(page, encoding="utf-8")
     facts: dict[str, object] = {

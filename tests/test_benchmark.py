@@ -211,7 +211,7 @@ def test_default_plan_is_balanced() -> None:
 
 def test_layout_names_and_sizes(tiny: Path) -> None:
     assert sorted(path.name for path in tiny.iterdir()) == [
-        "benchmark.json", "clothes.csv", "hr_face", "imgs", "lr_face", "mask"
+        "benchmark.json", "clothes.csv", "hr_face", "imgs", "labels", "lr_face", "mask"
     ]  # fmt: skip
     back = {p.path for p in plan_pictures(TINY) if p.back}
     bodies = {str(p.relative_to(tiny / "imgs")) for p in (tiny / "imgs").rglob("*.jpg")}
@@ -223,6 +223,23 @@ def test_layout_names_and_sizes(tiny: Path) -> None:
         for file in files:
             assert re.fullmatch(r"\d+_c\d+_\d+\.jpg", Path(file).name)
             assert pixels(tiny, kind, file).shape == shape
+    assert {str(p.relative_to(tiny / "labels")) for p in (tiny / "labels").rglob("*.png")} == {
+        body.replace(".jpg", ".png") for body in bodies
+    }
+
+
+def test_label_maps_are_the_masks_and_tell_faces_from_the_backs_of_heads(tiny: Path) -> None:
+    back = {p.path for p in plan_pictures(TINY) if p.back}
+    regions = ({2, 11}, {4}, {14})  # ATR: hair and face, upper clothes, an arm
+    for path in (tiny / "labels").rglob("*.png"):
+        labels = np.asarray(Image.open(path))
+        body = str(path.relative_to(tiny / "labels").with_suffix(".jpg"))
+        assert {*np.unique(labels)} <= {0, 2, 4, 11, 14}
+        assert (11 in labels) == (body not in back)
+        if body not in back:
+            mask = pixels(tiny, "mask", body) >= 128
+            for channel, classes in enumerate(regions):
+                assert (mask[..., channel] == np.isin(labels, [*classes])).all()
 
 
 def test_clothes_table(tiny: Path) -> None:

@@ -15,8 +15,8 @@ from tests.conftest import REPOSITORY, run_process
 
 BLOCKS = {"data", "models", "losses", "metrics", "reporting"}
 """Rooms under stages/ that don't know each other."""
-ENGINE = "engine"
-"""The room of what stages share; it stands on the blocks, below the stages."""
+SHARED = {"engine", "preparation"}
+"""Rooms of what stages are made of; they stand on the blocks, below the stages."""
 LEAVES = {"errors", "files", "options", "progress", "device", "ranks"}
 """Modules under stages/ that any room may import."""
 
@@ -64,12 +64,12 @@ def violations(path: Path, imported: set[str]) -> list[str]:
                 against = True
             elif first in LEAVES:
                 against = block in BLOCKS and first == "options"
-            elif block == ENGINE:
-                against = first not in BLOCKS | {ENGINE}
+            elif block in SHARED:
+                against = first not in BLOCKS | {block}
             elif block is not None:
                 against = first != block
             elif stage is not None:
-                against = first not in BLOCKS | {ENGINE} and first != stage
+                against = first not in BLOCKS | SHARED and first != stage
         if against:
             wrong.append(name)
     return wrong
@@ -77,9 +77,11 @@ def violations(path: Path, imported: set[str]) -> list[str]:
 
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    required = [*project["dependencies"], *extras]
     lock = (REPOSITORY / "requirements.lock").read_text()
     pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    pinned = {name.replace("_", "-") for name in pinned}
     names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in required}
     assert names <= pinned
 

@@ -11,6 +11,8 @@ from pipeline import config
 from pipeline.ablation import STUDIES
 from stages.data.layouts import LAYOUTS
 from stages.options import Options
+from stages.preparation.methods import METHODS
+from stages.preparation.schemes import SCHEMES
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -51,7 +53,8 @@ def test_every_option_that_the_text_names_exists() -> None:
     named = re.findall(rf"\b((?:{sections})(?:\.[a-zA-Z_0-9]+)+)\b", README)
     assert named
     for name in named:
-        assert name in known or name.endswith((".safetensors", ".csv", ".json")), name
+        files = (".safetensors", ".csv", ".json", ".html", ".yaml")
+        assert name in known or name.endswith(files), name
 
 
 def test_every_make_target_that_the_text_names_exists() -> None:
@@ -67,9 +70,17 @@ def test_every_file_that_the_text_links_exists() -> None:
         assert (REPOSITORY / target).exists(), target
 
 
-def test_the_recipe_in_the_text_is_a_recipe(tmp_path_factory: object) -> None:
-    [recipe] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert Options.model_validate(yaml.safe_load(recipe))
+def test_the_recipes_in_the_text_are_recipes() -> None:
+    recipes = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        assert Options.model_validate(yaml.safe_load(recipe))
+
+
+def test_every_method_of_preparation_is_named() -> None:
+    section = README.split("### From a raw dataset")[1].split("\n## ")[0]
+    for name in [name for methods in METHODS.values() for name in methods] + [*SCHEMES]:
+        assert f"`{name}`" in section
 
 
 def test_every_layout_is_named() -> None:
@@ -94,7 +105,8 @@ def test_every_command_that_the_text_types_exists() -> None:
 def test_every_dependency_is_explained() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     explained = {name.strip().lower() for row in rows("Dependencies") for name in row[0].split(",")}
-    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    required = [*project["dependencies"], *extras]
     names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in required}
     assert {name for name in names if "types-" not in name and "-stubs" not in name} == explained
 

@@ -91,11 +91,11 @@ def check_data(
     change), so that a stage that runs again doesn't decode all of them again.
     """
     layout = LAYOUTS[dataset]
-    if training and not layout.prepared and set(needs) - {"imgs"}:
+    if training and not layout.prepared(root) and set(needs) - {"imgs"}:
         raise InputError(
             f"{dataset} brings body pictures only, {', '.join(needs[1:])} would be needed. Train "
             "the body stream without targets: --set forward_mode=body --set kd_loss.enable=false "
-            "--set mse.mse_weight=0; or prepare faces and masks for it"
+            "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
     table, problems = read_index(root, layout, splits)
     left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
@@ -141,7 +141,7 @@ def _complete(
     train = table[table["split"] == "train"]
     for row in train.to_dict("records"):
         absent = [kind for kind in wanted if row[kind] is None]
-        if absent and len(absent) == len(wanted):
+        if absent and {*absent} >= {"lr_face", "hr_face"} & {*wanted}:
             reasons[row["sample_id"]] = "no face was found: it has no " + ", ".join(absent)
         elif absent:
             path = root / absent[0] / row["sample_id"]

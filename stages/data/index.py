@@ -56,7 +56,7 @@ def read_index(
     bodies = layout.bodies(root)
     rows: list[dict[str, object]] = []
     for split in splits:
-        companions = _Companions(root) if layout.prepared else None
+        companions = _Companions(root) if layout.prepared(root) else None
         pictures = list(layout.pictures(root, split))
         if not pictures:
             folder = bodies / layout.files[split].split("*")[0].split("[")[0]

@@ -44,16 +44,17 @@ class Name:
 class Layout:
     """A dataset's folders and naming rule.
 
-    files: split → glob below the root (below `imgs/` if prepared). rules: one of them must match
-    the path from there, never the full path: a parent folder that looks like an id must not be read
-    as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3), clothes, scene.
+    files: split → glob below the root (below `imgs/` where it is prepared). rules: one of them must
+    match the path from there, never the full path: a parent folder that looks like an id must not
+    be read as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3), clothes,
+    scene.
     """
 
     example: str
     rules: tuple[re.Pattern[str], ...]
     files: Mapping[str, str] = field(default_factory=lambda: PREPARED)
-    prepared: bool = False
-    """Has lr_face/, hr_face/ and mask/ beside imgs/; others have body pictures only."""
+    always_prepared: bool = False
+    """Exists in the prepared layout alone."""
     junk: frozenset[str] = frozenset()
     """pids that stand for nobody and are dropped."""
     outfits: Mapping[int, str] = field(default_factory=dict)
@@ -64,9 +65,13 @@ class Layout:
     protocols: tuple[str, ...] = ("market",)
     """What it is scored by where a recipe doesn't say (stages/metrics/protocols.py)."""
 
+    def prepared(self, root: Path) -> bool:
+        """Whether the root has lr_face/, hr_face/ and mask/ beside imgs/, not bodies only."""
+        return self.always_prepared or (root / "imgs").is_dir()
+
     def bodies(self, root: Path) -> Path:
         """The folder from which paths are counted."""
-        return root / "imgs" if self.prepared else root
+        return root / "imgs" if self.prepared(root) else root
 
     def pictures(self, root: Path, split: str) -> Iterator[Path]:
         """The body pictures of a split, sorted; files that aren't pictures are passed over."""
@@ -106,17 +111,23 @@ LAYOUTS: dict[str, Layout] = {
     "benchmark": Layout(
         "<pid>_c<camid>_<frame>.jpg",
         _BY_CAMERA,
-        prepared=True,
+        always_prepared=True,
         protocols=("market", "cloth-changing"),
     ),
-    "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_CELEB),
+    "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, always_prepared=True, counts=_CELEB),
     "celeb-light": Layout(
         "<pid>_<camid>_<frame>.jpg",
         _name(r"(?P<pid>\d+)_(?P<camid>\d{1,9})_[^/]*"),
-        prepared=True,
+        always_prepared=True,
         counts=_CELEB_LIGHT,
     ),
-    "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, prepared=True, counts=_PRCC),
+    "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, always_prepared=True, counts=_PRCC),
+    "own": Layout(
+        "<pid>_c<camid>_<frame>.jpg",
+        _name(r"(?P<pid>[^/]+?)_c(?P<camid>\d{1,9})_[^/]*"),
+        always_prepared=True,
+        protocols=("market", "cloth-changing"),
+    ),
     "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB, protocols=_CELEB_RULES),
     "celeb-light-raw": Layout(
         "<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB_LIGHT, protocols=_CELEB_RULES

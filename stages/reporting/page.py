@@ -14,14 +14,15 @@ from markupsafe import Markup
 from stages.reporting.charts import bar, number
 
 
-def render(parts: Mapping[str, Any]) -> str:
-    """The page. Every value is escaped, unless it is Markup that `stages.reporting` made.
+def render(name: str, parts: Mapping[str, Any]) -> str:
+    """The page of `name`.html.j2. Every value is escaped, unless it is Markup made here.
 
     The content security policy lets the page load nothing but the pictures inside it, and run
     nothing but its own script, known by its hash: neither the network nor a hostile name in the
     data can add to it.
     """
-    style, script = _text("report.css"), _text("report.js")
+    style = _text(f"{name}.css")
+    script = _text("report.js") if name == "report" else ""  # the only page that moves
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; "
         f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"
@@ -31,7 +32,7 @@ def render(parts: Mapping[str, Any]) -> str:
     )
     environment.globals["bar"] = bar
     environment.filters |= {"percent": percent, "number": number, "short": short}
-    template = environment.from_string(_text("report.html.j2"))
+    template = environment.from_string(_text(f"{name}.html.j2"))
     return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)
 
 

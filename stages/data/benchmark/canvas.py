@@ -18,12 +18,13 @@ CANVAS_HEIGHT = 1024
 
 
 class Label(IntEnum):
-    """What a pixel shows."""
+    """What a pixel shows, by the class ids of the ATR parsing scheme."""
 
     BACKGROUND = 0
-    HEAD = 1
-    CLOTHES = 2
-    SKIN = 3
+    HAIR = 2
+    CLOTHES = 4
+    FACE = 11
+    SKIN = 14
 
 
 @dataclass(frozen=True)

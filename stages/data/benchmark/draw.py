@@ -10,7 +10,14 @@ from PIL import Image
 from stages.data.benchmark.backdrop import draw_backdrop, draw_occluders
 from stages.data.benchmark.canvas import CANVAS_HEIGHT, Canvas
 from stages.data.benchmark.figure import draw_figure
-from stages.data.benchmark.optics import cut, face_box, record, region_picture, restore
+from stages.data.benchmark.optics import (
+    cut,
+    face_box,
+    label_map,
+    record,
+    region_picture,
+    restore,
+)
 from stages.data.benchmark.options import BenchmarkOptions
 from stages.data.benchmark.people import Outfit, Person, draw_look, draw_outfit, draw_person
 from stages.data.benchmark.plan import Picture
@@ -20,9 +27,11 @@ from stages.data.benchmark.streams import stream
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is stored of one picture, all RGB. A back view has a body only."""
+    """What is stored of one picture. A back view has neither faces nor mask."""
 
     body: Image.Image
+    labels: Image.Image
+    """Of `Label`, one channel; the rest is RGB."""
     lr_face: Image.Image | None = None
     hr_face: Image.Image | None = None
     mask: Image.Image | None = None
@@ -48,15 +57,17 @@ def draw_picture(picture: Picture, options: BenchmarkOptions) -> Drawing:
     draw_occluders(canvas, moment, head, front)
 
     body = record(canvas.picture, camera, moment, size, optics)
+    labels = label_map(canvas.labels, size)
     if picture.back:
-        return Drawing(body)
+        return Drawing(body, labels)
     box, side = face_box(head, moment, canvas.size), options.face_size
     clean = cut(canvas.picture, box, side)
     return Drawing(
         body=body,
+        labels=labels,
         lr_face=cut(body, box, side, options.body_height / CANVAS_HEIGHT),
         hr_face=restore(clean, camera, moment, options.restoration, optics),
-        mask=region_picture(canvas.labels, size),
+        mask=region_picture(labels),
     )
 
 

@@ -38,13 +38,14 @@ class Head:
         shift = -0.1 * np.sin(self.pose.yaw)
         dark = darker(self.person.look.hair, 0.18)
         if self.person.look.hair_style == "bun":
-            self._fill(ellipse(complex(shift, -1.1), 0.3 * volume, 0.27 * volume), dark)
+            bun = ellipse(complex(shift, -1.1), 0.3 * volume, 0.27 * volume)
+            self._fill(bun, dark, Label.HAIR)
         ends = {"bob": 0.85, "long": 1.55}
         if self.person.look.hair_style in ends:
             end = ends[self.person.look.hair_style] + face.hair_arch
             half = [(0.5 * wide, -1.0), (wide, -0.45), (wide + 0.05, 0.3), (0.95 * wide, end)]
             pairs = half + [(-x, y) for x, y in reversed(half)]
-            self._fill(smooth(points(*pairs) + shift), dark)
+            self._fill(smooth(points(*pairs) + shift), dark, Label.HAIR)
 
     def draw_front(self) -> None:
         """The face with everything on it."""
@@ -63,19 +64,21 @@ class Head:
         """The back of the head: hair, and the ears unless the hair covers them."""
         person, volume = self.person, self.face.hair_volume
         long = person.look.hair_style in ("bob", "long")
+        # Ears and nape are head, but no face: hair is the class for that.
         if not long:
-            self._ears()
-        self._fill(self.outline, person.look.skin)
+            self._ears(Label.HAIR)
+        self._fill(self.outline, person.look.skin, Label.HAIR)
         crown = self.outline * (volume if person.look.hair_style != "cropped" else 1.02)
         end = {"bob": 0.85, "long": 1.55}.get(person.look.hair_style, 0.55)
         low = np.where(crown.imag > 0, crown.imag * end, crown.imag)
-        self._fill(crown.real + 1j * low, person.look.hair)
+        self._fill(crown.real + 1j * low, person.look.hair, Label.HAIR)
         if person.look.hair_style == "bun":
-            self._fill(ellipse(-0.55j, 0.3 * volume, 0.28 * volume), darker(person.look.hair, 0.2))
+            bun = ellipse(-0.55j, 0.3 * volume, 0.28 * volume)
+            self._fill(bun, darker(person.look.hair, 0.2), Label.HAIR)
         shade = darker(person.look.hair, 0.12)
         for x in (-0.3, 0.0, 0.3):
             strand = points((x * 0.6, -0.75), (x, -0.2), (x * 1.1, 0.5 * end))
-            self._stroke(strand, 0.025, shade)
+            self._stroke(strand, 0.025, shade, Label.HAIR)
 
     def _turned(self, local: Points | complex, depth: float = 0.0) -> Points:
         """Points on the face's surface, moved as the head's turn and nod move them."""
@@ -85,21 +88,24 @@ class Head:
         x = local.real * np.cos(self.pose.yaw) + z * np.sin(self.pose.yaw)
         return np.asarray(x + 1j * (local.imag + self.pose.pitch * (1 + depth)))
 
-    def _fill(self, local: Points, colour: Colour) -> None:
-        self.canvas.polygon(self.frame(local), colour, Label.HEAD)
+    def _fill(self, local: Points, colour: Colour, label: Label = Label.FACE) -> None:
+        self.canvas.polygon(self.frame(local), colour, label)
 
-    def _stroke(self, local: Points, width: float, colour: Colour) -> None:
-        self.canvas.line(self.frame(local), width * self.frame.scale, colour, Label.HEAD)
+    def _stroke(
+        self, local: Points, width: float, colour: Colour, label: Label = Label.FACE
+    ) -> None:
+        self.canvas.line(self.frame(local), width * self.frame.scale, colour, label)
 
-    def _ears(self) -> None:
+    def _ears(self, label: Label = Label.FACE) -> None:
         face, yaw = self.face, self.pose.yaw
         for side in (-1, 1):
             x = side * (face.width + 0.25 * face.ear_angle * face.ear_size) - 0.3 * np.sin(yaw)
             centre = complex(x, face.eye_height + 0.12)
             wide = face.ear_size * (0.45 + face.ear_angle)
-            self._fill(ellipse(centre, wide, face.ear_size), darker(self.person.look.skin, 0.06))
-            self._fill(ellipse(centre, 0.5 * wide, 0.6 * face.ear_size),
-                       darker(self.person.look.skin, 0.18))  # fmt: skip
+            skin = self.person.look.skin
+            self._fill(ellipse(centre, wide, face.ear_size), darker(skin, 0.06), label)
+            inner = ellipse(centre, 0.5 * wide, 0.6 * face.ear_size)
+            self._fill(inner, darker(skin, 0.18), label)
 
     def _cheeks(self) -> None:
         face, person = self.face, self.person
@@ -219,10 +225,10 @@ class Head:
         rim = abs(shell.real).max()
         temples = np.clip(temples.real, -rim, rim) + 1j * temples.imag
         front = np.concatenate([temples[:1], edge, temples[1:]])
-        self._fill(np.concatenate([shell, front]), person.look.hair)
+        self._fill(np.concatenate([shell, front]), person.look.hair, Label.HAIR)
         lighter = blend(person.look.hair, (255, 240, 220), 0.14)
         gleam = points((-0.5, -0.72), (-0.25, -0.84), (0.05, -0.87)) * volume
-        self._stroke(gleam + 0.15 * np.sin(yaw), 0.05, lighter)
+        self._stroke(gleam + 0.15 * np.sin(yaw), 0.05, lighter, Label.HAIR)
 
     def _glasses(self) -> None:
         face, person = self.face, self.person

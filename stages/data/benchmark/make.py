@@ -20,10 +20,16 @@ from stages.data.benchmark.draw import draw_picture
 from stages.data.benchmark.options import BenchmarkOptions
 from stages.data.benchmark.plan import SPLITS, Picture, plan_pictures
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the same options give other files."""
 
-FOLDERS = {"body": "imgs", "lr_face": "lr_face", "hr_face": "hr_face", "mask": "mask"}
+FOLDERS = {
+    "body": "imgs",
+    "labels": "labels",
+    "lr_face": "lr_face",
+    "hr_face": "hr_face",
+    "mask": "mask",
+}
 """Which folder holds which field of a `Drawing`."""
 
 _BATCH = 16
@@ -121,9 +127,13 @@ def _write_batch(folder: Path, pictures: list[Picture], options: BenchmarkOption
             image: Image.Image | None = getattr(drawing, field.name)
             if image is None:
                 continue
+            path = folder / FOLDERS[field.name] / picture.path
+            if field.name == "labels":
+                image.save(path.with_suffix(".png"))
+                continue
             # A threshold of 128 must give a mask's regions back to the pixel.
             kept = {"quality": 100, "subsampling": 0} if field.name == "mask" else {"quality": 92}
-            image.save(folder / FOLDERS[field.name] / picture.path, "JPEG", **kept)
+            image.save(path, "JPEG", **kept)
     return len(pictures)
 
 

@@ -83,11 +83,21 @@ def cut(picture: Image.Image, box: Box, side: int, scale: float = 1.0) -> Image.
     return picture.resize((side, side), Image.Resampling.BICUBIC, (left, top, right, bottom))
 
 
-def region_picture(labels: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask: RGB of 0 and 255, red the head, green the clothes, blue other skin."""
-    shown = np.asarray(labels.resize(size, Image.Resampling.NEAREST))
-    regions = (Label.HEAD, Label.CLOTHES, Label.SKIN)
-    return Image.fromarray(np.stack([255 * (shown == r).astype(np.uint8) for r in regions], -1))
+def label_map(labels: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What each pixel of the body picture shows, as `Label`."""
+    return labels.resize(size, Image.Resampling.NEAREST)
+
+
+def region_picture(labels: Image.Image) -> Image.Image:
+    """The mask: RGB of 0 and 255, red the head, green the clothes, blue other skin.
+
+    labels: a label map.
+    """
+    shown = np.asarray(labels)
+    regions = ((Label.HAIR, Label.FACE), (Label.CLOTHES,), (Label.SKIN,))
+    return Image.fromarray(
+        np.stack([255 * np.isin(shown, r).astype(np.uint8) for r in regions], -1)
+    )
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:

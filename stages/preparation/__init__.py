@@ -1,0 +1,1 @@
+"""From body pictures to faces and masks, in steps that can be exchanged."""

@@ -1,0 +1,50 @@
+"""Before the four steps: raw body pictures are taken over, upright, as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from stages.preparation.samples import Places, Sample
+from stages.preparation.step import Outcome, jpeg, outcomes, png, upright
+
+_ORIENTATION = 0x0112
+"""EXIF's tag of which way is up."""
+
+
+class Bodies:
+    """The file itself where it is upright; else the upright picture, in the same format."""
+
+    name = "body"
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+
+    def made_from(self) -> Mapping[str, object]:
+        return {"version": 1}
+
+    def needs(self, sample: Sample) -> Sequence[Path]:
+        return [sample.source]
+
+    def makes(self, sample: Sample) -> Sequence[Path]:
+        return [self.places.body(sample.id)]
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
+        return outcomes(self._take, samples)
+
+    def _take(self, sample: Sample) -> Outcome:
+        picture = upright(sample.source)  # decoded to the end: a cut file is found here
+        if picture.size[0] < 2 or picture.size[1] < 2:
+            return Outcome(problem=f"{sample.source}: {picture.width}×{picture.height} pixels")
+        with Image.open(sample.source) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) != 1
+        if not turned:
+            content = sample.source.read_bytes()
+        elif sample.source.suffix.lower() == ".png":
+            content = png(picture.convert("RGB"))
+        else:
+            content = jpeg(picture.convert("RGB"))
+        facts = {"width": picture.width, "height": picture.height, "turned": turned}
+        return Outcome({self.places.body(sample.id): content}, facts)

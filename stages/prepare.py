@@ -1,0 +1,277 @@
+"""From a raw dataset to the prepared layout: bodies, label maps, masks, LR and HR faces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages import device as devices
+from stages import ranks
+from stages.data.index import Problem
+from stages.data.memo import Memo
+from stages.errors import InputError
+from stages.files import write_aside
+from stages.options import Options, Prepare
+from stages.preparation import sheet
+from stages.preparation.bodies import Bodies
+from stages.preparation.faces import FOUND, Box, face_box
+from stages.preparation.ledger import Entry, Ledger, perform
+from stages.preparation.masks import MASKS
+from stages.preparation.parsing import PARSERS
+from stages.preparation.restoration import restorer
+from stages.preparation.samples import Places, Sample, companions, find_samples
+from stages.preparation.schemes import SCHEMES
+from stages.preparation.step import Outcome, Step
+from stages.progress import bar
+
+_LISTED = 40
+"""Problems in one error message; prepare.csv lists all that were left out."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """memo: file that remembers the content of files, by size and time of change."""
+
+    memo: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """listing: prepare.csv in the prepared set, written last; page: the contact sheet."""
+
+    listing: Path
+    page: Path
+
+
+@dataclass
+class Prepared:
+    """A picture on its way through the steps."""
+
+    sample: Sample
+    keys: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    def take(self, step: Step, key: str, outcome: Outcome) -> None:
+        self.keys[step.name] = key
+        self.facts |= outcome.facts
+        self.problem = outcome.problem
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
+    """Prepare every picture of the raw dataset; what is done already is left as it is.
+
+    Each picture goes through the steps in turn; its files are complete or absent. Of several
+    processes each prepares batches of its own. Raises InputError, after all that can be done is
+    done, where pictures can't be used and `prepare.unusable` is "refuse". Returns the facts for the
+    summary.
+    """
+    settings = options.prepare
+    if settings is None:
+        raise InputError(
+            "the recipe has no section prepare, which says where the raw dataset lies. Give it "
+            "prepare.root; deskpro prepare --explain shows what else it may say"
+        )
+    root = options.data.root
+    samples = _samples(options, settings)
+    ledgers: dict[str, Ledger] = {}
+    steps = _steps(options, settings, ledgers)
+    with ranks.join() as team:
+        if team.rank == 0:
+            outputs.listing.unlink(missing_ok=True)  # until all is done there is none
+            _sweep(root)
+            _copy_companions(options, settings, samples)
+        team.share(None)
+        for step in steps:
+            ledgers[step.name] = Ledger(root, step.name, team.rank)
+        memo = Memo(inputs.memo if team.rank == 0 else None)
+        batches = [samples[i : i + settings.batch] for i in range(0, len(samples), settings.batch)][
+            team.rank :: team.size
+        ]
+        done: list[Prepared] = []
+        with bar("prepare", sum(map(len, batches)), "pictures") as progress:
+            for batch in batches:
+                done += _through(steps, batch, ledgers, memo)
+                progress.advance(len(batch))
+        everyone = [each for part in team.gather(done) for each in part]
+        if team.rank == 0:
+            memo.save()
+            everyone.sort(key=lambda each: each.sample.id)
+            _finish(options, settings, steps, everyone, inputs, outputs)
+        # The others learn what went wrong with theirs from the first, which speaks for all.
+        team.share(None)
+    return _facts(everyone, settings, outputs)
+
+
+def _samples(options: Options, settings: Prepare) -> list[Sample]:
+    source, root = settings.root, options.data.root
+    if source is not None:
+        one, other = source.resolve(), root.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise InputError(
+                f"prepare.root {source} and data.root {root}: one lies in the other. Set data.root "
+                "to a folder of its own, where the prepared set is to be made"
+            )
+    samples, problems = find_samples(source or root, options.data_train, settings.own)
+    _refuse(problems)
+    return samples
+
+
+def _steps(options: Options, settings: Prepare, ledgers: dict[str, Ledger]) -> list[Step]:
+    places = Places(options.data.root)
+    scheme = SCHEMES[settings.parsing.scheme]
+    device = str(devices.pick(options.device))
+
+    def box(id_: str) -> Box | None:
+        faces = ledgers.get("face") or ledgers.setdefault("face", Ledger(places.root, "face"))
+        entry = faces.latest(id_)
+        if entry is None or entry.facts.get("left") is None:
+            return None
+        return Box(entry.facts["left"], entry.facts["top"], entry.facts["side"])
+
+    makers = {
+        "parsing": lambda: PARSERS[settings.parsing.method](
+            settings.parsing, places, settings.root, device
+        ),
+        "mask": lambda: MASKS[settings.mask.method](places, scheme),
+        "face": lambda: face_box(settings.face, places, scheme),
+        "restoration": lambda: restorer(settings.restoration, places, settings.root, device, box),
+    }
+    bodies = [Bodies(places)] if settings.root is not None else []
+    return [*bodies, *(makers[name]() for name in settings.steps)]
+
+
+def _through(
+    steps: Sequence[Step], batch: Sequence[Sample], ledgers: dict[str, Ledger], memo: Memo
+) -> list[Prepared]:
+    """A batch through every step; a picture with a problem goes no further."""
+    pictures = [Prepared(sample) for sample in batch]
+    for step in steps:
+        going = [picture for picture in pictures if picture.problem is None]
+        made = perform(step, [picture.sample for picture in going], ledgers[step.name], memo)
+        for picture, (key, outcome) in zip(going, made, strict=True):
+            picture.take(step, key, outcome)
+    return pictures
+
+
+def _finish(
+    options: Options,
+    settings: Prepare,
+    steps: Sequence[Step],
+    pictures: Sequence[Prepared],
+    inputs: Inputs,
+    outputs: Outputs,
+) -> None:
+    """What only the first process does, after all are done."""
+    bad = [picture for picture in pictures if picture.problem is not None]
+    if settings.unusable == "refuse":
+        hint = "; mend it, or --set prepare.unusable=leave-out goes on without"
+        _refuse([Problem(p.sample.source, f"{p.problem}{hint}") for p in bad])
+    root, memo = options.data.root, Memo(inputs.memo)
+    for step in steps:
+        ledger = Ledger(root, step.name)
+        good = {p.sample.id: p.keys[step.name] for p in pictures if p.problem is None}
+        for id_ in {*ledger.ids()} - good.keys():
+            for path in ledger.written(id_):
+                if path.exists() and ledger.owns(id_, path, memo):
+                    path.unlink()
+        ledger.seal(good)
+    table = _table(pictures, settings.root or root)
+    sheet.write(outputs.page, table, Places(root), settings, options.data_train)
+    with write_aside(outputs.listing) as aside:
+        table.to_csv(aside, index=False)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if not problems:
+        return
+    lines = [f"{len(problems)} pictures can't be prepared:", *map(str, problems[:_LISTED])]
+    if len(problems) > _LISTED:
+        lines.append(f"… and {len(problems) - _LISTED} more")
+    raise InputError("\n  ".join(lines))
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a kill left half-written."""
+    for folder in ("imgs", "labels", "mask", "lr_face", "hr_face", ".prepare", ""):
+        here = root / folder
+        for path in here.rglob(".*.partial*") if folder else here.glob(".*.partial*"):
+            path.unlink(missing_ok=True)
+
+
+def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Sample]) -> None:
+    """Lists beside the raw pictures go with them; clothes that names say are listed."""
+    if settings.root is None:
+        return
+    root = options.data.root
+    files = {path.name: path.read_bytes() for path in companions(settings.root, options.data_train)}
+    worn = [(sample.id, sample.clothes) for sample in samples if sample.clothes]
+    if worn:
+        table = pd.DataFrame(sorted(worn), columns=["path", "clothes"])
+        files["clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
+    ledger, memo = Ledger(root, "companions"), Memo(None)
+    for name, content in files.items():
+        path = root / name
+        if path.exists() and path.read_bytes() != content and not ledger.owns(name, path, memo):
+            raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
+        ledger.begin([name])
+        with write_aside(path) as aside:
+            aside.write_bytes(content)
+        ledger.add([Entry(name, "", {name: hashlib.sha256(content).hexdigest()}, {})])
+    ledger.seal(dict.fromkeys(files, ""))
+
+
+def _table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
+    """A row for every picture, as prepare.csv has it."""
+    rows = []
+    for picture in pictures:
+        sample = picture.sample
+        below = sample.source.relative_to(source) if sample.source.is_relative_to(source) else ""
+        rows.append(
+            {
+                "sample_id": sample.id,
+                "split": sample.split,
+                "pid": sample.pid,
+                "camid": sample.camid,
+                "source": str(below or sample.source),
+                **picture.facts,
+                "problem": picture.problem,
+            }
+        )
+    table = pd.DataFrame(rows)
+    for name in ("width", "height", "faces", "left", "top", "side"):
+        if name in table:
+            table[name] = table[name].astype("Int64")
+    return table
+
+
+def _facts(pictures: Sequence[Prepared], settings: Prepare, outputs: Outputs) -> dict[str, object]:
+    good = [picture for picture in pictures if picture.problem is None]
+    facts: dict[str, object] = {
+        "pictures": f"{len(good)} of {len({p.sample.pid for p in good})} identities",
+    }
+    decisions = Counter(p.facts["decision"] for p in good if "decision" in p.facts)
+    if decisions:
+        facts["faces"] = _counted(decisions, first=FOUND)
+    doubts = Counter(d for p in good for d in p.facts.get("doubts", "").split("; ") if d)
+    if doubts:
+        facts["doubtful"] = _counted(doubts)
+    turned = sum(bool(picture.facts.get("turned")) for picture in good)
+    if turned:
+        facts["turned upright"] = turned
+    if len(good) < len(pictures):
+        facts["left out"] = f"{len(pictures) - len(good)} pictures, listed in {outputs.listing}"
+    if "restoration" in settings.steps and settings.restoration.method == "bicubic":
+        facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
+    return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
+
+
+def _counted(counts: Counter[str], first: str = "") -> str:
+    ordered = sorted(counts.items(), key=lambda pair: (pair[0] != first, -pair[1], pair[0]))
+    return ", ".join(f"{count} {name}" for name, count in ordered)

@@ -1,0 +1,412 @@
+"""Each step of preparation alone: masks, face boxes, restorers; a folder's own rules."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stages.data.layouts import LAYOUTS
+from stages.errors import InputError
+from stages.options import FaceBox, Own, Restoration
+from stages.preparation.faces import (
+    AT_EDGE,
+    BACK,
+    FOUND,
+    NONE,
+    OUTSIDE,
+    SEVERAL,
+    SMALL,
+    Head,
+    YuNet,
+    square,
+)
+from stages.preparation.restoration import Spandrel
+from stages.preparation.samples import Places, Sample, find_samples
+from stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
+from stages.preparation.step import optional
+from tests.conftest import REPOSITORY
+
+ATR = SCHEMES["atr"]
+HAIR, FACE, SHIRT = (ATR.names.index(name) for name in ("Hair", "Face", "Upper-clothes"))
+PLACES = Places(Path("nowhere"))
+HEADS = {
+    "lip": {"Hat", "Hair", "Sunglasses", "Face"},
+    "atr": {"Hat", "Hair", "Sunglasses", "Face"},
+    "cihp": {"Hat", "Hair", "Sunglasses", "Face"},
+    "pascal": {"Head"},
+}
+SKIN = {
+    "lip": {"Left-arm", "Right-arm", "Left-leg", "Right-leg"},
+    "atr": {"Left-arm", "Right-arm", "Left-leg", "Right-leg"},
+    "cihp": {"Left-arm", "Right-arm", "Left-leg", "Right-leg", "Torso-skin"},
+    "pascal": {"Lower-arms"},
+}
+
+
+# Schemes and masks
+
+
+@pytest.mark.parametrize(("name", "count"), [("lip", 20), ("atr", 18), ("pascal", 7), ("cihp", 20)])
+def test_every_class_but_the_background_has_one_channel(name: str, count: int) -> None:
+    scheme = SCHEMES[name]
+    assert len(scheme.classes) == len({*scheme.names}) == count
+    assert scheme.ids("") == [0]
+    assert sorted(i for channel in CHANNELS for i in scheme.ids(channel)) == [*range(1, count)]
+    assert {scheme.names[i] for i in scheme.ids("head")} == HEADS[name]
+    assert {scheme.names[i] for i in scheme.ids("skin")} == SKIN[name]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(SCHEMES)), st.integers(0, 10_000))
+def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> None:
+    scheme = SCHEMES[name]
+    labels = np.random.default_rng(number).integers(0, len(scheme.classes), (5, 4), np.uint8)
+    drawn = mask(labels, scheme)
+    assert drawn.shape == (5, 4, 3)
+    for row in range(5):
+        for column in range(4):
+            channel = scheme.classes[labels[row, column]][1]
+            expected = [255 if each == channel else 0 for each in CHANNELS]
+            assert drawn[row, column].tolist() == expected
+    assert not unknown_classes(labels, scheme)
+    labels[0, 0] = 255
+    assert unknown_classes(labels, scheme) == [255]
+
+
+# Face boxes
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(4, 200),
+    st.integers(4, 200),
+    st.tuples(*4 * [st.floats(0, 1)]),
+    st.floats(0, 1),
+)
+def test_a_face_box_is_a_square_in_the_picture_about_what_was_found(
+    width: int, height: int, shares: tuple[float, float, float, float], margin: float
+) -> None:
+    left, right = sorted(round(share * width) for share in shares[:2])
+    top, bottom = sorted(round(share * height) for share in shares[2:])
+    assume(left < right and top < bottom)
+    box, moved = square(left, top, right, bottom, margin, (width, height))
+    assert 0 <= box.left <= width - box.side
+    assert 0 <= box.top <= height - box.side
+    wanted = max(right - left, bottom - top) * (1 + 2 * margin)
+    if wanted <= min(width, height):
+        assert abs(box.side - wanted) <= 0.5
+        assert box.left <= left + 1
+        assert box.top <= top + 1
+        assert box.left + box.side >= right - 1
+        assert box.top + box.side >= bottom - 1
+    else:
+        assert box.side == min(width, height)
+    if not moved:
+        assert abs(box.left + box.side / 2 - (left + right) / 2) <= 2
+        assert abs(box.top + box.side / 2 - (top + bottom) / 2) <= 2
+
+
+def head_at(labels: np.ndarray, top: int, left: int, side: int, face: float = 0.6) -> None:
+    """Draw a head whose lower part is face."""
+    labels[top : top + side, left : left + side] = HAIR
+    labels[top + round((1 - face) * side) : top + side, left : left + side] = FACE
+
+
+def person(*heads: tuple[int, int, int], face: float = 0.6) -> np.ndarray:
+    labels = np.zeros((128, 64), np.uint8)
+    labels[60:120, 10:54] = SHIRT
+    for top, left, side in heads:
+        head_at(labels, top, left, side, face)
+    return labels
+
+
+def found(labels: np.ndarray | None, **options: float) -> tuple[object, ...]:
+    head = Head(FaceBox(margin=0.25, **options), PLACES, ATR)
+    return tuple(head.find(Image.new("RGB", (64, 128)), labels))
+
+
+def test_the_head_region_gives_a_square_with_a_margin() -> None:
+    decision, box, seen, score, doubts = found(person((20, 22, 20)))
+    assert (decision, box, seen, score, doubts) == (FOUND, (17, 15, 30), 1, None, ())
+
+
+def test_of_two_people_the_larger_head_is_taken_and_said() -> None:
+    decision, box, seen, _, doubts = found(person((30, 2, 12), (10, 36, 20)))
+    assert (decision, seen, doubts) == (FOUND, 2, (SEVERAL,))
+    assert box == (31, 5, 30)
+
+
+def test_specks_of_the_head_class_are_nobody() -> None:
+    labels = person((20, 22, 20))
+    labels[100, 5] = HAIR
+    assert found(labels)[2:] == (1, None, ())
+    assert found(labels)[1] == (17, 15, 30)
+
+
+def test_the_back_of_a_head_a_speck_and_nothing_are_no_faces() -> None:
+    assert found(person((20, 22, 20), face=0.05))[:2] == (BACK, None)
+    assert found(person((20, 22, 4)))[:2] == (SMALL, None)
+    assert found(person())[:2] == (NONE, None)
+    assert found(person((20, 22, 4)), min_side=6)[0] == FOUND
+
+
+def test_a_box_at_the_edge_is_moved_into_the_picture_and_said() -> None:
+    decision, box, *_, doubts = found(person((0, 0, 20)))
+    assert (decision, box, doubts) == (FOUND, (0, 0, 30), (AT_EDGE,))
+
+
+def test_a_scheme_without_a_face_class_takes_any_head() -> None:
+    labels = np.zeros((128, 64), np.uint8)
+    labels[20:40, 22:42] = 1
+    head = Head(FaceBox(), PLACES, SCHEMES["pascal"])
+    assert head.find(Image.new("RGB", (64, 128)), labels).decision == FOUND
+
+
+@pytest.fixture(scope="session")
+def yunet() -> Path:
+    """The detector's file; it lies beside the project, not in it."""
+    files = sorted((REPOSITORY.parent / "shared" / "models").glob("*yunet*.onnx"))
+    if not files:
+        pytest.skip("needs YuNet's ONNX file in ../shared/models")
+    return files[0]
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Image.Image:
+    """A real portrait, NASA's, public domain: 512 × 512, the face about (225, 115)."""
+    from skimage.data import astronaut
+
+    return Image.fromarray(astronaut())
+
+
+def detect(yunet: Path, picture: Image.Image, labels: np.ndarray | None = None, **options: object):  # type: ignore[no-untyped-def]
+    return YuNet(FaceBox(method="yunet", model=yunet, **options), PLACES, ATR).find(picture, labels)  # type: ignore[arg-type]
+
+
+def test_yunet_finds_a_real_face_at_any_size(yunet: Path, portrait: Image.Image) -> None:
+    for scale in (1, 2, 4):
+        picture = portrait.resize((512 // scale, 512 // scale))
+        seen = detect(yunet, picture)
+        assert seen.decision == FOUND
+        assert seen.box is not None
+        x, y = (
+            (seen.box.left + seen.box.side / 2) * scale,
+            (seen.box.top + seen.box.side / 2) * scale,
+        )
+        assert abs(x - 225) < 30
+        assert abs(y - 115) < 30
+        assert 80 < seen.box.side * scale < 220
+        assert seen.seen == 1
+        assert 0.6 <= (seen.score or 0) <= 1
+
+
+def test_yunet_on_nobody_and_on_two(yunet: Path, portrait: Image.Image) -> None:
+    assert detect(yunet, Image.new("RGB", (64, 128), (90, 120, 60))).decision == NONE
+    two = Image.new("RGB", (768, 512))
+    two.paste(portrait.resize((256, 256)), (0, 128))
+    two.paste(portrait.crop((0, 0, 512, 512)), (256, 0))
+    seen = detect(yunet, two)
+    assert (seen.decision, seen.seen) == (FOUND, 2)
+    assert SEVERAL in seen.doubts
+    assert seen.box is not None
+    assert seen.box.left > 256
+
+
+def test_a_face_outside_the_head_region_is_dropped(yunet: Path, portrait: Image.Image) -> None:
+    elsewhere = np.zeros((512, 512), np.uint8)
+    head_at(elsewhere, 350, 350, 100)
+    assert detect(yunet, portrait, elsewhere).decision == OUTSIDE
+    assert detect(yunet, portrait, elsewhere, inside_head=False).decision == FOUND
+    there = np.zeros((512, 512), np.uint8)
+    head_at(there, 50, 160, 130)
+    assert detect(yunet, portrait, there).decision == FOUND
+
+
+def test_a_file_that_is_no_detector_is_refused_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a network")
+    with pytest.raises(InputError, match=r"broken\.onnx: OpenCV can't load it as YuNet"):
+        YuNet(FaceBox(method="yunet", model=broken), PLACES, ATR)
+
+
+# Restoration
+
+
+def small_restoreformer() -> torch.nn.Module:
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+
+    return RestoreFormer(  # type: ignore[no-any-return]
+        ch=32, ch_mult=(1,) * 6, n_embed=16, embed_dim=32, z_channels=32, num_res_blocks=1
+    )
+
+
+def gfpgan() -> torch.nn.Module:
+    from spandrel.architectures.GFPGAN import GFPGAN
+
+    return GFPGAN(  # type: ignore[no-any-return]
+        out_size=512, channel_multiplier=2, input_is_latent=True, different_w=True, sft_half=True
+    )
+
+
+def codeformer() -> torch.nn.Module:
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
+    return CodeFormer()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [small_restoreformer, gfpgan, codeformer])
+def test_a_restoration_network_is_loaded_from_its_file(make: object, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "network.pth"
+    torch.save(make().state_dict(), file)  # type: ignore[operator]
+    options = Restoration(method="spandrel", model=file)
+    network = Spandrel(options, PLACES, None, "cpu", lambda id_: None)
+    noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    face = Image.fromarray(noise).resize((40, 40))
+    sample = Sample("train/1_c1_0.jpg", Path("x"), "train", "1", 1)
+    first = network.restore(face, sample)
+    assert first.size == (512, 512)
+    assert np.asarray(first).std() > 0
+    if make is gfpgan:  # it adds noise, which is the picture's own
+        torch.rand(3)  # whatever else was drawn meanwhile
+        assert np.array_equal(first, network.restore(face, sample))
+    shutil.rmtree(tmp_path)
+
+
+def test_networks_made_for_minus_one_to_one_are_given_that() -> None:
+    from types import SimpleNamespace
+
+    from stages.preparation.restoration import run_network
+
+    seen: list[tuple[float, float]] = []
+
+    def model(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        seen.append((float(pixels.min()), float(pixels.max())))
+        return pixels, None
+
+    for name in ("GFPGAN", "CodeFormer"):
+        network = SimpleNamespace(architecture=SimpleNamespace(id=name), model=model)
+        pixels = torch.linspace(0, 1, 12).view(1, 3, 2, 2)
+        assert torch.allclose(run_network(network, pixels), pixels, atol=1e-6)
+    assert seen == [(-1.0, 1.0)] * 2
+
+
+@pytest.mark.parametrize("content", [b"nothing of the kind", b""])
+def test_a_file_that_is_no_network_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "network.pth"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"network\.pth: no network that spandrel can load"):
+        Spandrel(Restoration(method="spandrel", model=file), PLACES, None, "cpu", lambda id_: None)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(
+        InputError, match=r"yunet needs the package cv2.*pip install '\.\[prepare\]'"
+    ):
+        optional("cv2", "prepare.face.method=yunet")
+
+
+# A folder of one's own
+
+
+def tree(root: Path, people: dict[str, list[str]]) -> Path:
+    for pid, names in people.items():
+        (root / pid).mkdir(parents=True)
+        for name in names:
+            (root / pid / name).write_bytes(b"")
+    return root
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abcd-é ", min_size=1, max_size=6).filter(lambda pid: pid.strip() == pid),
+        st.integers(1, 6),
+        min_size=1,
+        max_size=8,
+    ),
+    st.floats(0, 0.9),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_a_folder_of_ones_own_is_split_by_people(
+    tmp_path_factory: pytest.TempPathFactory,
+    people: dict[str, int],
+    test: float,
+    query: int,
+    seed: int,
+) -> None:
+    root = tmp_path_factory.mktemp("own") / "photos"
+    tree(root, {pid: [f"img {i}.jpg" for i in range(count)] for pid, count in people.items()})
+    own = Own(test=test, query=query, seed=seed)
+    samples, problems = find_samples(root, "own", own)
+    assert not problems
+    assert sorted(sample.source for sample in samples) == sorted(root.rglob("*.jpg"))
+    assert len({sample.id for sample in samples}) == len(samples)
+    splits = {pid: Counter(s.split for s in samples if s.pid == pid) for pid in people}
+    several = [pid for pid, count in people.items() if count > 1]
+    assert sum("train" in splits[pid] for pid in people) == len(several) - round(
+        test * len(several)
+    )
+    for pid, count in people.items():
+        if count == 1:
+            assert splits[pid] == {"gallery": 1}
+        elif "train" in splits[pid]:
+            assert splits[pid] == {"train": count}
+        else:
+            assert splits[pid]["query"] == min(query, count - 1)
+            assert splits[pid]["gallery"] == count - splits[pid]["query"]
+    for sample in samples:
+        name = LAYOUTS["own"].parse(sample.id)
+        assert name is not None
+        assert (name.pid, name.camid) == (sample.pid, sample.camid)
+    cameras = Counter((sample.pid, sample.camid) for sample in samples)
+    assert set(cameras.values()) == {1}  # no camera is known: each picture is its own
+
+
+def test_names_may_say_camera_split_and_clothes(tmp_path: Path) -> None:
+    names = ["train/anna/door_coat_1.jpg", "train/anna/yard_suit_2.jpg", "query/bo/yard_coat_1.png",
+             "gallery/bo/door_suit_1.jpg"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    rule = r"(?P<split>\w+)/(?P<pid>[^/]+)/(?P<camid>[a-z]+)_(?P<clothes>[a-z]+)_\d+\.\w+"
+    samples, problems = find_samples(tmp_path, "own", Own(name=rule))
+    assert not problems
+    said = {(s.split, s.pid, s.camid, s.clothes) for s in samples}
+    assert said == {("train", "anna", 1, "coat"), ("train", "anna", 2, "suit"),
+                    ("query", "bo", 2, "coat"), ("gallery", "bo", 1, "suit")}  # fmt: skip
+    (tmp_path / "stray.jpg").write_bytes(b"")
+    (tmp_path / "elsewhere" / "anna").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "anna" / "door_coat_1.jpg").write_bytes(b"")
+    _, problems = find_samples(tmp_path, "own", Own(name=rule))
+    assert [problem.path.name for problem in problems] == ["door_coat_1.jpg", "stray.jpg"]
+    assert "split 'elsewhere' must be one of train, query, gallery" in problems[0].what
+    assert "doesn't match prepare.own.name" in problems[1].what
+
+
+@pytest.mark.parametrize("rule", ["(?P<who>.*)", "(", "no groups", "(?P<pid>.*)(?P<age>.*)"])
+def test_a_rule_without_a_pid_is_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match=r"needs the group|regular expression"):
+        Own(name=rule)
+
+
+def test_a_person_who_would_break_the_names_is_a_problem(tmp_path: Path) -> None:
+    tree(tmp_path / "photos", {"a_c1_b": ["1.jpg", "2.jpg"], "fine": ["1.jpg", "1.png"]})
+    samples, problems = find_samples(tmp_path / "photos", "own", Own())
+    assert {sample.pid for sample in samples} == {"fine"}
+    assert len({Path(sample.id).with_suffix("") for sample in samples}) == 2
+    assert all("can't stand at the head of a file name" in problem.what for problem in problems)
+    assert len(problems) == 2

@@ -1,0 +1,489 @@
+"""The stage prepare: from raw pictures to the layout that the other stages read."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from stages.data.benchmark import BenchmarkOptions, make_benchmark
+from stages.data.check import check_data
+from stages.preparation.schemes import SCHEMES
+from tests.conftest import RECIPE, REPOSITORY, Result
+from tests.segmenter import train_segformer
+from tests.test_data import RAW_TREES
+
+TRAIN, GALLERY = "bounding_box_train", "bounding_box_test"
+RAW = BenchmarkOptions(
+    train_identities=4, train_pictures=4, test_identities=6, query_pictures=2, gallery_pictures=2,
+    outfits=3, outfits_per_identity=2, cameras=2, looks=2, back_views=0.3,
+    body_height=128, body_width=64, face_size=32,
+)  # fmt: skip
+"""Pictures large enough for heads to have an outline."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A recipe that prepares `raw` into `made`."""
+
+    raw: Path
+    made: Path
+    config: Path
+    run: Path
+    command: Callable[..., Result]
+
+    def __call__(self, *arguments: str, stage: str = "prepare") -> Result:
+        """`deskpro STAGE --config … --run … ARGUMENTS`; an argument with = is an option."""
+        given = [s for a in arguments for s in (("--set", a) if "=" in a else (a,))]
+        where = ("--config", str(self.config), "--run", str(self.run))
+        return self.command(stage, *where, *given)
+
+    def ok(self, *arguments: str, stage: str = "prepare") -> Result:
+        result = self(*arguments, stage=stage)
+        assert result.code == 0, result.err
+        return result
+
+    def listing(self) -> pd.DataFrame:
+        return pd.read_csv(self.made / "prepare.csv", dtype={"pid": str}).set_index("sample_id")
+
+    def digests(self) -> dict[str, str]:
+        """What was made, hidden notes of the way there left out."""
+        return {
+            str(path.relative_to(self.made)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.made.rglob("*"))
+            if path.is_file() and "manifests" not in path.parts and path.name != "checked.json"
+        }
+
+
+def write_recipe(path: Path, data_train: str, made: Path, prepare: dict[str, Any]) -> None:
+    sections: dict[str, Any] = RECIPE
+    data = sections["data"] | {"root": str(made)}
+    recipe = sections | {"data": data, "data_train": data_train, "prepare": prepare}
+    path.write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture(scope="session")
+def raw_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("raw") / "benchmark"
+    make_benchmark(root, RAW, workers=1)
+    return root
+
+
+@pytest.fixture
+def preparation(raw_benchmark: Path, tmp_path: Path, command: Callable[..., Result]) -> Preparation:
+    """The benchmark's bodies and true label maps as a raw dataset; its masks and faces are gone."""
+    raw = tmp_path / "raw"
+    for kind in ("imgs", "labels"):
+        shutil.copytree(raw_benchmark / kind, raw / kind)
+    shutil.copy(raw_benchmark / "clothes.csv", raw)
+    config = tmp_path / "raw.yaml"
+    labels = {"parsing": {"labels": str(raw / "labels")}, "restoration": {"size": 32}}
+    write_recipe(config, "benchmark", tmp_path / "made", {"root": str(raw), **labels})
+    return Preparation(raw, tmp_path / "made", config, tmp_path / "run", command)
+
+
+def head_iou(made: Path, true: Path, splits: tuple[str, ...]) -> float:
+    """Intersection over union of the head of all masks of some splits."""
+    both = either = 0
+    for split in splits:
+        for path in sorted((true / "mask" / split).glob("*.jpg")):
+            wanted = np.asarray(Image.open(path))[..., 0] >= 128
+            mine = np.asarray(Image.open(made / "mask" / split / f"{path.stem}.png"))[..., 0] >= 128
+            both += int((wanted & mine).sum())
+            either += int((wanted | mine).sum())
+    return both / either
+
+
+def test_true_label_maps_give_the_true_masks_and_training_runs(
+    preparation: Preparation, raw_benchmark: Path
+) -> None:
+    said = preparation.ok("eval.ranks=[1]", stage="all").err
+    assert "prepare: done" in said
+    assert "HR faces are bicubic enlargements: nothing was restored" in said
+    assert (preparation.run / "metrics.json").is_file()
+    iou = head_iou(preparation.made, raw_benchmark, (TRAIN, "query", GALLERY))
+    assert iou >= 0.95
+    # A back view has a head, but no face; every other picture has all.
+    listing = preparation.listing()
+    faces = {str(p.relative_to(raw_benchmark / "lr_face")) for p in
+             (raw_benchmark / "lr_face").rglob("*.jpg")}  # fmt: skip
+    assert set(listing.index[listing["decision"] == "face found"]) == faces
+    assert set(listing["decision"]) == {"face found", "back of the head"}
+    assert listing["clothes_share"].between(0.05, 0.5).all()
+    # The boxes are about where the benchmark drew the heads.
+    for id_, row in listing[listing["decision"] == "face found"].iterrows():
+        head = np.asarray(Image.open(raw_benchmark / "mask" / str(id_)))[..., 0] >= 128
+        left, top, side = (int(row[name]) for name in ("left", "top", "side"))
+        box = head[top : top + side, left : left + side]
+        assert box.sum() >= 0.9 * head.sum()
+    assert (preparation.made / "clothes.csv").read_bytes() == (
+        preparation.raw / "clothes.csv"
+    ).read_bytes()
+
+
+def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    root = tmp_path_factory.mktemp("people") / "benchmark"
+    people = BenchmarkOptions(
+        train_identities=24, train_pictures=4, test_identities=6, query_pictures=2,
+        gallery_pictures=4, outfits=3, outfits_per_identity=2, cameras=3, looks=12,
+        body_height=128, body_width=64, face_size=32,
+    )  # fmt: skip
+    make_benchmark(root, people, workers=1)
+    model = tmp_path / "segformer"
+    train_segformer(root, model, steps=250)
+    parsing = {"method": "segformer", "model": str(model)}
+    write_recipe(tmp_path / "r.yaml", "benchmark", tmp_path / "made",
+                 {"root": str(root), "parsing": parsing})  # fmt: skip
+    prepare = Preparation(root, tmp_path / "made", tmp_path / "r.yaml", tmp_path / "run", command)
+    prepare.ok()
+    assert head_iou(prepare.made, root, ("query", GALLERY)) >= 0.7
+    assert (prepare.listing()["decision"] == "face found").mean() > 0.7
+    prepare.ok("train_student.max_steps=2", stage="train-student")
+    # A network of another scheme would give nonsense: it is refused.
+    result = prepare("--force", "prepare.parsing.scheme=lip")
+    assert result.code == 2
+    assert "has 18 classes, LIP has 20" in result.err
+
+
+def test_killed_at_random_it_ends_identical(
+    preparation: Preparation, raw_benchmark: Path, tmp_path: Path
+) -> None:
+    preparation.ok("prepare.batch=2")
+    expected = preparation.digests()
+    program = Path(sys.executable).with_name("deskpro")
+    command = [program, "prepare", "--config", preparation.config, "--set", "prepare.batch=2"]
+    random = np.random.default_rng(0)
+    shutil.rmtree(preparation.made)
+    for _ in range(4):
+        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        before = len([*preparation.made.rglob("*.*")])
+        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= before + 8:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    preparation.ok("prepare.batch=2")
+    assert preparation.digests() == expected
+
+
+def test_several_processes_prepare_what_one_does(preparation: Preparation) -> None:
+    preparation.ok("prepare.batch=3")
+    expected = preparation.digests()
+    shutil.rmtree(preparation.made)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", "-m", "--", "pipeline.cli"]  # fmt: skip
+    arguments = ["prepare", "--config", str(preparation.config), "--set", "prepare.batch=3"]
+    done = subprocess.run([*torchrun, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert preparation.digests() == expected
+
+
+def corrupt_body(raw: Path, name: str) -> str:
+    path = raw / "imgs" / name
+    path.write_bytes(path.read_bytes()[:200])
+    return "unreadable picture"
+
+
+def label_map_of_another_size(raw: Path, name: str) -> str:
+    path = (raw / "labels" / name).with_suffix(".png")
+    Image.open(path).resize((32, 64), Image.Resampling.NEAREST).save(path)
+    return "label map of 32×64 pixels, its body picture has 64×128"
+
+
+def unknown_class(raw: Path, name: str) -> str:
+    path = (raw / "labels" / name).with_suffix(".png")
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 18
+    Image.fromarray(labels).save(path)
+    return "unknown class 18; ATR has 0 to 17"
+
+
+def coloured_label_map(raw: Path, name: str) -> str:
+    path = (raw / "labels" / name).with_suffix(".png")
+    Image.open(path).convert("RGB").save(path)
+    return "label map of mode RGB"
+
+
+def no_label_map(raw: Path, name: str) -> str:
+    (raw / "labels" / name).with_suffix(".png").unlink()
+    return "missing"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [corrupt_body, label_map_of_another_size, unknown_class, coloured_label_map, no_label_map],
+)
+def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
+    damage: Callable[[Path, str], str], preparation: Preparation
+) -> None:
+    name = sorted((preparation.raw / "imgs" / TRAIN).glob("*.jpg"))[1].name
+    why = damage(preparation.raw, f"{TRAIN}/{name}")
+    result = preparation()
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert "1 pictures can't be prepared" in result.err
+    [line] = [line for line in result.err.splitlines() if name in line]
+    assert why in line or why in result.err
+    assert "prepare.unusable=leave-out" in result.err
+    assert not (preparation.made / "prepare.csv").exists()
+
+    said = preparation.ok("prepare.unusable=leave-out").err
+    assert "1 pictures, listed in" in said
+    listing = preparation.listing()
+    [left_out] = listing.index[listing["problem"].notna()]
+    assert left_out == f"{TRAIN}/{name}"
+    assert why in listing.loc[left_out, "problem"]
+    assert not [*preparation.made.rglob(f"{Path(name).stem}.*")]
+    assert len([*(preparation.made / "imgs").rglob("*.jpg")]) == len(listing) - 1
+    assert not check_data(preparation.made, "benchmark").problems
+
+
+def test_two_people_are_counted_and_shown(preparation: Preparation) -> None:
+    path = sorted((preparation.raw / "labels" / TRAIN).glob("*.png"))[0]
+    labels = np.array(Image.open(path))
+    labels[100:116, 2:16] = SCHEMES["atr"].names.index("Face")
+    Image.fromarray(labels).save(path)
+    said = preparation.ok().err
+    assert "1 several" in said
+    listing = preparation.listing()
+    row = listing.loc[f"{TRAIN}/{path.stem}.jpg"]
+    assert row["doubts"] == "several"
+    assert row["faces"] == 2
+    assert "More than one head or face" in (preparation.made / "prepare.html").read_text()
+
+
+def test_another_option_makes_anew_only_what_depends_on_it(preparation: Preparation) -> None:
+    preparation.ok()
+
+    def written(kind: str) -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in (preparation.made / kind).rglob("*.*")}
+
+    before = {kind: written(kind) for kind in ("imgs", "labels", "mask", "lr_face", "hr_face")}
+    stale = preparation("prepare.face.margin=0.4")
+    assert stale.code == 2
+    assert "prepare.face.margin was 0.15, is 0.4" in stale.err
+    preparation.ok("--force", "prepare.face.margin=0.4")
+    for kind, times in before.items():
+        assert (written(kind) == times) == (kind in ("imgs", "labels", "mask"))
+    assert "is fresh" in preparation.ok("prepare.face.margin=0.4").err
+
+
+def test_raw_pictures_that_come_and_go_are_followed(preparation: Preparation) -> None:
+    preparation.ok()
+    gone = sorted((preparation.raw / "imgs" / GALLERY).glob("*.jpg"))[0]
+    new = gone.with_name("0099_c1_0001.jpg")
+    labels = (preparation.raw / "labels" / GALLERY / gone.name).with_suffix(".png")
+    gone.rename(new)
+    labels.rename(labels.with_name("0099_c1_0001.png"))
+    assert "the raw pictures of gallery changed since" in preparation().err
+    preparation.ok("--force")
+    assert not [*preparation.made.rglob(f"{gone.stem}.*")]
+    assert (preparation.made / "mask" / GALLERY / "0099_c1_0001.png").is_file()
+    # What was trained on it is stale by that, and says so.
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_file_that_prepare_did_not_write_is_never_replaced(
+    changed: bool, preparation: Preparation
+) -> None:
+    preparation.ok()
+    mine = sorted((preparation.made / "mask" / TRAIN).glob("*.png"))[0]
+    if not changed:  # a mask that was there before prepare ever ran
+        shutil.rmtree(preparation.made)
+        mine.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 128), (255, 0, 0)).save(mine)
+    content = mine.read_bytes()
+    result = preparation("--force", "prepare.batch=4")
+    assert result.code == 2
+    assert f"{mine}: isn't what prepare wrote. Move or delete it" in result.err
+    assert mine.read_bytes() == content
+    steps = "prepare.steps=[parsing,face,restoration]"
+    preparation.ok("--force", steps)
+    assert mine.read_bytes() == content
+
+
+def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
+    for step, made in (("parsing", "labels"), ("mask", "mask"), ("face", "lr_face"),
+                       ("restoration", "hr_face")):  # fmt: skip
+        assert not (preparation.made / made).exists()
+        preparation.ok("--force", f"prepare.steps=[{step}]")
+        assert [*(preparation.made / made).rglob("*.*")]
+    alone = preparation.digests()
+    shutil.rmtree(preparation.made)
+    preparation.ok()
+    assert {
+        k: v for k, v in preparation.digests().items() if k[:4] in ("imgs", "mask", "lr_f")
+    } == {k: v for k, v in alone.items() if k[:4] in ("imgs", "mask", "lr_f")}
+
+
+def test_hr_faces_are_cut_from_hr_pictures(preparation: Preparation, tmp_path: Path) -> None:
+    sharp = tmp_path / "sharp"
+    for path in (preparation.raw / "imgs").rglob("*.jpg"):
+        large = Image.open(path).resize((256, 512), Image.Resampling.BICUBIC)
+        target = sharp / path.relative_to(preparation.raw)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        large.save(target.with_suffix(".png"))
+    preparation.ok("prepare.restoration.method=pictures", "prepare.restoration.size=64",
+                   f"prepare.restoration.pictures={sharp}")  # fmt: skip
+    listing = preparation.listing()
+    row = listing[listing["decision"] == "face found"].iloc[0]
+    left, top, side = (4 * int(row[name]) for name in ("left", "top", "side"))
+    picture = Image.open((sharp / str(row["source"])).with_suffix(".png"))
+    wanted = picture.crop((left, top, left + side, top + side)).resize((64, 64))
+    made = Image.open(preparation.made / "hr_face" / str(row.name))
+    assert np.abs(np.asarray(made, float) - np.asarray(wanted, float)).mean() < 3
+
+
+@pytest.mark.parametrize("dataset", [name for name in RAW_TREES if name != "celeb-light-raw"])
+def test_a_published_dataset_keeps_its_names_and_rules(
+    dataset: str, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    raw, labels = tmp_path / "raw", tmp_path / "labels"
+    person = np.zeros((64, 32), np.uint8)
+    person[20:60, 6:26], person[4:18, 10:22] = 4, 11
+    names = {Path(n).with_suffix(Path(n).suffix.lower()) for n in RAW_TREES[dataset]}
+    for name in names:
+        for root in (raw, labels):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 64), (90, 80, 70)).save(raw / name)
+        Image.fromarray(person).save((labels / name).with_suffix(".png"))
+    if dataset == "deepchange":
+        for split in ("train-set", "test-set-query", "test-set-gallery"):
+            lines = [f"{n.name},T1" for n in names if n.parts[0] == split]
+            (raw / f"{split}-bbox.txt").write_text("\n".join(lines) + "\n")
+    write_recipe(tmp_path / "r.yaml", dataset, tmp_path / "made",
+                 {"root": str(raw), "parsing": {"labels": str(labels)}})  # fmt: skip
+    prepare = Preparation(raw, tmp_path / "made", tmp_path / "r.yaml", tmp_path / "run", command)
+    prepare.ok()
+    before = check_data(raw, dataset, needs=("imgs",), test_needs=("imgs",)).table
+    after = check_data(prepare.made, dataset).require().table
+    same = ["split", "sample_id", "pid", "camid", "clothes", "scene"]
+    pd.testing.assert_frame_equal(before[same], after[same])
+    assert after[["lr_face", "hr_face", "mask"]].notna().all().all()
+
+
+def test_a_folder_of_ones_own_is_prepared_and_trained_on(
+    preparation: Preparation, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    photos = tmp_path / "photos"
+    for path in sorted((preparation.raw / "imgs").rglob("*.jpg")):
+        pid, camera, _ = path.stem.split("_")
+        labels = preparation.raw / "labels" / path.parent.name / f"{path.stem}.png"
+        target = photos / "pictures" / f"someone {pid}" / f"{camera} {path.stem[-4:]}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        copied = photos / "labels" / target.relative_to(photos / "pictures").with_suffix(".png")
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(labels, copied)
+    own = {"name": r"(?P<pid>[^/]+)/c(?P<camid>\d) .*", "test": 0.4}
+    write_recipe(tmp_path / "own.yaml", "own", tmp_path / "made", {
+        "root": str(photos / "pictures"), "own": own, "restoration": {"size": 32},
+        "parsing": {"labels": str(photos / "labels")},
+    })  # fmt: skip
+    prepare = Preparation(
+        photos, tmp_path / "made", tmp_path / "own.yaml", tmp_path / "run", command
+    )
+    prepare.ok("train_student.max_steps=2", stage="train-student")
+    listing = prepare.listing()
+    people = listing.groupby("split")["pid"].agg(set).to_dict()
+    assert len(people["train"]) == 6
+    assert len(people["query"]) == 4
+    assert people["query"] == people["gallery"]
+    assert not people["train"] & people["query"]
+    assert set(listing["camid"]) == {1, 2}
+    assert all(pid.startswith("someone ") for pid in listing["pid"])
+
+
+def test_a_photograph_on_its_side_is_stored_upright(
+    preparation: Preparation, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    path = sorted((preparation.raw / "imgs" / TRAIN).glob("*.jpg"))[0]
+    upright = Image.open(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=exif)
+    assert "turned upright  1" in preparation.ok().err
+    made = Image.open(preparation.made / "imgs" / TRAIN / path.name)
+    assert made.size == (64, 128)
+    assert np.abs(np.asarray(made, float) - np.asarray(upright, float)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("prepare.root=nowhere", "nowhere: no such folder. Set prepare.root"),
+        ("prepare.parsing.labels=null", "prepare.parsing.labels: needed by the method labels"),
+        ("prepare.parsing.method=guess", "must be one of labels, segformer"),
+        ("prepare.parsing.scheme=coco", "must be one of lip, atr, pascal, cihp"),
+        ("prepare.face.method=yunet", "prepare.face.model: needed by the method yunet"),
+        ("prepare.restoration.method=spandrel", "prepare.restoration.model: needed by"),
+        ("prepare.restoration.method=pictures", "no such folder. The method pictures needs"),
+        ("prepare.steps=[mask,paint]", "must be one of parsing, mask, face, restoration"),
+        ("prepare.own.name=(", "must be a regular expression"),
+        ("prepare=null", "the recipe has no section prepare"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_before_anything_is_made(
+    option: str, message: str, preparation: Preparation
+) -> None:
+    result = preparation(option)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not [*preparation.made.rglob("*.jpg")]
+
+
+def test_a_segmenter_that_cannot_be_loaded_is_refused(
+    preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for model in (str(tmp_path / "empty"), "nobody/nothing"):
+        result = preparation("prepare.parsing.method=segformer", f"prepare.parsing.model={model}")
+        assert result.code == 2
+        assert f"prepare.parsing.model '{model}': no segmenter" in result.err
+
+
+def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) -> None:
+    result = preparation(f"data.root={preparation.raw / 'prepared'}")
+    assert result.code == 2
+    assert "one lies in the other" in result.err
+
+
+def test_explain_shows_every_class_and_method(command: Callable[..., Result]) -> None:
+    said = command("prepare", "--explain").out
+    for scheme in SCHEMES.values():
+        for i, name in enumerate(scheme.names):
+            assert f"{i} {name}" in said
+    for name in ("labels", "segformer", "regions", "head", "yunet", "bicubic", "spandrel"):
+        assert f"method={name}" in said
+    assert "held out" in said
+
+
+def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -> None:
+    path = sorted((preparation.raw / "imgs" / "query").glob("*.jpg"))[0]
+    pid = path.name[:8]
+    hostile = f"{pid}<img src=x onerror=alert(1)>"
+    path.rename(path.with_name(f"{hostile}.jpg"))
+    labels = preparation.raw / "labels" / "query" / f"{path.stem}.png"
+    labels.rename(labels.with_name(f"{hostile}.png"))
+    preparation.ok("prepare.shown=200")
+    page = (preparation.made / "prepare.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
