@@ -30,7 +30,7 @@ class BuildLock:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
-            raise CacheError(f"{store}: {owner} is building this cache; wait for it") from None
+            raise CacheError(f"{store}: {owner} is building it; wait for it") from None
         except OSError as error:
             self._file.close()
             raise CacheError(

@@ -9,6 +9,12 @@ from contextlib import contextmanager
 
 import click
 
+_SAID = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""Errors of the file system that its own words tell."""
+
 
 @contextmanager
 def told() -> Iterator[None]:
@@ -30,7 +36,7 @@ def told() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+        if error.errno in _SAID:
             _fail(f"{error.filename}: {error.strerror}")
         raise
 

@@ -52,8 +52,12 @@ class Stage:
     parallel: bool = False
     """Whether several processes may run it together."""
     tests: bool = False
-    """Whether it reads the evaluated set, which must be there, and not the training set. Running it
-    again then finds pictures by content, and costs little: --deep runs it, fresh or not."""
+    """Whether it reads the evaluated set, which must be there, and not the training set."""
+    quick_again: bool = False
+    """Whether running it again finds by content what changed, and does no more: --deep runs it,
+    fresh or not."""
+    standing: bool = False
+    """Whether all that comes after goes on reading what it made: it must be there, and whole."""
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
     sources: Callable[[Options], dict[str, tuple[Path, str]]] | None = None
@@ -254,10 +258,9 @@ def _models(options: Options) -> dict[str, Path]:
         return {}
     found = _given("prepare.face.model", settings.face.model)
     found |= _given("prepare.restoration.model", settings.restoration.model)
-    if settings.parsing.model is not None and Path(settings.parsing.model).is_dir():
-        for path in sorted(Path(settings.parsing.model).iterdir()):
-            if path.suffix in (".json", ".safetensors", ".bin"):
-                found[f"prepare.parsing.model, {path.name}"] = path
+    if settings.parsing.model is not None:
+        for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+            found[f"prepare.parsing.model, {name}"] = Path(settings.parsing.model) / name
     if settings.root is not None:
         found |= {
             name: settings.root / name
@@ -273,7 +276,7 @@ def _given(role: str, path: Path | None) -> dict[str, Path]:
 _TRAINING = tuple((kind, "train") for kind in KINDS)
 """Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")
-_PREPARE = ("root", "own", "steps", "parsing", "mask", "face", "restoration", "unusable", "shown")
+_PREPARE = ("root", "own", "steps", "parsing", "mask", "face", "restoration", "unusable")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -288,6 +291,8 @@ STAGES: dict[str, Stage] = {
             options=("data_train", *(f"prepare.{name}" for name in _PREPARE)),
             run=_prepare,
             parallel=True,
+            quick_again=True,
+            standing=True,
             home=lambda options, folder: RunFolder(options.data.root / ".prepare"),
         ),
         Stage(
@@ -376,6 +381,7 @@ STAGES: dict[str, Stage] = {
             run=_evaluate,
             parallel=True,
             tests=True,
+            quick_again=True,
         ),
     )
 }

@@ -71,6 +71,8 @@ def _explain(settings: Prepare | None) -> None:
             names = ", ".join(f"{i} {scheme.names[i]}" for i in scheme.ids(channel))
             title = f"{channel} ({colour})" if channel else "background"
             click.echo(f"      {title:<16} {names or '–'}")
+        if scheme.face is None:
+            click.echo("      no class for the face: the back of a head counts as a face")
     click.echo(f"\n{_own_rule(chosen)}")
 
 

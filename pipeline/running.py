@@ -56,7 +56,7 @@ def run_stage(
     stale = why_stale(stage, options, folder, deep) if output.exists() else []
     unrecorded = _unrecorded(stage, stale, options, folder)
     harmless = unrecorded or _grows(stage, stale, options, folder)
-    again = deep and stage.tests and not stale
+    again = deep and stage.quick_again and not stale
     if output.exists() and not (force or harmless or again):
         if not stale:
             say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
@@ -168,6 +168,11 @@ def _refuse_stale_upstream(
     while stage is not None:
         home = stage.home(options, folder)
         output = stage.output(options, home)
+        if stage.standing and not output.exists():
+            raise InputError(
+                f"{output}: missing, so {stage.name} was never done, or stopped half-way. "
+                f"Type make {stage.name}"
+            )
         if output.exists() and home.read_manifest(stage.name) is not None:
             stale = why_stale(stage, options, home, deep)
             if stage.lasting and {*stale} <= {staleness.changed(r) for r in stage.folders(options)}:
@@ -193,8 +198,8 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
             f"{stage.name} runs in one process, {ranks.size()} were started. Run it without "
             "torchrun first"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
     inputs = stage.inputs(options, folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     asked = {"options": staleness.relevant(options, stage.options), "inputs": inputs}
     if ranks.rank() == 0:

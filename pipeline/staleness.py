@@ -75,7 +75,7 @@ def _pictures_digest(folder: Path, pattern: str) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in sorted(folder.glob(pattern)):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in PICTURES and path.exists():  # a link may lead nowhere
             status = path.stat()
             entry = f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(entry.encode(errors="surrogateescape"))

@@ -30,6 +30,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it."""
+    path, folder = path.resolve(), folder.resolve()
+    return path == folder or folder in path.parents
+
+
 def _one_of(name: str, known: Collection[str]) -> str:
     if name not in known:
         raise ValueError(f"must be one of {', '.join(known)}")
@@ -443,6 +449,40 @@ class Options(Section):
     checkpoints: Checkpointing = Checkpointing()
     tensorboard: TensorBoard = TensorBoard()
     eval: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _prepared_apart(self) -> Options:
+        """What is made must not lie among what it is made of."""
+        if self.prepare is None:
+            return self
+        raw, made = self.prepare.root, self.data.root
+        if raw is not None and (_within(raw, made) or _within(made, raw)):
+            raise ValueError(
+                f"prepare.root {raw} and data.root {made}: one lies in the other; set data.root to "
+                "a folder of its own, where the prepared set is to be made"
+            )
+        parsing, restoration = self.prepare.parsing, self.prepare.restoration
+        read = {
+            "prepare.parsing.labels": parsing.labels if parsing.method == "labels" else None,
+            "prepare.restoration.pictures": (
+                restoration.pictures if restoration.method == "pictures" else None
+            ),
+        }
+        kinds = ("imgs", "labels", "mask", "lr_face", "hr_face")
+        for name, path in read.items():
+            if path is None:
+                continue
+            if _within(made, path) or any(_within(path, made / kind) for kind in kinds):
+                raise ValueError(
+                    f"{name} {path}: is mixed with what is made in data.root {made}; set one of "
+                    "them to a folder of its own"
+                )
+            if self.data_train == "own" and raw is not None and _within(path, raw):
+                raise ValueError(
+                    f"{name} {path}: lies in prepare.root {raw}, where every picture is taken for "
+                    "a photograph; move it out"
+                )
+        return self
 
     @field_validator("data_train", "data_test")
     @classmethod

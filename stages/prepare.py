@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from cache.lock import BuildLock
 from stages import device as devices
 from stages import ranks
 from stages.data.index import Problem
+from stages.data.layouts import PICTURES
 from stages.data.memo import Memo
 from stages.errors import InputError
 from stages.files import write_aside
@@ -21,7 +24,7 @@ from stages.options import Options, Prepare
 from stages.preparation import sheet
 from stages.preparation.bodies import Bodies
 from stages.preparation.faces import FOUND, Box, face_box
-from stages.preparation.ledger import Entry, Ledger, perform
+from stages.preparation.ledger import Entry, Ledger, Siblings, perform
 from stages.preparation.masks import MASKS
 from stages.preparation.parsing import PARSERS
 from stages.preparation.restoration import restorer
@@ -32,6 +35,13 @@ from stages.progress import bar
 
 _LISTED = 40
 """Problems in one error message; prepare.csv lists all that were left out."""
+
+_COLUMNS = (
+    "sample_id", "split", "pid", "camid", "source", "width", "height", "turned", "head_share",
+    "clothes_share", "skin_share", "decision", "faces", "score", "doubts", "left", "top", "side",
+    "problem",
+)  # fmt: skip
+"""Of prepare.csv; those of steps that weren't done are absent."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,12 @@ class Prepared:
     keys: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    foreign: bool = False
 
     def take(self, step: Step, key: str, outcome: Outcome) -> None:
         self.keys[step.name] = key
         self.facts |= outcome.facts
-        self.problem = outcome.problem
+        self.problem, self.foreign = outcome.problem, outcome.foreign
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
@@ -79,15 +90,20 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             "prepare.root; deskpro prepare --explain shows what else it may say"
         )
     root = options.data.root
-    samples = _samples(options, settings)
+    found = find_samples(settings.root or root, options.data_train, settings.own)
+    _refuse(found.problems)
+    samples = found.samples
     ledgers: dict[str, Ledger] = {}
     steps = _steps(options, settings, ledgers)
-    with ranks.join() as team:
+    with ranks.join() as team, ExitStack() as held:
         if team.rank == 0:
+            held.callback(BuildLock(root / ".prepare" / "set").release)
+            _refuse_strangers(options, settings, samples, outputs)
             outputs.listing.unlink(missing_ok=True)  # until all is done there is none
             _sweep(root)
             _copy_companions(options, settings, samples)
         team.share(None)
+        siblings = Siblings(root)
         for step in steps:
             ledgers[step.name] = Ledger(root, step.name, team.rank)
         memo = Memo(inputs.memo if team.rank == 0 else None)
@@ -97,30 +113,40 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         done: list[Prepared] = []
         with bar("prepare", sum(map(len, batches)), "pictures") as progress:
             for batch in batches:
-                done += _through(steps, batch, ledgers, memo)
+                done += _through(steps, batch, ledgers, siblings, memo)
                 progress.advance(len(batch))
         everyone = [each for part in team.gather(done) for each in part]
         if team.rank == 0:
             memo.save()
             everyone.sort(key=lambda each: each.sample.id)
-            _finish(options, settings, steps, everyone, inputs, outputs)
+            removed = _finish(options, settings, steps, everyone, inputs, outputs)
         # The others learn what went wrong with theirs from the first, which speaks for all.
-        team.share(None)
-    return _facts(everyone, settings, outputs)
+        removed = team.share(removed if team.rank == 0 else 0)
+    return _facts(everyone, settings, outputs, found.passed_over, removed)
 
 
-def _samples(options: Options, settings: Prepare) -> list[Sample]:
-    source, root = settings.root, options.data.root
-    if source is not None:
-        one, other = source.resolve(), root.resolve()
-        if one == other or one in other.parents or other in one.parents:
-            raise InputError(
-                f"prepare.root {source} and data.root {root}: one lies in the other. Set data.root "
-                "to a folder of its own, where the prepared set is to be made"
-            )
-    samples, problems = find_samples(source or root, options.data_train, settings.own)
-    _refuse(problems)
-    return samples
+def _refuse_strangers(
+    options: Options, settings: Prepare, samples: Sequence[Sample], outputs: Outputs
+) -> None:
+    """Refuse to mix with pictures, or replace pages, that prepare didn't make."""
+    root = options.data.root
+    made = {*Ledger(root, "body").ids(), *(sample.id for sample in samples)}
+    strangers = [
+        path
+        for path in sorted((root / "imgs").rglob("*"))
+        if path.suffix.lower() in PICTURES
+        and not path.name.startswith(".")
+        and path.relative_to(root / "imgs").as_posix() not in made
+    ]
+    if settings.root is not None and strangers:
+        raise InputError(
+            f"{root}: {len(strangers)} pictures in imgs/ weren't made by prepare, such as "
+            f"{strangers[0].name}. Set data.root to a folder of its own"
+        )
+    if not [*(root / ".prepare").glob("*.jsonl")]:
+        for path in (outputs.listing, outputs.page):
+            if path.exists():
+                raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
 
 
 def _steps(options: Options, settings: Prepare, ledgers: dict[str, Ledger]) -> list[Step]:
@@ -148,13 +174,18 @@ def _steps(options: Options, settings: Prepare, ledgers: dict[str, Ledger]) -> l
 
 
 def _through(
-    steps: Sequence[Step], batch: Sequence[Sample], ledgers: dict[str, Ledger], memo: Memo
+    steps: Sequence[Step],
+    batch: Sequence[Sample],
+    ledgers: dict[str, Ledger],
+    siblings: Siblings,
+    memo: Memo,
 ) -> list[Prepared]:
     """A batch through every step; a picture with a problem goes no further."""
     pictures = [Prepared(sample) for sample in batch]
     for step in steps:
         going = [picture for picture in pictures if picture.problem is None]
-        made = perform(step, [picture.sample for picture in going], ledgers[step.name], memo)
+        taken = [picture.sample for picture in going]
+        made = perform(step, taken, ledgers[step.name], siblings, memo)
         for picture, (key, outcome) in zip(going, made, strict=True):
             picture.take(step, key, outcome)
     return pictures
@@ -167,25 +198,33 @@ def _finish(
     pictures: Sequence[Prepared],
     inputs: Inputs,
     outputs: Outputs,
-) -> None:
-    """What only the first process does, after all are done."""
+) -> int:
+    """What only the first process does, after all are done; how many pictures went away since."""
     bad = [picture for picture in pictures if picture.problem is not None]
-    if settings.unusable == "refuse":
+    _refuse([Problem(p.sample.source, str(p.problem)) for p in bad if p.foreign])
+    if settings.root is None:
+        hint = "; mend it, or move the picture out of imgs/"
+    else:
         hint = "; mend it, or --set prepare.unusable=leave-out goes on without"
+    if settings.unusable == "refuse" or settings.root is None:
         _refuse([Problem(p.sample.source, f"{p.problem}{hint}") for p in bad])
+    if len(bad) == len(pictures):
+        first = Problem(bad[0].sample.source, str(bad[0].problem))
+        raise InputError(f"none of {len(bad)} pictures can be prepared; {first}")
     root, memo = options.data.root, Memo(inputs.memo)
+    gone: set[str] = set()
     for step in steps:
         ledger = Ledger(root, step.name)
         good = {p.sample.id: p.keys[step.name] for p in pictures if p.problem is None}
         for id_ in {*ledger.ids()} - good.keys():
-            for path in ledger.written(id_):
-                if path.exists() and ledger.owns(id_, path, memo):
-                    path.unlink()
+            ledger.withdraw(id_, memo)
+        gone |= {*ledger.ids()} - {picture.sample.id for picture in pictures}
         ledger.seal(good)
     table = _table(pictures, settings.root or root)
     sheet.write(outputs.page, table, Places(root), settings, options.data_train)
     with write_aside(outputs.listing) as aside:
         table.to_csv(aside, index=False)
+    return len(gone)
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
@@ -220,10 +259,11 @@ def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Samp
         path = root / name
         if path.exists() and path.read_bytes() != content and not ledger.owns(name, path, memo):
             raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
-        ledger.begin([name])
+        ledger.add([Entry(name, "", {name: hashlib.sha256(content).hexdigest()})])
         with write_aside(path) as aside:
             aside.write_bytes(content)
-        ledger.add([Entry(name, "", {name: hashlib.sha256(content).hexdigest()}, {})])
+    for name in {*ledger.ids()} - files.keys():
+        ledger.withdraw(name, memo)
     ledger.seal(dict.fromkeys(files, ""))
 
 
@@ -244,14 +284,22 @@ def _table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
                 "problem": picture.problem,
             }
         )
-    table = pd.DataFrame(rows)
+    named = {name for row in rows for name in row}
+    # In one order, whatever was done now and whatever before.
+    table = pd.DataFrame(rows, columns=[name for name in _COLUMNS if name in named])
     for name in ("width", "height", "faces", "left", "top", "side"):
         if name in table:
             table[name] = table[name].astype("Int64")
     return table
 
 
-def _facts(pictures: Sequence[Prepared], settings: Prepare, outputs: Outputs) -> dict[str, object]:
+def _facts(
+    pictures: Sequence[Prepared],
+    settings: Prepare,
+    outputs: Outputs,
+    passed_over: Counter[str],
+    removed: int,
+) -> dict[str, object]:
     good = [picture for picture in pictures if picture.problem is None]
     facts: dict[str, object] = {
         "pictures": f"{len(good)} of {len({p.sample.pid for p in good})} identities",
@@ -267,6 +315,10 @@ def _facts(pictures: Sequence[Prepared], settings: Prepare, outputs: Outputs) ->
         facts["turned upright"] = turned
     if len(good) < len(pictures):
         facts["left out"] = f"{len(pictures) - len(good)} pictures, listed in {outputs.listing}"
+    if removed:
+        facts["removed"] = f"{removed} pictures that are no longer in {settings.root}"
+    if passed_over:
+        facts["passed over"] = f"files that aren't pictures: {_counted(passed_over)}"
     if "restoration" in settings.steps and settings.restoration.method == "bicubic":
         facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
     return facts | {"listing": outputs.listing, "contact sheet": outputs.page}

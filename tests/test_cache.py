@@ -240,7 +240,7 @@ def _read_one(reader: TargetReader) -> np.ndarray:
 def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "targets.zarr"
     first = writer(path)
-    with pytest.raises(CacheError, match=f"process {os.getpid()} on .* is building this cache"):
+    with pytest.raises(CacheError, match=f"process {os.getpid()} on .* is building it"):
         writer(path)
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     child.start()  # as a loader's worker, which may outlive its parent

@@ -32,7 +32,7 @@ from stages.preparation.faces import (
 from stages.preparation.restoration import Spandrel
 from stages.preparation.samples import Places, Sample, find_samples
 from stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
-from stages.preparation.step import optional
+from stages.preparation.step import Unusable, optional, read_picture
 from tests.conftest import REPOSITORY
 
 ATR = SCHEMES["atr"]
@@ -351,7 +351,8 @@ def test_a_folder_of_ones_own_is_split_by_people(
     root = tmp_path_factory.mktemp("own") / "photos"
     tree(root, {pid: [f"img {i}.jpg" for i in range(count)] for pid, count in people.items()})
     own = Own(test=test, query=query, seed=seed)
-    samples, problems = find_samples(root, "own", own)
+    found = find_samples(root, "own", own)
+    samples, problems = found.samples, found.problems
     assert not problems
     assert sorted(sample.source for sample in samples) == sorted(root.rglob("*.jpg"))
     assert len({sample.id for sample in samples}) == len(samples)
@@ -383,18 +384,20 @@ def test_names_may_say_camera_split_and_clothes(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     rule = r"(?P<split>\w+)/(?P<pid>[^/]+)/(?P<camid>[a-z]+)_(?P<clothes>[a-z]+)_\d+\.\w+"
-    samples, problems = find_samples(tmp_path, "own", Own(name=rule))
-    assert not problems
+    found = find_samples(tmp_path, "own", Own(name=rule))
+    samples = found.samples
+    assert not found.problems
     said = {(s.split, s.pid, s.camid, s.clothes) for s in samples}
     assert said == {("train", "anna", 1, "coat"), ("train", "anna", 2, "suit"),
                     ("query", "bo", 2, "coat"), ("gallery", "bo", 1, "suit")}  # fmt: skip
     (tmp_path / "stray.jpg").write_bytes(b"")
     (tmp_path / "elsewhere" / "anna").mkdir(parents=True)
     (tmp_path / "elsewhere" / "anna" / "door_coat_1.jpg").write_bytes(b"")
-    _, problems = find_samples(tmp_path, "own", Own(name=rule))
-    assert [problem.path.name for problem in problems] == ["door_coat_1.jpg", "stray.jpg"]
-    assert "split 'elsewhere' must be one of train, query, gallery" in problems[0].what
-    assert "doesn't match prepare.own.name" in problems[1].what
+    problems = find_samples(tmp_path, "own", Own(name=rule)).problems
+    said = {problem.path.name: problem.what for problem in problems}
+    assert {*said} == {"door_coat_1.jpg", "stray.jpg"}
+    assert "split 'elsewhere' must be one of train, query, gallery" in said["door_coat_1.jpg"]
+    assert "doesn't match prepare.own.name" in said["stray.jpg"]
 
 
 @pytest.mark.parametrize("rule", ["(?P<who>.*)", "(", "no groups", "(?P<pid>.*)(?P<age>.*)"])
@@ -403,10 +406,74 @@ def test_a_rule_without_a_pid_is_refused(rule: str) -> None:
         Own(name=rule)
 
 
+def problems_of(root: Path, rule: str = Own().name) -> dict[str, str]:
+    """What is wrong with a folder of one's own, by file name."""
+    return {p.path.name: p.what for p in find_samples(root, "own", Own(name=rule)).problems}
+
+
 def test_a_person_who_would_break_the_names_is_a_problem(tmp_path: Path) -> None:
-    tree(tmp_path / "photos", {"a_c1_b": ["1.jpg", "2.jpg"], "fine": ["1.jpg", "1.png"]})
-    samples, problems = find_samples(tmp_path / "photos", "own", Own())
-    assert {sample.pid for sample in samples} == {"fine"}
-    assert len({Path(sample.id).with_suffix("") for sample in samples}) == 2
-    assert all("can't stand at the head of a file name" in problem.what for problem in problems)
-    assert len(problems) == 2
+    tree(tmp_path, {"a_c1_b": ["1.jpg"], "fine": ["3.jpg", "4.png"]})
+    [(name, what)] = problems_of(tmp_path).items()
+    assert name == "1.jpg"
+    assert "can't stand at the head of a name" in what
+
+
+def test_two_pictures_of_one_name_are_a_problem(tmp_path: Path) -> None:
+    tree(tmp_path, {"anna": ["1.jpg", "1.png", "2.jpg"]})
+    assert {*problems_of(tmp_path)} == {"1.jpg", "1.png"}
+
+
+def test_names_that_contradict_each_other_are_problems(tmp_path: Path) -> None:
+    names = ["train/anna/c1_1.jpg", "train/anna/c2_2.jpg", "query/anna/c1_3.jpg",
+             "gallery/bo/4.jpg", "query/bo/c1_5.jpg", "cy/c1_6.jpg",
+             "train/cy/c1_7.jpg"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    rule = r"(?:(?P<split>train|query|gallery)/)?(?P<pid>[^/]+)/(?:c(?P<camid>\d)_)?\d+\.jpg"
+    assert problems_of(tmp_path, rule) == {
+        "c1_1.jpg": "identity anna is in training and in query",
+        "c2_2.jpg": "identity anna is in training and in query",
+        "4.jpg": "its name says no camera (camid), others' do",
+        "c1_6.jpg": "its name says no split, others of identity cy do",
+    }
+
+
+def test_odd_files_are_problems_or_counted(tmp_path: Path) -> None:
+    anna = ["1.jpg", "2.jpg", "3.webp", "notes.txt", ".hidden.jpg"]
+    tree(tmp_path, {"anna": anna, "7": ["4.jpg"], "007": ["5.jpg"]})
+    (tmp_path / "anna" / "broken.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "anna" / f"{'long' * 60}.jpg").write_bytes(b"")
+    found = find_samples(tmp_path, "own", Own())
+    assert found.passed_over == {".webp": 1, ".txt": 1}
+    said = " ".join(problem.what for problem in found.problems)
+    assert "a link to nothing" in said
+    assert "identities 007 and 7 are one number" in said
+    shutil.rmtree(tmp_path / "007")
+    (tmp_path / "anna" / "broken.jpg").unlink()
+    assert ["longer than 200 bytes" in what for what in problems_of(tmp_path).values()] == [True]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    tree(tmp_path / "photos", {"anna": ["1.jpg", "2.jpg"]})
+    tree(tmp_path / "elsewhere", {"bo": ["3.jpg", "4.jpg"]})
+    (tmp_path / "photos" / "bo").symlink_to(tmp_path / "elsewhere" / "bo")
+    (tmp_path / "photos" / "anna" / "loop").symlink_to(tmp_path / "photos")
+    found = find_samples(tmp_path / "photos", "own", Own())
+    assert {sample.pid for sample in found.samples} == {"anna", "bo"}
+    assert len(found.samples) == 4
+
+
+def test_a_clothes_csv_of_ones_own_is_read(tmp_path: Path) -> None:
+    tree(tmp_path, {"anna": ["1.jpg", "2.jpg"]})
+    (tmp_path / "clothes.csv").write_text("path,clothes\nanna/1.jpg,coat\n")
+    found = find_samples(tmp_path, "own", Own())
+    assert {s.source.name: s.clothes for s in found.samples} == {"1.jpg": "coat", "2.jpg": None}
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_that_would_be_clipped_are_refused(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / ("deep.png" if mode == "I;16" else "deep.tif")
+    Image.new("I" if mode == "I;16" else mode, (4, 4), 30_000).convert(mode).save(file)
+    with pytest.raises(Unusable, match="more than 8 bits a channel"):
+        read_picture(file)

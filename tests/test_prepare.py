@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cache.lock import BuildLock
 from stages.data.benchmark import BenchmarkOptions, make_benchmark
 from stages.data.check import check_data
 from stages.preparation.schemes import SCHEMES
@@ -64,7 +66,10 @@ class Preparation:
         return {
             str(path.relative_to(self.made)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.made.rglob("*"))
-            if path.is_file() and "manifests" not in path.parts and path.name != "checked.json"
+            if path.is_file()
+            and "manifests" not in path.parts
+            and path.name != "checked.json"
+            and path.suffix != ".lock"
         }
 
 
@@ -160,19 +165,17 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     assert "has 18 classes, LIP has 20" in result.err
 
 
-def test_killed_at_random_it_ends_identical(
-    preparation: Preparation, raw_benchmark: Path, tmp_path: Path
-) -> None:
+def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=2")
     expected = preparation.digests()
     program = Path(sys.executable).with_name("deskpro")
     command = [program, "prepare", "--config", preparation.config, "--set", "prepare.batch=2"]
     random = np.random.default_rng(0)
     shutil.rmtree(preparation.made)
-    for _ in range(4):
+    for share in (0.1, 0.4, 0.7, 0.9):
         process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        before = len([*preparation.made.rglob("*.*")])
-        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= before + 8:
+        enough = share * len(expected)
+        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= enough:
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
@@ -294,7 +297,11 @@ def test_raw_pictures_that_come_and_go_are_followed(preparation: Preparation) ->
     preparation.ok("--force")
     assert not [*preparation.made.rglob(f"{gone.stem}.*")]
     assert (preparation.made / "mask" / GALLERY / "0099_c1_0001.png").is_file()
-    # What was trained on it is stale by that, and says so.
+    for path in (preparation.raw / "imgs" / "query").iterdir():
+        path.unlink()
+    (preparation.raw / "clothes.csv").unlink()
+    assert "12 pictures that are no longer in" in preparation.ok("--force").err
+    assert not (preparation.made / "clothes.csv").exists()
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -315,6 +322,118 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     steps = "prepare.steps=[parsing,face,restoration]"
     preparation.ok("--force", steps)
     assert mine.read_bytes() == content
+
+
+def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparation) -> None:
+    lost = sorted((preparation.raw / "labels" / TRAIN).glob("*.png"))[0]
+    content = lost.read_bytes()
+    lost.unlink()
+    assert preparation().code == 2
+    mine = sorted((preparation.made / "mask" / TRAIN).glob("*.png"))[0]
+    Image.new("RGB", (64, 128), (255, 0, 0)).save(mine)
+    lost.write_bytes(content)
+    result = preparation()
+    assert result.code == 2
+    assert f"{mine}: isn't what prepare wrote" in result.err
+    mine.unlink()
+    preparation.ok()
+
+
+@pytest.mark.parametrize("option", ["prepare.unusable=refuse", "prepare.unusable=leave-out"])
+@pytest.mark.parametrize("kind", ["hr_face", "mask", "imgs"])
+def test_a_file_of_another_extension_in_the_way_is_refused(
+    kind: str, option: str, preparation: Preparation
+) -> None:
+    name = sorted((preparation.raw / "imgs" / TRAIN).glob("*.jpg"))[0].name
+    mine = preparation.made / kind / TRAIN / Path(name).with_suffix(".PNG")
+    mine.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 128)).save(mine)
+    result = preparation(option)
+    assert result.code == 2
+    assert mine.name in result.err
+    assert mine.is_file()
+
+
+def test_a_folder_with_other_pictures_is_not_mixed_with(
+    preparation: Preparation, raw_benchmark: Path
+) -> None:
+    shutil.copytree(raw_benchmark / "imgs", preparation.made / "imgs")
+    stray = preparation.made / "imgs" / TRAIN / "0777_c1_0001.jpg"
+    shutil.copy(sorted((preparation.made / "imgs" / TRAIN).iterdir())[0], stray)
+    result = preparation()
+    assert result.code == 2
+    assert "1 pictures in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
+    # Without a raw set the pictures there are the ones that are prepared.
+    result = preparation("prepare.root=null", "prepare.unusable=leave-out")
+    assert result.code == 2
+    assert "no label map of bounding_box_train/0777_c1_0001.jpg" in result.err
+    assert "move the picture out of imgs/" in result.err
+    stray.unlink()
+    preparation.ok("prepare.root=null")
+    assert len(preparation.listing()) == 40
+
+
+def test_a_page_that_prepare_did_not_write_is_kept(preparation: Preparation) -> None:
+    preparation.made.mkdir()
+    (preparation.made / "prepare.html").write_text("my notes")
+    result = preparation()
+    assert result.code == 2
+    assert "prepare.html: isn't what prepare wrote" in result.err
+    assert (preparation.made / "prepare.html").read_text() == "my notes"
+
+
+def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
+    preparation.ok("train_student.max_steps=2", stage="train-student")
+    gallery = sorted((preparation.raw / "imgs" / GALLERY).glob("*.jpg"))
+    gallery[0].write_bytes(b"broken")
+    shutil.copy(gallery[2], gallery[1])
+    assert preparation("--force").code == 2
+    result = preparation("train_student.max_steps=2", stage="eval")
+    assert result.code == 2
+    assert "prepare.csv: missing, so prepare was never done, or stopped half-way" in result.err
+    # Nor by a recipe that doesn't say how it is made.
+    result = preparation("prepare=null", stage="check-data")
+    assert result.code == 2
+    assert "its preparation isn't done; type make prepare" in result.out
+
+
+def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path) -> None:
+    preparation.ok()
+    before = preparation.digests()
+    (tmp_path / "empty").mkdir()
+    nothing = f"prepare.parsing.labels={tmp_path / 'empty'}"
+    result = preparation("--force", nothing, "prepare.unusable=leave-out")
+    assert result.code == 2
+    assert "none of 40 pictures can be prepared" in result.err
+    preparation.ok("--force")
+    assert preparation.digests() == before
+
+
+def test_deep_reads_every_file_again(preparation: Preparation) -> None:
+    preparation.ok()
+    path = sorted((preparation.raw / "labels" / TRAIN).glob("*.png"))[0]
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 255  # of the same size, and of the same time
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "is fresh" in preparation.ok().err
+    assert "is fresh" not in preparation("--deep").err
+    lost = sorted((preparation.made / "hr_face" / TRAIN).iterdir())[0]
+    path.write_bytes(bytes(content[:-8]) + bytes([content[-8] ^ 255]) + bytes(content[-7:]))
+    lost.unlink()
+    preparation.ok("--deep", "--force")
+    assert lost.is_file()
+
+
+def test_two_at_once_are_refused(preparation: Preparation) -> None:
+    preparation.made.mkdir()
+    lock = BuildLock(preparation.made / ".prepare" / "set")
+    result = preparation()
+    lock.release()
+    assert result.code == 2
+    assert f"process {os.getpid()} on" in result.err
+    preparation.ok()
 
 
 def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
@@ -460,9 +579,16 @@ def test_a_segmenter_that_cannot_be_loaded_is_refused(
 
 
 def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) -> None:
-    result = preparation(f"data.root={preparation.raw / 'prepared'}")
-    assert result.code == 2
-    assert "one lies in the other" in result.err
+    before = sorted(preparation.raw.rglob("*"))
+    for option, message in (
+        (f"data.root={preparation.raw / 'prepared'}", "one lies in the other"),
+        (f"data.root={preparation.raw}", "one lies in the other"),
+        (f"prepare.parsing.labels={preparation.made / 'labels'}", "is mixed with what is made"),
+    ):
+        result = preparation(option)
+        assert result.code == 2
+        assert message in result.err
+    assert sorted(preparation.raw.rglob("*")) == before
 
 
 def test_explain_shows_every_class_and_method(command: Callable[..., Result]) -> None:

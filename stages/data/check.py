@@ -98,6 +98,8 @@ def check_data(
             "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
     table, problems = read_index(root, layout, splits)
+    if any((root / ".prepare").glob("*.part.jsonl")):
+        problems.append(Problem(root, "its preparation isn't done; type make prepare"))
     left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)

@@ -47,7 +47,7 @@ def read_index(
             "data_train, or make one: deskpro make-benchmark"
         )
     splits = tuple(splits)
-    clothes, problems = _read_clothes(root / "clothes.csv")
+    clothes, problems = read_clothes(root / "clothes.csv")
     scenes: dict[str, dict[str, str]] = {}
     for split in splits:
         if split in layout.scenes:
@@ -63,7 +63,7 @@ def read_index(
             problems.append(Problem(folder, f"empty split: no {split} pictures"))
         for body in pictures:
             sample_id = body.relative_to(bodies).as_posix()
-            if not _is_text(sample_id):
+            if not is_text(sample_id):
                 problems.append(Problem(body, f"its name isn't UTF-8 ({sample_id!r}); rename it"))
                 continue
             name = layout.parse(sample_id)
@@ -85,7 +85,7 @@ def read_index(
                         },
                     }
                 )
-    problems += _twofold({str(row["pid"]) for row in rows}, bodies)
+    problems += twofold({str(row["pid"]) for row in rows}, bodies)
     columns = ["split", "sample_id", "pid", "camid", "clothes", "scene", *KINDS]
     table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
     for column in ("clothes", "scene", *KINDS):  # None, never a float NaN, stands for absent
@@ -119,7 +119,8 @@ class _Companions:
         return self._listed[folder].get(Path(sample_id).stem)
 
 
-def _read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
+def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
+    """Path → clothes of a `clothes.csv`, and what is wrong with it; nothing where there is none."""
     if not path.is_file():
         return {}, []
     try:
@@ -146,7 +147,8 @@ def _read_scenes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     return scenes, []
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written down."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -154,7 +156,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _twofold(pids: set[str], folder: Path) -> list[Problem]:
+def twofold(pids: set[str], folder: Path) -> list[Problem]:
     """Identities that are one number written in two ways: 7 and 0007 would count as two people."""
     written: dict[int, list[str]] = {}
     for pid in sorted(pids):

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from stages.preparation.samples import Places, Sample
-from stages.preparation.step import Outcome, jpeg, outcomes, png, upright
+from stages.preparation.step import Outcome, jpeg, outcomes, png, read_picture
 
 _ORIENTATION = 0x0112
 """EXIF's tag of which way is up."""
@@ -35,7 +35,7 @@ class Bodies:
         return outcomes(self._take, samples)
 
     def _take(self, sample: Sample) -> Outcome:
-        picture = upright(sample.source)  # decoded to the end: a cut file is found here
+        picture = read_picture(sample.source)  # decoded to the end: a cut file is found here
         if picture.size[0] < 2 or picture.size[1] < 2:
             return Outcome(problem=f"{sample.source}: {picture.width}×{picture.height} pixels")
         with Image.open(sample.source) as opened:
@@ -43,8 +43,8 @@ class Bodies:
         if not turned:
             content = sample.source.read_bytes()
         elif sample.source.suffix.lower() == ".png":
-            content = png(picture.convert("RGB"))
+            content = png(picture)
         else:
-            content = jpeg(picture.convert("RGB"))
+            content = jpeg(picture)
         facts = {"width": picture.width, "height": picture.height, "turned": turned}
         return Outcome({self.places.body(sample.id): content}, facts)

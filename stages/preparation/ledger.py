@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stages.data.layouts import PICTURES
 from stages.data.memo import Memo
 from stages.files import sha256, write_aside
 from stages.preparation.samples import Sample
@@ -20,7 +22,7 @@ from stages.preparation.step import Outcome, Step
 
 @dataclass(frozen=True)
 class Entry:
-    """What a step once made of a picture."""
+    """What a step made of a picture, or was about to make."""
 
     id: str
     key: str
@@ -34,8 +36,8 @@ class Entry:
 class Ledger:
     """The entries of one step, in lines of JSON: those of each process under way, then one file.
 
-    A picture's files are written first, complete or not at all, then its entry; before both, the
-    line that they are about to be. A file that no entry or such line speaks of is somebody else's.
+    An entry is written before its files are, and each of these is complete or absent: a file is
+    what some entry says, or it is somebody else's.
     """
 
     def __init__(self, root: Path, step: str, rank: int = 0) -> None:
@@ -44,7 +46,6 @@ class Ledger:
         self.folder = root / ".prepare"
         self._own = self.folder / f"{step}.{rank}.part.jsonl"
         self._entries: dict[str, list[Entry]] = defaultdict(list)
-        self._begun: set[str] = set()
         for path in (self._sealed, *self._parts()):
             self._read(path)
 
@@ -58,16 +59,12 @@ class Ledger:
     def _read(self, path: Path) -> None:
         if not path.is_file():
             return
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                said = json.loads(line)
-            except ValueError:  # the line that a kill cut short
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError):  # the line that a kill cut short, or no entry at all
                 continue
-            if "begun" in said:
-                self._begun |= set(said["begun"])
-            else:
-                self._entries[said["id"]].append(Entry(**said))
-                self._begun.discard(said["id"])
+            self._entries[entry.id].append(entry)
 
     def entry(self, id_: str, key: str) -> Entry | None:
         """The entry of a picture that was made from the same."""
@@ -81,38 +78,28 @@ class Ledger:
         """Every picture that there is an entry of."""
         return sorted(id_ for id_, entries in self._entries.items() if entries)
 
-    def intact(self, entry: Entry, memo: Memo) -> bool:
-        """Whether the files of an entry are there, as they were written."""
-        return all(
-            _content(self.root / name, memo) == digest for name, digest in entry.files.items()
-        )
+    def intact(self, entry: Entry, there: Collection[Path], memo: Memo) -> bool:
+        """Whether the files of an entry, and no others of `there`, are there as they were made."""
+        made = {self.root / name: digest for name, digest in entry.files.items()}
+        return {*there} == {*made} and all(_content(path, memo) == made[path] for path in made)
 
     def owns(self, id_: str, path: Path, memo: Memo) -> bool:
-        """Whether an existing file is one that this step wrote, or was writing when killed."""
-        if id_ in self._begun:
-            return True
+        """Whether an existing file is one that this step made."""
         name, content = str(path.relative_to(self.root)), _content(path, memo)
         return any(entry.files.get(name) == content for entry in self._entries[id_])
 
-    def written(self, id_: str) -> set[Path]:
-        """The files that this step ever wrote of a picture."""
-        return {self.root / name for entry in self._entries[id_] for name in entry.files}
-
-    def begin(self, ids: Sequence[str]) -> None:
-        """Say that files of these pictures are about to be written."""
-        self._begun |= {*ids}
-        self._append([{"begun": [*ids]}])
+    def withdraw(self, id_: str, memo: Memo) -> None:
+        """Remove what this step made of a picture."""
+        for path in {self.root / name for entry in self._entries[id_] for name in entry.files}:
+            if path.exists() and self.owns(id_, path, memo):
+                path.unlink()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Keep what was made."""
+        """Say what is about to be written."""
         for entry in entries:
             self._entries[entry.id].append(entry)
-            self._begun.discard(entry.id)
-        self._append([asdict(entry) for entry in entries])
-
-    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines)
+        text = "".join(f"{json.dumps(asdict(entry))}\n" for entry in entries)
         with self._own.open("a", encoding="utf-8") as file:
             # A kill may have cut the last line short: what follows begins a new one.
             file.write("\n" + text)
@@ -125,16 +112,33 @@ class Ledger:
             for id_ in sorted(keys):
                 entry = self.entry(id_, keys[id_])
                 if entry is not None:
-                    file.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
+                    file.write(json.dumps(asdict(entry)) + "\n")
         for part in self._parts():
             part.unlink()
 
 
+class Siblings:
+    """The pictures that lay in the prepared set when work began, by path without extension.
+
+    A face or mask is found by its stem, whatever its extension: one that somebody put there as
+    .png would be taken for the .jpg that is made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._found: dict[Path, list[Path]] = defaultdict(list)
+        for kind in ("imgs", "labels", "mask", "lr_face", "hr_face"):
+            for path in (root / kind).rglob("*"):
+                if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+                    self._found[path.with_suffix("")].append(path)
+
+    def of(self, paths: Iterable[Path]) -> set[Path]:
+        """Those of some paths, and of their siblings, that are there."""
+        named = {sibling for path in paths for sibling in self._found[path.with_suffix("")]}
+        return {path for path in named | {*paths} if path.exists()}
+
+
 def perform(
-    step: Step,
-    samples: Sequence[Sample],
-    ledger: Ledger,
-    memo: Memo,
+    step: Step, samples: Sequence[Sample], ledger: Ledger, siblings: Siblings, memo: Memo
 ) -> list[tuple[str, Outcome]]:
     """Do a step for a batch of pictures, as far as it isn't done: the key and outcome of each.
 
@@ -142,57 +146,54 @@ def perform(
     """
     fixed = json.dumps(step.made_from(), sort_keys=True, default=str)
     with ThreadPoolExecutor() as pool:
-        keys = list(pool.map(lambda sample: _key(step, sample, fixed, memo), samples))
+        found = list(pool.map(lambda sample: _key(step, sample, fixed, memo), samples))
+    keys = {sample.id: key for sample, key in zip(samples, found, strict=True)}
     done: dict[str, Outcome] = {}
     todo: list[Sample] = []
-    for sample, key in zip(samples, keys, strict=True):
-        entry = ledger.entry(sample.id, key)
-        foreign = [
-            path
-            for path in step.makes(sample)
-            if path.exists() and not ledger.owns(sample.id, path, memo)
-        ]
+    for sample in samples:
+        entry = ledger.entry(sample.id, keys[sample.id])
+        there = siblings.of(step.makes(sample))
+        foreign = sorted(path for path in there if not ledger.owns(sample.id, path, memo))
         if foreign:
             done[sample.id] = Outcome(
                 problem=f"{foreign[0]}: isn't what prepare wrote. Move or delete it, or leave the "
-                f"step {step.name} out of prepare.steps"
+                f"step {step.name} out of prepare.steps",
+                foreign=True,
             )
-        elif entry is not None and entry.problem is None and ledger.intact(entry, memo):
+        elif entry and entry.problem is None and ledger.intact(entry, there, memo):
             done[sample.id] = Outcome(facts=entry.facts)
         else:
             todo.append(sample)
     if todo:
-        ledger.begin([sample.id for sample in todo])
         made = step(todo)
-        by_id = dict(zip((sample.id for sample in samples), keys, strict=True))
+        ledger.add(
+            [_entry(s.id, keys[s.id], one, ledger.root) for s, one in zip(todo, made, strict=True)]
+        )
         with ThreadPoolExecutor() as pool:
-            entries = list(
-                pool.map(
-                    lambda pair: _write(pair[0], pair[1], by_id[pair[0].id], step, ledger),
-                    zip(todo, made, strict=True),
-                )
-            )
-        ledger.add(entries)
+            list(pool.map(partial(_write, step), todo, made))
         for sample, outcome in zip(todo, made, strict=True):
             done[sample.id] = Outcome(facts=outcome.facts, problem=outcome.problem)
-    return [(key, done[sample.id]) for sample, key in zip(samples, keys, strict=True)]
+    return [(keys[sample.id], done[sample.id]) for sample in samples]
 
 
-def _write(sample: Sample, outcome: Outcome, key: str, step: Step, ledger: Ledger) -> Entry:
+def _entry(id_: str, key: str, outcome: Outcome, root: Path) -> Entry:
+    files = {
+        str(path.relative_to(root)): hashlib.sha256(content).hexdigest()
+        for path, content in sorted(outcome.files.items())
+    }
+    return Entry(id_, key, files, dict(outcome.facts), outcome.problem)
+
+
+def _write(step: Step, sample: Sample, outcome: Outcome) -> None:
     for path in {*step.makes(sample)} - {*outcome.files}:
         path.unlink(missing_ok=True)
     for path, content in outcome.files.items():
         with write_aside(path) as aside:
             aside.write_bytes(content)
-    files = {
-        str(path.relative_to(ledger.root)): hashlib.sha256(content).hexdigest()
-        for path, content in sorted(outcome.files.items())
-    }
-    return Entry(sample.id, key, files, dict(outcome.facts), outcome.problem)
 
 
 def _key(step: Step, sample: Sample, fixed: str, memo: Memo) -> str:
-    digest = hashlib.sha256(f"{step.name}\0{sample.id}\0{fixed}".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(f"{step.name}\0{sample.id}\0{fixed}".encode())
     for path in step.needs(sample):
         digest.update(f"\0{_content(path, memo)}".encode())
     return digest.hexdigest()

@@ -67,11 +67,15 @@ class LabelFiles:
                 *([str(Path(*raw.parts[1:]))] if raw.parts[0] == "imgs" else []),
                 *ways,
             ]
-        files = [(self.folder / way).with_suffix(".png") for way in ways]
+        files = [
+            (self.folder / way).with_suffix(suffix) for way in ways for suffix in (".png", ".PNG")
+        ]
         return next((file for file in files if file.is_file()), files[0])
 
     def _read(self, sample: Sample) -> Outcome:
         source = self._source(sample)
+        if not source.is_file():
+            raise Unusable(f"{source}: missing: no label map of {sample.id} in {self.folder}")
         labels = read_labels(source)
         body = read_picture(self.places.body(sample.id))
         if labels.shape != (body.height, body.width):
@@ -118,7 +122,8 @@ class SegFormer:
             self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(
                 options.model
             )
-        except (OSError, ValueError, KeyError) as error:
+        # Whatever a broken folder makes a loader raise is told in one line.
+        except Exception as error:  # noqa: BLE001
             why = " ".join(str(error).split())[:300]
             raise InputError(
                 f"prepare.parsing.model {options.model!r}: no segmenter that transformers can "
@@ -184,9 +189,7 @@ PARSERS: dict[str, Callable[[Parsing, Places, Path | None, str], Step]] = {
 def model_files(folder: Path) -> list[Path]:
     """The files of a local model that say what it computes."""
     return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in (".json", ".safetensors", ".bin") and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin")
     )
 
 

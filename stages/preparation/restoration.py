@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stages.data.layouts import PICTURES
 from stages.errors import InputError
 from stages.files import sha256
 from stages.options import Restoration
@@ -162,7 +163,8 @@ class HighResolution(_Restorer):
         below = Path(sample.id)
         if self.source is not None and sample.source.is_relative_to(self.source):
             below = sample.source.relative_to(self.source)
-        ways = [self.folder / below, *(self.folder / below).parent.glob(f"{below.stem}.*")]
+        suffixes = [below.suffix, *sorted(PICTURES), *sorted(s.upper() for s in PICTURES)]
+        ways = [(self.folder / below).with_suffix(suffix) for suffix in suffixes]
         return next((way for way in ways if way.is_file()), ways[0])
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:

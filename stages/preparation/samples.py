@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stages.data.index import SPLITS, Problem, read_index
+from stages.data.index import SPLITS, Problem, is_text, read_clothes, read_index, twofold
 from stages.data.layouts import LAYOUTS, PICTURES, PREPARED, Layout
 from stages.errors import InputError
 from stages.options import Own
+
+_LONGEST = 200
+"""Bytes of a file's name: file systems take 255, and what is written aside has a longer one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,17 @@ class Places:
         return (self.root / "hr_face" / id_).with_suffix(".jpg")
 
 
-def find_samples(root: Path, dataset: str, own: Own) -> tuple[list[Sample], list[Problem]]:
+@dataclass
+class Found:
+    """What a raw folder holds."""
+
+    samples: list[Sample]
+    problems: list[Problem]
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Files that aren't pictures, by extension."""
+
+
+def find_samples(root: Path, dataset: str, own: Own) -> Found:
     """The pictures of a raw dataset, or of a folder of one's own where `dataset` is "own".
 
     Sorted by split and path. Raises InputError where `root` is no folder or holds no pictures.
@@ -61,84 +75,136 @@ def find_samples(root: Path, dataset: str, own: Own) -> tuple[list[Sample], list
             f"{root}: no such folder. Set prepare.root to the raw dataset, laid out as {dataset} is"
         )
     layout = LAYOUTS[dataset]
-    if dataset == "own" and not layout.bodies(root).is_dir():
-        samples, problems = _own_folder(root, own, layout)
+    if is_own_folder(root, dataset):
+        found = _own_folder(root, own, layout)
     else:
-        samples, problems = _published(root, layout)
-    if not samples and not problems:
-        raise InputError(
-            f"{root}: no pictures here ({layout.example}). Set prepare.root, data_train"
-        )
-    files = Counter(str(Path(sample.id).with_suffix("")) for sample in samples)
-    for sample in samples:
-        if files[str(Path(sample.id).with_suffix(""))] > 1:
+        found = _published(root, layout)
+    if not found.samples and not found.problems:
+        raise InputError(f"{root}: no pictures ({layout.example}). Set prepare.root, data_train")
+    # Faces, masks and label maps go by the name without its extension.
+    stems = Counter(sample.source.with_suffix("") for sample in found.samples)
+    for sample in found.samples:
+        if stems[sample.source.with_suffix("")] > 1:
             what = "another picture has the same name but for its extension; rename one"
-            problems.append(Problem(sample.source, what))
-    return samples, problems
+            found.problems.append(Problem(sample.source, what))
+        if len(Path(sample.id).name.encode(errors="replace")) > _LONGEST:
+            what = f"its name would be {Path(sample.id).name!r}: longer than {_LONGEST} bytes"
+            found.problems.append(Problem(sample.source, f"{what}; shorten it"))
+    return found
 
 
-def _published(root: Path, layout: Layout) -> tuple[list[Sample], list[Problem]]:
+def is_own_folder(root: Path, dataset: str) -> bool:
+    """Whether the names below `root` follow prepare.own, not a dataset's layout."""
+    return dataset == "own" and not (root / "imgs").is_dir()
+
+
+def _published(root: Path, layout: Layout) -> Found:
     splits = [split for split in SPLITS if any(layout.pictures(root, split))]
     table, problems = read_index(root, layout, splits)
     samples = [
         Sample(row["sample_id"], Path(row["imgs"]), row["split"], row["pid"], row["camid"])
         for row in table.to_dict("records")
     ]
-    return samples, problems
+    return Found(samples, problems)
 
 
-def _own_folder(root: Path, own: Own, layout: Layout) -> tuple[list[Sample], list[Problem]]:
+def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     rule = re.compile(own.name)
-    problems: list[Problem] = []
-    found: list[tuple[Sample, str | None]] = []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in PICTURES or path.name.startswith(".") or not path.is_file():
-            continue
+    clothes, problems = read_clothes(root / "clothes.csv")
+    found = Found([], problems)
+    cameras: dict[str, str | None] = {}
+    for path in _files(root):
         below = path.relative_to(root).as_posix()
+        if path.suffix.lower() not in PICTURES:
+            if path.name != "clothes.csv":
+                kind = path.suffix or path.name
+                found.passed_over[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
+            continue
         match = rule.fullmatch(below)
         said = match.groupdict() if match else {}
-        if match is None:
-            problems.append(Problem(path, f"{below} doesn't match prepare.own.name {own.name!r}"))
+        what = ""
+        if not is_text(below):
+            what = f"its name isn't UTF-8 ({below!r}); rename it"
+        elif not path.is_file():
+            what = "a link to nothing; remove it"
+        elif match is None:
+            what = f"{below} doesn't match prepare.own.name {own.name!r}"
         elif said.get("split") not in (None, *SPLITS):
             what = f"split {said['split']!r} must be one of {', '.join(SPLITS)}"
+        if what:
             problems.append(Problem(path, what))
-        else:
-            sample = Sample(
-                below, path, said.get("split") or "", said["pid"], 0, said.get("clothes")
-            )
-            found.append((sample, said.get("camid")))
-    samples = _with_cameras(found)
-    cameras = any(camera is not None for _, camera in found)
-    named = []
+            continue
+        worn = said.get("clothes") or clothes.get(below)
+        found.samples.append(Sample(below, path, said.get("split") or "", said["pid"], 0, worn))
+        cameras[below] = said.get("camid")
+    problems += twofold({sample.pid for sample in found.samples}, root)
+    problems += _contradictions(found.samples, cameras)
+    if problems:
+        return found
+    samples = _with_splits(
+        _with_cameras(found.samples, cameras), own, any(c is not None for c in cameras.values())
+    )
+    found.samples = []
     taken: set[str] = set()
-    for sample in _with_splits(samples, own, cameras):
+    for sample in samples:
         id_ = _name(sample, taken)
         name = layout.parse(id_)
         if name is None or name.pid != sample.pid:
-            what = (
-                f"identity {sample.pid!r} can't stand at the head of a file name before _c<camid>_"
-            )
+            what = f"identity {sample.pid!r} can't stand at the head of a name before _c<camid>_"
             problems.append(Problem(sample.source, what))
             continue
         taken.add(str(Path(id_).with_suffix("")))
-        named.append(replace(sample, id=id_))
-    return sorted(named, key=lambda sample: (SPLITS.index(sample.split), sample.id)), problems
+        found.samples.append(replace(sample, id=id_))
+    found.samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
+    return found
 
 
-def _with_cameras(found: list[tuple[Sample, str | None]]) -> list[Sample]:
+def _files(root: Path) -> Iterator[Path]:
+    """Every file that isn't hidden, sorted; linked folders are followed, each folder once."""
+    seen: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (here / name for name in sorted(files) if not name.startswith("."))
+
+
+def _contradictions(samples: list[Sample], cameras: Mapping[str, str | None]) -> Iterator[Problem]:
+    """Names that say a camera or split where others don't, and people in training and in test."""
+    some_camera = any(camera is not None for camera in cameras.values())
+    splits: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        splits[sample.pid].add(sample.split)
+    for sample in samples:
+        theirs = splits[sample.pid]
+        if some_camera and cameras[sample.id] is None:
+            yield Problem(sample.source, "its name says no camera (camid), others' do")
+        if "" in theirs and len(theirs) > 1 and not sample.split:
+            what = f"its name says no split, others of identity {sample.pid} do"
+            yield Problem(sample.source, what)
+        if "train" in theirs and theirs & {"query", "gallery"} and sample.split == "train":
+            what = f"identity {sample.pid} is in training and in {'/'.join(sorted(theirs))}"
+            yield Problem(sample.source, what.replace("/train", ""))
+
+
+def _with_cameras(samples: list[Sample], cameras: Mapping[str, str | None]) -> list[Sample]:
     """Cameras as numbers: their own, else by the order of their names, else one a picture."""
-    names = {camera for _, camera in found if camera is not None}
-    if all(name.isdecimal() for name in names):
+    names = {camera for camera in cameras.values() if camera is not None}
+    if all(name.isdecimal() and len(name) <= 9 for name in names):
         numbers = {name: int(name) for name in names}
     else:
         numbers = {name: i for i, name in enumerate(sorted(names), 1)}
     seen: Counter[str] = Counter()
-    samples = []
-    for sample, camera in found:
+    numbered = []
+    for sample in samples:
+        camera = cameras[sample.id]
         seen[sample.pid] += 1
         camid = seen[sample.pid] if camera is None else numbers[camera]
-        samples.append(replace(sample, camid=camid))
-    return samples
+        numbered.append(replace(sample, camid=camid))
+    return numbered
 
 
 def _with_splits(samples: list[Sample], own: Own, cameras: bool) -> Iterator[Sample]:
@@ -195,9 +261,8 @@ def _name(sample: Sample, taken: set[str]) -> str:
     return stem + path.suffix
 
 
-def companions(root: Path, dataset: str) -> Iterable[Path]:
-    """Files beside the raw pictures that say more of them: clothes, scenes."""
-    layout = LAYOUTS[dataset]
-    for name in ("clothes.csv", *layout.scenes.values()):
-        if (root / name).is_file():
+def companions(root: Path, dataset: str) -> Iterator[Path]:
+    """Files beside a published dataset's pictures that say more of them: clothes, scenes."""
+    for name in ("clothes.csv", *LAYOUTS[dataset].scenes.values()):
+        if (root / name).is_file() and not is_own_folder(root, dataset):
             yield root / name

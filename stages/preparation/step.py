@@ -28,6 +28,8 @@ class Outcome:
     """What is to be listed of it: numbers, texts."""
     problem: str | None = None
     """Why the picture can't be used."""
+    foreign: bool = False
+    """Whether that is a file of somebody else's in the way, and not the picture itself."""
 
 
 class Step(Protocol):
@@ -54,7 +56,10 @@ class Unusable(Exception):
 
 def read_picture(path: Path) -> Image.Image:
     """A photograph, RGB, upright. Raises Unusable."""
-    return upright(path).convert("RGB")
+    picture = upright(path)
+    if picture.mode[0] in "IF":  # pillow would clip them to white
+        raise Unusable(f"{path}: more than 8 bits a channel ({picture.mode}); save it with 8")
+    return picture.convert("RGB")
 
 
 def upright(path: Path) -> Image.Image:
@@ -67,7 +72,7 @@ def upright(path: Path) -> Image.Image:
         raise Unusable(f"{path}: missing") from None
     except UnidentifiedImageError:
         raise Unusable(f"{path}: unreadable picture: not a picture file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = " ".join(str(error).split())
         raise Unusable(f"{path}: unreadable picture: {what}") from None
 
