@@ -37,6 +37,7 @@ def prepare(
     from pipeline import running
     from pipeline.config import load
     from pipeline.run_folder import RunFolder
+    from stages.errors import InputError
 
     if not explain and config is None:
         raise click.UsageError("give a recipe with --config, or --explain")
@@ -44,6 +45,11 @@ def prepare(
     if explain:
         _explain(options.prepare)
         return
+    if options.prepare is None:
+        raise InputError(
+            f"{config}: has no section prepare, which says where the raw dataset lies. Give it "
+            "prepare.root; deskpro prepare --explain shows what else it may say"
+        )
     running.run_stage("prepare", options, RunFolder(run or Path("runs")), force=force, deep=deep)
 
 

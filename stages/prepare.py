@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,28 +18,22 @@ from stages.data.layouts import PICTURES
 from stages.data.memo import Memo
 from stages.errors import InputError
 from stages.files import write_aside
-from stages.options import Options, Prepare
-from stages.preparation import sheet
+from stages.options import STEPS, Options, Prepare
+from stages.preparation import listing, sheet
 from stages.preparation.bodies import Bodies
-from stages.preparation.faces import FOUND, Box, face_box
+from stages.preparation.faces import Box, face_box
 from stages.preparation.ledger import Entry, Ledger, Siblings, perform
+from stages.preparation.listing import Prepared
 from stages.preparation.masks import MASKS
 from stages.preparation.parsing import PARSERS
 from stages.preparation.restoration import restorer
 from stages.preparation.samples import Places, Sample, companions, find_samples
 from stages.preparation.schemes import SCHEMES
-from stages.preparation.step import Outcome, Step
+from stages.preparation.step import Step
 from stages.progress import bar
 
 _LISTED = 40
 """Problems in one error message; prepare.csv lists all that were left out."""
-
-_COLUMNS = (
-    "sample_id", "split", "pid", "camid", "source", "width", "height", "turned", "head_share",
-    "clothes_share", "skin_share", "decision", "faces", "score", "doubts", "left", "top", "side",
-    "problem",
-)  # fmt: skip
-"""Of prepare.csv; those of steps that weren't done are absent."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +51,6 @@ class Outputs:
     page: Path
 
 
-@dataclass
-class Prepared:
-    """A picture on its way through the steps."""
-
-    sample: Sample
-    keys: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    foreign: bool = False
-
-    def take(self, step: Step, key: str, outcome: Outcome) -> None:
-        self.keys[step.name] = key
-        self.facts |= outcome.facts
-        self.problem, self.foreign = outcome.problem, outcome.foreign
-
-
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
     """Prepare every picture of the raw dataset; what is done already is left as it is.
 
@@ -83,12 +59,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     done, where pictures can't be used and `prepare.unusable` is "refuse". Returns the facts for the
     summary.
     """
-    settings = options.prepare
-    if settings is None:
-        raise InputError(
-            "the recipe has no section prepare, which says where the raw dataset lies. Give it "
-            "prepare.root; deskpro prepare --explain shows what else it may say"
-        )
+    settings = options.prepare or Prepare()
     root = options.data.root
     found = find_samples(settings.root or root, options.data_train, settings.own)
     _refuse(found.problems)
@@ -122,7 +93,17 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             removed = _finish(options, settings, steps, everyone, inputs, outputs)
         # The others learn what went wrong with theirs from the first, which speaks for all.
         removed = team.share(removed if team.rank == 0 else 0)
-    return _facts(everyone, settings, outputs, found.passed_over, removed)
+    facts = listing.facts(everyone)
+    if any(picture.problem for picture in everyone):
+        left_out = sum(picture.problem is not None for picture in everyone)
+        facts["left out"] = f"{left_out} pictures, listed in {outputs.listing}"
+    if removed:
+        facts["removed"] = f"{removed} pictures that are no longer in {settings.root}"
+    if found.passed_over:
+        facts["passed over"] = f"no pictures: {listing.counted(found.passed_over)}"
+    if "restoration" in settings.steps and settings.restoration.method == "bicubic":
+        facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
+    return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
 
 
 def _refuse_strangers(
@@ -220,7 +201,9 @@ def _finish(
             ledger.withdraw(id_, memo)
         gone |= {*ledger.ids()} - {picture.sample.id for picture in pictures}
         ledger.seal(good)
-    table = _table(pictures, settings.root or root)
+    done = {step.name for step in steps}
+    listing.recall(pictures, [Ledger(root, name) for name in ("body", *STEPS) if name not in done])
+    table = listing.table(pictures, settings.root or root)
     sheet.write(outputs.page, table, Places(root), settings, options.data_train)
     with write_aside(outputs.listing) as aside:
         table.to_csv(aside, index=False)
@@ -265,65 +248,3 @@ def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Samp
     for name in {*ledger.ids()} - files.keys():
         ledger.withdraw(name, memo)
     ledger.seal(dict.fromkeys(files, ""))
-
-
-def _table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
-    """A row for every picture, as prepare.csv has it."""
-    rows = []
-    for picture in pictures:
-        sample = picture.sample
-        below = sample.source.relative_to(source) if sample.source.is_relative_to(source) else ""
-        rows.append(
-            {
-                "sample_id": sample.id,
-                "split": sample.split,
-                "pid": sample.pid,
-                "camid": sample.camid,
-                "source": str(below or sample.source),
-                **picture.facts,
-                "problem": picture.problem,
-            }
-        )
-    named = {name for row in rows for name in row}
-    # In one order, whatever was done now and whatever before.
-    table = pd.DataFrame(rows, columns=[name for name in _COLUMNS if name in named])
-    for name in ("width", "height", "faces", "left", "top", "side"):
-        if name in table:
-            table[name] = table[name].astype("Int64")
-    return table
-
-
-def _facts(
-    pictures: Sequence[Prepared],
-    settings: Prepare,
-    outputs: Outputs,
-    passed_over: Counter[str],
-    removed: int,
-) -> dict[str, object]:
-    good = [picture for picture in pictures if picture.problem is None]
-    facts: dict[str, object] = {
-        "pictures": f"{len(good)} of {len({p.sample.pid for p in good})} identities",
-    }
-    decisions = Counter(p.facts["decision"] for p in good if "decision" in p.facts)
-    if decisions:
-        facts["faces"] = _counted(decisions, first=FOUND)
-    doubts = Counter(d for p in good for d in p.facts.get("doubts", "").split("; ") if d)
-    if doubts:
-        facts["doubtful"] = _counted(doubts)
-    turned = sum(bool(picture.facts.get("turned")) for picture in good)
-    if turned:
-        facts["turned upright"] = turned
-    if len(good) < len(pictures):
-        facts["left out"] = f"{len(pictures) - len(good)} pictures, listed in {outputs.listing}"
-    if removed:
-        facts["removed"] = f"{removed} pictures that are no longer in {settings.root}"
-    if passed_over:
-        facts["passed over"] = f"files that aren't pictures: {_counted(passed_over)}"
-    if "restoration" in settings.steps and settings.restoration.method == "bicubic":
-        facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
-    return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
-
-
-def _counted(counts: Counter[str], first: str = "") -> str:
-    ordered = sorted(counts.items(), key=lambda pair: (pair[0] != first, -pair[1], pair[0]))
-    return ", ".join(f"{count} {name}" for name, count in ordered)

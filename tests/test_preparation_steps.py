@@ -477,3 +477,18 @@ def test_pixels_that_would_be_clipped_are_refused(mode: str, tmp_path: Path) -> 
     Image.new("I" if mode == "I;16" else mode, (4, 4), 30_000).convert(mode).save(file)
     with pytest.raises(Unusable, match="more than 8 bits a channel"):
         read_picture(file)
+
+
+@pytest.mark.cuda
+def test_a_restoration_network_gives_on_a_gpu_what_it_gives_on_a_cpu(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "network.pth"
+    torch.save(small_restoreformer().state_dict(), file)
+    options = Restoration(method="spandrel", model=file)
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    sample = Sample("train/1_c1_0.jpg", Path("x"), "train", "1", 1)
+    here, there = (
+        np.asarray(Spandrel(options, PLACES, None, device, lambda id_: None).restore(face, sample))
+        for device in ("cpu", "cuda:0")
+    )
+    assert np.abs(here.astype(int) - there.astype(int)).mean() < 1

@@ -23,7 +23,11 @@ from PIL import Image
 from cache.lock import BuildLock
 from stages.data.benchmark import BenchmarkOptions, make_benchmark
 from stages.data.check import check_data
+from stages.options import Parsing
+from stages.preparation.parsing import SegFormer
+from stages.preparation.samples import Places
 from stages.preparation.schemes import SCHEMES
+from stages.preparation.step import read_picture
 from tests.conftest import RECIPE, REPOSITORY, Result
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
@@ -443,6 +447,7 @@ def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
         preparation.ok("--force", f"prepare.steps=[{step}]")
         assert [*(preparation.made / made).rglob("*.*")]
     alone = preparation.digests()
+    assert {"head_share", "decision", "left"} <= {*preparation.listing().columns}
     shutil.rmtree(preparation.made)
     preparation.ok()
     assert {
@@ -554,7 +559,7 @@ def test_a_photograph_on_its_side_is_stored_upright(
         ("prepare.restoration.method=pictures", "no such folder. The method pictures needs"),
         ("prepare.steps=[mask,paint]", "must be one of parsing, mask, face, restoration"),
         ("prepare.own.name=(", "must be a regular expression"),
-        ("prepare=null", "the recipe has no section prepare"),
+        ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said_before_anything_is_made(
@@ -613,3 +618,15 @@ def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.cuda
+def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: Path) -> None:
+    train_segformer(raw_benchmark, tmp_path, steps=20)
+    bodies = [read_picture(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
+    options = Parsing(method="segformer", model=str(tmp_path))
+    here, there = (
+        np.stack(SegFormer(options, Places(tmp_path), None, device).parse(bodies))
+        for device in ("cpu", "cuda:0")
+    )
+    assert (here == there).mean() > 0.99
