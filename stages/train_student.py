@@ -33,6 +33,7 @@ from stages.engine.monitor import watching
 from stages.engine.overlay import side_by_side
 from stages.engine.provenance import option_differences, picture_differences
 from stages.engine.schedule import default_peak
+from stages.engine.signals import stop_requests
 from stages.engine.teaching import CachedTeacher, LiveTeacher
 from stages.errors import InputError
 from stages.losses import attention, cross_entropy, distillation, triplet
@@ -170,6 +171,7 @@ def _train(
         outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
     )
     with (
+        stop_requests() as stop,
         bar("train-student", steps, "steps") as progress,
         watching(
             outputs.history, outputs.tensorboard, options.tensorboard, attention_picture
@@ -186,6 +188,7 @@ def _train(
             checkpoints=checkpoints,
             replace=outputs.replace,
             names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
+            stop=stop,
             watchers=watchers,
             special=(_attention_parameters(student), options.mse.spatial_attn_lr),
             team=team,

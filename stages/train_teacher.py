@@ -20,6 +20,7 @@ from stages.engine.checkpoints import Checkpoints
 from stages.engine.loop import Terms, fit, prepare, repeated
 from stages.engine.monitor import watching
 from stages.engine.schedule import default_peak
+from stages.engine.signals import stop_requests
 from stages.errors import InputError
 from stages.losses import cross_entropy, triplet
 from stages.models.lmbn import LMBN
@@ -106,6 +107,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
     )
     with (
+        stop_requests() as stop,
         bar("train-teacher", steps, "steps") as progress,
         watching(outputs.history, outputs.tensorboard, options.tensorboard) as watchers,
     ):
@@ -120,6 +122,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             checkpoints=checkpoints,
             replace=outputs.replace,
             names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
+            stop=stop,
             watchers=watchers,
         )
     described = Description(

@@ -16,7 +16,7 @@ from torch import nn
 from stages.data.sampler import PKSampler
 from stages.engine.checkpoints import Checkpoints, State
 from stages.engine.schedule import learning_rate
-from stages.engine.signals import stop_requests
+from stages.engine.signals import StopRequest
 from stages.errors import InputError, Stopped
 from stages.options import Training
 from stages.progress import Bar, say
@@ -109,6 +109,7 @@ def fit(
     checkpoints: Checkpoints,
     replace: bool = False,
     names: Callable[[Mapping[str, Any]], Sequence[str]],
+    stop: StopRequest,
     watchers: Sequence[Watcher] = (),
     special: tuple[Iterable[nn.Parameter], float] = ((), 1.0),
     team: Ranks | None = None,
@@ -122,7 +123,7 @@ def fit(
     device computes the same twice. `replace` begins anew instead of refusing other checkpoints.
 
     Raises InputError where a loss term is no longer finite (the last checkpoint is then from
-    before), Stopped when Ctrl-C or SIGTERM asked for it, after a checkpoint.
+    before), Stopped when `stop` says that it was asked for, after a checkpoint.
     """
     team = team or Ranks()
     network.train()
@@ -147,47 +148,46 @@ def fit(
             checkpoints.save(history.steps, state)
 
     late = _Late(watchers, bar, checkpoints)
-    with stop_requests() as request:
-        while now.number < training.epochs and history.steps != training.max_steps:
-            lr = learning_rate(now.number, peak_lr, training.epochs, training.warmup_epochs)
-            for group in optimiser.param_groups:
-                group["lr"] = lr * group["scale"]
-            started, before = time.perf_counter(), now.seconds
-            for batch in batches(now.number, now.done):
-                with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-                    losses, watched = terms(batch)
-                total = torch.stack(list(losses.values())).sum()
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(total).backward()
-                scaler.step(optimiser)
-                scaler.update()
-                values = losses | {"total": total} | watched
-                for name, value in values.items():
-                    # Summed on the device: reading a value here would wait for it at every step.
-                    now.sums[name] = now.sums.get(name, 0) + value.detach().float()
-                history.steps += 1
-                now.done += 1
-                now.images += len(batch["row"]) * team.size
-                now.seconds = before + time.perf_counter() - started
-                late.add(history.steps, now.number, values, [*losses, "total"], names(batch))
-                bar.advance(1)
-                if history.steps == training.max_steps:
-                    break
-                if team.any(request.signal is not None):
-                    save()
-                    _stop(request.signal, history.steps, checkpoints)
-                if history.steps % checkpoints.every == 0:
-                    save()
-            late.flush()
-            if now.done:
-                means = {name: value.item() / now.done for name, value in now.sums.items()}
-                rate = now.images / max(now.seconds, 1e-9)
-                row = {"epoch": now.number, "lr": lr, **means, "images_per_s": rate}
-                history.rows.append(row)
-                for watcher in watchers:
-                    watcher.epoch(history)
-            now = _Epoch(now.number + 1)
-            save()
+    while now.number < training.epochs and history.steps != training.max_steps:
+        lr = learning_rate(now.number, peak_lr, training.epochs, training.warmup_epochs)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group["scale"]
+        started, before = time.perf_counter(), now.seconds
+        for batch in batches(now.number, now.done):
+            with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+                losses, watched = terms(batch)
+            total = torch.stack(list(losses.values())).sum()
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            values = losses | {"total": total} | watched
+            for name, value in values.items():
+                # Summed on the device: reading a value here would wait for it at every step.
+                now.sums[name] = now.sums.get(name, 0) + value.detach().float()
+            history.steps += 1
+            now.done += 1
+            now.images += len(batch["row"]) * team.size
+            now.seconds = before + time.perf_counter() - started
+            late.add(history.steps, now.number, values, [*losses, "total"], names(batch))
+            bar.advance(1)
+            if history.steps == training.max_steps:
+                break
+            if team.any(stop.signal is not None):
+                save()
+                _stop(stop.signal, history.steps, checkpoints)
+            if history.steps % checkpoints.every == 0:
+                save()
+        late.flush()
+        if now.done:
+            means = {name: value.item() / now.done for name, value in now.sums.items()}
+            rate = now.images / max(now.seconds, 1e-9)
+            row = {"epoch": now.number, "lr": lr, **means, "images_per_s": rate}
+            history.rows.append(row)
+            for watcher in watchers:
+                watcher.epoch(history)
+        now = _Epoch(now.number + 1)
+        save()
     network.eval()
     return history
 

@@ -23,7 +23,11 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While the block runs Ctrl-C and SIGTERM are noted instead of obeyed."""
+    """While the block runs Ctrl-C and SIGTERM are noted instead of obeyed.
+
+    To be entered before the libraries that training loads at its first step, TensorBoard's and
+    torch's own: some of them swallow an interrupt that comes while they are imported.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread hears signals
