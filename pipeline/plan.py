@@ -13,6 +13,7 @@ from stages.data.index import KINDS
 from stages.data.layouts import LAYOUTS
 from stages.errors import InputError
 from stages.options import Options
+from stages.preparation.samples import is_own_folder
 
 if TYPE_CHECKING:
     from stages.audit import Report as AuditReport
@@ -238,14 +239,13 @@ def _raw(options: Options) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     if settings.root is not None:
         layout = LAYOUTS[options.data_train]
-        bodies = layout.bodies(settings.root)
-        if options.data_train == "own" and not bodies.is_dir():
+        if is_own_folder(settings.root, options.data_train):
             found["the raw pictures"] = (settings.root, "**/*")
         else:
             for split, pattern in layout.files.items():
-                found[f"the raw pictures of {split}"] = (bodies, pattern)
+                found[f"the raw pictures of {split}"] = (layout.bodies(settings.root), pattern)
     if settings.parsing.method == "labels" and settings.parsing.labels is not None:
-        found["the label maps"] = (settings.parsing.labels, "**/*.png")
+        found["the label maps"] = (settings.parsing.labels, "**/*")
     if settings.restoration.method == "pictures" and settings.restoration.pictures is not None:
         found["the HR pictures"] = (settings.restoration.pictures, "**/*")
     return found
@@ -259,7 +259,7 @@ def _models(options: Options) -> dict[str, Path]:
     found = _given("prepare.face.model", settings.face.model)
     found |= _given("prepare.restoration.model", settings.restoration.model)
     if settings.parsing.model is not None:
-        for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        for name in _NETWORK_FILES:
             found[f"prepare.parsing.model, {name}"] = Path(settings.parsing.model) / name
     if settings.root is not None:
         found |= {
@@ -273,6 +273,11 @@ def _given(role: str, path: Path | None) -> dict[str, Path]:
     return {} if path is None else {role: path}
 
 
+_NETWORK_FILES = (
+    "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin",
+)  # fmt: skip
+"""Of a folder in the format of transformers; those that it lacks don't count."""
 _TRAINING = tuple((kind, "train") for kind in KINDS)
 """Which samples are complete, and so used, depends on all four kinds."""
 _DATA = ("data_train", "data.incomplete", "data.face_size")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from stages.options import Prepare
+    from stages.preparation.options import Prepare
 
 
 @click.command()
@@ -55,8 +55,8 @@ def prepare(
 
 def _explain(settings: Prepare | None) -> None:
     """The tables that preparation follows; what the recipe chose is marked with a star."""
-    from stages.options import Prepare
     from stages.preparation.methods import METHODS
+    from stages.preparation.options import Prepare
     from stages.preparation.schemes import CHANNELS, SCHEMES
 
     chosen = settings or Prepare()

@@ -6,40 +6,22 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from stages.preparation.options import Prepare
+from stages.section import FilePath, Fraction, Positive, Section, Size, Weight
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
-
-Side = Annotated[int, Field(ge=16)]
-Size = Annotated[tuple[Side, Side], Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-FilePath = Annotated[Path, Field(strict=False)]
-
-
-class Section(BaseModel):
-    """A part of the options: unknown keys and wrong types are refused, values never change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it."""
     path, folder = path.resolve(), folder.resolve()
     return path == folder or folder in path.parents
-
-
-def _one_of(name: str, known: Collection[str]) -> str:
-    if name not in known:
-        raise ValueError(f"must be one of {', '.join(known)}")
-    return name
 
 
 class Data(Section):
@@ -261,158 +243,6 @@ class Evaluation(Section):
     """How descriptors are stored."""
     ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
     """Ranks of the CMC that are printed and saved."""
-
-
-class Own(Section):
-    """How a folder of one's own is read: who, where, and what is held out."""
-
-    name: str = r"(?P<pid>[^/]+)/.*"
-    """Regular expression that a picture's whole path below the root must match. Group pid, and
-    where known camid, clothes, split (train, query, gallery). Without camid each picture of an
-    identity counts as a camera of its own."""
-    test: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the identities held out for query and gallery, where the name has no split."""
-    query: Positive = 1
-    """Pictures that are queries, of each held-out identity and camera; the rest is gallery."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Decides who is held out, and which pictures are queries."""
-
-    @field_validator("name")
-    @classmethod
-    def _known_groups(cls, name: str) -> str:
-        try:
-            groups = set(re.compile(name).groupindex)
-        except re.error as error:
-            raise ValueError(f"must be a regular expression: {error}") from None
-        if "pid" not in groups or groups - {"pid", "camid", "clothes", "split"}:
-            raise ValueError(
-                "needs the group (?P<pid>…), and may have camid, clothes, split; it has "
-                + (", ".join(sorted(groups)) or "none")
-            )
-        return name
-
-
-class Parsing(Section):
-    """Step 1: a label map for every body picture."""
-
-    method: str = "labels"
-    """labels reads label maps that exist, segformer makes them."""
-    scheme: str = "atr"
-    """What the class ids mean; `deskpro prepare --explain` shows the table."""
-    labels: FilePath | None = None
-    """For labels: the folder of PNGs of one channel, below it the paths of the body pictures."""
-    model: str | None = None
-    """For segformer: a local folder in the format of transformers, or a name on its hub."""
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        from stages.preparation.parsing import PARSERS
-
-        return _one_of(name, PARSERS)
-
-    @field_validator("scheme")
-    @classmethod
-    def _known_scheme(cls, name: str) -> str:
-        from stages.preparation.schemes import SCHEMES
-
-        return _one_of(name, SCHEMES)
-
-
-class Mask(Section):
-    """Step 2: the mask from the label map."""
-
-    method: str = "regions"
-    """regions: head, clothes and other skin, as the scheme's table says."""
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        from stages.preparation.masks import MASKS
-
-        return _one_of(name, MASKS)
-
-
-class FaceBox(Section):
-    """Step 3: where the face is."""
-
-    method: str = "head"
-    """head takes the square about the head region of the label map, yunet asks a detector."""
-    model: FilePath | None = None
-    """For yunet: its ONNX file."""
-    margin: Annotated[float, Field(ge=0, le=2)] = 0.15
-    """Room on each side of what was found, as a share of its longer side."""
-    min_side: Positive = 8
-    """A smaller box, in pixels, is no face."""
-    visible: Fraction = 0.1
-    """For head: the least share of the head region that must be face, where the scheme tells."""
-    score: Fraction = 0.6
-    """For yunet: the least confidence."""
-    height: Annotated[int, Field(ge=32, le=4096)] = 512
-    """For yunet: body pictures that are lower are enlarged to this height first."""
-    inside_head: bool = True
-    """For yunet: a face whose centre lies outside the head region of the label map is dropped."""
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        from stages.preparation.faces import BOXES
-
-        return _one_of(name, BOXES)
-
-
-class Restoration(Section):
-    """Step 4: the HR face."""
-
-    method: str = "bicubic"
-    """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
-    HR body pictures."""
-    model: FilePath | None = None
-    """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
-    pictures: FilePath | None = None
-    """For pictures: the folder of HR body pictures, below it the paths of the body pictures."""
-    size: Annotated[int, Field(ge=16, le=2048)] = 224
-    """Side of the HR face of bicubic and pictures; a network's is its own."""
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        from stages.preparation.restoration import RESTORERS
-
-        return _one_of(name, RESTORERS)
-
-
-STEPS = ("parsing", "mask", "face", "restoration")
-
-
-class Prepare(Section):
-    """From a raw dataset to the prepared layout in `data.root`."""
-
-    root: FilePath | None = None
-    """The raw dataset, laid out as `data_train` says; where not given, the pictures that are in
-    `data.root` already."""
-    own: Own = Own()
-    """How `root` is read where `data_train` is own."""
-    steps: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = STEPS
-    """Which steps are done; what the others would make is taken as it is."""
-    parsing: Parsing = Parsing()
-    mask: Mask = Mask()
-    face: FaceBox = FaceBox()
-    restoration: Restoration = Restoration()
-    unusable: Literal["refuse", "leave-out"] = "refuse"
-    """Pictures that can't be read, or whose label map is missing, of another size or has an unknown
-    class: an error, or left out and listed."""
-    batch: Positive = 16
-    """Pictures that go through a network at a time, and are kept together when interrupted."""
-    shown: Annotated[int, Field(ge=0, le=500)] = 24
-    """Random, and as many doubtful, pictures on the contact sheet."""
-
-    @field_validator("steps")
-    @classmethod
-    def _known_steps(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
-        for name in steps:
-            _one_of(name, STEPS)
-        return tuple(name for name in STEPS if name in steps)
 
 
 class Options(Section):

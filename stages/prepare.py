@@ -18,15 +18,16 @@ from stages.data.layouts import PICTURES
 from stages.data.memo import Memo
 from stages.errors import InputError
 from stages.files import write_aside
-from stages.options import STEPS, Options, Prepare
+from stages.options import Options
 from stages.preparation import listing, sheet
 from stages.preparation.bodies import Bodies
-from stages.preparation.faces import Box, face_box
+from stages.preparation.faces import BOXES, Box
 from stages.preparation.ledger import Entry, Ledger, Siblings, perform
 from stages.preparation.listing import Prepared
 from stages.preparation.masks import MASKS
+from stages.preparation.options import STEPS, Prepare
 from stages.preparation.parsing import PARSERS
-from stages.preparation.restoration import restorer
+from stages.preparation.restoration import RESTORERS
 from stages.preparation.samples import Places, Sample, companions, find_samples
 from stages.preparation.schemes import SCHEMES
 from stages.preparation.step import Step
@@ -147,8 +148,10 @@ def _steps(options: Options, settings: Prepare, ledgers: dict[str, Ledger]) -> l
             settings.parsing, places, settings.root, device
         ),
         "mask": lambda: MASKS[settings.mask.method](places, scheme),
-        "face": lambda: face_box(settings.face, places, scheme),
-        "restoration": lambda: restorer(settings.restoration, places, settings.root, device, box),
+        "face": lambda: BOXES[settings.face.method](settings.face, places, scheme),
+        "restoration": lambda: RESTORERS[settings.restoration.method](
+            settings.restoration, places, settings.root, device, box
+        ),
     }
     bodies = [Bodies(places)] if settings.root is not None else []
     return [*bodies, *(makers[name]() for name in settings.steps)]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from stages.errors import InputError
-from stages.options import Options, Prepare
+from stages.options import Options
+from stages.preparation.options import Prepare
 from tests.conftest import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))

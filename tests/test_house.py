@@ -17,7 +17,7 @@ BLOCKS = {"data", "models", "losses", "metrics", "reporting"}
 """Rooms under stages/ that don't know each other."""
 SHARED = {"engine", "preparation"}
 """Rooms of what stages are made of; they stand on the blocks, below the stages."""
-LEAVES = {"errors", "files", "options", "progress", "device", "ranks"}
+LEAVES = {"errors", "files", "options", "progress", "device", "ranks", "section"}
 """Modules under stages/ that any room may import."""
 
 MODULES = sorted(

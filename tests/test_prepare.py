@@ -23,7 +23,7 @@ from PIL import Image
 from cache.lock import BuildLock
 from stages.data.benchmark import BenchmarkOptions, make_benchmark
 from stages.data.check import check_data
-from stages.options import Parsing
+from stages.preparation.options import Parsing
 from stages.preparation.parsing import SegFormer
 from stages.preparation.samples import Places
 from stages.preparation.schemes import SCHEMES

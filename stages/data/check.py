@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from stages.data.index import KINDS, SPLITS, Problem, read_index
-from stages.data.layouts import LAYOUTS
+from stages.data.layouts import LAYOUTS, UNFINISHED
 from stages.data.memo import Memo
 from stages.errors import InputError
 from stages.files import write_aside
@@ -98,7 +98,7 @@ def check_data(
             "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
     table, problems = read_index(root, layout, splits)
-    if any((root / ".prepare").glob("*.part.jsonl")):
+    if any((root / ".prepare").glob(f"*{UNFINISHED}")):
         problems.append(Problem(root, "its preparation isn't done; type make prepare"))
     left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
     if training:

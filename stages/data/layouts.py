@@ -19,6 +19,10 @@ PREPARED = {
 RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
 
 
+UNFINISHED = ".part.jsonl"
+"""How the notes in a prepared set's folder .prepare end while its preparation isn't done."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """The published size of a dataset, to check a copy by."""

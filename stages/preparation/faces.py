@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from PIL import Image
 
 from stages.errors import InputError
 from stages.files import sha256
-from stages.options import FaceBox
+from stages.preparation.options import FaceBox
 from stages.preparation.samples import Places, Sample
 from stages.preparation.schemes import Scheme, region
 from stages.preparation.step import (
@@ -74,7 +75,7 @@ def square(
     return Box(x, y, side), abs(x - across) > 1 or abs(y - down) > 1
 
 
-class _Faces:
+class _Faces(ABC):
     """What both methods share: the crop, and how a decision is listed."""
 
     name = "face"
@@ -90,9 +91,9 @@ class _Faces:
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         return outcomes(self._cut, samples)
 
+    @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
         """The face in a body picture, RGB; labels: its label map, uint8 [H, W], where there is."""
-        raise NotImplementedError
 
     def _cut(self, sample: Sample) -> Outcome:
         body = read_picture(self.places.body(sample.id))
@@ -244,8 +245,3 @@ class YuNet(_Faces):
 
 
 BOXES: dict[str, Callable[[FaceBox, Places, Scheme], Step]] = {"head": Head, "yunet": YuNet}
-
-
-def face_box(options: FaceBox, places: Places, scheme: Scheme) -> Step:
-    """The method that the options name."""
-    return BOXES[options.method](options, places, scheme)

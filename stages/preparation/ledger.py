@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.data.layouts import PICTURES
+from stages.data.layouts import PICTURES, UNFINISHED
 from stages.data.memo import Memo
 from stages.files import sha256, write_aside
 from stages.preparation.samples import Sample
@@ -44,7 +44,7 @@ class Ledger:
         """root: the prepared set; its folder .prepare holds the ledger."""
         self.root, self.step = root, step
         self.folder = root / ".prepare"
-        self._own = self.folder / f"{step}.{rank}.part.jsonl"
+        self._own = self.folder / f"{step}.{rank}{UNFINISHED}"
         self._entries: dict[str, list[Entry]] = defaultdict(list)
         for path in (self._sealed, *self._parts()):
             self._read(path)
@@ -54,7 +54,7 @@ class Ledger:
         return self.folder / f"{self.step}.jsonl"
 
     def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.step}.*.part.jsonl"))
+        return sorted(self.folder.glob(f"{self.step}.*{UNFINISHED}"))
 
     def _read(self, path: Path) -> None:
         if not path.is_file():

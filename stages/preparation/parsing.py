@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.errors import InputError
 from stages.files import sha256
-from stages.options import Parsing
+from stages.preparation.options import Parsing
 from stages.preparation.samples import Places, Sample
 from stages.preparation.schemes import SCHEMES, Scheme, unknown_classes
 from stages.preparation.step import (

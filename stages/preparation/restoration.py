@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from PIL import Image
 from stages.data.layouts import PICTURES
 from stages.errors import InputError
 from stages.files import sha256
-from stages.options import Restoration
 from stages.preparation.faces import Box
+from stages.preparation.options import Restoration
 from stages.preparation.samples import Places, Sample
 from stages.preparation.step import (
     Outcome,
@@ -33,11 +34,10 @@ _ASPECT = 0.03
 """How far the shapes of an HR picture and its body picture may be apart."""
 
 
-class _Restorer:
+class _Restorer(ABC):
     """What the methods share: an HR face for every LR face that there is."""
 
     name = "restoration"
-    method = ""
     places: Places
 
     def needs(self, sample: Sample) -> Sequence[Path]:
@@ -56,9 +56,9 @@ class _Restorer:
         restored = self.restore(read_picture(path), sample)
         return Outcome({self.places.hr_face(sample.id): jpeg(restored)})
 
+    @abstractmethod
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
         """The HR face of an LR face, RGB."""
-        raise NotImplementedError
 
 
 class Bicubic(_Restorer):
@@ -198,20 +198,10 @@ def run_network(network: Any, pixels: Any) -> Any:
 
 
 RESTORERS: dict[
-    str,
-    Callable[[Restoration, Places, Path | None, str, Callable[[str], Box | None]], Step],
+    str, Callable[[Restoration, Places, Path | None, str, Callable[[str], Box | None]], Step]
 ] = {"bicubic": Bicubic, "spandrel": Spandrel, "pictures": HighResolution}
-
-
-def restorer(
-    options: Restoration,
-    places: Places,
-    source: Path | None,
-    device: str,
-    box: Callable[[str], Box | None],
-) -> Step:
-    """The method that the options name. source: the raw dataset; box: the face box by sample id."""
-    return RESTORERS[options.method](options, places, source, device, box)
+"""By name; a restorer is made of its options, the places of files, the raw dataset, the device, and
+the face box by sample id."""
 
 
 def _seed(id_: str) -> int:

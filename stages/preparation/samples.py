@@ -13,7 +13,7 @@ from pathlib import Path
 from stages.data.index import SPLITS, Problem, is_text, read_clothes, read_index, twofold
 from stages.data.layouts import LAYOUTS, PICTURES, PREPARED, Layout
 from stages.errors import InputError
-from stages.options import Own
+from stages.preparation.options import Own
 
 _LONGEST = 200
 """Bytes of a file's name: file systems take 255, and what is written aside has a longer one."""

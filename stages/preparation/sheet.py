@@ -13,8 +13,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from stages.files import write_aside
-from stages.options import Prepare
 from stages.preparation.faces import AT_EDGE, BACK, FOUND, NONE, OUTSIDE, SEVERAL, SMALL, UNSURE
+from stages.preparation.options import Prepare
 from stages.preparation.samples import Places
 from stages.preparation.schemes import SCHEMES, Scheme
 from stages.preparation.step import Unusable, read_labels, read_picture
