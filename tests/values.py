@@ -1,0 +1,114 @@
+"""The values of a tiny run: weights, targets, features and metrics, as arrays by name.
+
+`python -m tests.values FILE` runs the recipe of `tests.conftest` and writes them as npz;
+`tests/values.npz` keeps those of the commit before the rebuild.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from safetensors.numpy import load_file
+
+KEPT = Path(__file__).with_name("values.npz")
+
+
+def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
+    """The values of a finished run.
+
+    Weights are summed up tensor by tensor (mean, standard deviation and three fixed projections,
+    float64) unless `whole`: the file would be too large for the repository.
+    """
+    values: dict[str, np.ndarray] = {}
+    for network in ("teacher", "student"):
+        tensors = load_file(run / f"{network}.safetensors")
+        values[f"{network}/names"] = np.array(sorted(tensors))
+        if whole:
+            values |= {f"{network}/{name}": tensor for name, tensor in tensors.items()}
+        values[f"{network}/summary"] = np.stack([_summary(tensors[n]) for n in sorted(tensors)])
+    targets = zarr.open_group(run / "targets.zarr", mode="r")
+    for name in ("sample_id", "label", "views", "logits", "attention", "pixels"):
+        values[f"targets/{name}"] = _plain(targets[name][...])
+    features = zarr.open_group(run / "descriptors.zarr", mode="r")
+    for name in ("sample_id", "features"):
+        values[f"features/{name}"] = _plain(features[name][...])
+    metrics = [*_numbers(json.loads((run / "metrics.json").read_text())["protocols"])]
+    return values | {
+        "metrics/names": np.array([name for name, _ in metrics]),
+        "metrics/values": np.array([value for _, value in metrics]),
+    }
+
+
+def differences(
+    values: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], tolerance: float
+) -> list[str]:
+    """The names whose values are missing, or differ by more than `tolerance`."""
+    wrong = [f"{name} is only in one" for name in sorted(values.keys() ^ kept.keys())]
+    for name in sorted(values.keys() & kept.keys()):
+        mine, theirs = np.asarray(values[name]), np.asarray(kept[name])
+        if mine.shape != theirs.shape:
+            wrong.append(f"{name} is {mine.shape}, was {theirs.shape}")
+        elif mine.dtype.kind in "US" or not tolerance:
+            if not np.array_equal(mine, theirs):
+                wrong.append(f"{name} differs")
+        elif not np.allclose(
+            mine.astype(np.float64), theirs.astype(np.float64), rtol=tolerance, atol=tolerance
+        ):
+            gap = np.abs(mine.astype(np.float64) - theirs.astype(np.float64)).max()
+            wrong.append(f"{name} differs by up to {gap:.3g}")
+    return wrong
+
+
+def _summary(tensor: np.ndarray) -> np.ndarray:
+    flat = tensor.astype(np.float64).ravel()
+    projections = (
+        np.random.default_rng(0).standard_normal((3, flat.size)) / max(flat.size, 1) ** 0.5
+    )
+    return np.array([flat.mean(), flat.std(), *(projections @ flat)])
+
+
+def _plain(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    return np.array(array.tolist(), str) if array.dtype.kind in "OT" else array
+
+
+def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a nested mapping, by its path."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _numbers(value, f"{prefix}{key}/")
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _numbers(value, f"{prefix}{i}/")
+    elif isinstance(tree, int | float):
+        yield prefix.rstrip("/"), float(tree)
+
+
+def make(folder: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
+    """Draw the tiny benchmark, run every stage on it, and collect the values."""
+    import torch
+
+    from pipeline import running
+    from pipeline.config import load
+    from pipeline.run_folder import RunFolder
+    from stages.data.benchmark import make_benchmark
+    from tests.conftest import TINY, write_recipe
+
+    torch.set_num_threads(1)
+    make_benchmark(folder / "data", TINY, workers=1)
+    write_recipe(folder / "tiny.yaml", folder / "data")
+    for stage in ("teacher-cache", "train-student", "eval"):
+        running.run_stage(stage, load(folder / "tiny.yaml"), RunFolder(folder / "run"))
+    return collect(folder / "run", whole=whole)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        np.savez_compressed(sys.argv[1], **make(Path(name), whole="--whole" in sys.argv))  # type: ignore[arg-type]
