@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.schema import CRC_BYTES, LEDGER_FILES, Schema, sync
+from deskpro.cache.schema import CRC_BYTES, LEDGER_FILES, Schema, sync
 
 Place = tuple[int, int]
 """Block and view."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from cache.errors import CacheError
+from deskpro.cache.errors import CacheError
 
 
 class BuildLock:

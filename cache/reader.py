@@ -17,10 +17,10 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from cache import ledger as ledgers
-from cache.errors import CacheError
-from cache.ledger import Entry, Place, from_attributes
-from cache.schema import (
+from deskpro.cache import ledger as ledgers
+from deskpro.cache.errors import CacheError
+from deskpro.cache.ledger import Entry, Place, from_attributes
+from deskpro.cache.schema import (
     CRC_BYTES,
     Schema,
     damaged,

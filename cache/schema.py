@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cache.errors import CacheError
+from deskpro.cache.errors import CacheError
 
 FORMAT = 2
 """Version of the layout; a reader refuses another."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import google_crc32c
 
-from cache.errors import CacheError
-from cache.ledger import from_attributes
-from cache.schema import (
+from deskpro.cache.errors import CacheError
+from deskpro.cache.ledger import from_attributes
+from deskpro.cache.schema import (
     ATTRIBUTE,
     CRC_BYTES,
     METADATA,

@@ -14,12 +14,12 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from cache import ledger as ledgers
-from cache.errors import CacheError
-from cache.fingerprint import differences, sample_differences
-from cache.ledger import Entry, Ledger, Place, from_attributes, stored_crc
-from cache.lock import BuildLock
-from cache.schema import (
+from deskpro.cache import ledger as ledgers
+from deskpro.cache.errors import CacheError
+from deskpro.cache.fingerprint import differences, sample_differences
+from deskpro.cache.ledger import Entry, Ledger, Place, from_attributes, stored_crc
+from deskpro.cache.lock import BuildLock
+from deskpro.cache.schema import (
     LEDGER_FILES,
     METADATA,
     Columns,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import plan, running
-from pipeline.run_folder import RunFolder
-from pipeline.students import Student, Variants, members, primary_streams, train_and_evaluate
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.options import Options
-from stages.progress import table
+from deskpro.cache.files import write_aside
+from deskpro.pipeline import runner as running
+from deskpro.pipeline import stages as plan
+from deskpro.pipeline.studies import Student, Variants, members, primary_streams, train_and_evaluate
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import table
+from deskpro.stages.base.run_folder import RunFolder
 
 STUDIES: dict[str, Variants] = {
     "parts": {

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from stages.data.benchmark import BenchmarkOptions, make_benchmark
-from stages.errors import InputError
-from stages.progress import bar, summary
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import bar, summary
+from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 
 
 def make(root: Path, overrides: Iterable[str] = (), workers: int | None = None) -> None:

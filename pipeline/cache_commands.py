@@ -19,8 +19,8 @@ def cache() -> None:
 @click.argument("path", type=_PATH)
 def info(path: Path) -> None:
     """What it holds: shape, coverage, size, and how sure the teacher is."""
-    from stages import inspect_cache
-    from stages.progress import summary, table
+    from deskpro.stages import inspect_cache
+    from deskpro.stages.base.progress import summary, table
 
     facts, heads = inspect_cache.info(path)
     table("the teacher's heads", ("head", "top-1 %", "entropy, nats"), heads)
@@ -31,8 +31,8 @@ def info(path: Path) -> None:
 @click.argument("path", type=_PATH)
 def verify(path: Path) -> None:
     """Check every byte against its checksum; exit code 1 if anything is damaged."""
-    from stages import inspect_cache
-    from stages.progress import say
+    from deskpro.stages import inspect_cache
+    from deskpro.stages.base.progress import say
 
     _report(inspect_cache.verify(path))
     say(f"cache verify: {path} is whole")
@@ -43,8 +43,8 @@ def verify(path: Path) -> None:
 @click.argument("other", type=_PATH)
 def diff(one: Path, other: Path) -> None:
     """How two caches differ: options, samples, targets; exit code 1 if they do."""
-    from stages import inspect_cache
-    from stages.progress import say
+    from deskpro.stages import inspect_cache
+    from deskpro.stages.base.progress import say
 
     _report(inspect_cache.diff(one, other))
     say("cache diff: no difference")
@@ -61,8 +61,8 @@ def audit(run: Path, samples: int, seed: int, deep: bool, overrides: tuple[str, 
 
     RUN is a run folder; its cache, teacher and pictures must be there.
     """
-    from pipeline import plan
-    from stages.progress import summary
+    from deskpro.pipeline import stages as plan
+    from deskpro.stages.base.progress import summary
 
     report = plan.audit(run, overrides, samples=samples, seed=seed, deep=deep)
     summary(f"cache audit: {run}", report.facts)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import failures
-from pipeline.cache_commands import cache
-from pipeline.compare_command import compare
-from pipeline.prepare_command import prepare
-from pipeline.report_command import report
+from deskpro.pipeline import failures
+from deskpro.pipeline.cache_commands import cache
+from deskpro.pipeline.compare_command import compare
+from deskpro.pipeline.prepare_command import prepare
+from deskpro.pipeline.report_command import report
 
 if TYPE_CHECKING:
-    from pipeline.run_folder import RunFolder
-    from stages.options import Options
+    from deskpro.stages.base.options import Options
+    from deskpro.stages.base.run_folder import RunFolder
 
 _CONFIG = click.option(
     "--config", required=True, type=click.Path(path_type=Path), help="The recipe, a YAML file."
@@ -40,8 +40,8 @@ def _recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _open(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> tuple[Options, Any]:
-    from pipeline.config import load
-    from pipeline.run_folder import RunFolder
+    from deskpro.pipeline.config import load
+    from deskpro.stages.base.run_folder import RunFolder
 
     options = load(config, overrides)
     folder: RunFolder = RunFolder.of(config, options, run_dir)
@@ -67,7 +67,7 @@ def _stage(name: str, text: str) -> None:
     def command(
         config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, deep: bool
     ) -> None:
-        from pipeline import running
+        from deskpro.pipeline import runner as running
 
         options, folder = _open(config, run_dir, overrides)
         running.run_stage(name, options, folder, force=force, deep=deep)
@@ -102,9 +102,9 @@ def eval_(
     dataset: str,
 ) -> None:
     """Evaluate the student by every protocol of the dataset, for face, body and all."""
-    from pipeline import running
-    from pipeline.config import load, override, require_dataset
-    from pipeline.run_folder import RunFolder
+    from deskpro.pipeline import runner as running
+    from deskpro.pipeline.config import load, override, require_dataset
+    from deskpro.stages.base.run_folder import RunFolder
 
     if checkpoint is None:
         if config is None or root is not None:
@@ -133,7 +133,8 @@ deskpro.add_command(report)
 @_recipe
 def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
     """Every stage that isn't fresh, in order; with --force every stage."""
-    from pipeline import plan, running
+    from deskpro.pipeline import runner as running
+    from deskpro.pipeline import stages as plan
 
     options, folder = _open(config, run_dir, overrides)
     for name in plan.needed(options):
@@ -164,7 +165,7 @@ def ablation(
     study: str,
 ) -> None:
     """What parts of the recipe are worth over several seeds, all students from one cache."""
-    from pipeline import ablation as studies
+    from deskpro.pipeline import ablation as studies
 
     options, folder = _open(config, run_dir, overrides)
     rows = studies.run(options, folder, study=study, seeds=seeds, jobs=jobs, force=force)
@@ -199,7 +200,7 @@ def sweep(
     jobs: int,
 ) -> None:
     """Students of every combination of some options, from one cache, in one table."""
-    from pipeline import sweep as sweeps
+    from deskpro.pipeline import sweep as sweeps
 
     options, folder = _open(config, run_dir, overrides)
     rows = sweeps.run(options, folder, grids, seeds=seeds, jobs=jobs, force=force)
@@ -214,7 +215,7 @@ def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
     Makes the benchmark where it is missing, runs every stage, trains the same student without the
     teacher's targets, and says what they were worth.
     """
-    from pipeline import demo as show
+    from deskpro.pipeline import demo as show
 
     options, folder = _open(config, run_dir, overrides)
     show.run(options, folder, force=force)
@@ -226,10 +227,10 @@ def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: 
 @_SET
 def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Find the problems of a dataset and list them all; exit 2 where there are any."""
-    from stages.data.check import check_data as check
-    from stages.data.index import KINDS
-    from stages.data.layouts import LAYOUTS
-    from stages.progress import summary
+    from deskpro.stages.base.progress import summary
+    from deskpro.stages.data.check import check_data as check
+    from deskpro.stages.data.index import KINDS
+    from deskpro.stages.data.layouts import LAYOUTS
 
     options, folder = _open(config, run_dir, overrides)
     layout = LAYOUTS[options.data_train]
@@ -276,9 +277,9 @@ def import_checkpoint(
     The file is read without running anything in it. With --data the class order is written too,
     and the number of identities is checked.
     """
-    from pipeline.config import require_dataset
-    from stages import import_checkpoint as stage
-    from stages.progress import summary
+    from deskpro.pipeline.config import require_dataset
+    from deskpro.stages import import_checkpoint as stage
+    from deskpro.stages.base.progress import summary
 
     require_dataset(dataset)
     facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset, force)
@@ -296,9 +297,9 @@ def embed(
     checkpoint: Path, root: Path, split: str, out: Path, config: Path | None, overrides: Any
 ) -> None:
     """Write the descriptors of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
-    from pipeline.config import load, override
-    from stages import embed as stage
-    from stages.progress import summary
+    from deskpro.pipeline.config import load, override
+    from deskpro.stages import embed as stage
+    from deskpro.stages.base.progress import summary
 
     options = override(load(config, overrides), {"data.root": root})
     facts = stage.run(options, stage.Inputs(checkpoint), stage.Outputs(out), split)
@@ -323,7 +324,7 @@ def embed(
 )
 def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -> None:
     """Draw the benchmark: people who change clothes, in the prepared layout."""
-    from pipeline.benchmark import make
+    from deskpro.pipeline.benchmark import make
 
     make(out, overrides, workers)
 
@@ -332,7 +333,3 @@ def main() -> None:
     """Run the command line; what the user can mend becomes one message and exit code 2."""
     with failures.told():
         sys.exit(deskpro(standalone_mode=False))
-
-
-if __name__ == "__main__":  # torchrun -m pipeline.cli
-    main()

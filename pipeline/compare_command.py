@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stages.errors import InputError
+from deskpro.stages.base.errors import InputError
 
 
 @click.command()
@@ -21,8 +21,8 @@ from stages.errors import InputError
 @click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
 def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
     """Compare runs with the first: one table and picture, with a paired test over queries."""
-    from stages import compare as stage
-    from stages.progress import summary
+    from deskpro.stages import compare as stage
+    from deskpro.stages.base.progress import summary
 
     if len(runs) < 2:
         raise InputError(f"{len(runs)} run given, it takes two: deskpro compare RUN RUN …")

@@ -12,9 +12,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stages.data.layouts import LAYOUTS
-from stages.errors import InputError
-from stages.options import Options
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.metrics.protocols import PROTOCOLS
+
+_NAMES = {"datasets": tuple(LAYOUTS), "protocols": tuple(PROTOCOLS)}
+"""The names that options may choose from, by registry."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,7 +58,7 @@ def _validated(tree: dict[str, Any], overrides: Iterable[str], path: Path | None
     for override in overrides:
         _set(tree, override)
     try:
-        return Options.model_validate(tree)
+        return Options.model_validate(tree, context=_NAMES)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         count = f"{len(lines)} option{'s' * (len(lines) > 1)}"
@@ -80,7 +84,7 @@ def override(options: Options, changes: Mapping[str, object]) -> Options:
         for section in sections:
             below = below[section]
         below[leaf] = value
-    return Options.model_validate(tree)
+    return Options.model_validate(tree, context=_NAMES)
 
 
 def dump(options: Options) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
-from pipeline import ablation, benchmark, plan, running
-from pipeline.run_folder import RunFolder
-from stages.options import Options
-from stages.progress import summary, table
+from deskpro.pipeline import ablation, benchmark
+from deskpro.pipeline import runner as running
+from deskpro.pipeline import stages as plan
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import summary, table
+from deskpro.stages.base.run_folder import RunFolder
 
 
 def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:

@@ -19,8 +19,8 @@ _SAID = {
 @contextmanager
 def told() -> Iterator[None]:
     """End the process with one message and a code where the block fails in a way to be mended."""
-    from cache.errors import CacheError
-    from stages.errors import InputError, Stopped
+    from deskpro.cache.errors import CacheError
+    from deskpro.stages.base.errors import InputError, Stopped
 
     try:
         yield

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from stages.preparation.options import Prepare
+    from deskpro.stages.base.prepare_options import Prepare
 
 
 @click.command()
@@ -34,10 +34,10 @@ def prepare(
     The recipe's section prepare says where the raw pictures lie and how each of the four steps is
     done; data.root is the folder to make. Its record lies there, so that all runs share it.
     """
-    from pipeline import running
-    from pipeline.config import load
-    from pipeline.run_folder import RunFolder
-    from stages.errors import InputError
+    from deskpro.pipeline import runner as running
+    from deskpro.pipeline.config import load
+    from deskpro.stages.base.errors import InputError
+    from deskpro.stages.base.run_folder import RunFolder
 
     if not explain and config is None:
         raise click.UsageError("give a recipe with --config, or --explain")
@@ -55,9 +55,9 @@ def prepare(
 
 def _explain(settings: Prepare | None) -> None:
     """The tables that preparation follows; what the recipe chose is marked with a star."""
-    from stages.preparation.methods import METHODS
-    from stages.preparation.options import Prepare
-    from stages.preparation.schemes import CHANNELS, SCHEMES
+    from deskpro.stages.base.prepare_options import Prepare
+    from deskpro.stages.preparation.methods import METHODS
+    from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES
 
     chosen = settings or Prepare()
     click.echo("Steps, and the methods of each (* is chosen):")

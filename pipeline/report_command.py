@@ -34,11 +34,11 @@ def report(
     attention beside its target, and what everything was made from. It needs no network, and RUN
     must have been evaluated.
     """
-    from pipeline import config
-    from pipeline.run_folder import RunFolder
-    from stages import report as stage
-    from stages.errors import InputError
-    from stages.progress import summary
+    from deskpro.pipeline import config
+    from deskpro.stages import report as stage
+    from deskpro.stages.base.errors import InputError
+    from deskpro.stages.base.progress import summary
+    from deskpro.stages.base.run_folder import RunFolder
 
     folder = RunFolder(run)
     record = folder.read_manifest("eval")

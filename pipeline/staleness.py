@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import flatten
-from stages.data.layouts import PICTURES
-from stages.files import sha256
-from stages.options import Options
+from deskpro.cache.files import sha256
+from deskpro.pipeline.config import flatten
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.layouts import PICTURES
 
 NO_RECORD = "there is no record of how it was made"
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.reader import TargetReader, open_reader
-from stages import device as devices
-from stages.data.index import read_index
-from stages.data.layouts import LAYOUTS
-from stages.data.loader import EveryLook, Pictures, iterate, load
-from stages.data.views import StoredViews
-from stages.engine.provenance import option_differences, picture_differences
-from stages.engine.teaching import LiveTeacher, decode, encode, stored_fields
-from stages.errors import InputError
-from stages.models.lmbn import HEADS, map_size
-from stages.models.weights import load_teacher
-from stages.options import Options
-from stages.progress import bar
+from deskpro.cache.reader import TargetReader, open_reader
+from deskpro.stages.base import device as devices
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.loader import EveryLook, Pictures, iterate, load
+from deskpro.stages.data.views import StoredViews
+from deskpro.stages.models.lmbn import HEADS, map_size
+from deskpro.stages.models.weights import load_teacher
+from deskpro.stages.targets.provenance import option_differences, picture_differences
+from deskpro.stages.targets.teachers import LiveTeacher, decode, encode, stored_fields
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2, "float16": 5e-3}
 """How far a logit asked anew may be from the stored one, by precision of the teacher, as a share of

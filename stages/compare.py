@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.metrics.intervals import resampled_means, sign_flip_test
-from stages.progress import say, table
+from deskpro.cache.files import write_aside
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import say, table
+from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
 
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """What is compared → its column, by query."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import device as devices
-from stages.data.check import check_data
-from stages.engine.descriptors import describe_pictures, open_describer
-from stages.files import write_aside
-from stages.options import Options
+from deskpro.cache.files import write_aside
+from deskpro.stages.base import device as devices
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.check import check_data
+from deskpro.stages.evaluation.features import describe_pictures, open_describer
 
 
 @dataclass(frozen=True)

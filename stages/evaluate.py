@@ -11,20 +11,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages import device as devices
-from stages import ranks
-from stages.data.check import check_data
-from stages.data.layouts import LAYOUTS
-from stages.engine.descriptor_store import StoredDescriptors, make_descriptors
-from stages.engine.descriptors import Describer, open_describer
-from stages.engine.scores import protocol_numbers, write_scores
-from stages.errors import InputError
-from stages.files import sha256
-from stages.metrics.protocols import PROTOCOLS, Protocol
-from stages.metrics.ranking import Distances, Ranking, answerable, rank
-from stages.metrics.reranking import reranked
-from stages.options import Options
-from stages.progress import say, table
+from deskpro.cache.files import sha256
+from deskpro.stages.base import device as devices
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import say, table
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.evaluation.feature_store import StoredDescriptors, make_descriptors
+from deskpro.stages.evaluation.features import Describer, open_describer
+from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
+from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
+from deskpro.stages.metrics.ranking import Distances, Ranking, answerable, rank
+from deskpro.stages.metrics.reranking import reranked
 
 NEAREST = 10
 """Gallery pictures listed for each query."""

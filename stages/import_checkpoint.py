@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from stages.data.index import KINDS, class_order, read_index
-from stages.data.layouts import LAYOUTS
-from stages.errors import InputError
-from stages.models.weights import Description, kinds, load_student, load_teacher, save
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.index import KINDS, class_order, read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.models.weights import Description, kinds, load_student, load_teacher, save
 
 
 @dataclass(frozen=True)

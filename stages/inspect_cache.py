@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.errors import CacheError
-from cache.fingerprint import differences, sample_differences
-from cache.reader import MappedReader, UnmappableError, ZarrReader, all_bytes
-from cache.schema import LEDGER_FILES
-from cache.verify import verify as damages
-from stages.engine.teaching import decode
-from stages.models.lmbn import HEADS
-from stages.progress import bar
+from deskpro.cache.errors import CacheError
+from deskpro.cache.fingerprint import differences, sample_differences
+from deskpro.cache.reader import MappedReader, UnmappableError, ZarrReader, all_bytes
+from deskpro.cache.schema import LEDGER_FILES
+from deskpro.cache.verify import verify as damages
+from deskpro.stages.base.progress import bar
+from deskpro.stages.models.lmbn import HEADS
+from deskpro.stages.targets.teachers import decode
 
 Reader = MappedReader | ZarrReader
 

@@ -10,28 +10,29 @@ from pathlib import Path
 
 import pandas as pd
 
-from cache.lock import BuildLock
-from stages import device as devices
-from stages import ranks
-from stages.data.index import Problem
-from stages.data.layouts import PICTURES
-from stages.data.memo import Memo
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.options import Options
-from stages.preparation import listing, sheet
-from stages.preparation.bodies import Bodies
-from stages.preparation.faces import BOXES, Box
-from stages.preparation.ledger import Entry, Ledger, Siblings, perform
-from stages.preparation.listing import Prepared
-from stages.preparation.masks import MASKS
-from stages.preparation.options import STEPS, Prepare
-from stages.preparation.parsing import PARSERS
-from stages.preparation.restoration import RESTORERS
-from stages.preparation.samples import Places, Sample, companions, find_samples
-from stages.preparation.schemes import SCHEMES
-from stages.preparation.step import Step
-from stages.progress import bar
+from deskpro.cache.files import write_aside
+from deskpro.cache.lock import BuildLock
+from deskpro.stages.base import device as devices
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.prepare_options import STEPS, Prepare
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.index import Problem
+from deskpro.stages.data.layouts import PICTURES
+from deskpro.stages.data.memo import Memo
+from deskpro.stages.preparation import contact_sheet as sheet
+from deskpro.stages.preparation import listing
+from deskpro.stages.preparation.bodies import Bodies
+from deskpro.stages.preparation.faces import BOXES, Box
+from deskpro.stages.preparation.listing import Prepared
+from deskpro.stages.preparation.masks import MASKS
+from deskpro.stages.preparation.parsing import PARSERS
+from deskpro.stages.preparation.record import Entry, Ledger, Siblings, perform
+from deskpro.stages.preparation.restoration import RESTORERS
+from deskpro.stages.preparation.samples import Places, Sample, companions, find_samples
+from deskpro.stages.preparation.schemes import SCHEMES
+from deskpro.stages.preparation.step import Step
 
 _LISTED = 40
 """Problems in one error message; prepare.csv lists all that were left out."""

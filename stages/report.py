@@ -11,17 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from cache.errors import CacheError
-from cache.reader import ZarrReader
-from stages.data.index import read_index
-from stages.data.layouts import LAYOUTS
-from stages.engine.comparison import Compared, compare
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.options import Options
-from stages.reporting import histories, ranked, record, results
-from stages.reporting.page import render
-from stages.reporting.pictures import Thumbnails, from_pixels
+from deskpro.cache.errors import CacheError
+from deskpro.cache.files import write_aside
+from deskpro.cache.reader import ZarrReader
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.reporting import histories, ranked, record, results
+from deskpro.stages.reporting.images import Thumbnails, from_pixels
+from deskpro.stages.reporting.page import render
+from deskpro.stages.targets.comparison import Compared, compare
 
 SHRUNK = {"query": (144, 288), "gallery": (96, 192), "face": (112, 112)}
 """Width and height that a picture is shrunk to fit, by where it is shown: about twice what it has

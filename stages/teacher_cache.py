@@ -12,18 +12,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache.lock import require_unlocked
-from cache.reader import ZarrReader
-from cache.schema import Column, Schema
-from cache.writer import TargetWriter, Team
-from stages import device as devices
-from stages import ranks
-from stages.data.check import check_data
-from stages.data.index import class_order, read_index
-from stages.data.layouts import LAYOUTS
-from stages.data.loader import EveryLook, Pictures, iterate, load
-from stages.data.views import DrawnViews, StoredViews, View
-from stages.engine.provenance import (
+from deskpro.cache.lock import require_unlocked
+from deskpro.cache.reader import ZarrReader
+from deskpro.cache.schema import Column, Schema
+from deskpro.cache.writer import TargetWriter, Team
+from deskpro.stages.base import device as devices
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.loader import EveryLook, Pictures, iterate, load
+from deskpro.stages.data.views import DrawnViews, StoredViews, View
+from deskpro.stages.models.lmbn import HEADS, map_size
+from deskpro.stages.models.weights import Description, load_teacher
+from deskpro.stages.targets.provenance import (
     HASHED,
     hash_columns,
     option_differences,
@@ -31,12 +36,7 @@ from stages.engine.provenance import (
     recipe_fingerprint,
     teacher_fingerprint,
 )
-from stages.engine.teaching import LiveTeacher, decode, divergence, encode, stored_fields
-from stages.errors import InputError
-from stages.models.lmbn import HEADS, map_size
-from stages.models.weights import Description, load_teacher
-from stages.options import Options
-from stages.progress import bar
+from deskpro.stages.targets.teachers import LiveTeacher, decode, divergence, encode, stored_fields
 
 LOOKS = 1024
 """Looks that a loaded batch holds at most: samples × views."""

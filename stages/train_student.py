@@ -15,35 +15,35 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache.errors import CacheError
-from cache.reader import TargetReader, open_reader
-from stages import device as devices
-from stages import ranks
-from stages.data.check import check_data
-from stages.data.index import class_order, read_index
-from stages.data.layouts import LAYOUTS
-from stages.data.loader import Pictures, iterate, load, photographs
-from stages.data.sampler import PKSampler
-from stages.data.views import DrawnViews, StoredViews
-from stages.engine.agreement import agreement
-from stages.engine.checkpoints import Checkpoints
-from stages.engine.distributed import distribute, gather
-from stages.engine.loop import Terms, fit, repeated
-from stages.engine.monitor import watching
-from stages.engine.overlay import side_by_side
-from stages.engine.provenance import option_differences, picture_differences
-from stages.engine.schedule import default_peak
-from stages.engine.signals import stop_requests
-from stages.engine.teaching import CachedTeacher, LiveTeacher
-from stages.errors import InputError
-from stages.losses import attention, cross_entropy, distillation, triplet
-from stages.models.cost import multiply_adds
-from stages.models.lmbn import map_size
-from stages.models.student import STREAMS, Student
-from stages.models.warm_start import warm_start
-from stages.models.weights import Description, load_teacher, save
-from stages.options import Options
-from stages.progress import bar
+from deskpro.cache.errors import CacheError
+from deskpro.cache.reader import TargetReader, open_reader
+from deskpro.stages.base import device as devices
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.loader import Pictures, iterate, load, photographs
+from deskpro.stages.data.overlay import side_by_side
+from deskpro.stages.data.sampler import PKSampler
+from deskpro.stages.data.views import DrawnViews, StoredViews
+from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
+from deskpro.stages.losses.agreement import agreement
+from deskpro.stages.models.cost import multiply_adds
+from deskpro.stages.models.lmbn import HEADS, map_size
+from deskpro.stages.models.student import STREAMS, Student
+from deskpro.stages.models.warm_start import warm_start
+from deskpro.stages.models.weights import Description, load_teacher, save
+from deskpro.stages.targets.provenance import option_differences, picture_differences
+from deskpro.stages.targets.teachers import CachedTeacher, LiveTeacher
+from deskpro.stages.training.checkpoints import Checkpoints
+from deskpro.stages.training.distributed import distribute, gather
+from deskpro.stages.training.loop import Terms, fit, repeated
+from deskpro.stages.training.monitor import watching
+from deskpro.stages.training.schedule import default_peak
+from deskpro.stages.training.signals import stop_requests
 
 PICTURES = {"face": "lr_face", "body": "imgs"}
 """Stream → the kind of picture that it sees."""
@@ -152,7 +152,7 @@ def _train(
         if "face" in streams and alpha:
             logits = output.logits[:, student.heads["face"]]
             losses["kd"] = alpha * distillation(logits, said["logits"], temperature=kd.T)
-            watched = agreement(logits, said["logits"], kd.T)
+            watched = agreement(logits, said["logits"], kd.T, HEADS)
         if "body" in streams and mse.mse_weight:
             assert output.attention is not None
             losses["attention"] = mse.mse_weight * attention(output.attention, said["attention"])

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import device as devices
-from stages.data.check import check_data
-from stages.data.index import class_order
-from stages.data.loader import Pictures, iterate, load, photographs
-from stages.data.sampler import PKSampler
-from stages.data.views import DrawnViews
-from stages.engine.checkpoints import Checkpoints
-from stages.engine.loop import Terms, fit, prepare, repeated
-from stages.engine.monitor import watching
-from stages.engine.schedule import default_peak
-from stages.engine.signals import stop_requests
-from stages.errors import InputError
-from stages.losses import cross_entropy, triplet
-from stages.models.lmbn import LMBN
-from stages.models.warm_start import warm_start
-from stages.models.weights import Description, save
-from stages.options import Options
-from stages.progress import bar
+from deskpro.stages.base import device as devices
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import class_order
+from deskpro.stages.data.loader import Pictures, iterate, load, photographs
+from deskpro.stages.data.sampler import PKSampler
+from deskpro.stages.data.views import DrawnViews
+from deskpro.stages.losses import cross_entropy, triplet
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.warm_start import warm_start
+from deskpro.stages.models.weights import Description, save
+from deskpro.stages.training.checkpoints import Checkpoints
+from deskpro.stages.training.loop import Terms, fit, prepare, repeated
+from deskpro.stages.training.monitor import watching
+from deskpro.stages.training.schedule import default_peak
+from deskpro.stages.training.signals import stop_requests
 
 
 @dataclass(frozen=True)

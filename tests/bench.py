@@ -22,24 +22,24 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cache.reader import MappedReader
-from cache.schema import Column, Field, Schema
-from cache.writer import TargetWriter
-from pipeline.config import override
-from stages import teacher_cache, train_student
-from stages.data.loader import Pictures, load
-from stages.data.views import MEAN, STD, DrawnViews, StoredViews
-from stages.engine.descriptor_store import StoredDescriptors
-from stages.engine.descriptors import portions
-from stages.engine.teaching import LiveTeacher, stored_fields
-from stages.files import write_aside
-from stages.metrics.protocols import PROTOCOLS
-from stages.metrics.ranking import rank
-from stages.models.lmbn import LMBN, map_size
-from stages.models.teacher import Teacher
-from stages.models.weights import Description, save
-from stages.options import Options
-from stages.progress import say, table
+from deskpro.cache.files import write_aside
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.schema import Column, Field, Schema
+from deskpro.cache.writer import TargetWriter
+from deskpro.pipeline.config import override
+from deskpro.stages import teacher_cache, train_student
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import say, table
+from deskpro.stages.data.loader import Pictures, load
+from deskpro.stages.data.views import MEAN, STD, DrawnViews, StoredViews
+from deskpro.stages.evaluation.feature_store import StoredDescriptors
+from deskpro.stages.evaluation.features import portions
+from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.metrics.ranking import rank
+from deskpro.stages.models.lmbn import LMBN, map_size
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import Description, save
+from deskpro.stages.targets.teachers import LiveTeacher, stored_fields
 
 OUT = Path("runs/bench/bench.json")
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 
-from pipeline import cli, running
-from pipeline.config import load
-from pipeline.run_folder import RunFolder
-from stages.data.benchmark import BenchmarkOptions, make_benchmark
+from deskpro.pipeline import cli
+from deskpro.pipeline import runner as running
+from deskpro.pipeline.config import load
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
-from stages.preparation.schemes import SCHEMES
+from deskpro.stages.preparation.schemes import SCHEMES
 
 SIZE = {"height": 128, "width": 64}
 

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from stages.data.benchmark import BenchmarkOptions, contact_sheet, make, make_benchmark
-from stages.data.benchmark.draw import draw_picture
-from stages.data.benchmark.plan import GALLERY, QUERY, SPLITS, TRAIN, Picture, plan_pictures
+from deskpro.stages.data.benchmark import BenchmarkOptions, contact_sheet, make, make_benchmark
+from deskpro.stages.data.benchmark.draw import draw_picture
+from deskpro.stages.data.benchmark.plan import GALLERY, QUERY, SPLITS, TRAIN, Picture, plan_pictures
 
 TINY = BenchmarkOptions(
     train_identities=2, train_pictures=3, test_identities=6, query_pictures=2, gallery_pictures=2,

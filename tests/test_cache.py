@@ -26,12 +26,19 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.errors import CacheError
-from cache.fingerprint import differences, sample_differences
-from cache.reader import MappedReader, TargetReader, ZarrReader, all_bytes, open_reader, read_all
-from cache.schema import Column, Columns, Field, Schema, seal
-from cache.verify import verify
-from cache.writer import TargetWriter, Team
+from deskpro.cache.errors import CacheError
+from deskpro.cache.fingerprint import differences, sample_differences
+from deskpro.cache.reader import (
+    MappedReader,
+    TargetReader,
+    ZarrReader,
+    all_bytes,
+    open_reader,
+    read_all,
+)
+from deskpro.cache.schema import Column, Columns, Field, Schema, seal
+from deskpro.cache.verify import verify
+from deskpro.cache.writer import TargetWriter, Team
 
 SCHEMA = Schema(
     samples=11,
@@ -726,7 +733,7 @@ def test_more_chunks_than_files_may_be_open_are_read(tmp_path: Path) -> None:
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
         from pathlib import Path
-        from cache.reader import MappedReader
+        from deskpro.cache.reader import MappedReader
         reader = MappedReader(Path({str(path)!r}))
         for _ in range(2):
             reader.read(range(300), [0] * 300)

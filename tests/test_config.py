@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import config
-from stages.errors import InputError
-from stages.options import Options
-from stages.preparation.options import Prepare
+from deskpro.pipeline import config
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.prepare_options import Prepare
 from tests.conftest import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stages.data.check import check_data
-from stages.data.index import class_order, read_index
-from stages.data.layouts import LAYOUTS, Name
-from stages.errors import InputError
-from stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.layouts import LAYOUTS, Name
+from deskpro.stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
 
 TRAIN = "bounding_box_train"

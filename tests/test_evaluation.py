@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cache.reader import open_reader
-from stages.metrics.reranking import reranked
+from deskpro.cache.reader import open_reader
+from deskpro.stages.metrics.reranking import reranked
 from tests.conftest import REPOSITORY, Project, run_process, with_cache
 
 
@@ -58,7 +58,7 @@ def test_pictures_are_described_once_whatever_is_asked_of_them(project: Project)
 def test_only_blocks_with_changed_pictures_are_described_again(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.engine import descriptor_store
+    from deskpro.stages.evaluation import feature_store as descriptor_store
 
     monkeypatch.setattr(descriptor_store, "BLOCK", 5)
     project.ok("eval")
@@ -96,7 +96,7 @@ def test_several_processes_say_the_same_as_one(project: Project) -> None:
     stored = open_reader(project.run / "descriptors.zarr").read([*range(24)], [0] * 24)["features"]
     shutil.rmtree(project.run / "descriptors.zarr")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "--", "pipeline.cli"]  # fmt: skip
+                "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
     where = ["--config", str(project.config), "--run", str(project.run), "--force"]
     done = subprocess.run([*torchrun, "eval", *where], cwd=REPOSITORY, text=True,
                           capture_output=True, check=False)  # fmt: skip

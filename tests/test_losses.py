@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engine.schedule import learning_rate
-from stages.losses import LOSSES, attention, cross_entropy, distillation, triplet
+from deskpro.stages.losses import LOSSES, attention, cross_entropy, distillation, triplet
+from deskpro.stages.training.schedule import learning_rate
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 PREDICTIONS = {

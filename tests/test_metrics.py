@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics.intervals import interval, sign_flip_test
-from stages.metrics.protocols import PROTOCOLS
-from stages.metrics.ranking import _drawn, positive_ranks, rank
-from stages.metrics.reranking import reranked
+from deskpro.stages.metrics.intervals import interval, sign_flip_test
+from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.metrics.ranking import _drawn, positive_ranks, rank
+from deskpro.stages.metrics.reranking import reranked
 
 
 def people(

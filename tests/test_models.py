@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.errors import InputError
-from stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows, map_size
-from stages.models.osnet import CHANNELS, OSBlock
-from stages.models.student import Student
-from stages.models.teacher import Teacher
-from stages.models.weights import Description, describe, load_student, load_teacher, save
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows, map_size
+from deskpro.stages.models.osnet import CHANNELS, OSBlock
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import Description, describe, load_student, load_teacher, save
 
 
 @pytest.mark.parametrize("width", CHANNELS)

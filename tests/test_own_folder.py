@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data.layouts import LAYOUTS
-from stages.preparation.options import Own
-from stages.preparation.samples import find_samples
+from deskpro.stages.base.prepare_options import Own
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.preparation.samples import find_samples
 
 
 def tree(root: Path, people: dict[str, list[str]]) -> Path:

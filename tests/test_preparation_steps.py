@@ -13,8 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.errors import InputError
-from stages.preparation.faces import (
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.prepare_options import FaceBox, Restoration
+from deskpro.stages.preparation.faces import (
     AT_EDGE,
     BACK,
     FOUND,
@@ -26,11 +27,10 @@ from stages.preparation.faces import (
     YuNet,
     square,
 )
-from stages.preparation.options import FaceBox, Restoration
-from stages.preparation.restoration import Spandrel
-from stages.preparation.samples import Places, Sample
-from stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
-from stages.preparation.step import Unusable, optional, read_picture
+from deskpro.stages.preparation.restoration import Spandrel
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
+from deskpro.stages.preparation.step import Unusable, optional, read_picture
 from tests.conftest import REPOSITORY
 
 ATR = SCHEMES["atr"]
@@ -283,7 +283,7 @@ def test_a_restoration_network_is_loaded_from_its_file(make: object, tmp_path: P
 def test_networks_made_for_minus_one_to_one_are_given_that() -> None:
     from types import SimpleNamespace
 
-    from stages.preparation.restoration import run_network
+    from deskpro.stages.preparation.restoration import run_network
 
     seen: list[tuple[float, float]] = []
 

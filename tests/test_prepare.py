@@ -20,14 +20,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from cache.lock import BuildLock
-from stages.data.benchmark import BenchmarkOptions, make_benchmark
-from stages.data.check import check_data
-from stages.preparation.options import Parsing
-from stages.preparation.parsing import SegFormer
-from stages.preparation.samples import Places
-from stages.preparation.schemes import SCHEMES
-from stages.preparation.step import read_picture
+from deskpro.cache.lock import BuildLock
+from deskpro.stages.base.prepare_options import Parsing
+from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
+from deskpro.stages.data.check import check_data
+from deskpro.stages.preparation.parsing import SegFormer
+from deskpro.stages.preparation.samples import Places
+from deskpro.stages.preparation.schemes import SCHEMES
+from deskpro.stages.preparation.step import read_picture
 from tests.conftest import RECIPE, REPOSITORY, Result
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
@@ -193,7 +193,7 @@ def test_several_processes_prepare_what_one_does(preparation: Preparation) -> No
     expected = preparation.digests()
     shutil.rmtree(preparation.made)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "--", "pipeline.cli"]  # fmt: skip
+                "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
     arguments = ["prepare", "--config", str(preparation.config), "--set", "prepare.batch=3"]
     done = subprocess.run([*torchrun, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]

@@ -21,13 +21,13 @@ import pandas as pd
 import pytest
 import torch
 
-from cache.reader import open_reader
-from stages.errors import InputError
-from stages.losses import attention, cross_entropy, distillation, triplet
-from stages.models import published
-from stages.models.lmbn import LMBN
-from stages.models.student import Student
-from stages.models.weights import describe, load_student, load_teacher
+from deskpro.cache.reader import open_reader
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
+from deskpro.stages.models import published
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.weights import describe, load_student, load_teacher
 from tests.conftest import Project, Result, run_process
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
@@ -453,11 +453,11 @@ def test_embed_gives_the_published_features(
 
 def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) -> None:
     """The training images as one batch: student in training mode, teacher in evaluation mode."""
-    from stages.data.index import read_index
-    from stages.data.layouts import LAYOUTS
-    from stages.data.loader import Pictures, photographs
-    from stages.data.views import attention_target
-    from stages.engine.schedule import default_peak, learning_rate
+    from deskpro.stages.data.index import read_index
+    from deskpro.stages.data.layouts import LAYOUTS
+    from deskpro.stages.data.loader import Pictures, photographs
+    from deskpro.stages.data.views import attention_target
+    from deskpro.stages.training.schedule import default_peak, learning_rate
 
     wanted = json.loads((reference / "expected_losses.json").read_text())
     table, _ = read_index(reference / "prepared_sample", LAYOUTS["celeb"], ("train",))

@@ -7,12 +7,12 @@ import tomllib
 
 import yaml
 
-from pipeline import config
-from pipeline.ablation import STUDIES
-from stages.data.layouts import LAYOUTS
-from stages.options import Options
-from stages.preparation.methods import METHODS
-from stages.preparation.schemes import SCHEMES
+from deskpro.pipeline import config
+from deskpro.pipeline.ablation import STUDIES
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.preparation.methods import METHODS
+from deskpro.stages.preparation.schemes import SCHEMES
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -95,7 +95,7 @@ def test_every_recipe_is_named() -> None:
 
 
 def test_every_command_that_the_text_types_exists() -> None:
-    from pipeline.cli import deskpro
+    from deskpro.pipeline.cli import deskpro
 
     named = re.findall(r"deskpro ([a-z]+(?:-[a-z]+)*) ", README)
     assert {"import-checkpoint", "embed"} <= set(named)

@@ -15,14 +15,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import running
-from pipeline.config import load
-from pipeline.report_command import report
-from pipeline.run_folder import RunFolder
-from stages.errors import InputError
-from stages.reporting import charts, histories, ranked
-from stages.reporting.page import percent
-from stages.reporting.pictures import Thumbnails
+from deskpro.pipeline import runner as running
+from deskpro.pipeline.config import load
+from deskpro.pipeline.report_command import report
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.reporting import figures as charts
+from deskpro.stages.reporting import histories, ranked
+from deskpro.stages.reporting.images import Thumbnails
+from deskpro.stages.reporting.page import percent
 from tests.browser import CHROMIUM, Page, browse
 from tests.conftest import Project, with_cache, write_recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data.sampler import PKSampler, pk_batches, view_of
+from deskpro.stages.data.sampler import PKSampler, pk_batches, view_of
 
 labels = st.lists(st.integers(0, 8), min_size=1, max_size=80).map(np.asarray)
 

@@ -21,13 +21,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cache.reader import open_reader
-from pipeline import config
-from stages.data.index import class_order
-from stages.data.loader import Pictures, photographs
-from stages.data.views import DrawnViews, attention_target
-from stages.engine.teaching import LiveTeacher, Targets
-from stages.models.weights import load_student, load_teacher
+from deskpro.cache.reader import open_reader
+from deskpro.pipeline import config
+from deskpro.stages.data.index import class_order
+from deskpro.stages.data.loader import Pictures, photographs
+from deskpro.stages.data.views import DrawnViews, attention_target
+from deskpro.stages.models.weights import load_student, load_teacher
+from deskpro.stages.targets.teachers import LiveTeacher, Targets
 from tests.conftest import REPOSITORY, Project, run_process, with_cache
 
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cache.reader import ZarrReader, open_reader
-from cache.schema import seal
-from cache.verify import verify
-from pipeline import config
-from stages.data import views as view_module
-from stages.engine.provenance import option_differences
-from stages.engine.teaching import CachedTeacher, decode, divergence, encode
-from stages.models.weights import load_teacher, save
+from deskpro.cache.reader import ZarrReader, open_reader
+from deskpro.cache.schema import seal
+from deskpro.cache.verify import verify
+from deskpro.pipeline import config
+from deskpro.stages.data import views as view_module
+from deskpro.stages.models.weights import load_teacher, save
+from deskpro.stages.targets.provenance import option_differences
+from deskpro.stages.targets.teachers import CachedTeacher, decode, divergence, encode
 from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 from tests.test_cache import content
 
@@ -338,7 +338,7 @@ def torchrun(processes: int, project: Project, *arguments: str) -> subprocess.Co
     where = ["--config", str(project.config), "--run", str(project.run)]
     launch = [program, "--standalone", "--nproc-per-node", str(processes), "-m", "--"]
     return subprocess.run(
-        [*launch, "pipeline.cli", "teacher-cache", *where, *arguments],
+        [*launch, "deskpro", "teacher-cache", *where, *arguments],
         capture_output=True, text=True, cwd=REPOSITORY,
     )  # fmt: skip
 
@@ -526,7 +526,7 @@ def test_an_audit_finds_a_cache_that_says_something_else(project: Project) -> No
     # A whole store, checksums and all, that says something else of one view of one sample.
     import zarr
 
-    from cache.ledger import Entry, stored_crc
+    from deskpro.cache.ledger import Entry, stored_crc
 
     reader = open_reader(store(project))
     group = zarr.open_group(store(project), mode="r+")

@@ -23,12 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import cli, config, running
-from pipeline.run_folder import RunFolder
-from stages.data.sampler import PKSampler
-from stages.engine.agreement import agreement
-from stages.engine.overlay import overlay, side_by_side
-from stages.models.lmbn import HEADS
+from deskpro.pipeline import cli, config
+from deskpro.pipeline import runner as running
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.overlay import overlay, side_by_side
+from deskpro.stages.data.sampler import PKSampler
+from deskpro.stages.losses.agreement import agreement
+from deskpro.stages.models.lmbn import HEADS
 from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
 
@@ -68,7 +69,9 @@ def keep(project: Project, folder: Path) -> tuple[Path, pd.DataFrame]:
 
 SERVER = multiprocessing.get_context("forkserver")
 """Children fork from a process that has imported everything and started nothing."""
-SERVER.set_forkserver_preload(["pipeline.cli", "stages.train_student", "torch.utils.tensorboard"])
+SERVER.set_forkserver_preload(
+    ["deskpro.pipeline.cli", "deskpro.stages.train_student", "torch.utils.tensorboard"]
+)
 
 
 def start(project: Project, *arguments: str) -> BaseProcess:
@@ -271,12 +274,12 @@ def test_no_tensorboard_where_none_is_wanted(project: Project) -> None:
 
 def test_agreement_is_of_every_head() -> None:
     teacher = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
-    alike = agreement(teacher, teacher, 2.0)
+    alike = agreement(teacher, teacher, 2.0, HEADS)
     assert all(alike[f"agree_{head}"] == 1 for head in HEADS)
     assert all(abs(alike[f"divergence_{head}"]) < 1e-6 for head in HEADS)
     other = teacher.clone()
     other[:3, 2] = -other[:3, 2]
-    found = agreement(other, teacher, 2.0)
+    found = agreement(other, teacher, 2.0, HEADS)
     assert found[f"agree_{HEADS[2]}"] == 0.5
     p, q = (x[:, 2].double().div(2).softmax(1) for x in (teacher, other))
     truth = (p * (p / q).log()).sum(1).mean()
@@ -339,11 +342,11 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         textwrap.dedent("""
         import sys
         import torch
-        from stages import ranks
-        from stages.engine.distributed import distribute, gather
-        from stages.losses import cross_entropy, distillation, triplet
-        from stages.models.student import Student
-        from stages.options import StudentTraining
+        from deskpro.stages.base import ranks
+        from deskpro.stages.training.distributed import distribute, gather
+        from deskpro.stages.losses import cross_entropy, distillation, triplet
+        from deskpro.stages.models.student import Student
+        from deskpro.stages.base.options import StudentTraining
 
         with ranks.join() as team:
             torch.manual_seed(0)
@@ -385,7 +388,7 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
 def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
-    command = ["-m", "--", "pipeline.cli", "train-student", *where]
+    command = ["-m", "--", "deskpro", "train-student", *where]
     odd = torchrun([*command, *sets("batchid=3")])
     assert odd.returncode != 0
     assert "batchid 3 can't be shared among 2 processes: --set batchid=2" in odd.stderr
@@ -410,7 +413,7 @@ def test_when_one_process_fails_all_leave(project: Project) -> None:
     where = ["--config", str(project.config), "--run", str(project.run)]
     options = sets("batchid=4", "train_student.epochs=500", "train_student.lr=1e25")
     started = time.monotonic()
-    done = torchrun(["-m", "--", "pipeline.cli", "train-student", *where, *options])
+    done = torchrun(["-m", "--", "deskpro", "train-student", *where, *options])
     assert done.returncode != 0
     assert "training diverged at step" in done.stderr
     assert time.monotonic() - started < 120

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.data.loader import Pictures
-from stages.data.views import (
+from deskpro.stages.base.options import Views
+from deskpro.stages.data.loader import Pictures
+from deskpro.stages.data.views import (
     ERASED,
     MEAN,
     PLAIN,
@@ -27,7 +28,6 @@ from stages.data.views import (
     look,
     normalise,
 )
-from stages.options import Views
 
 ALWAYS = Views(flip=0.5, crop=1.0, erase=1.0, enlarge=1.3)
 SIZES = {"body": (384, 128), "lr_face": (224, 224), "hr_face": (64, 64), "mask": (256, 110)}

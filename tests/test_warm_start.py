@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from stages.errors import InputError
-from stages.models.lmbn import LMBN
-from stages.models.osnet import CHANNELS, Conv1x1, ConvLayer, OSBlock, transition
-from stages.models.student import Student
-from stages.models.warm_start import warm_start
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.osnet import CHANNELS, Conv1x1, ConvLayer, OSBlock, transition
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.warm_start import warm_start
 from tests.conftest import Project
 
 

@@ -95,10 +95,10 @@ def make(folder: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
     """Draw the tiny benchmark, run every stage on it, and collect the values."""
     import torch
 
-    from pipeline import running
-    from pipeline.config import load
-    from pipeline.run_folder import RunFolder
-    from stages.data.benchmark import make_benchmark
+    from deskpro.pipeline import runner as running
+    from deskpro.pipeline.config import load
+    from deskpro.stages.base.run_folder import RunFolder
+    from deskpro.stages.data.benchmark import make_benchmark
     from tests.conftest import TINY, write_recipe
 
     torch.set_num_threads(1)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from stages.data.index import KINDS, SPLITS, Problem, read_index
-from stages.data.layouts import LAYOUTS, UNFINISHED
-from stages.data.memo import Memo
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.progress import bar
+from deskpro.cache.files import write_aside
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.index import KINDS, SPLITS, Problem, read_index
+from deskpro.stages.data.layouts import LAYOUTS, UNFINISHED
+from deskpro.stages.data.memo import Memo
 
 _REPORTED = 40
 """Problems in one error message; `check-data` lists all."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from stages.data.layouts import PICTURES, Layout
-from stages.errors import InputError
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.layouts import PICTURES, Layout
 
 SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")

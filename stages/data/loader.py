@@ -15,8 +15,8 @@ from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from stages.data.views import PLAIN, View, erase, look, normalise, quick_look
-from stages.errors import InputError
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.views import PLAIN, View, erase, look, normalise, quick_look
 
 
 def _plain(row: int, view: int) -> np.ndarray:

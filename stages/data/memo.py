@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import InputError
-from stages.files import sha256, write_aside
-from stages.progress import bar
+from deskpro.cache.files import sha256, write_aside
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import bar
 
 
 class Memo:

@@ -50,7 +50,7 @@ PLAIN = View()
 
 
 class Policy(Protocol):
-    """What may be drawn (`stages.options.Views`)."""
+    """What may be drawn (`stages.base.options.Views`)."""
 
     @property
     def seed(self) -> int: ...

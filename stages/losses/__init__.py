@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 
-from stages.losses.attention import attention
-from stages.losses.cross_entropy import cross_entropy
-from stages.losses.distillation import distillation
-from stages.losses.triplet import triplet
+from deskpro.stages.losses.attention import attention
+from deskpro.stages.losses.cross_entropy import cross_entropy
+from deskpro.stages.losses.distillation import distillation
+from deskpro.stages.losses.triplet import triplet
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "cross_entropy": cross_entropy,

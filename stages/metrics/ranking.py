@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.metrics.protocols import Codes, Protocol
+from deskpro.stages.metrics.protocols import Codes, Protocol
 
 Distances = Callable[[slice], np.ndarray]
 """Some queries → their distances to the whole gallery, float [rows, G]."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.metrics.ranking import Distances
+from deskpro.stages.metrics.ranking import Distances
 
 Neighbourhood = tuple[np.ndarray, np.ndarray]
 """Pictures, ascending int64 [n], and their weights, float64 [n], which sum to 1."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stages.models import osnet
+from deskpro.stages.models import osnet
 
 HEADS = ("global", "global_drop", "part_0", "part_1", "part_2", "channel_0", "channel_1")
 """The heads, in the order of every tensor here and in the target cache."""

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import torch
 
-from stages.errors import InputError
-from stages.models.osnet import CHANNELS
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.models.osnet import CHANNELS
 
 _STORAGES = {
     "FloatStorage": torch.float32,

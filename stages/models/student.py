@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, Output
+from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, Output
 
 STREAMS = {"face": ("face",), "body": ("body",), "all": ("face", "body")}
 """Forward mode → its streams, in the order of the heads."""

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from stages.models.lmbn import LMBN, Output
+from deskpro.stages.models.lmbn import LMBN, Output
 
 
 class Teacher(nn.Module):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from stages.errors import InputError
-from stages.models import published
-from stages.models.lmbn import LMBN
-from stages.models.student import Student
-from stages.models.weights import is_safetensors, load_student, load_teacher
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.models import published
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.weights import is_safetensors, load_student, load_teacher
 
 _TRUNK = {"conv1.": "backbone.0.", "conv2.": "backbone.2.", "conv3.0.": "backbone.3."}
 _REST = {

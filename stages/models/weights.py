@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from stages.errors import InputError
-from stages.files import sha256, write_aside
-from stages.models import published
-from stages.models.lmbn import LMBN
-from stages.models.student import Student
-from stages.models.teacher import Teacher
+from deskpro.cache.files import sha256, write_aside
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.models import published
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.teacher import Teacher
 
 _KEY = "deskpro"
 

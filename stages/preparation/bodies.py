@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.preparation.samples import Places, Sample
-from stages.preparation.step import Outcome, jpeg, outcomes, png, read_picture
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.step import Outcome, jpeg, outcomes, png, read_picture
 
 _ORIENTATION = 0x0112
 """EXIF's tag of which way is up."""

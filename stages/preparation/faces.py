@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from stages.errors import InputError
-from stages.files import sha256
-from stages.preparation.options import FaceBox
-from stages.preparation.samples import Places, Sample
-from stages.preparation.schemes import Scheme, region
-from stages.preparation.step import (
+from deskpro.cache.files import sha256
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.prepare_options import FaceBox
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.schemes import Scheme, region
+from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from stages.preparation.faces import FOUND
-from stages.preparation.ledger import Ledger
-from stages.preparation.samples import Sample
-from stages.preparation.step import Outcome, Step
+from deskpro.stages.preparation.faces import FOUND
+from deskpro.stages.preparation.record import Ledger
+from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.preparation.step import Outcome, Step
 
 _COLUMNS = (
     "sample_id", "split", "pid", "camid", "source", "width", "height", "turned", "head_share",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stages.preparation.samples import Places, Sample
-from stages.preparation.schemes import CHANNELS, Scheme, mask
-from stages.preparation.step import Outcome, Step, outcomes, png, read_labels
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.schemes import CHANNELS, Scheme, mask
+from deskpro.stages.preparation.step import Outcome, Step, outcomes, png, read_labels
 
 
 class Regions:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from stages.preparation.faces import BOXES
-from stages.preparation.masks import MASKS
-from stages.preparation.parsing import PARSERS
-from stages.preparation.restoration import RESTORERS
+from deskpro.stages.preparation.faces import BOXES
+from deskpro.stages.preparation.masks import MASKS
+from deskpro.stages.preparation.parsing import PARSERS
+from deskpro.stages.preparation.restoration import RESTORERS
 
 
 class Method(NamedTuple):

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.errors import InputError
-from stages.files import sha256
-from stages.preparation.options import Parsing
-from stages.preparation.samples import Places, Sample
-from stages.preparation.schemes import SCHEMES, Scheme, unknown_classes
-from stages.preparation.step import (
+from deskpro.cache.files import sha256
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.prepare_options import Parsing
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.schemes import SCHEMES, Scheme, unknown_classes
+from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.data.layouts import PICTURES
-from stages.errors import InputError
-from stages.files import sha256
-from stages.preparation.faces import Box
-from stages.preparation.options import Restoration
-from stages.preparation.samples import Places, Sample
-from stages.preparation.step import (
+from deskpro.cache.files import sha256
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.prepare_options import Restoration
+from deskpro.stages.data.layouts import PICTURES
+from deskpro.stages.preparation.faces import Box
+from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,

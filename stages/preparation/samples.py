@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stages.data.index import SPLITS, Problem, is_text, read_clothes, read_index, twofold
-from stages.data.layouts import LAYOUTS, PICTURES, PREPARED, Layout
-from stages.errors import InputError
-from stages.preparation.options import Own
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.prepare_options import Own
+from deskpro.stages.data.index import SPLITS, Problem, is_text, read_clothes, read_index, twofold
+from deskpro.stages.data.layouts import LAYOUTS, PICTURES, PREPARED, Layout
 
 _LONGEST = 200
 """Bytes of a file's name: file systems take 255, and what is written aside has a longer one."""

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.errors import InputError
-from stages.preparation.samples import Sample
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.preparation.samples import Sample
 
 
 @dataclass(frozen=True)

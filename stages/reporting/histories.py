@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from stages.reporting.charts import Line, chart, number, spark
+from deskpro.stages.reporting.figures import Line, chart, number, spark
 
 _OTHER = {"epoch", "images_per_s"}
 _WATCHED = ("agree_", "divergence_")

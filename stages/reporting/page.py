@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from stages.reporting.charts import bar, number
+from deskpro.stages.reporting.figures import bar, number
 
 
 def render(name: str, parts: Mapping[str, Any]) -> str:
@@ -47,7 +47,7 @@ def short(digest: str) -> str:
 
 
 def _text(name: str) -> str:
-    return files("stages.reporting").joinpath(name).read_text(encoding="utf-8")
+    return files("deskpro.stages.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

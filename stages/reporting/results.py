@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from stages.reporting.charts import Line, chart, interval
+from deskpro.stages.reporting.figures import Line, chart, interval
 
 Numbers = Mapping[str, Any]
 

@@ -4,8 +4,8 @@
 than in the gallery, where other people wear them; only the face tells who it is.
 """
 
-from stages.data.benchmark.make import FORMAT, make_benchmark
-from stages.data.benchmark.options import BenchmarkOptions
-from stages.data.benchmark.sheet import contact_sheet
+from deskpro.stages.data.benchmark.make import FORMAT, make_benchmark
+from deskpro.stages.data.benchmark.options import BenchmarkOptions
+from deskpro.stages.data.benchmark.sheet import contact_sheet
 
 __all__ = ["FORMAT", "BenchmarkOptions", "contact_sheet", "make_benchmark"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.data.benchmark.canvas import (
+from deskpro.stages.data.benchmark.canvas import (
     Canvas,
     Colour,
     Frame,
@@ -17,7 +17,7 @@ from stages.data.benchmark.canvas import (
     points,
     smooth,
 )
-from stages.data.benchmark.scene import Shot
+from deskpro.stages.data.benchmark.scene import Shot
 
 
 def draw_backdrop(canvas: Canvas, scene: str, rng: np.random.Generator) -> None:

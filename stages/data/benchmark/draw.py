@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from PIL import Image
 
-from stages.data.benchmark.backdrop import draw_backdrop, draw_occluders
-from stages.data.benchmark.canvas import CANVAS_HEIGHT, Canvas
-from stages.data.benchmark.figure import draw_figure
-from stages.data.benchmark.optics import (
+from deskpro.stages.data.benchmark.backdrop import draw_backdrop, draw_occluders
+from deskpro.stages.data.benchmark.canvas import CANVAS_HEIGHT, Canvas
+from deskpro.stages.data.benchmark.figure import draw_figure
+from deskpro.stages.data.benchmark.optics import (
     cut,
     face_box,
     label_map,
@@ -18,11 +18,11 @@ from stages.data.benchmark.optics import (
     region_picture,
     restore,
 )
-from stages.data.benchmark.options import BenchmarkOptions
-from stages.data.benchmark.people import Outfit, Person, draw_look, draw_outfit, draw_person
-from stages.data.benchmark.plan import Picture
-from stages.data.benchmark.scene import Camera, draw_camera, draw_shot
-from stages.data.benchmark.streams import stream
+from deskpro.stages.data.benchmark.options import BenchmarkOptions
+from deskpro.stages.data.benchmark.people import Outfit, Person, draw_look, draw_outfit, draw_person
+from deskpro.stages.data.benchmark.plan import Picture
+from deskpro.stages.data.benchmark.scene import Camera, draw_camera, draw_shot
+from deskpro.stages.data.benchmark.streams import stream
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.data.benchmark.canvas import (
+from deskpro.stages.data.benchmark.canvas import (
     Canvas,
     Colour,
     Frame,
@@ -18,9 +18,9 @@ from stages.data.benchmark.canvas import (
     points,
     smooth,
 )
-from stages.data.benchmark.head import Head
-from stages.data.benchmark.people import Outfit, Person
-from stages.data.benchmark.scene import Shot
+from deskpro.stages.data.benchmark.head import Head
+from deskpro.stages.data.benchmark.people import Outfit, Person
+from deskpro.stages.data.benchmark.scene import Shot
 
 HEAD_HALF = 0.086
 """Half the height of a head, in statures."""

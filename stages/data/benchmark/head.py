@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.data.benchmark.canvas import (
+from deskpro.stages.data.benchmark.canvas import (
     Canvas,
     Colour,
     Frame,
@@ -16,8 +16,8 @@ from stages.data.benchmark.canvas import (
     points,
     smooth,
 )
-from stages.data.benchmark.people import Face, Person
-from stages.data.benchmark.scene import Pose
+from deskpro.stages.data.benchmark.people import Face, Person
+from deskpro.stages.data.benchmark.scene import Pose
 
 WHITE: Colour = (246, 244, 240)
 INK: Colour = (34, 28, 28)

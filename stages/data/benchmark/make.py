@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from stages.data.benchmark.draw import draw_picture
-from stages.data.benchmark.options import BenchmarkOptions
-from stages.data.benchmark.plan import SPLITS, Picture, plan_pictures
+from deskpro.stages.data.benchmark.draw import draw_picture
+from deskpro.stages.data.benchmark.options import BenchmarkOptions
+from deskpro.stages.data.benchmark.plan import SPLITS, Picture, plan_pictures
 
 FORMAT = 2
 """Raise it whenever the same options give other files."""

@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image, ImageFilter
 
-from stages.data.benchmark.canvas import Frame, Label
-from stages.data.benchmark.scene import Camera, Shot
+from deskpro.stages.data.benchmark.canvas import Frame, Label
+from deskpro.stages.data.benchmark.scene import Camera, Shot
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""

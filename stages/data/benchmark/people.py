@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.data.benchmark.canvas import Colour, blend
+from deskpro.stages.data.benchmark.canvas import Colour, blend
 
 SKINS: tuple[Colour, ...] = ((240, 204, 176), (214, 166, 130), (150, 104, 76))
 HAIRS: tuple[Colour, ...] = ((38, 30, 30), (92, 60, 42), (176, 132, 78))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.data.benchmark.options import BenchmarkOptions
-from stages.data.benchmark.streams import stream
+from deskpro.stages.data.benchmark.options import BenchmarkOptions
+from deskpro.stages.data.benchmark.streams import stream
 
 TRAIN, QUERY, GALLERY = SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 

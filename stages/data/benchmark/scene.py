@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.data.benchmark.options import BenchmarkOptions
+from deskpro.stages.data.benchmark.options import BenchmarkOptions
 
 SCENES = ("street", "corridor", "park", "shop", "garage")
 OCCLUDERS = ("pole", "crate", "bag", "plant", "railing")

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache.reader import open_reader
-from stages.data.index import read_index
-from stages.data.layouts import LAYOUTS
-from stages.data.loader import Pictures, photographs
-from stages.data.views import StoredViews
-from stages.engine.overlay import overlay
-from stages.engine.teaching import decode
-from stages.errors import InputError
-from stages.models.student import Student
-from stages.models.weights import load_student
+from deskpro.cache.reader import open_reader
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.loader import Pictures, photographs
+from deskpro.stages.data.overlay import overlay
+from deskpro.stages.data.views import StoredViews
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.weights import load_student
+from deskpro.stages.targets.teachers import decode
 
 _SHOWN = 256
 """Body pictures are shown about so high, pixels, in whole multiples of what the student sees."""

@@ -13,12 +13,14 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from pipeline import config, failures, plan, running
-from pipeline.run_folder import RunFolder
-from stages.engine.signals import stop_requests
-from stages.errors import InputError, Stopped
-from stages.options import Options
-from stages.progress import say
+from deskpro.pipeline import config, failures
+from deskpro.pipeline import runner as running
+from deskpro.pipeline import stages as plan
+from deskpro.stages.base.errors import InputError, Stopped
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import say
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.training.signals import stop_requests
 
 Variants = dict[str, dict[str, object]]
 """Name of each variant → what it changes in the recipe."""
@@ -70,7 +72,7 @@ def train_and_evaluate(students: Iterable[Student], jobs: int, force: bool) -> N
             _train_and_evaluate(student, force)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.train_student", "stages.evaluate"])
+    context.set_forkserver_preload(["deskpro.stages.train_student", "deskpro.stages.evaluate"])
     waiting, running = deque(students), dict[BaseProcess, Student]()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed: Student | None = None
@@ -112,7 +114,7 @@ def _stop(children: Iterable[BaseProcess]) -> None:
 
 def _alone(student: Student, force: bool, threads: int) -> None:
     """In a process of its own: train and evaluate, and don't outlive who asked for it."""
-    from stages import device
+    from deskpro.stages.base import device
 
     device.use_threads(threads)
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()

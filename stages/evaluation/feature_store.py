@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache.errors import CacheError
-from cache.fingerprint import differences, sample_differences
-from cache.reader import ZarrReader, all_bytes, open_reader
-from cache.schema import Column, Field, Schema
-from cache.writer import TargetWriter, Team
-from stages.data.memo import Memo, content_hashes
-from stages.engine.descriptors import Describer, describe_batches, portions
-from stages.files import sha256
-from stages.models.lmbn import HEADS
-from stages.options import Options
-from stages.ranks import Ranks
+from deskpro.cache.errors import CacheError
+from deskpro.cache.files import sha256
+from deskpro.cache.fingerprint import differences, sample_differences
+from deskpro.cache.reader import ZarrReader, all_bytes, open_reader
+from deskpro.cache.schema import Column, Field, Schema
+from deskpro.cache.writer import TargetWriter, Team
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.ranks import Ranks
+from deskpro.stages.data.memo import Memo, content_hashes
+from deskpro.stages.evaluation.features import Describer, describe_batches, portions
+from deskpro.stages.models.lmbn import HEADS
 
 BLOCK = 1024
 """Pictures per block of the store."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cache.fingerprint import differences, sample_differences
-from cache.reader import TargetReader
-from stages.data import views as view_module
-from stages.data.index import KINDS
-from stages.data.memo import Memo, content_hashes
-from stages.files import sha256
-from stages.models.weights import describe
-from stages.options import Options
+from deskpro.cache.files import sha256
+from deskpro.cache.fingerprint import differences, sample_differences
+from deskpro.cache.reader import TargetReader
+from deskpro.stages.base.options import Options
+from deskpro.stages.data import views as view_module
+from deskpro.stages.data.index import KINDS
+from deskpro.stages.data.memo import Memo, content_hashes
+from deskpro.stages.models.weights import describe
 
 HASHED = {"hr_face_sha256": "hr_face", "mask_sha256": "mask"}
 """Column of the cache → the kind of picture whose content it holds."""

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.files import write_aside
+from deskpro.cache.files import write_aside
 
 
 def write_cmc(curves: Mapping[str, Sequence[float]], title: str, path: Path) -> None:

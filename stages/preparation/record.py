@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.data.layouts import PICTURES, UNFINISHED
-from stages.data.memo import Memo
-from stages.files import sha256, write_aside
-from stages.preparation.samples import Sample
-from stages.preparation.step import Outcome, Step
+from deskpro.cache.files import sha256, write_aside
+from deskpro.stages.data.layouts import PICTURES, UNFINISHED
+from deskpro.stages.data.memo import Memo
+from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.preparation.step import Outcome, Step
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from stages import ranks
-from stages.errors import InputError
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names of autocast types in the options."""
 
 
 def pick(name: str) -> torch.device:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from stages.models.lmbn import HEADS
+import torch
 
 
 @torch.no_grad()
 def agreement(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    heads: Sequence[str],
 ) -> dict[str, torch.Tensor]:
     """By head `agree_<head>`, the share of samples to which both give the same identity, and
     `divergence_<head>`, KL(softmax(teacher/T) ‖ softmax(student/T)) in nats: means over the batch.
 
-    Both float [B, 7, C]; scalars on their device.
+    Both float [B, H, C], heads: their H names; scalars on their device.
     """
     same = (logits.argmax(2) == teacher_logits.argmax(2)).float().mean(0)
     student = (logits.float() / temperature).log_softmax(2)
     teacher = (teacher_logits.float() / temperature).log_softmax(2)
     apart = (teacher.exp() * (teacher - student)).sum(2).mean(0)
-    return {f"agree_{head}": same[i] for i, head in enumerate(HEADS)} | {
-        f"divergence_{head}": apart[i] for i, head in enumerate(HEADS)
+    return {f"agree_{head}": same[i] for i, head in enumerate(heads)} | {
+        f"divergence_{head}": apart[i] for i, head in enumerate(heads)
     }

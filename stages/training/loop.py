@@ -13,16 +13,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stages.data.sampler import PKSampler
-from stages.engine.checkpoints import Checkpoints, State
-from stages.engine.schedule import learning_rate
-from stages.engine.signals import StopRequest
-from stages.errors import InputError, Stopped
-from stages.options import Training
-from stages.progress import Bar, say
-from stages.ranks import Ranks
-
-PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from deskpro.stages.base.device import PRECISION
+from deskpro.stages.base.errors import InputError, Stopped
+from deskpro.stages.base.options import Training
+from deskpro.stages.base.progress import Bar, say
+from deskpro.stages.base.ranks import Ranks
+from deskpro.stages.data.sampler import PKSampler
+from deskpro.stages.training.checkpoints import Checkpoints, State
+from deskpro.stages.training.schedule import learning_rate
+from deskpro.stages.training.signals import StopRequest
 
 Values = dict[str, torch.Tensor]
 """Scalars by name, on the device."""

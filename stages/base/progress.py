@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from stages import ranks
+from deskpro.stages.base import ranks
 
 _SILENT = 20.0
 """Seconds between two lines where there is no terminal."""

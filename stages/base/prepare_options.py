@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from stages.section import FilePath, Fraction, Positive, Section
+from deskpro.stages.base.section import FilePath, Fraction, Positive, Section
 
 
 def one_of(name: str, known: Collection[str]) -> str:

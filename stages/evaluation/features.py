@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stages.data.loader import Pictures, iterate, load, photographs
-from stages.errors import InputError
-from stages.models.student import Student
-from stages.models.teacher import Teacher
-from stages.models.weights import Description, describe, load_student, load_teacher
-from stages.progress import bar
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import bar
+from deskpro.stages.data.loader import Pictures, iterate, load, photographs
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import Description, describe, load_student, load_teacher
 
 
 @dataclass(frozen=True)

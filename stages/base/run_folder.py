@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.files import write_aside
-from stages.options import Options
+from deskpro.cache.files import write_aside
+from deskpro.stages.base.options import Options
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.engine.loop import prepare
-from stages.errors import InputError
-from stages.options import StudentTraining
-from stages.ranks import Ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import StudentTraining
+from deskpro.stages.base.ranks import Ranks
+from deskpro.stages.training.loop import prepare
 
 
 def distribute(

@@ -12,14 +12,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from stages.files import write_aside
-from stages.preparation.faces import AT_EDGE, BACK, FOUND, NONE, OUTSIDE, SEVERAL, SMALL, UNSURE
-from stages.preparation.options import Prepare
-from stages.preparation.samples import Places
-from stages.preparation.schemes import SCHEMES, Scheme
-from stages.preparation.step import Unusable, read_labels, read_picture
-from stages.reporting.page import render
-from stages.reporting.pictures import from_pixels
+from deskpro.cache.files import write_aside
+from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.preparation.faces import (
+    AT_EDGE,
+    BACK,
+    FOUND,
+    NONE,
+    OUTSIDE,
+    SEVERAL,
+    SMALL,
+    UNSURE,
+)
+from deskpro.stages.preparation.samples import Places
+from deskpro.stages.preparation.schemes import SCHEMES, Scheme
+from deskpro.stages.preparation.step import Unusable, read_labels, read_picture
+from deskpro.stages.reporting.images import from_pixels
+from deskpro.stages.reporting.page import render
 
 HEIGHT = 192
 """Of a body picture on the sheet, in pixels."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from stages.errors import InputError
+from deskpro.stages.base.errors import InputError
 
 
 @dataclass(frozen=True)

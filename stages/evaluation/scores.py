@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from stages.files import write_aside
-from stages.metrics.curve import write_cmc
-from stages.metrics.intervals import interval
-from stages.metrics.protocols import Protocol
-from stages.metrics.ranking import Ranking
+from deskpro.cache.files import write_aside
+from deskpro.stages.metrics.intervals import interval
+from deskpro.stages.metrics.protocols import Protocol
+from deskpro.stages.metrics.ranking import Ranking
+from deskpro.stages.reporting.curve import write_cmc
 
 
 def protocol_numbers(

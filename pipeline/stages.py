@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline import config, staleness
-from pipeline.run_folder import RunFolder
-from stages.data.index import KINDS
-from stages.data.layouts import LAYOUTS
-from stages.errors import InputError
-from stages.options import Options
-from stages.preparation.samples import is_own_folder
+from deskpro.pipeline import config, staleness
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.index import KINDS
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.preparation.samples import is_own_folder
 
 if TYPE_CHECKING:
-    from stages.audit import Report as AuditReport
+    from deskpro.stages.audit import Report as AuditReport
 
 Facts = Mapping[str, object]
 
@@ -117,7 +117,7 @@ def targets(options: Options, folder: RunFolder) -> Path | None:
 
 
 def _prepare(options: Options, folder: RunFolder, asked: Request) -> Facts:
-    from stages import prepare as stage
+    from deskpro.stages import prepare as stage
 
     root = options.data.root
     outputs = stage.Outputs(root / "prepare.csv", root / "prepare.html")
@@ -125,7 +125,7 @@ def _prepare(options: Options, folder: RunFolder, asked: Request) -> Facts:
 
 
 def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts:
-    from stages import train_teacher as stage
+    from deskpro.stages import train_teacher as stage
 
     return stage.run(
         options,
@@ -142,7 +142,7 @@ def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts
 
 
 def _teacher_cache(options: Options, folder: RunFolder, asked: Request) -> Facts:
-    from stages import teacher_cache as stage
+    from deskpro.stages import teacher_cache as stage
 
     return stage.run(
         options,
@@ -152,20 +152,20 @@ def _teacher_cache(options: Options, folder: RunFolder, asked: Request) -> Facts
 
 
 def _changed_pictures(options: Options, folder: RunFolder) -> list[str]:
-    from stages import teacher_cache as stage
+    from deskpro.stages import teacher_cache as stage
 
     return stage.changed_pictures(options, folder.targets, folder.memo)
 
 
 def _cache_differences(options: Options, folder: RunFolder) -> list[str]:
-    from stages import teacher_cache as stage
+    from deskpro.stages import teacher_cache as stage
 
     inputs = stage.Inputs(teacher_weights(options, folder), folder.memo)
     return stage.differences(options, inputs, folder.targets)
 
 
 def _train_student(options: Options, folder: RunFolder, asked: Request) -> Facts:
-    from stages import train_student as stage
+    from deskpro.stages import train_student as stage
 
     return stage.run(
         options,
@@ -193,7 +193,7 @@ def evaluate(
     options: Options, network: Path, folder: RunFolder, kind: str | None = "student"
 ) -> Facts:
     """Evaluate the student or teacher of a weights file into a run folder."""
-    from stages import evaluate as stage
+    from deskpro.stages import evaluate as stage
 
     outputs = stage.Outputs(folder.metrics, folder.descriptors)
     return stage.run(options, stage.Inputs(network, folder.memo, kind), outputs)
@@ -203,7 +203,7 @@ def audit(
     run: Path, overrides: Iterable[str], *, samples: int, seed: int, deep: bool
 ) -> AuditReport:
     """Ask a run's teacher again about some of what its cache says, with the options it was made."""
-    from stages import audit as stage
+    from deskpro.stages import audit as stage
 
     folder = RunFolder(run)
     record = folder.read_manifest("teacher-cache")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stages.preparation.options import Prepare
-from stages.section import FilePath, Fraction, Positive, Section, Size, Weight
+from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.base.section import FilePath, Fraction, Positive, Section, Size, Weight
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
@@ -22,6 +22,11 @@ def _within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it."""
     path, folder = path.resolve(), folder.resolve()
     return path == folder or folder in path.parents
+
+
+def _known(info: ValidationInfo, registry: str) -> tuple[str, ...]:
+    """The names of a registry above this module, which whoever validates gives as context."""
+    return tuple((info.context or {}).get(registry, ()))
 
 
 class Data(Section):
@@ -316,21 +321,19 @@ class Options(Section):
 
     @field_validator("data_train", "data_test")
     @classmethod
-    def _known_dataset(cls, name: str | None) -> str | None:
-        from stages.data.layouts import LAYOUTS
-
-        if name is not None and name not in LAYOUTS:
-            raise ValueError(f"must be one of {', '.join(LAYOUTS)}")
+    def _known_dataset(cls, name: str | None, info: ValidationInfo) -> str | None:
+        known = _known(info, "datasets")
+        if name is not None and known and name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
         return name
 
     @field_validator("eval")
     @classmethod
-    def _known_protocols(cls, evaluation: Evaluation) -> Evaluation:
-        from stages.metrics.protocols import PROTOCOLS
-
+    def _known_protocols(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        known = _known(info, "protocols")
         for name in evaluation.protocols or ():
-            if name not in PROTOCOLS:
-                raise ValueError(f"protocols: {name} must be one of {', '.join(sorted(PROTOCOLS))}")
+            if known and name not in known:
+                raise ValueError(f"protocols: {name} must be one of {', '.join(sorted(known))}")
         return evaluation
 
     @property

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline import config, staleness
-from pipeline.plan import STAGES, Request, Stage, evaluate, labels
-from pipeline.run_folder import RunFolder, read_json
-from stages import ranks
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.options import Options
-from stages.progress import say, summary
+from deskpro.cache.files import write_aside
+from deskpro.pipeline import config, staleness
+from deskpro.pipeline.stages import STAGES, Request, Stage, evaluate, labels
+from deskpro.stages.base import ranks
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import say, summary
+from deskpro.stages.base.run_folder import RunFolder, read_json
 
 _ANOTHER = "it isn't what the stage's record speaks of"
 

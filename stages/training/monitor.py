@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stages import ranks
-from stages.engine.loop import History, Watcher
-from stages.files import write_aside
-from stages.options import TensorBoard
+from deskpro.cache.files import write_aside
+from deskpro.stages.base import ranks
+from deskpro.stages.base.options import TensorBoard
+from deskpro.stages.training.loop import History, Watcher
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

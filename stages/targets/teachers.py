@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.reader import TargetReader, all_bytes, open_reader, read_all
-from cache.schema import Field
-from stages.data.loader import photographs
-from stages.data.views import attention_target
-from stages.engine.loop import PRECISION
-from stages.errors import InputError
-from stages.models.lmbn import HEADS
-from stages.models.teacher import Teacher
+from deskpro.cache.reader import TargetReader, all_bytes, open_reader, read_all
+from deskpro.cache.schema import Field
+from deskpro.stages.base.device import PRECISION
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.loader import photographs
+from deskpro.stages.data.views import attention_target
+from deskpro.stages.models.lmbn import HEADS
+from deskpro.stages.models.teacher import Teacher
 
 Targets = dict[str, torch.Tensor]
 """`logits` [B, 7, C] and `attention` [B, 1, h, w] in 0..1, on the student's device."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from stages.errors import InputError
-from stages.files import write_aside
-from stages.progress import say
+from deskpro.cache.files import write_aside
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import say
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""

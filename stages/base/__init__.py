@@ -1,0 +1,1 @@
+"""What every stage stands on: options, run folder, progress, processes."""

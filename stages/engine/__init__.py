@@ -1,1 +1,0 @@
-"""What stages have in common: the training loop, its schedule, and descriptors of pictures."""
