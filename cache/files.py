@@ -30,11 +30,11 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Put a folder's entries on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    feature = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(feature)
     finally:
-        os.close(descriptor)
+        os.close(feature)
 
 
 def sha256(path: Path) -> str:

@@ -305,11 +305,11 @@ def damaged(path: Path, why: str) -> CacheError:
 
 def sync(path: Path) -> None:
     """Put a file's content, or a folder's entries, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    feature = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(feature)
     finally:
-        os.close(descriptor)
+        os.close(feature)
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -70,8 +70,8 @@ def verify(root: Path) -> list[Damage]:
             what = "the ledger doesn't list it" if entry is None else _chunk(file, entry.crc[name])
             if what:
                 found.append(Damage(file, what, block, view))
-    strangers = sorted(f for f in root.rglob("*") if f.is_file() and f not in listed)
-    return found + [Damage(file, "not a file of this store") for file in strangers]
+    foreign_files = sorted(f for f in root.rglob("*") if f.is_file() and f not in listed)
+    return found + [Damage(file, "not a file of this store") for file in foreign_files]
 
 
 def _plain(file: Path, crc: str) -> str:

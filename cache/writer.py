@@ -59,7 +59,7 @@ class TargetWriter:
     what differs, unless `replace` says so.
 
     Chunks of an earlier store are taken over (hard-linked) where everything that they depend on is
-    the same: the fingerprint and the rows of every column. So a changed picture costs its block,
+    the same: the fingerprint and the rows of every column. So a changed image costs its block,
     and more views cost only themselves.
 
     With a team, the first process prepares and seals, and each writes blocks of its own. What is
@@ -237,7 +237,7 @@ class TargetWriter:
             return
         ledger = Ledger.begin(self.root, self.schema, begun.build, token, taken=reuse)
         written = ledgers.read(self.root, self.schema, begun.build)
-        _sweep(self.root, self.schema, written)
+        remove_partials(self.root, self.schema, written)
         if reuse:
             for path in (self.path, self._replaced, *self._earlier()):
                 if path.exists():
@@ -371,7 +371,7 @@ class _Store:
         return lines or ["its arrays have other names, shapes or types"]
 
 
-def _sweep(root: Path, schema: Schema, written: Mapping[Place, Entry]) -> None:
+def remove_partials(root: Path, schema: Schema, written: Mapping[Place, Entry]) -> None:
     """Remove what a kill left half-written: files that neither the ledger lists nor the store."""
     whole = {schema.chunk_file(root, name, *place) for name in schema.fields for place in written}
     whole |= {root / METADATA, *root.glob(LEDGER_FILES)}

@@ -32,10 +32,10 @@ def info(path: Path) -> None:
 def verify(path: Path) -> None:
     """Check every byte against its checksum; exit code 1 if anything is damaged."""
     from deskpro.stages import inspect_cache
-    from deskpro.stages.base.progress import say
+    from deskpro.stages.base.progress import log
 
     _report(inspect_cache.verify(path))
-    say(f"cache verify: {path} is whole")
+    log(f"cache verify: {path} is whole")
 
 
 @cache.command()
@@ -44,22 +44,22 @@ def verify(path: Path) -> None:
 def diff(one: Path, other: Path) -> None:
     """How two caches differ: options, samples, targets; exit code 1 if they do."""
     from deskpro.stages import inspect_cache
-    from deskpro.stages.base.progress import say
+    from deskpro.stages.base.progress import log
 
     _report(inspect_cache.diff(one, other))
-    say("cache diff: no difference")
+    log("cache diff: no difference")
 
 
 @cache.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which.")
-@click.option("--deep", is_flag=True, help="Read every picture again, whatever its time of change.")
+@click.option("--deep", is_flag=True, help="Read every image again, whatever its time of change.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As device=cpu.")
 def audit(run: Path, samples: int, seed: int, deep: bool, overrides: tuple[str, ...]) -> None:
     """Ask the teacher again about random (sample, view); exit code 1 if the cache says otherwise.
 
-    RUN is a run folder; its cache, teacher and pictures must be there.
+    RUN is a run folder; its cache, teacher and images must be there.
     """
     from deskpro.pipeline import stages as plan
     from deskpro.stages.base.progress import summary

@@ -62,7 +62,7 @@ def _stage(name: str, text: str) -> None:
     @deskpro.command(name, help=text)
     @_recipe
     @click.option(
-        "--deep", is_flag=True, help="Read every picture again, whatever its time of change."
+        "--deep", is_flag=True, help="Read every image again, whatever its time of change."
     )
     def command(
         config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, deep: bool
@@ -83,7 +83,7 @@ _stage("train-student", "Stage two: train the LR student from the cache alone.")
 @_RUN
 @_SET
 @_FORCE
-@click.option("--deep", is_flag=True, help="Read every picture again, whatever its time of change.")
+@click.option("--deep", is_flag=True, help="Read every image again, whatever its time of change.")
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -241,7 +241,7 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
         needs=KINDS if prepared else ("imgs",),
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
-        memo=folder.memo,
+        file_index=folder.file_index,
     )
     for problem in checked.problems:
         click.echo(str(problem))
@@ -250,12 +250,12 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
         rows = checked.split(split)
         faceless = int(rows["lr_face"].isna().sum())
         facts[split] = (
-            f"{len(rows)} pictures of {rows['pid'].nunique()} identities, {faceless} without a face"
+            f"{len(rows)} images of {rows['pid'].nunique()} identities, {faceless} without a face"
         )
     if layout.counts is not None:
-        ids, pictures = layout.counts.train
+        ids, images = layout.counts.train
         facts["published"] = (
-            f"train {pictures:,} pictures of {ids} identities, query {layout.counts.query:,}, "
+            f"train {images:,} images of {ids} identities, query {layout.counts.query:,}, "
             f"gallery {layout.counts.gallery:,}"
         )
     summary(f"check-data: {len(checked.problems)} problems in {options.data.root}", facts)
@@ -296,7 +296,7 @@ def import_checkpoint(
 def embed(
     checkpoint: Path, root: Path, split: str, out: Path, config: Path | None, overrides: Any
 ) -> None:
-    """Write the descriptors of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
+    """Write the features of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
     from deskpro.pipeline.config import load, override
     from deskpro.stages import embed as stage
     from deskpro.stages.base.progress import summary
@@ -331,5 +331,5 @@ def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -
 
 def main() -> None:
     """Run the command line; what the user can mend becomes one message and exit code 2."""
-    with failures.told():
+    with failures.report_errors():
         sys.exit(deskpro(standalone_mode=False))

@@ -20,7 +20,7 @@ from deskpro.stages.base.errors import InputError
 )
 @click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
 def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
-    """Compare runs with the first: one table and picture, with a paired test over queries."""
+    """Compare runs with the first: one table and image, with a paired test over queries."""
     from deskpro.stages import compare as stage
     from deskpro.stages.base.progress import summary
 

@@ -44,7 +44,7 @@ def run(options: Options, folder: RunFolder, *, force: bool = False) -> None:
         f"demo: done in {(time.monotonic() - started) / 60:.1f} min",
         {
             "seed": f"{options.train_student.seed} alone; the spread over seeds: make ablation",
-            "pictures": options.data.root,
+            "images": options.data.root,
             "run": folder.path,
             "curve": folder.path / "cmc.png",
         },

@@ -17,7 +17,7 @@ _SAID = {
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """End the process with one message and a code where the block fails in a way to be mended."""
     from deskpro.cache.errors import CacheError
     from deskpro.stages.base.errors import InputError, Stopped

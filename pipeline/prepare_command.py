@@ -31,7 +31,7 @@ def prepare(
 ) -> None:
     """Make the prepared layout from a raw dataset: label maps, masks, LR and HR faces.
 
-    The recipe's section prepare says where the raw pictures lie and how each of the four steps is
+    The recipe's section prepare says where the raw images lie and how each of the four steps is
     done; data.root is the folder to make. Its record lies there, so that all runs share it.
     """
     from deskpro.pipeline import runner as running
@@ -87,12 +87,12 @@ def _own_rule(chosen: Prepare) -> str:
     return (
         "A folder of one's own (data_train: own):\n"
         f"  name   {own.name}\n"
-        "         must match the path of each picture below prepare.root; its groups are pid and,\n"
+        "         must match the path of each image below prepare.root; its groups are pid and,\n"
         "         where the name says them, camid, clothes, split (train, query, gallery).\n"
         "         Cameras that aren't numbers are numbered in the order of their names. Without\n"
-        "         camid, each picture of an identity counts as a camera of its own.\n"
+        "         camid, each image of an identity counts as a camera of its own.\n"
         f"  test   {own.test:g} of the identities are held out (seed {own.seed}), where the name\n"
-        "         has no split. An identity with one picture goes to the gallery.\n"
+        "         has no split. An identity with one image goes to the gallery.\n"
         f"  query  {own.query} of each held-out identity and camera are queries, but\n"
         "         never all of them; the rest is gallery."
     )

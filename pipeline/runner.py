@@ -17,7 +17,7 @@ from deskpro.pipeline.stages import STAGES, Request, Stage, evaluate, labels
 from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import say, summary
+from deskpro.stages.base.progress import log, summary
 from deskpro.stages.base.run_folder import RunFolder, read_json
 
 _ANOTHER = "it isn't what the stage's record speaks of"
@@ -36,18 +36,18 @@ def run_stage(
 
     A fresh output is left as it is unless `force`. A stale one is never replaced silently:
     InputError says why it is stale and what to type. `chain` brings everything before the stage up
-    to date, not only what is missing (for `all`). `deep` reads every picture again, whatever its
+    to date, not only what is missing (for `all`). `deep` reads every image again, whatever its
     time of change.
     """
     stage = STAGES[stage] if isinstance(stage, str) else stage
     name, folder = stage.name, stage.home(options, folder)
     if deep:
-        folder.memo.unlink(missing_ok=True)
+        folder.file_index.unlink(missing_ok=True)
     before = stage.upstream(options, folder)
     if before is not None:
         exists = before.output(options, folder).exists()
         if not exists:
-            say(f"{name} needs {before.output(options, folder)}: running {before.name} first")
+            log(f"{name} needs {before.output(options, folder)}: running {before.name} first")
         if chain or not exists:
             run_stage(before, options, folder, chain=chain)
         _refuse_stale_upstream(before, options, folder, deep)
@@ -59,7 +59,7 @@ def run_stage(
     again = deep and stage.quick_again and not stale
     if output.exists() and not (force or harmless or again):
         if not stale:
-            say(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
+            log(f"{name}: {output} is fresh (FORCE=1 or --force runs it anyway)")
             return
         raise InputError(
             f"{name}: {output} is stale: {'; '.join(stale)}. It is not replaced silently. Type "
@@ -92,7 +92,7 @@ def evaluate_alone(
         before=lambda options, folder: None,
         files=lambda options, folder: {"the network": network} | labels(options),
         # A teacher sees HR faces.
-        pictures=(*plain.pictures, ("hr_face", "query"), ("hr_face", "gallery")),
+        images=(*plain.images, ("hr_face", "query"), ("hr_face", "gallery")),
         run=lambda options, folder, asked: evaluate(options, network, folder, kind=None),
     )
     run_stage(alone, options, folder, force=force, deep=deep)
@@ -107,19 +107,19 @@ def _run_again(stage: Stage, options: Options, folder: RunFolder) -> None:
     kept = output.with_name(output.name + ".unrecorded")
     while kept.exists():
         kept = kept.with_name(kept.name + "+")
-    say(f"{stage.name}: {output} has no record; until it is made again it is kept as {kept}")
+    log(f"{stage.name}: {output} has no record; until it is made again it is kept as {kept}")
     output.rename(kept)
     _run(stage, options, folder, replace=False)
     if _identity(kept) == _identity(output):
         kept.unlink()
     else:
-        say(f"{stage.name}: {kept} is kept: it was another one")
+        log(f"{stage.name}: {kept} is kept: it was another one")
 
 
 def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = False) -> list[str]:
     """Why a stage's existing output isn't what it would make now; empty when it is.
 
-    deep: where the output knows the content of its pictures, compare that in any case.
+    deep: where the output knows the content of its images, compare that in any case.
     """
     record = folder.read_manifest(stage.name)
     output = stage.output(options, folder)
@@ -129,7 +129,7 @@ def why_stale(stage: Stage, options: Options, folder: RunFolder, deep: bool = Fa
     reasons = staleness.reasons(record, staleness.relevant(options, stage.options), inputs)
     if stage.changed is None or not output.exists():
         return reasons
-    # By size and time of change some picture is another one; the output itself knows which.
+    # By size and time of change some image is another one; the output itself knows which.
     vague = {staleness.changed(role) for role in stage.folders(options)}
     if not deep and not vague & {*reasons}:
         return reasons
@@ -177,7 +177,7 @@ def _refuse_stale_upstream(
             stale = why_stale(stage, options, home, deep)
             if stage.lasting and {*stale} <= {staleness.changed(r) for r in stage.folders(options)}:
                 for why in stale:
-                    say(f"{output} is used as it is, though {why}")
+                    log(f"{output} is used as it is, though {why}")
             elif stale and not _unrecorded(stage, stale, options, home):
                 force = "" if _grows(stage, stale, options, home) else " FORCE=1"
                 raise InputError(
@@ -205,9 +205,9 @@ def _run(stage: Stage, options: Options, folder: RunFolder, replace: bool) -> No
     if ranks.rank() == 0:
         with write_aside(folder.begun(stage.name)) as aside:
             aside.write_text(json.dumps(asked) + "\n")
-    made_from = {**asked["options"], **asked["inputs"]}
+    provenance = {**asked["options"], **asked["inputs"]}
     try:
-        facts = stage.run(options, folder, Request(replace, made_from))
+        facts = stage.run(options, folder, Request(replace, provenance))
     except BaseException:
         folder.begun(stage.name).unlink(missing_ok=True)
         raise

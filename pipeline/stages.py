@@ -26,7 +26,7 @@ class Request(NamedTuple):
     output depends on."""
 
     replace: bool
-    made_from: Mapping[str, object]
+    provenance: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Stage:
     output: Callable[[Options, RunFolder], Path]
     files: Callable[[Options, RunFolder], dict[str, Path]]
     """Files that it reads, by their role."""
-    pictures: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]
     """(kind, split) folders that it reads."""
     options: tuple[str, ...]
     run: Callable[[Options, RunFolder, Request], Facts]
     changed: Callable[[Options, RunFolder], list[str]] | None = None
-    """Says exactly which pictures are others than the output was made from, where a stage can."""
+    """Says exactly which images are others than the output was made from, where a stage can."""
     differences: Callable[[Options, RunFolder], list[str]] | None = None
     """Says how the output differs from what would be made now, where the output itself knows."""
     grows: str | None = None
     """An option whose larger value adds to the output, and replaces nothing."""
     lasting: bool = False
-    """Whether what it made may be used although pictures changed since: that is then only said."""
+    """Whether what it made may be used although images changed since: that is then only said."""
     parallel: bool = False
     """Whether several processes may run it together."""
     tests: bool = False
@@ -62,7 +62,7 @@ class Stage:
     scratch: Callable[[RunFolder], Path] | None = None
     """A folder that is not needed once the record of the output is written."""
     sources: Callable[[Options], dict[str, tuple[Path, str]]] | None = None
-    """Other folders of pictures that it reads, as `folders` gives them."""
+    """Other folders of images that it reads, as `folders` gives them."""
     home: Callable[[Options, RunFolder], RunFolder] = lambda options, folder: folder
     """Where its record lies: in the run folder, unless several runs share what it makes."""
 
@@ -72,7 +72,7 @@ class Stage:
         return None if name is None else STAGES[name]
 
     def folders(self, options: Options) -> dict[str, tuple[Path, str]]:
-        """The folders of pictures that it reads, by role, each with the pattern of its files."""
+        """The folders of images that it reads, by role, each with the pattern of its files."""
         if self.sources is not None:
             return self.sources(options)
         root, dataset = options.data.root, options.data_train
@@ -82,7 +82,7 @@ class Stage:
         prepared = layout.prepared(root)
         return {
             f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
-            for kind, split in self.pictures
+            for kind, split in self.images
             if prepared or kind == "imgs"
         }
 
@@ -93,7 +93,7 @@ class Stage:
         """
         if self.tests and not LAYOUTS[_tested(options)].bodies(options.test_root).is_dir():
             raise InputError(
-                f"{options.test_root}: no such folder, or none of body pictures in it. Set "
+                f"{options.test_root}: no such folder, or none of body images in it. Set "
                 "data.test_root, or data.root"
             )
         return staleness.digests(self.files(options, folder), self.folders(options))
@@ -121,7 +121,7 @@ def _prepare(options: Options, folder: RunFolder, asked: Request) -> Facts:
 
     root = options.data.root
     outputs = stage.Outputs(root / "prepare.csv", root / "prepare.html")
-    return stage.run(options, stage.Inputs(folder.memo), outputs)
+    return stage.run(options, stage.Inputs(folder.file_index), outputs)
 
 
 def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts:
@@ -129,7 +129,7 @@ def _train_teacher(options: Options, folder: RunFolder, asked: Request) -> Facts
 
     return stage.run(
         options,
-        stage.Inputs(folder.memo, asked.made_from),
+        stage.Inputs(folder.file_index, asked.provenance),
         stage.Outputs(
             folder.teacher,
             folder.history("teacher"),
@@ -146,21 +146,21 @@ def _teacher_cache(options: Options, folder: RunFolder, asked: Request) -> Facts
 
     return stage.run(
         options,
-        stage.Inputs(teacher_weights(options, folder), folder.memo),
+        stage.Inputs(teacher_weights(options, folder), folder.file_index),
         stage.Outputs(folder.targets, folder.left_out, asked.replace),
     )
 
 
-def _changed_pictures(options: Options, folder: RunFolder) -> list[str]:
+def _changed_images(options: Options, folder: RunFolder) -> list[str]:
     from deskpro.stages import teacher_cache as stage
 
-    return stage.changed_pictures(options, folder.targets, folder.memo)
+    return stage.changed_images(options, folder.targets, folder.file_index)
 
 
 def _cache_differences(options: Options, folder: RunFolder) -> list[str]:
     from deskpro.stages import teacher_cache as stage
 
-    inputs = stage.Inputs(teacher_weights(options, folder), folder.memo)
+    inputs = stage.Inputs(teacher_weights(options, folder), folder.file_index)
     return stage.differences(options, inputs, folder.targets)
 
 
@@ -172,8 +172,8 @@ def _train_student(options: Options, folder: RunFolder, asked: Request) -> Facts
         stage.Inputs(
             targets(options, folder),
             teacher_weights(options, folder),
-            folder.memo,
-            asked.made_from,
+            folder.file_index,
+            asked.provenance,
         ),
         stage.Outputs(
             folder.student,
@@ -195,8 +195,8 @@ def evaluate(
     """Evaluate the student or teacher of a weights file into a run folder."""
     from deskpro.stages import evaluate as stage
 
-    outputs = stage.Outputs(folder.metrics, folder.descriptors)
-    return stage.run(options, stage.Inputs(network, folder.memo, kind), outputs)
+    outputs = stage.Outputs(folder.metrics, folder.features)
+    return stage.run(options, stage.Inputs(network, folder.file_index, kind), outputs)
 
 
 def audit(
@@ -210,9 +210,9 @@ def audit(
     if record is None or not folder.targets.exists():
         raise InputError(f"{run}: no target cache and its record here. Type make teacher-cache")
     if deep:
-        folder.memo.unlink(missing_ok=True)
+        folder.file_index.unlink(missing_ok=True)
     options = config.restore(record["config"], overrides)
-    inputs = stage.Inputs(folder.targets, teacher_weights(options, folder), folder.memo)
+    inputs = stage.Inputs(folder.targets, teacher_weights(options, folder), folder.file_index)
     return stage.run(options, inputs, samples, seed)
 
 
@@ -221,7 +221,7 @@ def _tested(options: Options) -> str:
 
 
 def labels(options: Options) -> dict[str, Path]:
-    """Files beside the pictures that say more of them."""
+    """Files beside the images that say more of them."""
     layout = LAYOUTS[_tested(options)]
     return {name: options.test_root / name for name in ("clothes.csv", *layout.scenes.values())}
 
@@ -240,10 +240,10 @@ def _raw(options: Options) -> dict[str, tuple[Path, str]]:
     if settings.root is not None:
         layout = LAYOUTS[options.data_train]
         if is_own_folder(settings.root, options.data_train):
-            found["the raw pictures"] = (settings.root, "**/*")
+            found["the raw images"] = (settings.root, "**/*")
         else:
             for split, pattern in layout.files.items():
-                found[f"the raw pictures of {split}"] = (layout.bodies(settings.root), pattern)
+                found[f"the raw images of {split}"] = (layout.bodies(settings.root), pattern)
     if settings.parsing.method == "labels" and settings.parsing.labels is not None:
         found["the label maps"] = (settings.parsing.labels, "**/*")
     if settings.restoration.method == "pictures" and settings.restoration.pictures is not None:
@@ -291,7 +291,7 @@ STAGES: dict[str, Stage] = {
             before=lambda options, folder: None,
             output=lambda options, folder: options.data.root / "prepare.csv",
             files=lambda options, folder: _models(options),
-            pictures=(),
+            images=(),
             sources=_raw,
             options=("data_train", *(f"prepare.{name}" for name in _PREPARE)),
             run=_prepare,
@@ -305,7 +305,7 @@ STAGES: dict[str, Stage] = {
             before=_prepared,
             output=lambda options, folder: folder.teacher,
             files=lambda options, folder: _given("teacher.pre_train", options.teacher.pre_train),
-            pictures=_TRAINING,
+            images=_TRAINING,
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
             lasting=True,
@@ -318,7 +318,7 @@ STAGES: dict[str, Stage] = {
             ),
             output=lambda options, folder: folder.targets,
             files=lambda options, folder: {"the teacher": teacher_weights(options, folder)},
-            pictures=_TRAINING,
+            images=_TRAINING,
             options=(
                 *_DATA,
                 "data.body_size",
@@ -330,7 +330,7 @@ STAGES: dict[str, Stage] = {
                 "cache.logits_dtype",
             ),
             run=_teacher_cache,
-            changed=_changed_pictures,
+            changed=_changed_images,
             differences=_cache_differences,
             grows="cache.views",
             parallel=True,
@@ -345,7 +345,7 @@ STAGES: dict[str, Stage] = {
                 _given("the cache", targets(options, folder))
                 | _given("student.pre_train", options.student.pre_train)
             ),
-            pictures=(("imgs", "train"), ("lr_face", "train")),
+            images=(("imgs", "train"), ("lr_face", "train")),
             options=(
                 "batchid",
                 "batchimage",
@@ -370,7 +370,7 @@ STAGES: dict[str, Stage] = {
             before=lambda options, folder: "train-student",
             output=lambda options, folder: folder.metrics,
             files=lambda options, folder: {"the student": folder.student} | labels(options),
-            pictures=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
+            images=tuple((k, s) for k in ("imgs", "lr_face") for s in ("query", "gallery")),
             options=(
                 "data_train",
                 "data_test",

@@ -10,7 +10,7 @@ from typing import Any
 from deskpro.cache.files import sha256
 from deskpro.pipeline.config import flatten
 from deskpro.stages.base.options import Options
-from deskpro.stages.data.layouts import PICTURES
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 
 NO_RECORD = "there is no record of how it was made"
 
@@ -26,19 +26,19 @@ def relevant(options: Options, prefixes: Iterable[str]) -> dict[str, Any]:
 
 
 def digests(
-    files: Mapping[str, Path], pictures: Mapping[str, tuple[Path, str]]
+    files: Mapping[str, Path], images: Mapping[str, tuple[Path, str]]
 ) -> dict[str, str | None]:
     """What an output was made from, by its role: a digest per file, cache or (folder, glob).
 
-    None for what isn't there: a student is as good as it was when its teacher is deleted. Pictures
+    None for what isn't there: a student is as good as it was when its teacher is deleted. Images
     go by name, size and time of change.
     """
     found: dict[str, str | None] = {}
     for role, path in files.items():
         content = path / "zarr.json" if path.is_dir() else path  # holds the cache's fingerprint
         found[role] = sha256(content) if content.is_file() else None
-    for role, (folder, pattern) in pictures.items():
-        found[role] = _pictures_digest(folder, pattern)
+    for role, (folder, pattern) in images.items():
+        found[role] = _images_digest(folder, pattern)
     return found
 
 
@@ -70,12 +70,12 @@ def changed(role: str) -> str:
     return f"{role} changed since"
 
 
-def _pictures_digest(folder: Path, pattern: str) -> str | None:
+def _images_digest(folder: Path, pattern: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for path in sorted(folder.glob(pattern)):
-        if path.suffix.lower() in PICTURES and path.exists():  # a link may lead nowhere
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():  # a link may lead nowhere
             status = path.stat()
             entry = f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(entry.encode(errors="surrogateescape"))

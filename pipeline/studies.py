@@ -18,7 +18,7 @@ from deskpro.pipeline import runner as running
 from deskpro.pipeline import stages as plan
 from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import say
+from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.training.signals import stop_requests
 
@@ -118,7 +118,7 @@ def _alone(student: Student, force: bool, threads: int) -> None:
 
     device.use_threads(threads)
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
-    with failures.told():
+    with failures.report_errors():
         _train_and_evaluate(student, force)
 
 
@@ -167,6 +167,6 @@ def _same(changed: Options, options: Options) -> bool:
 
 
 def _train_and_evaluate(student: Student, force: bool) -> None:
-    say(f"{student.variant}, seed {student.seed}, in {student.home.path}")
+    log(f"{student.variant}, seed {student.seed}, in {student.home.path}")
     for stage in ("train-student", "eval"):
         running.run_stage(stage, student.options, student.home, force=force)

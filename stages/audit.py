@@ -17,11 +17,11 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import EveryLook, Pictures, iterate, load
+from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, iterate, load
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.models.lmbn import HEADS, map_size
 from deskpro.stages.models.weights import load_teacher
-from deskpro.stages.targets.provenance import option_differences, picture_differences
+from deskpro.stages.targets.provenance import image_differences, option_differences
 from deskpro.stages.targets.teachers import LiveTeacher, decode, encode, stored_fields
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2, "float16": 5e-3}
@@ -31,11 +31,11 @@ the largest logit of its head: rounding, another batch, another device. int8 add
 
 @dataclass(frozen=True)
 class Inputs:
-    """cache: a finished store; teacher: its weights; memo: which pictures were checked."""
+    """cache: a finished store; teacher: its weights; file_index: which images were checked."""
 
     cache: Path
     teacher: Path
-    memo: Path
+    file_index: Path
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def run(options: Options, inputs: Inputs, samples: int, seed: int) -> Report:
         raise InputError(f"{inputs.teacher}: the teacher isn't here any more; an audit asks it")
     index, _ = read_index(data.root, LAYOUTS[options.data_train], ("train",))
     found = option_differences(reader, options, inputs.teacher)
-    found += picture_differences(reader, index, inputs.memo)
+    found += image_differences(reader, index, inputs.file_index)
 
-    teacher, described = load_teacher(inputs.teacher)
-    wanted = stored_fields(
-        described.num_classes, map_size(data.body_size), options.cache.logits_dtype
-    )
+    teacher, info = load_teacher(inputs.teacher)
+    wanted = stored_fields(info.num_classes, map_size(data.body_size), options.cache.logits_dtype)
     if wanted != reader.schema.fields:
         found.append("the targets would have other shapes or types: nothing was asked")
         return Report({"asked anew": "nothing", "differences": len(found)}, found)
@@ -72,7 +70,7 @@ def run(options: Options, inputs: Inputs, samples: int, seed: int) -> Report:
     for row in sorted({row for row, _ in pairs} - {row for row, _ in known}):
         found.append(f"{sample_ids[row]}: its HR face or mask isn't here")
     table = here.reindex(sample_ids)
-    pictures = Pictures(
+    images = ImageDataset(
         table,
         {"hr_face": data.face_size, "mask": data.body_size},
         StoredViews(reader.column("views")),
@@ -86,9 +84,9 @@ def run(options: Options, inputs: Inputs, samples: int, seed: int) -> Report:
     batches = [[(row, (view,)) for row, view in part] for part in _batches(known, options)]
     largest = 0.0
     with bar("audit", len(known), "views") as progress:
-        loader = iterate(load(EveryLook(pictures), batches, data.workers, device))
+        loader = iterate(load(MultiViewDataset(images), batches, data.workers, device))
         for batch, part in zip(loader, batches, strict=True):
-            said = teach({kind: batch[kind][:, 0] for kind in ("hr_face", "mask", "look")})
+            said = teach({kind: batch[kind][:, 0] for kind in ("hr_face", "mask", "view_params")})
             asked = encode(said, options.cache.logits_dtype)
             asked["pixels"] = batch["pixels"][:, 0].numpy().view(np.uint64)
             rows, views = [row for row, _ in part], [view for _, (view,) in part]

@@ -1,4 +1,4 @@
-"""Compare evaluated runs: one table and picture, and whether differences are more than chance."""
+"""Compare evaluated runs: one table and image, and whether differences are more than chance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import say, table
+from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
 
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
@@ -29,7 +29,7 @@ MEASURES = {"mAP": "ap", "rank1": "rank1"}
 class Run:
     """An evaluated run.
 
-    rules: protocol → its rule; data, digests: what was evaluated, and the contents of its pictures;
+    rules: protocol → its rule; data, digests: what was evaluated, and the contents of its images;
     settings: how; queries: by protocol and stream ap and rank1 of every query, by sample_id.
     """
 
@@ -58,7 +58,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
             "--anyway to compare what they have in common"
         )
     for line in differing + [line for other in runs[1:] for line in _settings(runs[0], other)]:
-        say(f"compare: {line}")
+        log(f"compare: {line}")
     rows = pd.DataFrame(
         [
             row
@@ -70,7 +70,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
         raise InputError("these runs have no protocol, stream and query in common")
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
-    _picture(rows, out / "compare.png")
+    _image(rows, out / "compare.png")
     _show(rows)
     return {
         "rules": "; ".join(runs[0].rules[name] for name in rows["protocol"].unique()),
@@ -186,7 +186,7 @@ def _show(rows: pd.DataFrame) -> None:
     table(f"compare: paired over {rows['queries'].max()} queries", columns, lines)
 
 
-def _picture(rows: pd.DataFrame, path: Path) -> None:
+def _image(rows: pd.DataFrame, path: Path) -> None:
     """mAP of every run with its interval, a group of bars per protocol and stream."""
     shown = rows[rows["measure"] == "mAP"]
     groups = [*shown.groupby(["protocol", "stream"], sort=False)]

@@ -1,4 +1,4 @@
-"""Write the descriptors of a split's pictures to a file, for whatever a user does with them."""
+"""Write the features of a split's images to a file, for whatever a user does with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deskpro.cache.files import write_aside
 from deskpro.stages.base import device as devices
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.check import check_data
-from deskpro.stages.evaluation.features import describe_pictures, open_describer
+from deskpro.stages.evaluation.features import extract_features, open_extractor
 
 
 @dataclass(frozen=True)
@@ -23,38 +23,38 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """descriptors: an .npz file."""
+    """features: an .npz file."""
 
-    descriptors: Path
+    features: Path
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[str, object]:
-    """Describe every picture of `split` (train, query or gallery) of `data.root`.
+    """Describe every image of `split` (train, query or gallery) of `data.root`.
 
     The file holds, in the order of the index: `path` [n] as folder/name; `raw` float32 [n, H, D],
     the inference features of the H heads (face before body; a student of both has 14) before flip
-    and normalisation; `feature` float32 [n, H·D], the final descriptor, whose dot products are what
-    `eval` ranks by. Heads of a picture that is absent are 0. Returns the facts for the summary.
+    and normalisation; `feature` float32 [n, H·D], the final feature, whose dot products are what
+    `eval` ranks by. Heads of an image that is absent are 0. Returns the facts for the summary.
     """
     device = devices.pick(options.device)
     data = options.data
-    describer = open_describer(inputs.network, None, data.face_size, data.body_size, device)
+    extractor = open_extractor(inputs.network, None, data.face_size, data.body_size, device)
     checked = check_data(
         data.root,
         options.data_train,
         splits=(split,),
-        test_needs=describer.needs,
+        test_needs=extractor.needs,
         training=False,
     ).require()
-    described = describe_pictures(
-        describer,
+    described = extract_features(
+        extractor,
         checked.split(split),
         flip=options.eval.flip,
         batch=options.eval.batch,
         workers=data.workers,
         device=device,
     )
-    with write_aside(outputs.descriptors) as aside, aside.open("wb") as file:
+    with write_aside(outputs.features) as aside, aside.open("wb") as file:
         np.savez(
             file,
             path=described.table["sample_id"].to_numpy(str),
@@ -62,7 +62,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[
             feature=described.features.flatten(1).numpy(),
         )
     return {
-        "pictures": f"{len(described.table)} of {data.root}, {split}",
-        "heads": ", ".join(f"{name} {part}" for name, part in describer.heads.items()),
-        "descriptors": outputs.descriptors,
+        "images": f"{len(described.table)} of {data.root}, {split}",
+        "heads": ", ".join(f"{name} {part}" for name, part in extractor.heads.items()),
+        "features": outputs.features,
     }

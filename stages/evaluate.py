@@ -16,75 +16,75 @@ from deskpro.stages.base import device as devices
 from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import say, table
+from deskpro.stages.base.progress import log, table
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.evaluation.feature_store import StoredDescriptors, make_descriptors
-from deskpro.stages.evaluation.features import Describer, open_describer
+from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
+from deskpro.stages.evaluation.features import FeatureExtractor, open_extractor
 from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import Distances, Ranking, answerable, rank
+from deskpro.stages.metrics.ranking import Distances, Ranking, has_positive, rank_gallery
 from deskpro.stages.metrics.reranking import reranked
 
 NEAREST = 10
-"""Gallery pictures listed for each query."""
+"""Gallery images listed for each query."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """network: weights; memo: file that remembers which pictures were checked; kind: student, or
+    """network: weights; file_index: known images; kind: student, or
     teacher, which is then shown the HR faces, or None for whichever the file holds."""
 
     network: Path
-    memo: Path
+    file_index: Path
     kind: str | None
 
 
 @dataclass(frozen=True)
 class Outputs:
     """metrics: JSON; the others lie beside it: the same as CSV, a row per protocol, stream and
-    query, the nearest pictures of each query, identities and cameras apart, and the curve."""
+    query, the nearest images of each query, identities and cameras apart, and the curve."""
 
     metrics: Path
-    descriptors: Path
+    features: Path
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
     """Rank the gallery for every query, by each protocol and stream; the facts for the summary.
 
-    Started by torchrun, the processes share the pictures; the first one ranks.
+    Started by torchrun, the processes share the images; the first one ranks.
     """
     device = devices.pick(options.device)
     data = options.data
-    describer = open_describer(inputs.network, inputs.kind, data.face_size, data.body_size, device)
+    extractor = open_extractor(inputs.network, inputs.kind, data.face_size, data.body_size, device)
     with ranks.join() as team:
-        with team.first_goes_first():
+        with team.rank_zero_first():
             checked = check_data(
                 options.test_root,
                 options.data_test or options.data_train,
                 splits=("query", "gallery"),
-                test_needs=describer.needs,
+                test_needs=extractor.needs,
                 training=False,
-                memo=inputs.memo,
+                file_index=inputs.file_index,
             ).require()
         query, gallery = checked.split("query"), checked.split("gallery")
         protocols = _protocols(options, query, gallery)
-        pictures = pd.concat([query, gallery], ignore_index=True)
-        made = make_descriptors(
-            outputs.descriptors,
-            describer,
+        images = pd.concat([query, gallery], ignore_index=True)
+        made = store_features(
+            outputs.features,
+            extractor,
             inputs.network,
-            pictures,
+            images,
             options,
-            inputs.memo,
+            inputs.file_index,
             device,
             team,
         )
     if team.rank:
         return {}
-    stored = StoredDescriptors(outputs.descriptors, device, options.cache.memory * 1e9)
-    scores = _score(options, describer, stored, protocols, query, gallery)
-    faces = [kind for stream, kind in describer.kinds.items() if stream == "face"]
+    stored = FeatureStore(outputs.features, device, options.cache.memory * 1e9)
+    scores = _score(options, extractor, stored, protocols, query, gallery)
+    faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
     without_face = {
         name: int(part[face].isna().sum())
         for name, part in (("query", query), ("gallery", gallery))
@@ -94,7 +94,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         "network": {
             "file": inputs.network.name,
             "sha256": sha256(inputs.network),
-            "kind": describer.description.kind,
+            "kind": extractor.info.kind,
         },
         "data": {
             "root": str(options.test_root),
@@ -102,7 +102,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             "queries": len(query),
             "gallery": len(gallery),
             "identities": int(query["pid"].nunique()),
-            "digests": _digests(pictures, stored),
+            "digests": _digests(images, stored),
             "without face": without_face,
         },
         "flip": options.eval.flip,
@@ -121,7 +121,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     _show(report, options)
     return {
         "rules": "; ".join(PROTOCOLS[name].rule for name in scores),
-        "descriptors": f"{made}: {outputs.descriptors}",
+        "features": f"{made}: {outputs.features}",
         "without face": "  ".join(f"{k} {v}" for k, v in without_face.items()) or "no face stream",
         "skipped": "  ".join(
             f"{name} {part['skipped']} queries" for name, part in report["protocols"].items()
@@ -146,7 +146,7 @@ def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> 
             "choose other protocols: --set eval.protocols=[market]"
         )
     for why in refused:
-        say(f"eval: {why}; it is left out")
+        log(f"eval: {why}; it is left out")
     return chosen
 
 
@@ -154,13 +154,13 @@ def _impossible(
     options: Options, protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame
 ) -> str | None:
     """Why a protocol can't be computed; None where it can."""
-    lacking = protocol.lacking(query) + protocol.lacking(gallery)
-    if lacking:
+    missing = protocol.missing_labels(query) + protocol.missing_labels(gallery)
+    if missing:
         return (
-            f"protocol {protocol.name} needs the {' and '.join(protocol.needs)} of every picture; "
-            f"{len(lacking)} of {len(query) + len(gallery)} have none, {lacking[0]} for one"
+            f"protocol {protocol.name} needs the {' and '.join(protocol.needs)} of every image; "
+            f"{len(missing)} of {len(query) + len(gallery)} have none, {missing[0]} for one"
         )
-    if not answerable(query, gallery, protocol):
+    if not has_positive(query, gallery, protocol):
         return f"no query has a positive in the gallery under the rule '{protocol.rule}'"
     if options.eval.rerank.enable and protocol.draws > 1:
         return f"protocol {protocol.name} draws its gallery, and eval.rerank needs a fixed one"
@@ -169,14 +169,14 @@ def _impossible(
 
 def _score(
     options: Options,
-    describer: Describer,
-    stored: StoredDescriptors,
+    extractor: FeatureExtractor,
+    stored: FeatureStore,
     protocols: list[Protocol],
     query: pd.DataFrame,
     gallery: pd.DataFrame,
 ) -> dict[str, dict[str, Ranking]]:
-    """Protocol → stream → ranking; nearest pictures of the first protocol and widest stream."""
-    streams = _weights(describer, stored.heads, options.eval.face_weight)
+    """Protocol → stream → ranking; nearest images of the first protocol and widest stream."""
+    streams = _weights(extractor, stored.heads, options.eval.face_weight)
     everything = range(len(query) + len(gallery))
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
     for stream, weights in streams.items():
@@ -185,14 +185,14 @@ def _score(
             asked, shown = query, gallery
             if options.eval.rerank.enable:
                 # Neighbours are those of the protocol: it says who is there at all.
-                mine, theirs = protocol.asked(query), protocol.shown(gallery)
+                mine, theirs = protocol.query_mask(query), protocol.gallery_mask(gallery)
                 asked, shown = query[mine], gallery[theirs]
                 picked = np.flatnonzero(np.concatenate([mine, theirs]))
                 distances = _reranked(options, stored, picked, len(asked), weights)
             else:
                 others = everything[len(query) :]
                 distances = stored.distances(everything[: len(query)], others, weights)
-            scores[protocol.name][stream] = rank(
+            scores[protocol.name][stream] = rank_gallery(
                 asked, shown, distances, protocol, nearest=NEAREST * listed
             )
     return scores
@@ -200,7 +200,7 @@ def _score(
 
 def _reranked(
     options: Options,
-    stored: StoredDescriptors,
+    stored: FeatureStore,
     picked: np.ndarray,
     queries: int,
     weights: torch.Tensor,
@@ -220,20 +220,20 @@ def _reranked(
     )
 
 
-def _digests(pictures: pd.DataFrame, stored: StoredDescriptors) -> dict[str, str]:
-    """What tells these pictures from others: SHA-256 of who they are said to show, and of the
+def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
+    """What tells these images from others: SHA-256 of who they are said to show, and of the
     contents of each kind that the network sees."""
-    said = pictures[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
+    said = images[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
     found = {"labels": hashlib.sha256(said.encode()).hexdigest()}
     for kind, contents in stored.contents().items():
         found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
     return found
 
 
-def _weights(describer: Describer, heads: int, face: float) -> dict[str, torch.Tensor]:
+def _weights(extractor: FeatureExtractor, heads: int, face: float) -> dict[str, torch.Tensor]:
     """Stream → the weight of each head, float32 [H], whose sum is 1; `all` weighs the streams."""
     streams = {}
-    for stream, part in describer.heads.items():
+    for stream, part in extractor.heads.items():
         streams[stream] = torch.zeros(heads)
         streams[stream][part] = 1.0
         streams[stream] /= streams[stream].sum()
@@ -255,4 +255,4 @@ def _show(report: dict[str, Any], options: Options) -> None:
             lines.append([name, stream, *cells])
     data = report["data"]
     title = f"{report['network']['kind']}: {data['queries']} queries, {data['gallery']} gallery "
-    table(title + "pictures (%; 95 % interval)", ["protocol", "stream", *columns], lines)
+    table(title + "images (%; 95 % interval)", ["protocol", "stream", *columns], lines)

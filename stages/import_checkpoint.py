@@ -10,7 +10,7 @@ from torch import nn
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import KINDS, class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.models.weights import Description, kinds, load_student, load_teacher, save
+from deskpro.stages.models.weights import ModelInfo, kinds, load_student, load_teacher, save
 
 
 @dataclass(frozen=True)
@@ -38,31 +38,31 @@ def run(inputs: Inputs, outputs: Outputs, dataset: str, force: bool = False) -> 
     for the summary.
     """
     classes = None if inputs.data is None else _classes(inputs.data, dataset)
-    networks: dict[str, tuple[nn.Module, Description]] = {}
+    networks: dict[str, tuple[nn.Module, ModelInfo]] = {}
     for kind in kinds(inputs.checkpoint):
         if kind == "teacher":
-            teacher, description = load_teacher(inputs.checkpoint)
-            networks[kind] = teacher.face_net, description
+            teacher, info = load_teacher(inputs.checkpoint)
+            networks[kind] = teacher.face_net, info
         else:
             networks[kind] = load_student(inputs.checkpoint)
-    for kind, (network, description) in networks.items():
-        if classes is not None and len(classes) != description.num_classes:
+    for kind, (network, info) in networks.items():
+        if classes is not None and len(classes) != info.num_classes:
             raise InputError(
-                f"{inputs.checkpoint}: its {kind} was trained on {description.num_classes} "
+                f"{inputs.checkpoint}: its {kind} was trained on {info.num_classes} "
                 f"identities, {inputs.data} has {len(classes)} with complete samples. Give the set "
                 "that it was trained on, or leave --data out"
             )
-        networks[kind] = network, replace(description, classes=classes)
+        networks[kind] = network, replace(info, classes=classes)
     facts: dict[str, object] = {}
     paths = {kind: outputs.folder / f"{kind}.safetensors" for kind in networks}
     present = [str(path) for path in paths.values() if path.exists()]
     if present and not force:
         raise InputError(f"{', '.join(present)}: exists already; --force replaces, or other --out")
-    for kind, (network, description) in networks.items():
+    for kind, (network, info) in networks.items():
         path = paths[kind]
-        save(path, network, description)
-        options = ", ".join(f"{name} {value}" for name, value in description.network.items())
-        facts[kind] = f"{path} ({description.num_classes} identities; {options})"
+        save(path, network, info)
+        options = ", ".join(f"{name} {value}" for name, value in info.network.items())
+        facts[kind] = f"{path} ({info.num_classes} identities; {options})"
     facts["class order"] = (
         "not known; --data ROOT says it"
         if classes is None

@@ -18,10 +18,10 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import STEPS, Prepare
 from deskpro.stages.base.progress import bar
+from deskpro.stages.data.file_index import FileIndex
 from deskpro.stages.data.index import Problem
-from deskpro.stages.data.layouts import PICTURES
-from deskpro.stages.data.memo import Memo
-from deskpro.stages.preparation import contact_sheet as sheet
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES
+from deskpro.stages.preparation import contact_sheet as contact_sheet
 from deskpro.stages.preparation import listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.faces import BOXES, Box
@@ -40,9 +40,9 @@ _LISTED = 40
 
 @dataclass(frozen=True)
 class Inputs:
-    """memo: file that remembers the content of files, by size and time of change."""
+    """file_index: file that remembers the content of files, by size and time of change."""
 
-    memo: Path
+    file_index: Path
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Outputs:
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Prepare every picture of the raw dataset; what is done already is left as it is.
+    """Prepare every image of the raw dataset; what is done already is left as it is.
 
-    Each picture goes through the steps in turn; its files are complete or absent. Of several
+    Each image goes through the steps in turn; its files are complete or absent. Of several
     processes each prepares batches of its own. Raises InputError, after all that can be done is
-    done, where pictures can't be used and `prepare.unusable` is "refuse". Returns the facts for the
+    done, where images can't be used and `prepare.unusable` is "refuse". Returns the facts for the
     summary.
     """
     settings = options.prepare or Prepare()
@@ -71,60 +71,60 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     with ranks.join() as team, ExitStack() as held:
         if team.rank == 0:
             held.callback(BuildLock(root / ".prepare" / "set").release)
-            _refuse_strangers(options, settings, samples, outputs)
+            _refuse_foreign_files(options, settings, samples, outputs)
             outputs.listing.unlink(missing_ok=True)  # until all is done there is none
-            _sweep(root)
+            remove_partials(root)
             _copy_companions(options, settings, samples)
         team.share(None)
         siblings = Siblings(root)
         for step in steps:
             ledgers[step.name] = Ledger(root, step.name, team.rank)
-        memo = Memo(inputs.memo if team.rank == 0 else None)
+        file_index = FileIndex(inputs.file_index if team.rank == 0 else None)
         batches = [samples[i : i + settings.batch] for i in range(0, len(samples), settings.batch)][
             team.rank :: team.size
         ]
         done: list[Prepared] = []
-        with bar("prepare", sum(map(len, batches)), "pictures") as progress:
+        with bar("prepare", sum(map(len, batches)), "images") as progress:
             for batch in batches:
-                done += _through(steps, batch, ledgers, siblings, memo)
+                done += _through(steps, batch, ledgers, siblings, file_index)
                 progress.advance(len(batch))
         everyone = [each for part in team.gather(done) for each in part]
         if team.rank == 0:
-            memo.save()
+            file_index.save()
             everyone.sort(key=lambda each: each.sample.id)
             removed = _finish(options, settings, steps, everyone, inputs, outputs)
         # The others learn what went wrong with theirs from the first, which speaks for all.
         removed = team.share(removed if team.rank == 0 else 0)
     facts = listing.facts(everyone)
-    if any(picture.problem for picture in everyone):
-        left_out = sum(picture.problem is not None for picture in everyone)
-        facts["left out"] = f"{left_out} pictures, listed in {outputs.listing}"
+    if any(image.problem for image in everyone):
+        left_out = sum(image.problem is not None for image in everyone)
+        facts["left out"] = f"{left_out} images, listed in {outputs.listing}"
     if removed:
-        facts["removed"] = f"{removed} pictures that are no longer in {settings.root}"
+        facts["removed"] = f"{removed} images that are no longer in {settings.root}"
     if found.passed_over:
-        facts["passed over"] = f"no pictures: {listing.counted(found.passed_over)}"
+        facts["passed over"] = f"no images: {listing.counted(found.passed_over)}"
     if "restoration" in settings.steps and settings.restoration.method == "bicubic":
         facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
     return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
 
 
-def _refuse_strangers(
+def _refuse_foreign_files(
     options: Options, settings: Prepare, samples: Sequence[Sample], outputs: Outputs
 ) -> None:
-    """Refuse to mix with pictures, or replace pages, that prepare didn't make."""
+    """Refuse to mix with images, or replace pages, that prepare didn't make."""
     root = options.data.root
     made = {*Ledger(root, "body").ids(), *(sample.id for sample in samples)}
-    strangers = [
+    foreign_files = [
         path
         for path in sorted((root / "imgs").rglob("*"))
-        if path.suffix.lower() in PICTURES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and not path.name.startswith(".")
         and path.relative_to(root / "imgs").as_posix() not in made
     ]
-    if settings.root is not None and strangers:
+    if settings.root is not None and foreign_files:
         raise InputError(
-            f"{root}: {len(strangers)} pictures in imgs/ weren't made by prepare, such as "
-            f"{strangers[0].name}. Set data.root to a folder of its own"
+            f"{root}: {len(foreign_files)} images in imgs/ weren't made by prepare, such as "
+            f"{foreign_files[0].name}. Set data.root to a folder of its own"
         )
     if not [*(root / ".prepare").glob("*.jsonl")]:
         for path in (outputs.listing, outputs.page):
@@ -163,52 +163,52 @@ def _through(
     batch: Sequence[Sample],
     ledgers: dict[str, Ledger],
     siblings: Siblings,
-    memo: Memo,
+    file_index: FileIndex,
 ) -> list[Prepared]:
-    """A batch through every step; a picture with a problem goes no further."""
-    pictures = [Prepared(sample) for sample in batch]
+    """A batch through every step; an image with a problem goes no further."""
+    images = [Prepared(sample) for sample in batch]
     for step in steps:
-        going = [picture for picture in pictures if picture.problem is None]
-        taken = [picture.sample for picture in going]
-        made = perform(step, taken, ledgers[step.name], siblings, memo)
-        for picture, (key, outcome) in zip(going, made, strict=True):
-            picture.take(step, key, outcome)
-    return pictures
+        going = [image for image in images if image.problem is None]
+        taken = [image.sample for image in going]
+        made = perform(step, taken, ledgers[step.name], siblings, file_index)
+        for image, (key, outcome) in zip(going, made, strict=True):
+            image.take(step, key, outcome)
+    return images
 
 
 def _finish(
     options: Options,
     settings: Prepare,
     steps: Sequence[Step],
-    pictures: Sequence[Prepared],
+    images: Sequence[Prepared],
     inputs: Inputs,
     outputs: Outputs,
 ) -> int:
-    """What only the first process does, after all are done; how many pictures went away since."""
-    bad = [picture for picture in pictures if picture.problem is not None]
+    """What only the first process does, after all are done; how many images went away since."""
+    bad = [image for image in images if image.problem is not None]
     _refuse([Problem(p.sample.source, str(p.problem)) for p in bad if p.foreign])
     if settings.root is None:
-        hint = "; mend it, or move the picture out of imgs/"
+        hint = "; mend it, or move the image out of imgs/"
     else:
         hint = "; mend it, or --set prepare.unusable=leave-out goes on without"
     if settings.unusable == "refuse" or settings.root is None:
         _refuse([Problem(p.sample.source, f"{p.problem}{hint}") for p in bad])
-    if len(bad) == len(pictures):
+    if len(bad) == len(images):
         first = Problem(bad[0].sample.source, str(bad[0].problem))
-        raise InputError(f"none of {len(bad)} pictures can be prepared; {first}")
-    root, memo = options.data.root, Memo(inputs.memo)
+        raise InputError(f"none of {len(bad)} images can be prepared; {first}")
+    root, file_index = options.data.root, FileIndex(inputs.file_index)
     gone: set[str] = set()
     for step in steps:
         ledger = Ledger(root, step.name)
-        good = {p.sample.id: p.keys[step.name] for p in pictures if p.problem is None}
+        good = {p.sample.id: p.keys[step.name] for p in images if p.problem is None}
         for id_ in {*ledger.ids()} - good.keys():
-            ledger.withdraw(id_, memo)
-        gone |= {*ledger.ids()} - {picture.sample.id for picture in pictures}
+            ledger.withdraw(id_, file_index)
+        gone |= {*ledger.ids()} - {image.sample.id for image in images}
         ledger.seal(good)
     done = {step.name for step in steps}
-    listing.recall(pictures, [Ledger(root, name) for name in ("body", *STEPS) if name not in done])
-    table = listing.table(pictures, settings.root or root)
-    sheet.write(outputs.page, table, Places(root), settings, options.data_train)
+    listing.recall(images, [Ledger(root, name) for name in ("body", *STEPS) if name not in done])
+    table = listing.table(images, settings.root or root)
+    contact_sheet.write(outputs.page, table, Places(root), settings, options.data_train)
     with write_aside(outputs.listing) as aside:
         table.to_csv(aside, index=False)
     return len(gone)
@@ -217,13 +217,13 @@ def _finish(
 def _refuse(problems: Sequence[Problem]) -> None:
     if not problems:
         return
-    lines = [f"{len(problems)} pictures can't be prepared:", *map(str, problems[:_LISTED])]
+    lines = [f"{len(problems)} images can't be prepared:", *map(str, problems[:_LISTED])]
     if len(problems) > _LISTED:
         lines.append(f"… and {len(problems) - _LISTED} more")
     raise InputError("\n  ".join(lines))
 
 
-def _sweep(root: Path) -> None:
+def remove_partials(root: Path) -> None:
     """Remove what a kill left half-written."""
     for folder in ("imgs", "labels", "mask", "lr_face", "hr_face", ".prepare", ""):
         here = root / folder
@@ -232,7 +232,7 @@ def _sweep(root: Path) -> None:
 
 
 def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Sample]) -> None:
-    """Lists beside the raw pictures go with them; clothes that names say are listed."""
+    """Lists beside the raw images go with them; clothes that names say are listed."""
     if settings.root is None:
         return
     root = options.data.root
@@ -241,14 +241,18 @@ def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Samp
     if worn:
         table = pd.DataFrame(sorted(worn), columns=["path", "clothes"])
         files["clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
-    ledger, memo = Ledger(root, "companions"), Memo(None)
+    ledger, file_index = Ledger(root, "companions"), FileIndex(None)
     for name, content in files.items():
         path = root / name
-        if path.exists() and path.read_bytes() != content and not ledger.owns(name, path, memo):
+        if (
+            path.exists()
+            and path.read_bytes() != content
+            and not ledger.owns(name, path, file_index)
+        ):
             raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
         ledger.add([Entry(name, "", {name: hashlib.sha256(content).hexdigest()})])
         with write_aside(path) as aside:
             aside.write_bytes(content)
     for name in {*ledger.ids()} - files.keys():
-        ledger.withdraw(name, memo)
+        ledger.withdraw(name, file_index)
     ledger.seal(dict.fromkeys(files, ""))

@@ -24,7 +24,7 @@ from deskpro.stages.reporting.page import render
 from deskpro.stages.targets.comparison import Compared, compare
 
 SHRUNK = {"query": (144, 288), "gallery": (96, 192), "face": (112, 112)}
-"""Width and height that a picture is shrunk to fit, by where it is shown: about twice what it has
+"""Width and height that an image is shrunk to fit, by where it is shown: about twice what it has
 on the page, for dense screens."""
 
 
@@ -67,9 +67,9 @@ def run(
     metrics = _metrics(inputs.metrics)
     show = Thumbnails(SHRUNK)
     root = Path(metrics["data"]["root"])
-    root = root if root.is_dir() else options.test_root  # the pictures may have moved since
+    root = root if root.is_dir() else options.test_root  # the images may have moved since
     cards, no_cards = _cards(metrics, root, inputs, show, good, failed)
-    lessons, no_lessons = _lessons(options, inputs, samples)
+    comparisons, no_comparisons = _comparisons(options, inputs, samples)
     parts = {
         "title": inputs.metrics.parent.resolve().name,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -77,8 +77,8 @@ def run(
         **_results(metrics, inputs),
         "cards": cards,
         "no_cards": no_cards,
-        "lessons": lessons,
-        "no_lessons": no_lessons,
+        "comparisons": comparisons,
+        "no_comparisons": no_comparisons,
         **_training(options, inputs),
         **_origin(options, metrics, root, inputs),
     }
@@ -91,12 +91,12 @@ def run(
             f"{sum(card.outcome == outcome for card in cards)} {outcome}"
             for outcome in ("good", "failed")
         ),
-        "training samples": no_lessons or len(lessons),
+        "training samples": no_comparisons or len(comparisons),
     }
     if show.missing:
-        facts["missing"] = f"{show.missing} pictures can't be read: placeholders stand for them"
+        facts["missing"] = f"{show.missing} images can't be read: placeholders stand for them"
     if not root.is_dir():
-        facts["pictures"] = f"not at {root}; --set data.root=DIR says where they are"
+        facts["images"] = f"not at {root}; --set data.root=DIR says where they are"
     return facts | {"report": f"{outputs.report} ({len(page.encode()) / 1e6:.1f} MB)"}
 
 
@@ -139,7 +139,7 @@ def _results(metrics: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 
 def _cameras(metrics: Mapping[str, Any]) -> bool:
-    """Whether the data have cameras; where they haven't, each picture counts as one of its own."""
+    """Whether the data have cameras; where they haven't, each image counts as one of its own."""
     layout = LAYOUTS.get(metrics["data"]["dataset"])
     return layout is None or any("camid" in rule.groupindex for rule in layout.rules)
 
@@ -166,7 +166,7 @@ def _cards(
 
 
 def _paths(root: Path, dataset: str) -> dict[str, dict[str, Any]]:
-    """sample_id → paths of its pictures; nothing where the pictures aren't here any more."""
+    """sample_id → paths of its images; nothing where the images aren't here any more."""
     if not root.is_dir() or dataset not in LAYOUTS:
         return {}
     index, _ = read_index(root, LAYOUTS[dataset], ("query", "gallery"))
@@ -174,10 +174,10 @@ def _paths(root: Path, dataset: str) -> dict[str, dict[str, Any]]:
     return dict(zip(index["sample_id"], rows, strict=True))
 
 
-def _lessons(
+def _comparisons(
     options: Options, inputs: Inputs, samples: int
 ) -> tuple[list[tuple[Compared, dict[str, str | None]]], str]:
-    """Training samples with their pictures as data URIs, or why there are none."""
+    """Training samples with their images as data URIs, or why there are none."""
     if not samples:
         return [], "No training sample was asked for."
     for path, what in ((inputs.cache, "target cache"), (inputs.student, "student")):
@@ -218,7 +218,7 @@ def _training(options: Options, inputs: Inputs) -> dict[str, Any]:
             if (numbers := histories.numbers(history)) is not None
         ],
         "heads": histories.heads(read["student"]),
-        "heads_numbers": histories.numbers(read["student"], watched=True),
+        "heads_numbers": histories.numbers(read["student"], metrics=True),
         "temperature": options.kd_loss.T,
     }
 

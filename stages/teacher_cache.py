@@ -24,30 +24,30 @@ from deskpro.stages.base.progress import bar
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import EveryLook, Pictures, iterate, load
+from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, iterate, load
 from deskpro.stages.data.views import DrawnViews, StoredViews, View
 from deskpro.stages.models.lmbn import HEADS, map_size
-from deskpro.stages.models.weights import Description, load_teacher
+from deskpro.stages.models.weights import ModelInfo, load_teacher
 from deskpro.stages.targets.provenance import (
     HASHED,
     hash_columns,
+    image_differences,
     option_differences,
-    picture_differences,
     recipe_fingerprint,
     teacher_fingerprint,
 )
 from deskpro.stages.targets.teachers import LiveTeacher, decode, divergence, encode, stored_fields
 
-LOOKS = 1024
+BATCH_VIEWS = 1024
 """Looks that a loaded batch holds at most: samples × views."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """teacher: its weights; memo: file that remembers which pictures were checked."""
+    """teacher: its weights; file_index: known images."""
 
     teacher: Path
-    memo: Path
+    file_index: Path
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,22 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     device = devices.pick(options.device)
     data, settings = options.data, options.cache
 
-    teacher, described = load_teacher(inputs.teacher)
+    teacher, info = load_teacher(inputs.teacher)
     with ranks.join() as team:
         if team.rank == 0:
             require_unlocked(outputs.cache)
-        with team.first_goes_first():  # it decodes and hashes; the others find that in the memo
+        with (
+            team.rank_zero_first()
+        ):  # it decodes and hashes; the others find that in the file index
             checked = check_data(
-                data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
+                data.root,
+                options.data_train,
+                incomplete=data.incomplete,
+                file_index=inputs.file_index,
             ).require()
             train = checked.split("train")
-            hashes = hash_columns(train, inputs.memo)
-        classes = _classes(train, described, inputs.teacher)
+            hashes = hash_columns(train, inputs.file_index)
+        classes = _classes(train, info, inputs.teacher)
         drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
         views = drawn.table(settings.views)
         attention_size = map_size(data.body_size)
@@ -104,12 +109,12 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             reuse=settings.reuse,
             team=Team(team.rank, team.size, team.share, team.gather),
         )
-        pictures = Pictures(
+        images = ImageDataset(
             train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
         )
         teach = LiveTeacher(teacher, attention_size, settings.precision, device)
         try:
-            _fill(writer, pictures, teach, options, device)
+            _fill(writer, images, teach, options, device)
             writer.seal()
         finally:
             writer.close()
@@ -124,23 +129,23 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
 
 
 def differences(options: Options, inputs: Inputs, cache: Path) -> list[str]:
-    """How options, teacher and pictures that are here differ from those of a finished cache.
+    """How options, teacher and images that are here differ from those of a finished cache.
 
     More views than it has are no difference: they would be added.
     """
     lines = option_differences(ZarrReader(cache), options, inputs.teacher, may_grow=True)
-    return lines + changed_pictures(options, cache, inputs.memo)
+    return lines + changed_images(options, cache, inputs.file_index)
 
 
-def changed_pictures(options: Options, cache: Path, memo: Path) -> list[str]:
-    """How the training pictures that are here differ from those of a cache, naming samples."""
+def changed_images(options: Options, cache: Path, file_index: Path) -> list[str]:
+    """How the training images that are here differ from those of a cache, naming samples."""
     index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
-    return picture_differences(ZarrReader(cache), index, memo)
+    return image_differences(ZarrReader(cache), index, file_index)
 
 
 def _fill(
     writer: TargetWriter,
-    pictures: Pictures,
+    images: ImageDataset,
     teach: LiveTeacher,
     options: Options,
     device: torch.device,
@@ -155,12 +160,12 @@ def _fill(
     plan = [
         (block, views, rows)
         for block in writer.mine
-        for views in _portions(writer.views(block), max(LOOKS // size, 1))
-        for rows in _portions(range(*schema.rows(block).indices(schema.samples)), size)
+        for views in batched(writer.views(block), max(BATCH_VIEWS // size, 1))
+        for rows in batched(range(*schema.rows(block).indices(schema.samples)), size)
     ]
     batches = [[(row, views) for row in rows] for _, views, rows in plan]
     # One batch ahead per worker: a batch holds several views of its samples.
-    loader = iterate(load(EveryLook(pictures), batches, options.data.workers, device, ahead=1))
+    loader = iterate(load(MultiViewDataset(images), batches, options.data.workers, device, ahead=1))
     total = sum(len(views) * len(rows) for _, views, rows in plan)
     writing: Future[None] | None = None
     with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
@@ -172,8 +177,10 @@ def _fill(
             for (_, views, rows), batch in parts:
                 part = slice(rows[0] - first, rows[-1] + 1 - first)
                 for i, view in enumerate(views):
-                    looks = {kind: batch[kind][:, i] for kind in ("hr_face", "mask", "look")}
-                    said, at = teach(looks), missing.index(view)
+                    rendered = {
+                        kind: batch[kind][:, i] for kind in ("hr_face", "mask", "view_params")
+                    }
+                    said, at = teach(rendered), missing.index(view)
                     stored = encode(said, options.cache.logits_dtype)
                     stored["pixels"] = batch["pixels"][:, i].numpy().view(np.uint64)
                     for name, values in stored.items():
@@ -201,7 +208,7 @@ def _lost(logits: torch.Tensor, stored: dict[str, np.ndarray], temperature: floa
     return divergence(logits.half().cpu(), kept, temperature).numpy()
 
 
-def _portions(things: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def batched(things: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """The things in order, `size` at a time."""
     for start in range(0, len(things), size):
         yield things[start : start + size]
@@ -216,7 +223,7 @@ def _columns(
         "sample_id": Column(
             train["sample_id"].to_numpy(object),
             ("sample",),
-            description="path of the body picture below its folder",
+            description="path of the body image below its folder",
         ),
         "label": Column(
             train["pid"].map(index).to_numpy(np.int64),
@@ -226,7 +233,7 @@ def _columns(
         "views": Column(
             views,
             ("sample", "view", "parameter"),
-            description="fractions of the picture: " + ", ".join(View._fields),
+            description="fractions of the image: " + ", ".join(View._fields),
         ),
         **{
             name: Column(
@@ -237,7 +244,7 @@ def _columns(
     }
 
 
-def _classes(train: pd.DataFrame, teacher: Description, path: Path) -> list[str]:
+def _classes(train: pd.DataFrame, teacher: ModelInfo, path: Path) -> list[str]:
     """The class order of the teacher's logits; it can't say anything about people it doesn't know.
 
     A published checkpoint doesn't name its identities: theirs is then the order of the training

@@ -1,4 +1,4 @@
-"""Stage two: train the LR student on body pictures and LR faces, against the cached targets.
+"""Stage two: train the LR student on body images and LR faces, against the cached targets.
 
 Neither the teacher, nor HR faces, nor masks are read here; they need not be on disk (but for a
 study of `train_student.live_teacher`).
@@ -25,7 +25,7 @@ from deskpro.stages.base.progress import bar
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import Pictures, iterate, load, photographs
+from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
 from deskpro.stages.data.overlay import side_by_side
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.data.views import DrawnViews, StoredViews
@@ -35,30 +35,30 @@ from deskpro.stages.models.cost import multiply_adds
 from deskpro.stages.models.lmbn import HEADS, map_size
 from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.warm_start import warm_start
-from deskpro.stages.models.weights import Description, load_teacher, save
-from deskpro.stages.targets.provenance import option_differences, picture_differences
+from deskpro.stages.models.weights import ModelInfo, load_teacher, save
+from deskpro.stages.targets.provenance import image_differences, option_differences
 from deskpro.stages.targets.teachers import CachedTeacher, LiveTeacher
 from deskpro.stages.training.checkpoints import Checkpoints
 from deskpro.stages.training.distributed import distribute, gather
-from deskpro.stages.training.loop import Terms, fit, repeated
-from deskpro.stages.training.monitor import watching
+from deskpro.stages.training.loop import Losses, fit, repeated
+from deskpro.stages.training.monitor import open_loggers
 from deskpro.stages.training.schedule import default_peak
 from deskpro.stages.training.signals import stop_requests
 
-PICTURES = {"face": "lr_face", "body": "imgs"}
-"""Stream → the kind of picture that it sees."""
+STREAM_IMAGES = {"face": "lr_face", "body": "imgs"}
+"""Stream → the kind of image that it sees."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """cache: the teacher's targets, or None for a student that uses none; teacher: its weights, for
-    a student that asks it live; memo: file that remembers which pictures were checked; made_from:
+    a student that asks it live; file_index: known images; provenance:
     by name, everything that the student depends on, for checkpoints."""
 
     cache: Path | None
     teacher: Path
-    memo: Path
-    made_from: Mapping[str, Any]
+    file_index: Path
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ def _train(
     recipe, data = options.train_student, options.data
     streams = STREAMS[options.forward_mode]
 
-    lesson = (
+    training_set = (
         _from_cache(options, inputs, device) if inputs.cache else _without_targets(options, inputs)
     )
-    train, labels, classes = lesson.table, lesson.labels, lesson.classes
-    sampler = _sampler(options, lesson, team)
-    heard = lesson.teacher.kinds if lesson.teacher else ()
-    seen_kinds = [PICTURES[stream] for stream in streams]
-    kinds = (*seen_kinds, *heard)
-    pictures = Pictures(
+    train, labels, classes = training_set.table, training_set.labels, training_set.classes
+    sampler = _sampler(options, training_set, team)
+    target_inputs = training_set.teacher.kinds if training_set.teacher else ()
+    seen_kinds = [STREAM_IMAGES[stream] for stream in streams]
+    kinds = (*seen_kinds, *target_inputs)
+    images = ImageDataset(
         train,
         {kind: data.face_size if kind.endswith("face") else data.body_size for kind in kinds},
-        lesson.views,
+        training_set.views,
         quick=seen_kinds,
     )
-    loader = load(pictures, sampler, data.workers, device)
+    loader = load(images, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
     network_options = {"forward_mode": options.forward_mode, **options.student.arguments}
@@ -117,24 +117,26 @@ def _train(
     student.to(device)
     forward = distribute(student, recipe, device, team)
     row_labels = torch.from_numpy(labels).to(device)
-    seen: dict[str, torch.Tensor] = {}  # of the last batch, for pictures of the attention
+    seen: dict[str, torch.Tensor] = {}  # of the last batch, for images of the attention
 
     def batches(epoch: int, start: int) -> Iterable[Mapping[str, Any]]:
         sampler.set_epoch(epoch, start)
         return iterate(loader)
 
-    def terms(batch: Mapping[str, Any]) -> Terms:
+    def terms(batch: Mapping[str, Any]) -> Losses:
         shown = {
-            stream: photographs(batch, PICTURES[stream], device, channels_last=recipe.channels_last)
+            stream: images_of(
+                batch, STREAM_IMAGES[stream], device, channels_last=recipe.channels_last
+            )
             for stream in streams
         }
         output = forward(shown.get("face"), shown.get("body"))
-        said = lesson.teacher(batch) if lesson.teacher else {}
+        said = training_set.teacher(batch) if training_set.teacher else {}
         label = row_labels[batch["row"].to(device, non_blocking=True)]
 
         loss, kd, mse = options.loss, options.kd_loss, options.mse
         alpha = kd.alpha if kd.enable else 0.0
-        losses, watched = {}, {}
+        losses, metrics = {}, {}
         for stream in streams:
             # Distillation takes its share of the face heads' classification (network.md).
             share = 1 - alpha if stream == "face" else 1.0
@@ -152,15 +154,15 @@ def _train(
         if "face" in streams and alpha:
             logits = output.logits[:, student.heads["face"]]
             losses["kd"] = alpha * distillation(logits, said["logits"], temperature=kd.T)
-            watched = agreement(logits, said["logits"], kd.T, HEADS)
+            metrics = agreement(logits, said["logits"], kd.T, HEADS)
         if "body" in streams and mse.mse_weight:
             assert output.attention is not None
             losses["attention"] = mse.mse_weight * attention(output.attention, said["attention"])
             seen["imgs"] = batch["imgs"]
             seen["attention"], seen["target"] = output.attention.detach(), said["attention"]
-        return Terms(losses, watched)
+        return Losses(losses, metrics)
 
-    def attention_picture() -> torch.Tensor | None:
+    def attention_image() -> torch.Tensor | None:
         if not seen:
             return None
         few = {name: values[:8].float().cpu() for name, values in seen.items()}
@@ -168,14 +170,14 @@ def _train(
 
     steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
     checkpoints = Checkpoints(
-        outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
+        outputs.checkpoints, inputs.provenance, options.checkpoints.every, options.checkpoints.keep
     )
     with (
         stop_requests() as stop,
         bar("train-student", steps, "steps") as progress,
-        watching(
-            outputs.history, outputs.tensorboard, options.tensorboard, attention_picture
-        ) as watchers,
+        open_loggers(
+            outputs.history, outputs.tensorboard, options.tensorboard, attention_image
+        ) as loggers,
     ):
         history = fit(
             student,
@@ -189,11 +191,11 @@ def _train(
             replace=outputs.replace,
             names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
             stop=stop,
-            watchers=watchers,
+            loggers=loggers,
             special=(_attention_parameters(student), options.mse.spatial_attn_lr),
             team=team,
         )
-    described = Description(
+    info = ModelInfo(
         kind="student",
         network=network_options,
         num_classes=len(classes),
@@ -202,11 +204,11 @@ def _train(
         body_size=data.body_size,
     )
     if team.rank == 0:
-        save(outputs.student, student, described)
+        save(outputs.student, student, info)
     last = history.rows[-1]
     return {
-        "used": f"{len(train)} samples of {len(classes)} identities, from {lesson.source}",
-        **({"targets": f"from {lesson.teacher.where}"} if lesson.teacher else {}),
+        "used": f"{len(train)} samples of {len(classes)} identities, from {training_set.source}",
+        **({"targets": f"from {training_set.teacher.location}"} if training_set.teacher else {}),
         **repeated(sampler),
         **started,
         "steps": f"{history.steps}, {options.batchid}×{options.batchimage} samples each",
@@ -222,8 +224,8 @@ def _is_loss(column: str) -> bool:
     return column.split("_")[0] in ("ce", "triplet", "kd", "attention", "total")
 
 
-def _sampler(options: Options, lesson: Lesson, team: ranks.Ranks) -> PKSampler:
-    recipe, found = options.train_student, len(np.unique(lesson.labels))
+def _sampler(options: Options, training_set: TrainingSet, team: ranks.Ranks) -> PKSampler:
+    recipe, found = options.train_student, len(np.unique(training_set.labels))
     if options.batchid % team.size:
         raise InputError(
             f"batchid {options.batchid} can't be shared among {team.size} processes: --set "
@@ -236,10 +238,10 @@ def _sampler(options: Options, lesson: Lesson, team: ranks.Ranks) -> PKSampler:
             "--set train_student.gather_triplets=true"
         )
     sampler = PKSampler(
-        lesson.labels,
+        training_set.labels,
         options.batchid,
         options.batchimage,
-        lesson.count,
+        training_set.count,
         recipe.seed,
         team.rank,
         team.size,
@@ -258,7 +260,7 @@ def _attention_parameters(student: Student) -> list[torch.nn.Parameter]:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """What a student is taught by.
 
     table: a row per sample; labels: int64 [N] class indices into `classes`; views: (row, view) →
@@ -275,7 +277,7 @@ class Lesson:
     source: Path
 
 
-def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesson:
+def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> TrainingSet:
     """The samples and views of the cache, in its order; its teacher needn't be here any more."""
     assert inputs.cache is not None
     reader = open_reader(inputs.cache)
@@ -287,7 +289,7 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesso
     if missing:
         lines = [f"{options.data.root}: {sample_id}" for sample_id in missing[:40]]
         raise InputError(
-            f"{inputs.cache}: {len(missing)} of its {len(sample_ids)} samples lack a picture:\n  "
+            f"{inputs.cache}: {len(missing)} of its {len(sample_ids)} samples lack an image:\n  "
             + "\n  ".join(lines)
             + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
         )
@@ -320,16 +322,16 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Lesso
             options.cache.precision,
             device,
         )
-    return Lesson(table, labels, classes, views, count, teacher, inputs.cache)
+    return TrainingSet(table, labels, classes, views, count, teacher, inputs.cache)
 
 
-def _without_targets(options: Options, inputs: Inputs) -> Lesson:
+def _without_targets(options: Options, inputs: Inputs) -> TrainingSet:
     """The training set itself, for a student that uses no targets: the same views, as drawn."""
     table = _checked(options, inputs, options.data.incomplete)
     classes = class_order(table["pid"])
     index = {pid: i for i, pid in enumerate(classes)}
     views = DrawnViews(options.views, table["sample_id"].tolist(), options.cache.plain_view)
-    return Lesson(
+    return TrainingSet(
         table,
         table["pid"].map(index).to_numpy(np.int64, copy=True),
         classes,
@@ -341,8 +343,8 @@ def _without_targets(options: Options, inputs: Inputs) -> Lesson:
 
 
 def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
-    """The training samples that have every picture that the student sees."""
-    seen = [PICTURES[stream] for stream in STREAMS[options.forward_mode]]
+    """The training samples that have every image that the student sees."""
+    seen = [STREAM_IMAGES[stream] for stream in STREAMS[options.forward_mode]]
     if options.train_student.live_teacher:
         seen += LiveTeacher.kinds
     checked = check_data(
@@ -351,22 +353,22 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
         splits=("train",),
         needs=("imgs", *(kind for kind in seen if kind != "imgs")),
         incomplete=incomplete,
-        memo=inputs.memo,
+        file_index=inputs.file_index,
     ).require()
     return checked.split("train")
 
 
 def _require_match(reader: TargetReader, options: Options, inputs: Inputs) -> None:
-    """The cache must hold what these options, and the pictures that are here, would give.
+    """The cache must hold what these options, and the images that are here, would give.
 
     Its teacher, HR faces and masks needn't be here any more; what is here is compared.
     """
     index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
     differing = option_differences(reader, options, inputs.teacher)
-    differing += picture_differences(reader, index, inputs.memo)
+    differing += image_differences(reader, index, inputs.file_index)
     if differing:
         raise CacheError(
-            f"{reader.path}: made otherwise than this recipe and these pictures say: "
+            f"{reader.path}: made otherwise than this recipe and these images say: "
             f"{'; '.join(differing)}. Set that back, or bring the cache up to date: "
             "make teacher-cache FORCE=1"
         )

@@ -16,27 +16,27 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import class_order
-from deskpro.stages.data.loader import Pictures, iterate, load, photographs
+from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.data.views import DrawnViews
 from deskpro.stages.losses import cross_entropy, triplet
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.warm_start import warm_start
-from deskpro.stages.models.weights import Description, save
+from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.training.checkpoints import Checkpoints
-from deskpro.stages.training.loop import Terms, fit, prepare, repeated
-from deskpro.stages.training.monitor import watching
+from deskpro.stages.training.loop import Losses, fit, repeated, setup_model
+from deskpro.stages.training.monitor import open_loggers
 from deskpro.stages.training.schedule import default_peak
 from deskpro.stages.training.signals import stop_requests
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """memo: file that remembers which pictures were checked (made if absent); made_from: by name,
+    """file_index: known images; provenance: by name,
     everything that the weights depend on, for checkpoints."""
 
-    memo: Path
-    made_from: Mapping[str, Any]
+    file_index: Path
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
 
     # All kinds and splits, not just HR faces: nothing must be found wrong after hours of work.
     checked = check_data(
-        data.root, options.data_train, incomplete=data.incomplete, memo=inputs.memo
+        data.root, options.data_train, incomplete=data.incomplete, file_index=inputs.file_index
     ).require()
     train = checked.split("train")
     classes = class_order(train["pid"])
@@ -75,8 +75,8 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             f"--set train_teacher.batchid={max(len(classes), 2)} or less"
         )
     views = DrawnViews(recipe.views, train["sample_id"].tolist())
-    pictures = Pictures(train, {"hr_face": data.face_size}, views, quick=["hr_face"])
-    loader = load(pictures, sampler, data.workers, device)
+    images = ImageDataset(train, {"hr_face": data.face_size}, views, quick=["hr_face"])
+    loader = load(images, sampler, data.workers, device)
 
     torch.manual_seed(recipe.seed)
     network = LMBN(len(classes), **options.teacher.arguments)
@@ -85,14 +85,14 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     network.to(device)
     targets = torch.from_numpy(labels).to(device)
 
-    forward = prepare(network, recipe)
+    forward = setup_model(network, recipe)
 
     def batches(epoch: int, start: int) -> Iterable[Mapping[str, Any]]:
         sampler.set_epoch(epoch, start)
         return iterate(loader)
 
-    def terms(batch: Mapping[str, Any]) -> Terms:
-        faces = photographs(batch, "hr_face", device, channels_last=recipe.channels_last)
+    def terms(batch: Mapping[str, Any]) -> Losses:
+        faces = images_of(batch, "hr_face", device, channels_last=recipe.channels_last)
         output = forward(faces)
         label, loss = targets[batch["row"].to(device, non_blocking=True)], recipe.loss
         losses = {
@@ -100,16 +100,16 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             * cross_entropy(output.logits, label, label_smoothing=loss.label_smoothing),
             "triplet": loss.triplet * triplet(output.embeddings, label, margin=loss.margin),
         }
-        return Terms(losses, {})
+        return Losses(losses, {})
 
     steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
     checkpoints = Checkpoints(
-        outputs.checkpoints, inputs.made_from, options.checkpoints.every, options.checkpoints.keep
+        outputs.checkpoints, inputs.provenance, options.checkpoints.every, options.checkpoints.keep
     )
     with (
         stop_requests() as stop,
         bar("train-teacher", steps, "steps") as progress,
-        watching(outputs.history, outputs.tensorboard, options.tensorboard) as watchers,
+        open_loggers(outputs.history, outputs.tensorboard, options.tensorboard) as loggers,
     ):
         history = fit(
             network,
@@ -123,9 +123,9 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
             replace=outputs.replace,
             names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
             stop=stop,
-            watchers=watchers,
+            loggers=loggers,
         )
-    described = Description(
+    info = ModelInfo(
         kind="teacher",
         network=options.teacher.arguments,
         num_classes=len(classes),
@@ -133,12 +133,12 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
         face_size=data.face_size,
         body_size=None,
     )
-    save(outputs.teacher, network, described)
+    save(outputs.teacher, network, info)
     return {
         **checked.facts(outputs.left_out),
         **repeated(sampler),
         **started,
-        "steps": f"{history.steps}, {recipe.batchid}×{recipe.batchimage} pictures each",
+        "steps": f"{history.steps}, {recipe.batchid}×{recipe.batchimage} images each",
         "last loss": f"{history.rows[-1]['total']:.3f}",
         "teacher": outputs.teacher,
     }

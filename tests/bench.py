@@ -29,16 +29,16 @@ from deskpro.cache.writer import TargetWriter
 from deskpro.pipeline.config import override
 from deskpro.stages import teacher_cache, train_student
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import say, table
-from deskpro.stages.data.loader import Pictures, load
+from deskpro.stages.base.progress import log, table
+from deskpro.stages.data.loader import ImageDataset, load
 from deskpro.stages.data.views import MEAN, STD, DrawnViews, StoredViews
-from deskpro.stages.evaluation.feature_store import StoredDescriptors
-from deskpro.stages.evaluation.features import portions
+from deskpro.stages.evaluation.feature_store import FeatureStore
+from deskpro.stages.evaluation.features import batched
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank
 from deskpro.stages.models.lmbn import LMBN, map_size
 from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import Description, save
+from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.targets.teachers import LiveTeacher, stored_fields
 
 OUT = Path("runs/bench/bench.json")
@@ -82,7 +82,7 @@ def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
 
 
 def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str, np.ndarray]:
-    """A store of random targets of full-size pictures; returns its arrays."""
+    """A store of random targets of full-size images; returns its arrays."""
     fields = stored_fields(classes, map_size((384, 128)), "float16")
     schema = Schema(samples, views, 256, fields)
     rng = np.random.default_rng(0)
@@ -158,9 +158,9 @@ def store_size(folder: Path) -> Iterator[Row]:
 def prepared(
     folder: Path, samples: int, face: int, body: tuple[int, int], lr_face: int = 56
 ) -> Path:
-    """A training set of noise in the prepared layout: pictures are links to a few files.
+    """A training set of noise in the prepared layout: images are links to a few files.
 
-    Sizes are those that the networks see for every other picture, smaller for the rest, but for LR
+    Sizes are those that the networks see for every other image, smaller for the rest, but for LR
     faces, which are all of one size.
     """
     root = folder / f"data{samples}"
@@ -173,8 +173,8 @@ def prepared(
             noise = rng.integers(0, 256, (max(size[0] // 8, 1), max(size[1] // 8, 1), 3))
             smaller = 0.7 if i % 2 and kind != "lr_face" else 1
             width, height = round(size[1] * smaller), round(size[0] * smaller)
-            picture = Image.fromarray(noise.astype(np.uint8)).resize((width, height))
-            picture.save(root / kind / f"{i}.jpg", quality=90)
+            image = Image.fromarray(noise.astype(np.uint8)).resize((width, height))
+            image.save(root / kind / f"{i}.jpg", quality=90)
         for i in range(samples):
             name = f"{i // 10:04d}_c{i % 3}_{i:05d}.jpg"
             (root / kind / "bounding_box_train" / name).hardlink_to(root / kind / f"{i % 8}.jpg")
@@ -199,7 +199,7 @@ def random_teacher(path: Path, classes: int, face: int, **network: Any) -> Teach
     torch.manual_seed(0)
     net = LMBN(classes, **network)
     names = [f"{i:04d}" for i in range(classes)]
-    save(path, net, Description("teacher", network, classes, names, (face, face), None))
+    save(path, net, ModelInfo("teacher", network, classes, names, (face, face), None))
     return Teacher(net)
 
 
@@ -212,7 +212,7 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
     teacher = random_teacher(weights, -(-samples // 10), face, **network)
     options = recipe(root, face, body, cache={"views": count, "batch": 16})
     table_, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
-    pictures = Pictures(
+    images = ImageDataset(
         table_, {"hr_face": (face, face), "mask": body},
         DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
     )  # fmt: skip
@@ -221,21 +221,21 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
 
     def ours() -> None:
         out = folder / f"stage{next(runs)}"
-        inputs = teacher_cache.Inputs(weights, folder / "memo.json")
+        inputs = teacher_cache.Inputs(weights, folder / "file_index.json")
         outputs = teacher_cache.Outputs(out / "targets.zarr", out / "left_out.csv")
         teacher_cache.run(options, inputs, outputs)
 
     def theirs() -> None:
-        for part in portions(range(samples), 16):
-            looks = [pictures.looks(i, range(count)) for i in part]
+        for part in batched(range(samples), 16):
+            rendered = [images.render_views(i, range(count)) for i in part]
             for view in range(count):
-                teach({k: torch.stack([look[k][view] for look in looks]) for k in looks[0]})
+                teach({k: torch.stack([one[k][view] for one in rendered]) for k in rendered[0]})
 
     yield compare("teacher_stage", ours, theirs, 2)
 
 
 class PlainLoader(Dataset[dict[str, torch.Tensor]]):
-    """Pictures as most training code loads them: PIL, then torchvision's transforms."""
+    """Images as most training code loads them: PIL, then torchvision's transforms."""
 
     def __init__(self, index: pd.DataFrame, sizes: dict[str, tuple[int, int]]) -> None:
         self.paths = {kind: index[kind].tolist() for kind in sizes}
@@ -256,22 +256,22 @@ class PlainLoader(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         sample = {}
         for kind, transform in self.transforms.items():
-            with Image.open(self.paths[kind][row]) as picture:
-                sample[kind] = transform(picture.convert("RGB"))
+            with Image.open(self.paths[kind][row]) as image:
+                sample[kind] = transform(image.convert("RGB"))
         return sample
 
 
 def loader(folder: Path) -> Iterator[Row]:
     """Samples per second on one core: stage two's loader, the views of a cache / PIL's of four and
-    of two pictures, plain resize / decoding alone."""
+    of two images, plain resize / decoding alone."""
     samples, face, body = 256, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
     index, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
     sizes = {"imgs": body, "lr_face": (face, face), "hr_face": (face, face), "mask": body}
     two = {kind: sizes[kind] for kind in ("imgs", "lr_face")}
     views = DrawnViews(recipe(root, face, body).views, index["sample_id"].tolist()).table(1)
-    pictures = Pictures(index, two, StoredViews(views), quick=[*two])
-    batches = [[(row, 0) for row in part] for part in portions(range(samples), 32)]
+    images = ImageDataset(index, two, StoredViews(views), quick=[*two])
+    batches = [[(row, 0) for row in part] for part in batched(range(samples), 32)]
 
     def drain(batches: Iterable[object]) -> None:
         for _ in batches:
@@ -283,7 +283,7 @@ def loader(folder: Path) -> Iterator[Row]:
                 torch.ops.image.decode_image(torch.ops.image.read_file(path), 3, False)
 
     def ours() -> None:
-        drain(load(pictures, batches, 0, torch.device("cpu")))
+        drain(load(images, batches, 0, torch.device("cpu")))
 
     sides: dict[str, Callable[[], object]] = {
         "loader_four": lambda: drain(DataLoader(PlainLoader(index, sizes), 32)),
@@ -302,7 +302,7 @@ def loader(folder: Path) -> Iterator[Row]:
 
 def training(folder: Path) -> Iterator[Row]:
     """A full-size student's step with cached targets / without any; the same / with the live
-    teacher and four pictures per sample. Batches of 8; the second epoch of two, 5 steps each."""
+    teacher and four images per sample. Batches of 8; the second epoch of two, 5 steps each."""
     samples, face, body = 40, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
     weights = folder / "full.safetensors"
@@ -314,7 +314,7 @@ def training(folder: Path) -> Iterator[Row]:
     cache = folder / "targets.zarr"
     teacher_cache.run(
         options,
-        teacher_cache.Inputs(weights, folder / "memo.json"),
+        teacher_cache.Inputs(weights, folder / "file_index.json"),
         teacher_cache.Outputs(cache, folder / "left_out.csv"),
     )
 
@@ -329,7 +329,7 @@ def training(folder: Path) -> Iterator[Row]:
             run / "checkpoints",
             run / "tensorboard",
         )
-        inputs = train_student.Inputs(cache, weights, folder / "memo.json", {})
+        inputs = train_student.Inputs(cache, weights, folder / "file_index.json", {})
         train_student.run(changed, inputs, out)
         return 8 / float(pd.read_csv(out.history)["images_per_s"].iloc[1])
 
@@ -397,13 +397,13 @@ def ranking(folder: Path) -> Iterator[Row]:
 
 
 def million(folder: Path) -> Iterator[Row]:
-    """3,000 × 1,000,000 descriptors of 512, float16, from their store: seconds and peak memory of
+    """3,000 × 1,000,000 features of 512, float16, from their store: seconds and peak memory of
     ranking by the Market rule, both / those of the bare products, a block of queries at a time."""
     queries, gallery = 3000, 1_000_000
     schema = Schema(queries + gallery, 1, 4096, {
         "features": Field((1, 512), "float16", ("head", "feature"))
     })  # fmt: skip
-    store, rng = folder / "descriptors.zarr", np.random.default_rng(0)
+    store, rng = folder / "features.zarr", np.random.default_rng(0)
     names = np.asarray([f"{i:07d}" for i in range(schema.samples)], object)
     writer = TargetWriter(store, schema, {"sample_id": Column(names, ("sample",))}, {})
     for block in writer.mine:
@@ -427,7 +427,7 @@ def million(folder: Path) -> Iterator[Row]:
 def of_million(side: str, store: Path) -> None:
     """One side of `million`, in a process of its own."""
     queries, rng = 3000, np.random.default_rng(1)
-    stored = StoredDescriptors(store, torch.device("cpu"), 0)
+    stored = FeatureStore(store, torch.device("cpu"), 0)
     count = stored.reader.schema.samples - queries
     everything = range(queries + count)
     distances = stored.distances(everything[:queries], everything[queries:], torch.ones(1))
@@ -436,7 +436,7 @@ def of_million(side: str, store: Path) -> None:
             distances(slice(start, min(start + 64, queries)))
         return
     query, gallery = people(rng, queries, 20_000), people(rng, count, 100_000)
-    say(f"mAP {rank(query, gallery, distances, PROTOCOLS['market']).mAP:.2e}")
+    log(f"mAP {rank(query, gallery, distances, PROTOCOLS['market']).mAP:.2e}")
 
 
 def help_start(folder: Path) -> Iterator[Row]:
@@ -485,7 +485,7 @@ def main() -> None:
     if OUT.is_file():
         rows = {each["name"]: Row(**each) for each in json.loads(OUT.read_text())}
     for name in wanted:
-        say(f"bench: {ROWS[name].__doc__}")
+        log(f"bench: {ROWS[name].__doc__}")
         with tempfile.TemporaryDirectory() as folder:
             for measured in ROWS[name](Path(folder)):
                 rows[measured.name] = measured

@@ -1,4 +1,4 @@
-"""A small SegFormer, trained for a moment on label maps of the made benchmark."""
+"""A small SegFormer, trained for a moment on label maps of the synthetic benchmark."""
 
 from __future__ import annotations
 

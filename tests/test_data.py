@@ -81,20 +81,20 @@ def test_all_problems_are_reported_together_with_their_paths(data: Path) -> None
     masks[1].unlink()
     Image.new("RGB", (10, 10)).save(masks[2])
     (data / "imgs" / TRAIN / "nobody.jpg").write_bytes(first(data, "imgs").read_bytes())
-    for picture in (data / "imgs" / "query").iterdir():
-        picture.unlink()
+    for image in (data / "imgs" / "query").iterdir():
+        image.unlink()
     (data / "lr_face" / "bounding_box_test" / first(data, "lr_face", "bounding_box_test").name
-     ).write_bytes(b"not a picture")  # fmt: skip
+     ).write_bytes(b"not an image")  # fmt: skip
 
     found = {str(problem) for problem in check_data(data, "benchmark").problems}
     assert len(found) == 6
     text = "\n".join(found)
-    assert f"{truncated}: unreadable picture: image file is truncated" in text
+    assert f"{truncated}: unreadable image: image file is truncated" in text
     assert f"{masks[1]}: missing mask in training" in text
-    assert f"{masks[2]}: mask of 10×10 pixels, its body picture has 32×64" in text
+    assert f"{masks[2]}: mask of 10×10 pixels, its body image has 32×64" in text
     assert "nobody.jpg: name doesn't parse as <pid>_c<camid>_<frame>.jpg" in text
     assert f"{data / 'imgs' / 'query'}: empty split" in text
-    assert "unreadable picture: not a picture file" in text
+    assert "unreadable image: not an image file" in text
     with pytest.raises(InputError, match="empty split"):
         check_data(data, "benchmark").require()
 
@@ -114,24 +114,26 @@ def test_a_sample_without_any_face_file_is_left_out_and_listed(data: Path, tmp_p
 def test_an_identity_with_one_picture_is_a_problem_or_vanishes(data: Path) -> None:
     pid = first(data, "imgs").name.split("_")[0]
     own = sorted((data / "imgs" / TRAIN).glob(f"{pid}_*.jpg"))
-    for picture in own[1:]:
+    for image in own[1:]:
         for kind in ("imgs", "lr_face", "hr_face", "mask"):
-            (data / kind / TRAIN / picture.name).unlink()
+            (data / kind / TRAIN / image.name).unlink()
     problems = check_data(data, "benchmark").problems
     assert [problem.path for problem in problems] == [own[0]]
-    assert f"identity {pid} has one picture" in problems[0].what
+    assert f"identity {pid} has one image" in problems[0].what
     checked = check_data(data, "benchmark", incomplete="leave-out").require()
     assert checked.vanished() == [pid]
     assert checked.split("train")["pid"].nunique() == TINY.train_identities - 1
 
 
 def test_the_memo_forgets_a_picture_that_changed(data: Path, tmp_path: Path) -> None:
-    memo = tmp_path / "memo.json"
-    assert not check_data(data, "benchmark", memo=memo).problems
-    assert not check_data(data, "benchmark", memo=memo).problems
-    picture = first(data, "imgs")
-    picture.write_bytes(picture.read_bytes()[:-300])
-    assert [p.path for p in check_data(data, "benchmark", memo=memo).problems] == [picture]
+    file_index = tmp_path / "file_index.json"
+    assert not check_data(data, "benchmark", file_index=file_index).problems
+    assert not check_data(data, "benchmark", file_index=file_index).problems
+    image = first(data, "imgs")
+    image.write_bytes(image.read_bytes()[:-300])
+    assert [p.path for p in check_data(data, "benchmark", file_index=file_index).problems] == [
+        image
+    ]
 
 
 def test_check_data_says_what_is_there_and_exits_2_on_problems(project: Project) -> None:
@@ -158,8 +160,8 @@ def _lose_mask(root: Path) -> Path:
 
 def _empty(root: Path) -> Path:
     folder = root / "imgs" / "bounding_box_test"
-    for picture in folder.iterdir():
-        picture.unlink()
+    for image in folder.iterdir():
+        image.unlink()
     return folder
 
 
@@ -211,7 +213,7 @@ RAW_TREES = {
     "dukemtmc": ("bounding_box_train/0005_c2_f2.jpg", "bounding_box_train/0005_c1_f1.jpg",
                  "query/0009_c1_f1.jpg", "bounding_box_test/0009_c8_f1.jpg"),
 }  # fmt: skip
-"""Four pictures of each raw dataset, as its authors name them: two of training, query, gallery."""
+"""Four images of each raw dataset, as its authors name them: two of training, query, gallery."""
 
 
 def test_every_raw_layout_is_tried() -> None:
@@ -235,12 +237,12 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
             Image.new("RGB", (8, 16)).save(path)
 
     for split, listing in LAYOUTS[dataset].scenes.items():
-        names = [path.name for path in LAYOUTS[dataset].pictures(root, split)]
+        names = [path.name for path in LAYOUTS[dataset].images(root, split)]
         (root / listing).write_text("".join(f"{name},{i}\n" for i, name in enumerate(names)))
 
     checked = check_data(root, dataset, needs=("imgs",), test_needs=("imgs",)).require()
     for protocol in LAYOUTS[dataset].protocols:
-        assert not PROTOCOLS[protocol].lacking(checked.table)
+        assert not PROTOCOLS[protocol].missing_labels(checked.table)
     train, query, gallery = (checked.split(split) for split in ("train", "query", "gallery"))
     assert train["sample_id"].tolist() == sorted(RAW_TREES[dataset][:2])
     assert train["pid"].nunique() == 1
@@ -249,7 +251,7 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
     assert "77" not in set(checked.table["pid"])
     if dataset == "market1501":
         assert gallery["pid"].tolist() == ["0000", "0001"]  # a distractor stays, junk goes
-    if "celeb" in dataset:  # no camera exists: every picture is its own, and nothing is removed
+    if "celeb" in dataset:  # no camera exists: every image is its own, and nothing is removed
         assert checked.table["camid"].is_unique
     if dataset in ("ltcc", "vcclothes", "last"):
         assert checked.table["clothes"].notna().all()
@@ -263,7 +265,7 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
     sets = ("--set", f"data.root={root}", "--set", "data_train=market1501")
     result = project("train-teacher", *sets)
     assert result.code == 2
-    assert "market1501 brings body pictures only" in result.err
+    assert "market1501 brings body images only" in result.err
     assert "forward_mode=body" in result.err
     body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0")
     project.ok("eval", *sets, *(part for text in body for part in ("--set", text)))
@@ -271,7 +273,7 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
 
 def test_check_data_prints_the_published_counts_beside_its_own(project: Project) -> None:
     result = project("check-data", "--set", "data_train=celeb")
-    assert "published  train 20,208 pictures of 632 identities" in result.err
+    assert "published  train 20,208 images of 632 identities" in result.err
 
 
 def test_a_blank_says_nothing_and_names_must_be_text_written_in_one_way(data: Path) -> None:
@@ -306,4 +308,4 @@ def test_scenes_are_those_of_their_split(tmp_path: Path) -> None:
     assert not problems
     assert table["scene"].tolist() == ["t1", "q10", "g10"]
     (tmp_path / "test-set-query-bbox.txt").write_text("P1_C1_1.jpg,\n")
-    assert "must be picture,scene" in str(read_index(tmp_path, LAYOUTS["deepchange"])[1][0])
+    assert "must be image,scene" in str(read_index(tmp_path, LAYOUTS["deepchange"])[1][0])

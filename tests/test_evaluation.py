@@ -40,19 +40,19 @@ def sets(*pairs: str) -> list[str]:
 
 def test_pictures_are_described_once_whatever_is_asked_of_them(project: Project) -> None:
     first = project.ok("eval")
-    assert re.search("descriptors +were made", first.err)
-    chunks = sorted((project.run / "descriptors.zarr").rglob("c/*/*/*"))
+    assert re.search("features +were made", first.err)
+    chunks = sorted((project.run / "features.zarr").rglob("c/*/*/*"))
     written = [path.stat().st_mtime_ns for path in chunks if path.is_file()]
     other = sets("eval.protocols=[cloth-changing,market]", "eval.ranks=[1,3]")
     second = project.ok("eval", "--force", *other)
-    assert re.search("descriptors +were there", second.err)
+    assert re.search("features +were there", second.err)
     assert [path.stat().st_mtime_ns for path in chunks if path.is_file()] == written
     report = metrics(project)
     assert [*report["protocols"]] == ["cloth-changing", "market"]
     assert "in the same clothes" in report["protocols"]["cloth-changing"]["rule"]
 
     again = project.ok("eval", "--force", *sets("eval.flip=false"))
-    assert re.search("descriptors +were made", again.err)
+    assert re.search("features +were made", again.err)
 
 
 def test_only_blocks_with_changed_pictures_are_described_again(
@@ -76,11 +76,11 @@ def test_killed_and_repeated_it_says_the_same(project: Project, tmp_path: Path) 
     command = [program, "eval", "--config", project.config, "--run", project.run, "--force"]
     random = np.random.default_rng(0)
     for kill in range(4):
-        for name in (*files, "descriptors.zarr"):
+        for name in (*files, "features.zarr"):
             path = project.run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not [*project.run.glob("descriptors.zarr*")]:
+        while process.poll() is None and not [*project.run.glob("features.zarr*")]:
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.8) * (kill + 1) / 4)
         process.send_signal(signal.SIGKILL)
@@ -93,15 +93,15 @@ def test_killed_and_repeated_it_says_the_same(project: Project, tmp_path: Path) 
 def test_several_processes_say_the_same_as_one(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
-    stored = open_reader(project.run / "descriptors.zarr").read([*range(24)], [0] * 24)["features"]
-    shutil.rmtree(project.run / "descriptors.zarr")
+    stored = open_reader(project.run / "features.zarr").read([*range(24)], [0] * 24)["features"]
+    shutil.rmtree(project.run / "features.zarr")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
     where = ["--config", str(project.config), "--run", str(project.run), "--force"]
     done = subprocess.run([*torchrun, "eval", *where], cwd=REPOSITORY, text=True,
                           capture_output=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = open_reader(project.run / "descriptors.zarr").read([*range(24)], [0] * 24)["features"]
+    found = open_reader(project.run / "features.zarr").read([*range(24)], [0] * 24)["features"]
     np.testing.assert_array_equal(found, stored)
     assert metrics(project) == expected
 
@@ -171,9 +171,9 @@ def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
 
 def test_descriptors_in_half_the_space(project: Project) -> None:
     project.ok("eval")
-    exact = open_reader(project.run / "descriptors.zarr").chunk("features", 0, 0).copy()
+    exact = open_reader(project.run / "features.zarr").chunk("features", 0, 0).copy()
     project.ok("eval", "--force", *sets("eval.dtype=float16"))
-    half = open_reader(project.run / "descriptors.zarr").chunk("features", 0, 0)
+    half = open_reader(project.run / "features.zarr").chunk("features", 0, 0)
     assert half.dtype == np.float16
     np.testing.assert_allclose(half, exact, atol=5e-4)
 
@@ -188,7 +188,7 @@ def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> 
 def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     (project.data / "clothes.csv").unlink()
     result = project.ok("eval")
-    assert "protocol cloth-changing needs the clothes of every picture; 24 of 24" in result.err
+    assert "protocol cloth-changing needs the clothes of every image; 24 of 24" in result.err
     assert [*metrics(project)["protocols"]] == ["market"]
     asked = project("eval", "--force", *sets("eval.protocols=[cloth-changing]"))
     assert asked.code == 2
@@ -200,7 +200,7 @@ def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
 
 def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
     project.ok("eval")
-    reader = open_reader(project.run / "descriptors.zarr")
+    reader = open_reader(project.run / "features.zarr")
     features = torch.from_numpy(reader.chunk("features", 0, 0).copy()).flatten(1)
     names = reader.column("sample_id").tolist()
     ranked = pd.read_csv(project.run / "ranked.csv", dtype={"pid": str})
@@ -252,8 +252,8 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
     again = rows.loc[("market", "all", "mAP", one)].iloc[-1]
     assert again["difference"] == 0
     assert again["p"] == 1
-    with (out / "compare.png").open("rb") as picture:
-        assert picture.read(4) == b"\x89PNG"
+    with (out / "compare.png").open("rb") as image:
+        assert image.read(4) == b"\x89PNG"
 
 
 def test_other_protocols_or_data_are_not_compared_unless_told(
@@ -334,7 +334,7 @@ def test_an_evaluation_alone_is_of_what_is_named(project: Project, tmp_path: Pat
     assert "no such file" in typo.err
     empty = project.command("eval", "--checkpoint", weights, "--data", str(tmp_path), *where)
     assert empty.code == 2
-    assert "none of body pictures in it" in empty.err
+    assert "none of body images in it" in empty.err
     other = Path(shutil.copytree(project.data, tmp_path / "other"))
     elsewhere = project.command(
         "eval", "--checkpoint", weights, "--data", str(other), "--dataset", "benchmark",
@@ -361,11 +361,11 @@ def test_a_broken_network_is_refused(project: Project) -> None:
     (project.run / "manifests" / "train-student.json").unlink()
     result = project("eval")
     assert result.code == 2
-    assert "its descriptor isn't finite" in result.err
+    assert "its feature isn't finite" in result.err
 
 
 def test_reranking_takes_its_neighbours_from_the_protocol_alone(project: Project) -> None:
-    """Queries and gallery pictures of cameras that aren't asked for change nothing."""
+    """Queries and gallery images of cameras that aren't asked for change nothing."""
     asked = sets("eval.protocols=[prcc-same-clothes]", "eval.rerank.enable=true",
                  "eval.rerank.k1=4")  # fmt: skip
     project.ok("eval", *asked)

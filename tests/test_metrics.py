@@ -53,7 +53,7 @@ RULES: dict[str, Callable[[pd.Series, pd.Series], bool]] = {
     "deepchange": lambda q, g: g.scene == q.scene,
     "last": lambda q, g: False,
 }
-"""Protocol → whether a gallery picture of the query's identity is taken out, in plain words."""
+"""Protocol → whether a gallery image of the query's identity is taken out, in plain words."""
 CAMERAS: dict[str, tuple[set[int], set[int]]] = {
     "prcc-cloth-changing": ({3}, {1}),
     "prcc-same-clothes": ({2}, {1}),
@@ -104,7 +104,7 @@ def test_metrics_are_those_of_brute_force(
     galleries = [gallery.index[gallery.camid.isin(shown)]]
     if PROTOCOLS[name].draws > 1:
         galleries = [d for d in _drawn(gallery, PROTOCOLS[name], 0) if d is not None]
-        for drawn in galleries:  # one picture of everybody who is there
+        for drawn in galleries:  # one image of everybody who is there
             part = gallery.loc[drawn]
             assert set(part.camid) <= shown
             assert sorted(part.pid) == sorted(gallery[gallery.camid.isin(shown)].pid.unique())
@@ -176,7 +176,7 @@ def test_a_case_worked_out_by_hand() -> None:
     gallery = people([1, 2, 1, 1, 3], [0, 1, 1, 2, 0])
     distances = np.array([[0.0, 0.1, 0.2, 0.4, 0.3], [0.5, 0.5, 0.5, 0.5, 0.1]], np.float32)
     ranking = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS["market"])
-    # Query 1: its own camera's picture is removed; order 2, 1, 3, 1: hits at 2 and 4.
+    # Query 1: its own camera's image is removed; order 2, 1, 3, 1: hits at 2 and 4.
     # Query 2: order 3, 1, 2, …: equal distances by gallery position, the hit at 3.
     assert ranking.queries["first"].tolist() == [2, 3]
     assert ranking.queries["ap"].tolist() == pytest.approx([(1 / 2 + 2 / 4) / 2, 1 / 3])
@@ -232,7 +232,7 @@ def test_prcc_by_hand() -> None:
             query, gallery, lambda rows: distances[rows], PROTOCOLS[f"{name}-single-shot"]
         )
         assert len(single.queries) == 10
-        assert set(single.queries["first"]) == {1, 2}  # by which picture of 1 was drawn
+        assert set(single.queries["first"]) == {1, 2}  # by which image of 1 was drawn
         assert single.mAP == pytest.approx(single.by_draw()["ap"].mean())
         assert single.by_draw()["ap"].std() > 0
 

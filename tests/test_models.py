@@ -13,7 +13,7 @@ from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows
 from deskpro.stages.models.osnet import CHANNELS, OSBlock
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import Description, describe, load_student, load_teacher, save
+from deskpro.stages.models.weights import ModelInfo, describe, load_student, load_teacher, save
 
 
 @pytest.mark.parametrize("width", CHANNELS)
@@ -131,7 +131,7 @@ def test_the_bias_before_a_classifier_is_frozen_at_zero() -> None:
             assert not parameter.any()
 
 
-DESCRIPTION = Description(
+DESCRIPTION = ModelInfo(
     "student", {"width": 0.25, "feature_dim": 16}, 3, ["1", "10", "2"], (32, 32), (64, 32)
 )
 

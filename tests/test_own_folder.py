@@ -68,7 +68,7 @@ def test_a_folder_of_ones_own_is_split_by_people(
         assert name is not None
         assert (name.pid, name.camid) == (sample.pid, sample.camid)
     cameras = Counter((sample.pid, sample.camid) for sample in samples)
-    assert set(cameras.values()) == {1}  # no camera is known: each picture is its own
+    assert set(cameras.values()) == {1}  # no camera is known: each image is its own
 
 
 def test_names_may_say_camera_split_and_clothes(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from deskpro.stages.preparation.faces import (
 from deskpro.stages.preparation.restoration import Spandrel
 from deskpro.stages.preparation.samples import Places, Sample
 from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
-from deskpro.stages.preparation.step import Unusable, optional, read_picture
+from deskpro.stages.preparation.step import Unusable, optional, read_image
 from tests.conftest import REPOSITORY
 
 ATR = SCHEMES["atr"]
@@ -186,14 +186,14 @@ def portrait() -> Image.Image:
     return Image.fromarray(astronaut())
 
 
-def detect(yunet: Path, picture: Image.Image, labels: np.ndarray | None = None, **options: object):  # type: ignore[no-untyped-def]
-    return YuNet(FaceBox(method="yunet", model=yunet, **options), PLACES, ATR).find(picture, labels)  # type: ignore[arg-type]
+def detect(yunet: Path, image: Image.Image, labels: np.ndarray | None = None, **options: object):  # type: ignore[no-untyped-def]
+    return YuNet(FaceBox(method="yunet", model=yunet, **options), PLACES, ATR).find(image, labels)  # type: ignore[arg-type]
 
 
 def test_yunet_finds_a_real_face_at_any_size(yunet: Path, portrait: Image.Image) -> None:
     for scale in (1, 2, 4):
-        picture = portrait.resize((512 // scale, 512 // scale))
-        seen = detect(yunet, picture)
+        image = portrait.resize((512 // scale, 512 // scale))
+        seen = detect(yunet, image)
         assert seen.decision == FOUND
         assert seen.box is not None
         x, y = (
@@ -274,7 +274,7 @@ def test_a_restoration_network_is_loaded_from_its_file(make: object, tmp_path: P
     first = network.restore(face, sample)
     assert first.size == (512, 512)
     assert np.asarray(first).std() > 0
-    if make is gfpgan:  # it adds noise, which is the picture's own
+    if make is gfpgan:  # it adds noise, which is the image's own
         torch.rand(3)  # whatever else was drawn meanwhile
         assert np.array_equal(first, network.restore(face, sample))
     shutil.rmtree(tmp_path)
@@ -321,7 +321,7 @@ def test_pixels_that_would_be_clipped_are_refused(mode: str, tmp_path: Path) -> 
     file = tmp_path / ("deep.png" if mode == "I;16" else "deep.tif")
     Image.new("I" if mode == "I;16" else mode, (4, 4), 30_000).convert(mode).save(file)
     with pytest.raises(Unusable, match="more than 8 bits a channel"):
-        read_picture(file)
+        read_image(file)
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""The stage prepare: from raw pictures to the layout that the other stages read."""
+"""The stage prepare: from raw images to the layout that the other stages read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
 from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES
-from deskpro.stages.preparation.step import read_picture
+from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
@@ -38,7 +38,7 @@ RAW = BenchmarkOptions(
     outfits=3, outfits_per_identity=2, cameras=2, looks=2, back_views=0.3,
     body_height=128, body_width=64, face_size=32,
 )  # fmt: skip
-"""Pictures large enough for heads to have an outline."""
+"""Images large enough for heads to have an outline."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_true_label_maps_give_the_true_masks_and_training_runs(
     assert (preparation.run / "metrics.json").is_file()
     iou = head_iou(preparation.made, raw_benchmark, (TRAIN, "query", GALLERY))
     assert iou >= 0.95
-    # A back view has a head, but no face; every other picture has all.
+    # A back view has a head, but no face; every other image has all.
     listing = preparation.listing()
     faces = {str(p.relative_to(raw_benchmark / "lr_face")) for p in
              (raw_benchmark / "lr_face").rglob("*.jpg")}  # fmt: skip
@@ -203,13 +203,13 @@ def test_several_processes_prepare_what_one_does(preparation: Preparation) -> No
 def corrupt_body(raw: Path, name: str) -> str:
     path = raw / "imgs" / name
     path.write_bytes(path.read_bytes()[:200])
-    return "unreadable picture"
+    return "unreadable image"
 
 
 def label_map_of_another_size(raw: Path, name: str) -> str:
     path = (raw / "labels" / name).with_suffix(".png")
     Image.open(path).resize((32, 64), Image.Resampling.NEAREST).save(path)
-    return "label map of 32×64 pixels, its body picture has 64×128"
+    return "label map of 32×64 pixels, its body image has 64×128"
 
 
 def unknown_class(raw: Path, name: str) -> str:
@@ -243,14 +243,14 @@ def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
     result = preparation()
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert "1 pictures can't be prepared" in result.err
+    assert "1 images can't be prepared" in result.err
     [line] = [line for line in result.err.splitlines() if name in line]
     assert why in line or why in result.err
     assert "prepare.unusable=leave-out" in result.err
     assert not (preparation.made / "prepare.csv").exists()
 
     said = preparation.ok("prepare.unusable=leave-out").err
-    assert "1 pictures, listed in" in said
+    assert "1 images, listed in" in said
     listing = preparation.listing()
     [left_out] = listing.index[listing["problem"].notna()]
     assert left_out == f"{TRAIN}/{name}"
@@ -297,14 +297,14 @@ def test_raw_pictures_that_come_and_go_are_followed(preparation: Preparation) ->
     labels = (preparation.raw / "labels" / GALLERY / gone.name).with_suffix(".png")
     gone.rename(new)
     labels.rename(labels.with_name("0099_c1_0001.png"))
-    assert "the raw pictures of gallery changed since" in preparation().err
+    assert "the raw images of gallery changed since" in preparation().err
     preparation.ok("--force")
     assert not [*preparation.made.rglob(f"{gone.stem}.*")]
     assert (preparation.made / "mask" / GALLERY / "0099_c1_0001.png").is_file()
     for path in (preparation.raw / "imgs" / "query").iterdir():
         path.unlink()
     (preparation.raw / "clothes.csv").unlink()
-    assert "12 pictures that are no longer in" in preparation.ok("--force").err
+    assert "12 images that are no longer in" in preparation.ok("--force").err
     assert not (preparation.made / "clothes.csv").exists()
 
 
@@ -366,12 +366,12 @@ def test_a_folder_with_other_pictures_is_not_mixed_with(
     shutil.copy(sorted((preparation.made / "imgs" / TRAIN).iterdir())[0], stray)
     result = preparation()
     assert result.code == 2
-    assert "1 pictures in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
-    # Without a raw set the pictures there are the ones that are prepared.
+    assert "1 images in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
+    # Without a raw set the images there are the ones that are prepared.
     result = preparation("prepare.root=null", "prepare.unusable=leave-out")
     assert result.code == 2
     assert "no label map of bounding_box_train/0777_c1_0001.jpg" in result.err
-    assert "move the picture out of imgs/" in result.err
+    assert "move the image out of imgs/" in result.err
     stray.unlink()
     preparation.ok("prepare.root=null")
     assert len(preparation.listing()) == 40
@@ -408,7 +408,7 @@ def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path)
     nothing = f"prepare.parsing.labels={tmp_path / 'empty'}"
     result = preparation("--force", nothing, "prepare.unusable=leave-out")
     assert result.code == 2
-    assert "none of 40 pictures can be prepared" in result.err
+    assert "none of 40 images can be prepared" in result.err
     preparation.ok("--force")
     assert preparation.digests() == before
 
@@ -467,8 +467,8 @@ def test_hr_faces_are_cut_from_hr_pictures(preparation: Preparation, tmp_path: P
     listing = preparation.listing()
     row = listing[listing["decision"] == "face found"].iloc[0]
     left, top, side = (4 * int(row[name]) for name in ("left", "top", "side"))
-    picture = Image.open((sharp / str(row["source"])).with_suffix(".png"))
-    wanted = picture.crop((left, top, left + side, top + side)).resize((64, 64))
+    image = Image.open((sharp / str(row["source"])).with_suffix(".png"))
+    wanted = image.crop((left, top, left + side, top + side)).resize((64, 64))
     made = Image.open(preparation.made / "hr_face" / str(row.name))
     assert np.abs(np.asarray(made, float) - np.asarray(wanted, float)).mean() < 3
 
@@ -508,10 +508,10 @@ def test_a_folder_of_ones_own_is_prepared_and_trained_on(
     for path in sorted((preparation.raw / "imgs").rglob("*.jpg")):
         pid, camera, _ = path.stem.split("_")
         labels = preparation.raw / "labels" / path.parent.name / f"{path.stem}.png"
-        target = photos / "pictures" / f"someone {pid}" / f"{camera} {path.stem[-4:]}.jpg"
+        target = photos / "images" / f"someone {pid}" / f"{camera} {path.stem[-4:]}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-        copied = photos / "labels" / target.relative_to(photos / "pictures").with_suffix(".png")
+        copied = photos / "labels" / target.relative_to(photos / "images").with_suffix(".png")
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(labels, copied)
     own = {"name": r"(?P<pid>[^/]+)/c(?P<camid>\d) .*", "test": 0.4}
@@ -623,7 +623,7 @@ def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -
 @pytest.mark.cuda
 def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: Path) -> None:
     train_segformer(raw_benchmark, tmp_path, steps=20)
-    bodies = [read_picture(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
+    bodies = [read_image(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
     options = Parsing(method="segformer", model=str(tmp_path))
     here, there = (
         np.stack(SegFormer(options, Places(tmp_path), None, device).parse(bodies))

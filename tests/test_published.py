@@ -455,25 +455,25 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     """The training images as one batch: student in training mode, teacher in evaluation mode."""
     from deskpro.stages.data.index import read_index
     from deskpro.stages.data.layouts import LAYOUTS
-    from deskpro.stages.data.loader import Pictures, photographs
+    from deskpro.stages.data.loader import ImageDataset, images_of
     from deskpro.stages.data.views import attention_target
     from deskpro.stages.training.schedule import default_peak, learning_rate
 
     wanted = json.loads((reference / "expected_losses.json").read_text())
     table, _ = read_index(reference / "prepared_sample", LAYOUTS["celeb"], ("train",))
     sizes = {"imgs": (384, 128), "mask": (384, 128), "lr_face": (224, 224), "hr_face": (224, 224)}
-    pictures = Pictures(table, sizes)
-    batch = torch.utils.data.default_collate([pictures[row, 0] for row in range(24)])
-    looks = {  # in the memory layout of the figures: hardest triplets magnify rounding
-        k: photographs(batch, k, torch.device("cpu"), channels_last=False)
+    images = ImageDataset(table, sizes)
+    batch = torch.utils.data.default_collate([images[row, 0] for row in range(24)])
+    rendered = {  # in the memory layout of the figures: hardest triplets magnify rounding
+        k: images_of(batch, k, torch.device("cpu"), channels_last=False)
         for k in ("imgs", "lr_face", "hr_face")
     }
     teacher, _ = load_teacher(checkpoint)
     student, _ = load_student(checkpoint)
     with torch.no_grad():
-        evaluated = student(looks["lr_face"], looks["imgs"])
-        output = student.train()(looks["lr_face"], looks["imgs"])
-        teacher_logits = teacher(looks["hr_face"]).logits
+        evaluated = student(rendered["lr_face"], rendered["imgs"])
+        output = student.train()(rendered["lr_face"], rendered["imgs"])
+        teacher_logits = teacher(rendered["hr_face"]).logits
     assert agreement(teacher_logits.numpy(), expected["teacher_logits"]) <= 1e-4
     assert agreement(evaluated.logits.numpy(), expected["train_student_logits"]) <= 1e-4
     assert evaluated.attention is not None

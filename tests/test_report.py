@@ -28,7 +28,7 @@ from tests.browser import CHROMIUM, Page, browse
 from tests.conftest import Project, with_cache, write_recipe
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-"""Part of the name of one query's pictures."""
+"""Part of the name of one query's images."""
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
 
@@ -259,7 +259,7 @@ def test_its_figures_are_those_of_the_evaluation(evaluated: Path, page_file: Pat
 
 @pytest.fixture
 def run(evaluated: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may change; its pictures are those of the original."""
+    """A copy of the run that a test may change; its images are those of the original."""
     return Path(shutil.copytree(evaluated, tmp_path / "run"))
 
 
@@ -302,9 +302,9 @@ def test_pictures_that_are_gone_are_placeholders_and_may_have_moved(
     record = json.loads(metrics.read_text())
     record["data"]["root"] = str(tmp_path / "nowhere")
     metrics.write_text(json.dumps(record))
-    assert "picture not found" not in make(run).read_text()  # data.root still has them
+    assert "image not found" not in make(run).read_text()  # data.root still has them
     text = make(run, "--set", f"data.root={tmp_path / 'nowhere'}").read_text()
-    assert "picture not found" in text
+    assert "image not found" in text
     assert "any more: " in text
     assert "It could not be made: " in text
 
@@ -386,7 +386,7 @@ def test_a_history_becomes_curves_heads_and_tables() -> None:
     assert len(histories.curves("student", history)) == 3
     assert histories.heads(history)[0]["agree"] == (0.1, 0.6)
     assert histories.heads(history[["epoch", "total"]]) == []
-    numbers = histories.numbers(history, watched=True)
+    numbers = histories.numbers(history, metrics=True)
     assert numbers is not None
     assert numbers["columns"] == ["epoch", "agree_global", "divergence_global"]
     assert histories.numbers(None) is None

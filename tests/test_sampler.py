@@ -26,7 +26,7 @@ def test_a_batch_holds_k_images_of_each_of_p_identities(
     sizes = Counter(labels.tolist())
     for row, times in used.items():
         enough = sizes[int(labels[row])] >= images
-        assert times == 1 or not enough  # only an identity with fewer than K repeats a picture
+        assert times == 1 or not enough  # only an identity with fewer than K repeats an image
     assert bool(batches) == (len(sizes) >= identities)
 
 

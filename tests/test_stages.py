@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from deskpro.cache.reader import open_reader
 from deskpro.pipeline import config
 from deskpro.stages.data.index import class_order
-from deskpro.stages.data.loader import Pictures, photographs
+from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, attention_target
 from deskpro.stages.models.weights import load_student, load_teacher
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
@@ -84,7 +84,7 @@ def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) ->
     )  # fmt: skip
     views = DrawnViews(options.views, index, plain_view=True)
     np.testing.assert_array_equal(reader.column("views"), views.table(3))
-    pictures = Pictures(table, {"hr_face": (32, 32), "mask": (64, 32)}, views)
+    images = ImageDataset(table, {"hr_face": (32, 32), "mask": (64, 32)}, views)
     teacher, described = load_teacher(project.run / "teacher.safetensors")
     pids = [Path(sample).name.split("_")[0] for sample in index]
     assert described.classes == class_order(pids) == reader.fingerprint["classes"]
@@ -92,8 +92,8 @@ def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) ->
     assert reader.column("label").tolist() == labels
 
     for row, view in ((0, 0), (7, 1), (19, 2)):
-        batch = torch.utils.data.default_collate([pictures[row, view]])
-        logits = teacher(photographs(batch, "hr_face", torch.device("cpu"))).logits
+        batch = torch.utils.data.default_collate([images[row, view]])
+        logits = teacher(images_of(batch, "hr_face", torch.device("cpu"))).logits
         target = attention_target(batch["mask"], (8, 4))
         cached = reader.read([row], [view])
         np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=1e-3)
@@ -272,8 +272,8 @@ def test_a_teacher_that_does_not_know_somebody_is_refused(project: Project, tmp_
     for kind in ("imgs", "lr_face", "hr_face", "mask"):
         folder = project.data / kind / "bounding_box_train"
         pid = sorted(folder.iterdir())[0].name.split("_")[0]
-        for picture in folder.glob(f"{pid}_*"):
-            picture.rename(picture.with_name("9" + picture.name))
+        for image in folder.glob(f"{pid}_*"):
+            image.rename(image.with_name("9" + image.name))
     teacher = project.run / "teacher.safetensors"
     elsewhere = str(tmp_path / "elsewhere")
     result = project("teacher-cache", "--run", elsewhere, "--set", f"pre_train={teacher}")
@@ -313,9 +313,9 @@ def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) 
     assert both["ce_face"] == pytest.approx(0.3 * plain["ce_face"], rel=1e-5)
     assert both["ce_body"] == pytest.approx(plain["ce_body"], rel=1e-5)
     more = set(both.index) - set(plain.index)
-    watched = {name for name in more if name.startswith(("agree_", "divergence_"))}
-    assert more - watched == {"kd", "attention"}
-    terms = both.drop(["epoch", "lr", "total", "images_per_s", *watched])
+    metrics = {name for name in more if name.startswith(("agree_", "divergence_"))}
+    assert more - metrics == {"kd", "attention"}
+    terms = both.drop(["epoch", "lr", "total", "images_per_s", *metrics])
     assert both["total"] == pytest.approx(terms.sum(), rel=1e-5)
 
 
@@ -332,15 +332,15 @@ def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
 
 
 def test_the_mirror_image_counts_as_much_as_the_picture(project: Project) -> None:
-    """With flip, a mirrored query gallery gives the same descriptors, so the same numbers."""
+    """With flip, a mirrored query gallery gives the same features, so the same numbers."""
     from PIL import Image
 
     project.ok("eval")
     before = market(project.run)
     for kind in ("imgs", "lr_face"):
         for path in (project.data / kind / "query").glob("*.jpg"):
-            with Image.open(path) as picture:
-                mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            with Image.open(path) as image:
+                mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             mirrored.save(path, format="PNG")  # lossless; the extension may say what it likes
     for path in (project.data / "imgs" / "bounding_box_test").glob("*.jpg"):
         path.touch()
@@ -457,10 +457,10 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
     assert first["attention"] < 0.02 * asked_losses["attention"].iloc[0]
     assert any(not torch.equal(stored[name], asked[name]) for name in stored)
 
-    say = LiveTeacher.__call__
+    log = LiveTeacher.__call__
 
     def rounded(self: LiveTeacher, batch: Any) -> Targets:
-        said = say(self, batch)
+        said = log(self, batch)
         return {
             "logits": said["logits"].half(),
             "attention": (said["attention"] * 255).round() / 255,
@@ -526,10 +526,10 @@ def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
 def _busy_with(folder: Path) -> list[str]:
     """The processes that have a file of a folder open."""
     found = []
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+    for feature in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
-            if descriptor.parts[2] != str(os.getpid()) and folder in descriptor.readlink().parents:
-                found.append(descriptor.parts[2])
+            if feature.parts[2] != str(os.getpid()) and folder in feature.readlink().parents:
+                found.append(feature.parts[2])
     return found
 
 

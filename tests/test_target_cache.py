@@ -39,13 +39,13 @@ def store(project: Project) -> Path:
     return project.run / "targets.zarr"
 
 
-def pictures(project: Project, kind: str) -> list[Path]:
+def images(project: Project, kind: str) -> list[Path]:
     return sorted((project.data / kind / "bounding_box_train").glob("*.jpg"))
 
 
 def change_a_pixel(path: Path) -> None:
-    with Image.open(path) as picture:
-        changed = picture.convert("RGB")
+    with Image.open(path) as image:
+        changed = image.convert("RGB")
     changed.putpixel((0, 0), (255, 0, 255))
     changed.save(path, quality=95)
 
@@ -69,13 +69,13 @@ def sample_id(path: Path) -> str:
 
 
 def _one_pixel(project: Project) -> tuple[list[str], str]:
-    face = pictures(project, "hr_face")[3]
+    face = images(project, "hr_face")[3]
     change_a_pixel(face)
     return [], f"hr_face_sha256 of {sample_id(face)} changed"
 
 
 def _a_mask(project: Project) -> tuple[list[str], str]:
-    mask = pictures(project, "mask")[9]
+    mask = images(project, "mask")[9]
     mask.write_bytes(mask.read_bytes() + b"\0")
     return [], f"mask_sha256 of {sample_id(mask)} changed"
 
@@ -86,7 +86,7 @@ def _every(project: Project, name: str) -> list[Path]:
 
 
 def _a_sample_more(project: Project) -> tuple[list[str], str]:
-    name = pictures(project, "hr_face")[0].name
+    name = images(project, "hr_face")[0].name
     new = name.replace(".jpg", "9.jpg")
     for path in _every(project, name):
         shutil.copy(path, path.with_name(new))
@@ -94,14 +94,14 @@ def _a_sample_more(project: Project) -> tuple[list[str], str]:
 
 
 def _a_sample_less(project: Project) -> tuple[list[str], str]:
-    name = pictures(project, "hr_face")[0].name
+    name = images(project, "hr_face")[0].name
     for path in _every(project, name):
         path.unlink()
     return [], f"bounding_box_train/{name} gone"
 
 
 def _a_sample_renamed(project: Project) -> tuple[list[str], str]:
-    name = pictures(project, "hr_face")[0].name
+    name = images(project, "hr_face")[0].name
     new = name.replace(".jpg", "9.jpg")
     for path in _every(project, name):
         path.rename(path.with_name(new))
@@ -310,19 +310,19 @@ def test_more_views_are_added_without_force_and_fewer_refused(
 def test_touched_files_with_the_same_content_are_the_same(project: Project) -> None:
     project.ok("teacher-cache")
     for kind in ("hr_face", "mask", "imgs"):
-        for path in pictures(project, kind):
+        for path in images(project, kind):
             path.touch()
     assert "is fresh" in project.ok("teacher-cache").err
     project.ok("train-student")
 
 
 def test_only_a_deep_look_finds_a_change_that_keeps_size_and_time(project: Project) -> None:
-    mask = pictures(project, "mask")[0]
-    picture = mask.read_bytes()
-    mask.write_bytes(picture + b"one")
+    mask = images(project, "mask")[0]
+    image = mask.read_bytes()
+    mask.write_bytes(image + b"one")
     project.ok("teacher-cache", "--force")
     status = mask.stat()
-    mask.write_bytes(picture + b"two")
+    mask.write_bytes(image + b"two")
     os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert "is fresh" in project.ok("teacher-cache").err
     for stage in ("teacher-cache", "train-student"):
@@ -359,15 +359,15 @@ def test_two_processes_make_the_bytes_of_one(project: Project) -> None:
 
 def test_a_process_that_dies_leaves_a_store_that_resumes(project: Project) -> None:
     remove_cache(project)
-    broken = pictures(project, "mask")[12]  # of the second block, which is the second process's
+    broken = images(project, "mask")[12]  # of the second block, which is the second process's
     whole = broken.read_bytes()
     project.ok("check-data")
     status = broken.stat()
-    broken.write_bytes(bytes(len(whole)))  # the memo believes it to be as it was
+    broken.write_bytes(bytes(len(whole)))  # the file index believes it to be as it was
     os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
     died = torchrun(2, project)
     assert died.returncode != 0
-    assert f"{broken}: unreadable picture" in died.stderr
+    assert f"{broken}: unreadable image" in died.stderr
     assert not store(project).exists()
     broken.write_bytes(whole)
     project.ok("teacher-cache")

@@ -240,16 +240,16 @@ def test_the_number_of_workers_does_not_matter(
 def test_identities_with_too_few_pictures_repeat_them_and_are_counted(project: Project) -> None:
     assert "repeated" not in project.ok("train-student").err
     result = project.ok("train-student", "--force", *sets("batchimage=6"))
-    assert re.search(r"repeated +4 identities have fewer than 6 pictures", result.err)
+    assert re.search(r"repeated +4 identities have fewer than 6 images", result.err)
 
 
 def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: Project) -> None:
-    watched = ("tensorboard.every=1", "tensorboard.overlays=2")
+    metrics = ("tensorboard.every=1", "tensorboard.overlays=2")
     project.ok("teacher-cache")
-    child = start(project, *sets(*SHORT, *watched))
+    child = start(project, *sets(*SHORT, *metrics))
     wait_for_step(project, 3)
     assert end(child, signal.SIGKILL) == -signal.SIGKILL
-    project.ok("train-student", *sets(*SHORT, *watched))
+    project.ok("train-student", *sets(*SHORT, *metrics))
     rows = history(project)
     assert rows["epoch"].tolist() == [0, 1, 2, 3, 4]
     assert {f"agree_{head}" for head in HEADS} | {f"divergence_{head}" for head in HEADS} < {
@@ -287,13 +287,13 @@ def test_agreement_is_of_every_head() -> None:
 
 
 def test_an_overlay_is_red_where_the_attention_is() -> None:
-    pictures = torch.full((2, 3, 8, 4), 200, dtype=torch.uint8)
+    images = torch.full((2, 3, 8, 4), 200, dtype=torch.uint8)
     attention = torch.zeros(2, 1, 8, 4)
     attention[:, :, :4] = 1
-    seen = overlay(pictures, attention).int()
+    seen = overlay(images, attention).int()
     assert (seen[:, 0, :3] > seen[:, 1, :3] + 100).all()
     assert (seen[:, :, 5:] == 100).all()
-    assert side_by_side(pictures, attention, attention).shape == (3, 16, 12)
+    assert side_by_side(images, attention, attention).shape == (3, 16, 12)
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,4 +1,4 @@
-"""Views: drawn from a counter, and the same look for all four pictures of a sample."""
+"""Views: drawn from a counter, and the same look for all four images of a sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deskpro.stages.base.options import Views
-from deskpro.stages.data.loader import Pictures
+from deskpro.stages.data.loader import ImageDataset
 from deskpro.stages.data.views import (
     ERASED,
     MEAN,
@@ -25,8 +25,8 @@ from deskpro.stages.data.views import (
     attention_target,
     draw_view,
     erase,
-    look,
     normalise,
+    render_view,
 )
 
 ALWAYS = Views(flip=0.5, crop=1.0, erase=1.0, enlarge=1.3)
@@ -82,9 +82,9 @@ def test_the_first_view_is_plain_only_if_asked() -> None:
 
 def test_the_plain_view_is_the_reference_preprocessing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
-    picture = Image.fromarray(pixels)
-    resized = np.asarray(picture.resize((64, 128), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(look(picture, PLAIN, (128, 64)), resized.transpose(2, 0, 1))
+    image = Image.fromarray(pixels)
+    resized = np.asarray(image.resize((64, 128), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(render_view(image, PLAIN, (128, 64)), resized.transpose(2, 0, 1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,24 +99,24 @@ def test_the_quick_look_is_the_reference_within_2_of_255(
 ) -> None:
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
-    picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    image = coarse.resize((width, height), Image.Resampling.BICUBIC)
     views = [PLAIN, PLAIN._replace(flip=1.0), draw_view(Views(crop=1.0), "sample", number)]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, f"picture.{kind}")
-        picture.save(file)
+        file = Path(folder, f"image.{kind}")
+        image.save(file)
         for size in {**SIZES, "own": (height, width)}.values():
             table = pd.DataFrame({"imgs": [str(file)]})
             for view in views:
                 row = np.asarray(view, np.float32)
                 quick, exact = (
-                    Pictures(table, {"imgs": size}, lambda *_, row=row: row, quick=quick)[0, 0]
+                    ImageDataset(table, {"imgs": size}, lambda *_, row=row: row, quick=quick)[0, 0]
                     for quick in (["imgs"], [])
                 )
                 assert (quick["imgs"].int() - exact["imgs"].int()).abs().max() <= 2
 
 
 def marked(size: tuple[int, int], y: float, x: float) -> Image.Image:
-    """A black picture with a soft white spot at fractions (y, x)."""
+    """A black image with a soft white spot at fractions (y, x)."""
     height, width = size
     rows, columns = (np.arange(height) + 0.5) / height - y, (np.arange(width) + 0.5) / width - x
     spot = np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * 0.04**2))
@@ -142,8 +142,8 @@ def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
     if view.flip:
         where_x = 1 - where_x
     for size in SIZES.values():
-        stored = (2 * size[0], size[1] + 30)  # pictures aren't stored at the network's size
-        found = centre(look(marked(stored, y, x), view, size))
+        stored = (2 * size[0], size[1] + 30)  # images aren't stored at the network's size
+        found = centre(render_view(marked(stored, y, x), view, size))
         assert found == pytest.approx((where_y, where_x), abs=0.01)
 
 
@@ -153,15 +153,15 @@ def test_all_photographs_are_erased_at_the_same_place_and_masks_not(number: int)
     view = draw_view(ALWAYS, "sample", number)
     row = np.asarray([view], np.float32)
     for height, width in SIZES.values():
-        picture = erase(torch.zeros(1, 3, height, width), row)
-        inside = (picture[0] == torch.tensor(ERASED).view(3, 1, 1)).all(0)
+        image = erase(torch.zeros(1, 3, height, width), row)
+        inside = (image[0] == torch.tensor(ERASED).view(3, 1, 1)).all(0)
         rows, columns = torch.nonzero(inside, as_tuple=True)
         assert rows.min() / height == pytest.approx(view.erase_top, abs=0.5 / height + 1e-6)
         assert columns.min() / width == pytest.approx(view.erase_left, abs=0.5 / width + 1e-6)
         assert inside.sum() / (height * width) == pytest.approx(
             view.erase_height * view.erase_width, abs=1.5 / min(height, width)
         )
-        assert not picture[0][:, ~inside].any()
+        assert not image[0][:, ~inside].any()
 
 
 def test_pictures_are_normalised_with_imagenet_statistics() -> None:

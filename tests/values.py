@@ -36,7 +36,7 @@ def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
     targets = zarr.open_group(run / "targets.zarr", mode="r")
     for name in ("sample_id", "label", "views", "logits", "attention", "pixels"):
         values[f"targets/{name}"] = _plain(targets[name][...])
-    features = zarr.open_group(run / "descriptors.zarr", mode="r")
+    features = zarr.open_group(run / "features.zarr", mode="r")
     for name in ("sample_id", "features"):
         values[f"features/{name}"] = _plain(features[name][...])
     metrics = [*_numbers(json.loads((run / "metrics.json").read_text())["protocols"])]

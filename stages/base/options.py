@@ -30,21 +30,21 @@ def _known(info: ValidationInfo, registry: str) -> tuple[str, ...]:
 
 
 class Data(Section):
-    """Where the pictures lie and how large the networks see them."""
+    """Where the images lie and how large the networks see them."""
 
     root: FilePath = Path("data/benchmark")
     """Folder in the prepared layout: {imgs,lr_face,hr_face,mask}/{bounding_box_train,query,…}."""
     test_root: FilePath | None = None
     """Folder whose query and gallery are evaluated; `root` where not given."""
     body_size: Size = (384, 128)
-    """Height and width of body picture and mask, pixels."""
+    """Height and width of body image and mask, pixels."""
     face_size: Size = (224, 224)
     """Height and width of LR and HR face, pixels."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes; results don't depend on it."""
     incomplete: Literal["refuse", "leave-out"] = "refuse"
     """Training samples with only some of their face files and mask, and identities with one
-    picture: an error, or left out and listed."""
+    image: an error, or left out and listed."""
 
 
 class Network(Section):
@@ -82,7 +82,7 @@ class Loss(Section):
 
 
 class Views(Section):
-    """What an augmented view may be; probabilities, and fractions of the picture."""
+    """What an augmented view may be; probabilities, and fractions of the image."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     flip: Fraction = 0.5
@@ -141,7 +141,7 @@ class TeacherTraining(Training):
     batchid: Annotated[int, Field(ge=2)] = 5
     """P: identities in a batch."""
     batchimage: Annotated[int, Field(ge=2)] = 6
-    """K: pictures of each identity in a batch."""
+    """K: images of each identity in a batch."""
     loss: Loss = Loss()
     views: Views = Views()
 
@@ -186,9 +186,9 @@ class Cache(Section):
     views: Positive = 16
     """Views per sample."""
     plain_view: bool = True
-    """View 0 is the plain picture."""
+    """View 0 is the plain image."""
     batch: Positive = 64
-    """Pictures per forward pass of the teacher."""
+    """Images per forward pass of the teacher."""
     block: Positive = 256
     """Samples per block, the unit that is written and resumed."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -198,7 +198,7 @@ class Cache(Section):
     reuse: bool = True
     """Take over blocks of an earlier cache that would come out the same."""
     memory: Weight = 2.0
-    """GB in which a student may hold all targets, and eval all descriptors, on the GPU or in RAM;
+    """GB in which a student may hold all targets, and eval all features, on the GPU or in RAM;
     beyond that they are read from their files."""
 
 
@@ -218,7 +218,7 @@ class TensorBoard(Section):
     every: Positive = 20
     """Steps between two points of a curve."""
     overlays: Positive = 5
-    """Epochs between two pictures of the attention, the student's beside its target."""
+    """Epochs between two images of the attention, the student's beside its target."""
 
 
 class Rerank(Section):
@@ -228,13 +228,13 @@ class Rerank(Section):
     k1: Positive = 20
     """Neighbours that must be mutual."""
     k2: Positive = 6
-    """Nearest pictures whose neighbourhoods are averaged."""
+    """Nearest images whose neighbourhoods are averaged."""
     weight: Fraction = 0.3
     """Of the old distance against the Jaccard distance."""
 
 
 class Evaluation(Section):
-    """How descriptors are made and scored."""
+    """How features are made and scored."""
 
     protocols: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Names of protocols, the first is the one that others read; the dataset's where not given."""
@@ -243,9 +243,9 @@ class Evaluation(Section):
     rerank: Rerank = Rerank()
     batch: Positive = 64
     flip: bool = True
-    """Add the feature of the mirrored picture."""
+    """Add the feature of the mirrored image."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How descriptors are stored."""
+    """How features are stored."""
     ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
     """Ranks of the CMC that are printed and saved."""
 
@@ -268,7 +268,7 @@ class Options(Section):
     batchid: Annotated[int, Field(ge=2)] = 5
     """P: identities in a batch of the student."""
     batchimage: Annotated[int, Field(ge=2)] = 6
-    """K: pictures of each identity in a batch of the student."""
+    """K: images of each identity in a batch of the student."""
     data: Data = Data()
     prepare: Prepare | None = None
     """How `data.root` is made from a raw dataset; where not given, it is there."""
@@ -314,7 +314,7 @@ class Options(Section):
                 )
             if self.data_train == "own" and raw is not None and _within(path, raw):
                 raise ValueError(
-                    f"{name} {path}: lies in prepare.root {raw}, where every picture is taken for "
+                    f"{name} {path}: lies in prepare.root {raw}, where every image is taken for "
                     "a photograph; move it out"
                 )
         return self

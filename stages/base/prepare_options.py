@@ -30,15 +30,15 @@ class Own(Section):
     """How a folder of one's own is read: who, where, and what is held out."""
 
     name: str = r"(?P<pid>[^/]+)/.*"
-    """Regular expression that a picture's whole path below the root must match. Group pid, and
-    where known camid, clothes, split (train, query, gallery). Without camid each picture of an
+    """Regular expression that an image's whole path below the root must match. Group pid, and
+    where known camid, clothes, split (train, query, gallery). Without camid each image of an
     identity counts as a camera of its own."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the identities held out for query and gallery, where the name has no split."""
     query: Positive = 1
-    """Pictures that are queries, of each held-out identity and camera; the rest is gallery."""
+    """Images that are queries, of each held-out identity and camera; the rest is gallery."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides who is held out, and which pictures are queries."""
+    """Decides who is held out, and which images are queries."""
 
     @field_validator("name")
     @classmethod
@@ -56,14 +56,14 @@ class Own(Section):
 
 
 class Parsing(Section):
-    """Step 1: a label map for every body picture."""
+    """Step 1: a label map for every body image."""
 
     method: Annotated[str, _known("parsing", "PARSERS")] = "labels"
     """labels reads label maps that exist, segformer makes them."""
     scheme: Annotated[str, _known("schemes", "SCHEMES")] = "atr"
     """What the class ids mean; `deskpro prepare --explain` shows the table."""
     labels: FilePath | None = None
-    """For labels: the folder of PNGs of one channel, below it the paths of the body pictures."""
+    """For labels: the folder of PNGs of one channel, below it the paths of the body images."""
     model: str | None = None
     """For segformer: a local folder in the format of transformers, or a name on its hub."""
 
@@ -91,7 +91,7 @@ class FaceBox(Section):
     score: Fraction = 0.6
     """For yunet: the least confidence."""
     height: Annotated[int, Field(ge=32, le=4096)] = 512
-    """For yunet: body pictures that are lower are enlarged to this height first."""
+    """For yunet: body images that are lower are enlarged to this height first."""
     inside_head: bool = True
     """For yunet: a face whose centre lies outside the head region of the label map is dropped."""
 
@@ -100,14 +100,14 @@ class Restoration(Section):
     """Step 4: the HR face."""
 
     method: Annotated[str, _known("restoration", "RESTORERS")] = "bicubic"
-    """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
-    HR body pictures."""
+    """bicubic enlarges and restores nothing; spandrel runs a network; images cuts the face from
+    HR body images."""
     model: FilePath | None = None
     """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
     pictures: FilePath | None = None
-    """For pictures: the folder of HR body pictures, below it the paths of the body pictures."""
+    """For pictures: the folder of HR body images, below it the paths of the body images."""
     size: Annotated[int, Field(ge=16, le=2048)] = 224
-    """Side of the HR face of bicubic and pictures; a network's is its own."""
+    """Side of the HR face of bicubic and images; a network's is its own."""
 
 
 STEPS = ("parsing", "mask", "face", "restoration")
@@ -117,7 +117,7 @@ class Prepare(Section):
     """From a raw dataset to the prepared layout in `data.root`."""
 
     root: FilePath | None = None
-    """The raw dataset, laid out as `data_train` says; where not given, the pictures that are in
+    """The raw dataset, laid out as `data_train` says; where not given, the images that are in
     `data.root` already."""
     own: Own = Own()
     """How `root` is read where `data_train` is own."""
@@ -128,12 +128,12 @@ class Prepare(Section):
     face: FaceBox = FaceBox()
     restoration: Restoration = Restoration()
     unusable: Literal["refuse", "leave-out"] = "refuse"
-    """Pictures that can't be read, or whose label map is missing, of another size or has an unknown
+    """Images that can't be read, or whose label map is missing, of another size or has an unknown
     class: an error, or left out and listed."""
     batch: Positive = 16
-    """Pictures that go through a network at a time, and are kept together when interrupted."""
+    """Images that go through a network at a time, and are kept together when interrupted."""
     shown: Annotated[int, Field(ge=0, le=500)] = 24
-    """Random, and as many doubtful, pictures on the contact sheet."""
+    """Random, and as many doubtful, images on the contact sheet."""
 
     @field_validator("steps")
     @classmethod

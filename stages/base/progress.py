@@ -94,7 +94,7 @@ def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
         yield Bar(title, total, unit, progress)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line to the person who waits."""
     _console().print(text, markup=False, soft_wrap=True)
 
@@ -102,9 +102,9 @@ def say(text: str) -> None:
 def summary(title: str, facts: Mapping[str, object]) -> None:
     """What a stage did: what, how much, how long, where."""
     width = max(len(name) for name in facts)
-    say(f"{title}")
+    log(f"{title}")
     for name, fact in facts.items():
-        say(f"  {name:<{width}}  {fact}")
+        log(f"  {name:<{width}}  {fact}")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

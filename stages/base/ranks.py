@@ -29,7 +29,7 @@ class Ranks:
     any: Callable[[bool], bool] = lambda said: said
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """The first process runs the block, then the others do, and find what it left."""
         if self.rank:
             self.share(None)

@@ -41,7 +41,7 @@ class RunFolder:
         return self._upstream / "targets.zarr"
 
     @property
-    def memo(self) -> Path:
+    def file_index(self) -> Path:
         return self._upstream / "checked.json"
 
     @property
@@ -57,8 +57,8 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
-    def descriptors(self) -> Path:
-        return self.path / "descriptors.zarr"
+    def features(self) -> Path:
+        return self.path / "features.zarr"
 
     def history(self, who: str) -> Path:
         folder = self._upstream if who == "teacher" else self.path

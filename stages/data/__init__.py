@@ -1,1 +1,1 @@
-"""Dataset index, layouts, views, sampler, loader and the made benchmark."""
+"""Dataset index, layouts, views, sampler, loader and the synthetic benchmark."""

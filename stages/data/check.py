@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
+from deskpro.stages.data.file_index import FileIndex
 from deskpro.stages.data.index import KINDS, SPLITS, Problem, read_index
 from deskpro.stages.data.layouts import LAYOUTS, UNFINISHED
-from deskpro.stages.data.memo import Memo
 
 _REPORTED = 40
 """Problems in one error message; `check-data` lists all."""
@@ -77,23 +77,23 @@ def check_data(
     test_needs: Sequence[str] = ("imgs", "lr_face"),
     incomplete: str = "refuse",
     training: bool = True,
-    memo: Path | None = None,
+    file_index: Path | None = None,
 ) -> CheckedData:
-    """Read the index of `root` and open every picture of the kinds in `needs`, or `test_needs`.
+    """Read the index of `root` and open every image of the kinds in `needs`, or `test_needs`.
 
     Where the training split is for `training`, it must be complete: a sample with none of the
     needed face files and mask is one whose face wasn't found: it is left out. One with only some of
-    them, or an identity with one picture, is a problem, or left out where `incomplete` is
-    "leave-out". Pictures must decode to the end, and a mask must have the size of its body picture.
+    them, or an identity with one image, is a problem, or left out where `incomplete` is
+    "leave-out". Images must decode to the end, and a mask must have the size of its body image.
     Test samples may lack any face file.
 
-    `memo` names a file that remembers which pictures were already decoded (by size and time of
+    `file_index` names a file that remembers which images were already decoded (by size and time of
     change), so that a stage that runs again doesn't decode all of them again.
     """
     layout = LAYOUTS[dataset]
     if training and not layout.prepared(root) and set(needs) - {"imgs"}:
         raise InputError(
-            f"{dataset} brings body pictures only, {', '.join(needs[1:])} would be needed. Train "
+            f"{dataset} brings body images only, {', '.join(needs[1:])} would be needed. Train "
             "the body stream without targets: --set forward_mode=body --set kd_loss.enable=false "
             "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
@@ -113,7 +113,7 @@ def check_data(
         for path in table.loc[table["split"] == split, kind]
         if path is not None
     ]
-    sizes = _decode(paths, Memo(memo))
+    sizes = _decode(paths, FileIndex(file_index))
     problems += [Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)]
     if training and "mask" in needs:
         for body, mask in table.loc[table["split"] == "train", ["imgs", "mask"]].itertuples(
@@ -121,7 +121,7 @@ def check_data(
         ):
             wanted, found = sizes[body], sizes[mask]
             if not isinstance(wanted, str) and not isinstance(found, str) and wanted != found:
-                what = f"mask of {found[0]}×{found[1]} pixels, its body picture has"
+                what = f"mask of {found[0]}×{found[1]} pixels, its body image has"
                 problems.append(Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}"))
     return CheckedData(table, left_out, problems)
 
@@ -151,7 +151,7 @@ def _complete(
     usable = train[~train["sample_id"].isin(list(reasons))]
     alone = usable[usable.groupby("pid")["pid"].transform("size") == 1]
     for row in alone.to_dict("records"):
-        what = f"identity {row['pid']} has one picture; training needs two"
+        what = f"identity {row['pid']} has one image; training needs two"
         refuse(row["sample_id"], Path(row["imgs"]), what)
     unusable = train["sample_id"].isin(list(reasons))
     left_out = train.loc[unusable, ["sample_id", "pid"]].reset_index(drop=True)
@@ -159,28 +159,28 @@ def _complete(
     return table.drop(train.index[unusable]), left_out, problems
 
 
-def _decode(paths: list[str], memo: Memo) -> dict[str, tuple[int, int] | str]:
-    """Path → (width, height), or what is wrong with the picture."""
+def _decode(paths: list[str], file_index: FileIndex) -> dict[str, tuple[int, int] | str]:
+    """Path → (width, height), or what is wrong with the image."""
 
     def decoded(path: str) -> tuple[int, int]:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.size
+        with Image.open(path) as image:
+            image.load()
+            return image.size
 
     def measure(path: str) -> tuple[int, int] | str:
         try:
-            width, height = memo.recall(path, "size", lambda: decoded(path))
+            width, height = file_index.recall(path, "size", lambda: decoded(path))
             return width, height
         except UnidentifiedImageError:
-            return "unreadable picture: not a picture file"
+            return "unreadable image: not an image file"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"unreadable picture: {' '.join(str(error).split())}"
+            return f"unreadable image: {' '.join(str(error).split())}"
 
     sizes: dict[str, tuple[int, int] | str] = {}
     # Threads will do: pillow decodes outside the GIL.
-    with bar("check-data", len(paths), "pictures") as bar_, ThreadPoolExecutor() as pool:
+    with bar("check-data", len(paths), "images") as bar_, ThreadPoolExecutor() as pool:
         for path, size in zip(paths, pool.map(measure, paths), strict=True):
             sizes[path] = size
             bar_.advance()
-    memo.save()
+    file_index.save()
     return sizes

@@ -1,4 +1,4 @@
-"""One table of a dataset's pictures: who, which camera, which clothes, which files."""
+"""One table of a dataset's images: who, which camera, which clothes, which files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.layouts import PICTURES, Layout
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, Layout
 
 SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")
-"""The four pictures of a sample, by the name of their folder."""
+"""The four images of a sample, by the name of their folder."""
 
 
 class Problem(NamedTuple):
@@ -29,10 +29,10 @@ class Problem(NamedTuple):
 def read_index(
     root: Path, layout: Layout, splits: Iterable[str] = SPLITS
 ) -> tuple[pd.DataFrame, list[Problem]]:
-    """The table of the pictures under `root`, sorted by split and path, and its problems.
+    """The table of the images under `root`, sorted by split and path, and its problems.
 
-    Columns: `split`; `sample_id` (path below the folder of body pictures, unique); `pid` (string);
-    `camid` (int; a number of its own for each picture where no camera exists); `clothes` (string,
+    Columns: `split`; `sample_id` (path below the folder of body images, unique); `pid` (string);
+    `camid` (int; a number of its own for each image where no camera exists); `clothes` (string,
     or None where neither the name nor a `clothes.csv` in the root says); `scene` (string or None,
     what a dataset's own protocol takes for the camera); and for each of `imgs`,
     `lr_face`, `hr_face`, `mask` the path as a string, or None where the file is absent.
@@ -43,7 +43,7 @@ def read_index(
     """
     if not root.is_dir():
         raise InputError(
-            f"{root}: no such folder. Set data.root to a folder of pictures in the layout of "
+            f"{root}: no such folder. Set data.root to a folder of images in the layout of "
             "data_train, or make one: deskpro make-benchmark"
         )
     splits = tuple(splits)
@@ -57,11 +57,11 @@ def read_index(
     rows: list[dict[str, object]] = []
     for split in splits:
         companions = _Companions(root) if layout.prepared(root) else None
-        pictures = list(layout.pictures(root, split))
-        if not pictures:
+        images = list(layout.images(root, split))
+        if not images:
             folder = bodies / layout.files[split].split("*")[0].split("[")[0]
-            problems.append(Problem(folder, f"empty split: no {split} pictures"))
-        for body in pictures:
+            problems.append(Problem(folder, f"empty split: no {split} images"))
+        for body in images:
             sample_id = body.relative_to(bodies).as_posix()
             if not is_text(sample_id):
                 problems.append(Problem(body, f"its name isn't UTF-8 ({sample_id!r}); rename it"))
@@ -85,7 +85,7 @@ def read_index(
                         },
                     }
                 )
-    problems += twofold({str(row["pid"]) for row in rows}, bodies)
+    problems += duplicate_ids({str(row["pid"]) for row in rows}, bodies)
     columns = ["split", "sample_id", "pid", "camid", "clothes", "scene", *KINDS]
     table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
     for column in ("clothes", "scene", *KINDS):  # None, never a float NaN, stands for absent
@@ -103,7 +103,7 @@ def class_order(pids: Iterable[str]) -> list[str]:
 
 
 class _Companions:
-    """The other pictures of a body picture: same folder and stem, any picture's extension."""
+    """The other images of a body image: same folder and stem, any image's extension."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -114,7 +114,7 @@ class _Companions:
         if folder not in self._listed:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
             self._listed[folder] = {
-                path.stem: str(path) for path in files if path.suffix.lower() in PICTURES
+                path.stem: str(path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES
             }
         return self._listed[folder].get(Path(sample_id).stem)
 
@@ -134,16 +134,16 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
 
 
 def _read_scenes(path: Path) -> tuple[dict[str, str], list[Problem]]:
-    """Lines `picture,scene`, the picture by its name or path."""
+    """Lines `image,scene`, the image by its name or path."""
     scenes = {}
     try:
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            picture, comma, scene = line.strip().rpartition(",")
+            image, comma, scene = line.strip().rpartition(",")
             if not comma or not scene.strip():
-                return {}, [Problem(path, f"line {number} must be picture,scene: {line!r}")]
-            scenes[Path(picture.strip()).name] = scene.strip()
+                return {}, [Problem(path, f"line {number} must be image,scene: {line!r}")]
+            scenes[Path(image.strip()).name] = scene.strip()
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [Problem(path, f"must list the scene of every picture ({error})")]
+        return {}, [Problem(path, f"must list the scene of every image ({error})")]
     return scenes, []
 
 
@@ -156,7 +156,7 @@ def is_text(name: str) -> bool:
     return True
 
 
-def twofold(pids: set[str], folder: Path) -> list[Problem]:
+def duplicate_ids(pids: set[str], folder: Path) -> list[Problem]:
     """Identities that are one number written in two ways: 7 and 0007 would count as two people."""
     written: dict[int, list[str]] = {}
     for pid in sorted(pids):

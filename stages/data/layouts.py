@@ -1,4 +1,4 @@
-"""Where each known dataset keeps its pictures and how it names them. Torch-free.
+"""Where each known dataset keeps its images and how it names them. Torch-free.
 
 To add a dataset: name its layout in `LAYOUTS`. Facts are those of the datasets' own pages.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PICTURES = {".jpg", ".jpeg", ".png"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 PREPARED = {
     "train": "bounding_box_train/*",
     "query": "query/*",
@@ -28,14 +28,14 @@ class Counts:
     """The published size of a dataset, to check a copy by."""
 
     train: tuple[int, int]
-    """Identities, pictures."""
+    """Identities, images."""
     query: int
     gallery: int
 
 
 @dataclass(frozen=True)
 class Name:
-    """What a picture's name says. camid is None where no camera exists."""
+    """What an image's name says. camid is None where no camera exists."""
 
     pid: str
     camid: int | None
@@ -64,7 +64,7 @@ class Layout:
     outfits: Mapping[int, str] = field(default_factory=dict)
     """camid → clothes, where the camera says them."""
     scenes: Mapping[str, str] = field(default_factory=dict)
-    """split → a list below the root with lines `picture,scene`, where names don't say it."""
+    """split → a list below the root with lines `image,scene`, where names don't say it."""
     counts: Counts | None = None
     protocols: tuple[str, ...] = ("market",)
     """What it is scored by where a recipe doesn't say (stages/metrics/protocols.py)."""
@@ -77,10 +77,10 @@ class Layout:
         """The folder from which paths are counted."""
         return root / "imgs" if self.prepared(root) else root
 
-    def pictures(self, root: Path, split: str) -> Iterator[Path]:
-        """The body pictures of a split, sorted; files that aren't pictures are passed over."""
+    def images(self, root: Path, split: str) -> Iterator[Path]:
+        """The body images of a split, sorted; files that aren't images are passed over."""
         for path in sorted(self.bodies(root).glob(self.files[split])):
-            if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 yield path
 
     def parse(self, path: str) -> Name | None:

@@ -1,4 +1,4 @@
-"""Decoded pictures under their views, in batches."""
+"""Decoded images under their views, in batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.views import PLAIN, View, erase, look, normalise, quick_look
+from deskpro.stages.data.views import PLAIN, View, erase, normalise, render_view, render_view_fast
 
 
 def _plain(row: int, view: int) -> np.ndarray:
     return np.asarray(PLAIN, np.float32)
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Some kinds of pictures of every sample under every view.
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Some kinds of images of every sample under every view.
 
     Item (row, view) is a dict: for each kind uint8 [3, H, W], zeros where the file is absent; `row`
     and `view` as given; `look`, the view's numbers, float32 [len(View)].
@@ -53,12 +53,12 @@ class Pictures(Dataset[dict[str, Any]]):
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A batch of items at once: each picture is written where the batch wants it."""
+        """A batch of items at once: each image is written where the batch wants it."""
         numbers = np.stack([self.views(row, view) for row, view in items])
         batch: dict[str, Any] = {
             "row": torch.tensor([row for row, _ in items]),
             "view": torch.tensor([view for _, view in items]),
-            "look": torch.from_numpy(numbers),
+            "view_params": torch.from_numpy(numbers),
         }
         views = [View(*each) for each in numbers.tolist()]
         for kind, size in self.sizes.items():
@@ -68,43 +68,44 @@ class Pictures(Dataset[dict[str, Any]]):
                 if path is None:
                     pixels[i] = 0
                 else:
-                    pixels[i] = self._looks(kind, path, [views[i]], size)[0].permute(1, 2, 0)
+                    pixels[i] = self._render_views(kind, path, [views[i]], size)[0].permute(1, 2, 0)
             batch[kind] = pixels.permute(0, 3, 1, 2)
         return batch
 
-    def looks(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
+    def render_views(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
         """A sample under several views, each file decoded once.
 
         For each kind uint8 [V, 3, H, W]; `look` float32 [V, len(View)].
         """
         numbers = np.stack([self.views(row, view) for view in views])
-        sample = {"look": torch.from_numpy(numbers)}
+        sample = {"view_params": torch.from_numpy(numbers)}
         for kind, size in self.sizes.items():
             path = self.paths[kind][row]
             if path is None:
                 sample[kind] = torch.zeros(len(numbers), 3, *size, dtype=torch.uint8)
             else:
-                looks = self._looks(kind, path, [View(*n) for n in numbers.tolist()], size)
-                sample[kind] = torch.stack([look.permute(1, 2, 0) for look in looks])
+                views_ = [View(*each) for each in numbers.tolist()]
+                rendered = self._render_views(kind, path, views_, size)
+                sample[kind] = torch.stack([one.permute(1, 2, 0) for one in rendered])
                 sample[kind] = sample[kind].permute(0, 3, 1, 2)
         return sample
 
-    def _looks(
+    def _render_views(
         self, kind: str, path: str, views: Sequence[View], size: tuple[int, int]
     ) -> list[torch.Tensor]:
         """uint8 [3, H, W] for each view of a file, channels last in memory."""
         try:
             if kind in self.quick:
-                picture = _decode(path)
-                return [quick_look(picture, view, size) for view in views]
+                image = _decode(path)
+                return [render_view_fast(image, view, size) for view in views]
             with Image.open(path) as opened:
-                return [torch.from_numpy(look(opened, view, size)) for view in views]
+                return [torch.from_numpy(render_view(opened, view, size)) for view in views]
         except OSError as error:
-            raise InputError(f"{path}: unreadable picture: {error}") from None
+            raise InputError(f"{path}: unreadable image: {error}") from None
 
 
 def _memory(count: int, height: int, width: int) -> torch.Tensor:
-    """Room for pictures, uint8 [count, height, width, 3]; in a worker where its parent sees it."""
+    """Room for images, uint8 [count, height, width, 3]; in a worker where its parent sees it."""
     if get_worker_info() is None:
         return torch.empty(count, height, width, 3, dtype=torch.uint8)
     # As torch's own collate does: a tensor made elsewhere would be copied once more.
@@ -123,42 +124,42 @@ def _decode(path: str) -> torch.Tensor:
                 return torch.from_numpy(decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
         except ValueError:  # PIL reads more, and says what is wrong
             pass
-    with Image.open(io.BytesIO(encoded)) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    with Image.open(io.BytesIO(encoded)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-class EveryLook(Dataset[dict[str, Any]]):
+class MultiViewDataset(Dataset[dict[str, Any]]):
     """Samples under several views at once, for a teacher.
 
-    Item (row, views) is what `Pictures.looks` gives, with `row`, and `pixels` int64 [V]: the bits
+    Item (row, views) is what `Images.looks` gives, with `row`, and `pixels` int64 [V]: the bits
     of `pixel_hash`, as torch has few operations on uint64.
     """
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, images: ImageDataset) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Any]:
         row, views = item
-        sample = self.pictures.looks(row, views)
-        kinds = [sample[kind].numpy() for kind in self.pictures.sizes]
+        sample = self.images.render_views(row, views)
+        kinds = [sample[kind].numpy() for kind in self.images.sizes]
         hashes = [pixel_hash(*(kind[i] for kind in kinds)) for i in range(len(views))]
         pixels = np.asarray(hashes, np.uint64).view(np.int64)
         return sample | {"row": row, "pixels": torch.from_numpy(pixels)}
 
 
-def pixel_hash(*pictures: np.ndarray) -> int:
-    """64 bits of BLAKE2b over the pixels of pictures, one after the other."""
+def pixel_hash(*images: np.ndarray) -> int:
+    """64 bits of BLAKE2b over the pixels of images, one after the other."""
     digest = hashlib.blake2b(digest_size=8)
-    for picture in pictures:
-        digest.update(np.ascontiguousarray(picture).data)
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
     return int.from_bytes(digest.digest(), "little")
 
 
 def load(
-    pictures: Pictures | EveryLook,
+    images: ImageDataset | MultiViewDataset,
     batches: Iterable[list[Any]],
     workers: int,
     device: torch.device,
@@ -169,7 +170,7 @@ def load(
     ahead: batches that each worker prepares beyond the one in use.
     """
     return DataLoader(
-        pictures,
+        images,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -181,7 +182,7 @@ def load(
 
 
 def _collate(samples: Any) -> dict[str, Any]:
-    """A batch; `Pictures` gives whole ones."""
+    """A batch; `Images` gives whole ones."""
     return samples if isinstance(samples, dict) else default_collate(samples)
 
 
@@ -190,7 +191,7 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def photographs(
+def images_of(
     batch: Mapping[str, Any], kind: str, device: torch.device, *, channels_last: bool = True
 ) -> torch.Tensor:
     """One kind of a batch as the networks take it: float32 [B, 3, H, W], normalised and erased.
@@ -199,7 +200,7 @@ def photographs(
     """
     pixels = batch[kind].to(device, non_blocking=True)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return erase(normalise(pixels).contiguous(memory_format=layout), batch["look"].numpy())
+    return erase(normalise(pixels).contiguous(memory_format=layout), batch["view_params"].numpy())
 
 
 def iterate(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:

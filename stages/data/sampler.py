@@ -77,7 +77,7 @@ class PKSampler:
         """start: batches of the epoch that are skipped."""
         self.epoch, self.start = epoch, start
 
-    def scarce(self) -> int:
+    def short_identities(self) -> int:
         """Identities with fewer than K images, which repeat some of their own."""
         return int((np.unique(self.labels, return_counts=True)[1] < self.images).sum())
 

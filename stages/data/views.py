@@ -1,8 +1,8 @@
-"""Views: one augmented look at a sample, as explicit fractions of the picture.
+"""Views: one augmented look at a sample, as explicit fractions of the image.
 
 A view is drawn once, from (seed, sample, view), stored with the targets that were computed for it,
 and applied to body, LR face, HR face and mask, each at its own size. It is never replayed from a
-random state. Geometry (crop, resize, flip) is one resampling of the decoded picture, cut at whole
+random state. Geometry (crop, resize, flip) is one resampling of the decoded image, cut at whole
 pixels of the enlarged one; erasing comes after normalisation and spares the mask.
 """
 
@@ -21,13 +21,13 @@ VERSION = 2
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""ImageNet statistics per RGB channel, for pictures in 0..1."""
+"""ImageNet statistics per RGB channel, for images in 0..1."""
 ERASED = (0.4914, 0.4822, 0.4465)
 """What an erased rectangle is filled with, after normalisation (network.md)."""
 
 
 class View(NamedTuple):
-    """The numbers of one view; positions and lengths are fractions of the picture's sides.
+    """The numbers of one view; positions and lengths are fractions of the image's sides.
 
     The box is cut first, enlarged to the network's size, then mirrored; the erased rectangle is
     counted on the result. Stored as one float32 row in this order.
@@ -73,7 +73,7 @@ def draw_view(policy: Policy, sample_id: str, index: int) -> View:
 
     The published augmentation (network.md): mirror; enlarge and crop back at a random place;
     erase a rectangle whose aspect is drawn uniformly, redrawn until it fits. Area and aspect are
-    those of fractions of the sides, so that one rectangle serves pictures of any shape.
+    those of fractions of the sides, so that one rectangle serves images of any shape.
     """
     counter = hashlib.sha256(f"{policy.seed}\0{sample_id}\0{index}".encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=np.frombuffer(counter[:16], np.uint64)))
@@ -107,7 +107,7 @@ class DrawnViews:
     """The views of samples, drawn when asked for: float32 [len(View)] by (row, view)."""
 
     def __init__(self, policy: Policy, sample_ids: Sequence[str], plain_view: bool = False) -> None:
-        """plain_view: view 0 of each sample is the plain picture."""
+        """plain_view: view 0 of each sample is the plain image."""
         self.policy, self.sample_ids, self.plain_view = policy, list(sample_ids), plain_view
 
     def __call__(self, row: int, view: int) -> np.ndarray:
@@ -132,7 +132,7 @@ class StoredViews:
         return self.table[row, view]
 
 
-class Place(NamedTuple):
+class CropGrid(NamedTuple):
     """A view on the pixel grid of a network's input: enlarge to (height, width), then cut.
 
     What is cut has the network's size.
@@ -144,52 +144,52 @@ class Place(NamedTuple):
     left: int
 
 
-def place(view: View, size: tuple[int, int]) -> Place:
+def crop_grid(view: View, size: tuple[int, int]) -> CropGrid:
     """Where a view lies for a network's `size` = (height, width)."""
     height, width = round(size[0] / view.height), round(size[1] / view.width)
     top = min(round(view.top * height), height - size[0])
     left = min(round(view.left * width), width - size[1])
-    return Place(height, width, top, left)
+    return CropGrid(height, width, top, left)
 
 
-def look(picture: Image.Image, view: View, size: tuple[int, int]) -> np.ndarray:
-    """The picture under the view's geometry: uint8 [3, height, width] for `size` = (height, width).
+def render_view(image: Image.Image, view: View, size: tuple[int, int]) -> np.ndarray:
+    """The image under the view's geometry: uint8 [3, height, width] for `size` = (height, width).
 
     PIL's bilinear resize with antialiasing (the reference preprocessing), straight from the
-    decoded picture: the plain view is exactly a resize.
+    decoded image: the plain view is exactly a resize.
     """
     height, width = size
-    at = place(view, size)
-    across, down = picture.width / at.width, picture.height / at.height
+    at = crop_grid(view, size)
+    across, down = image.width / at.width, image.height / at.height
     box = (
         at.left * across,
         at.top * down,
-        min((at.left + width) * across, picture.width),
-        min((at.top + height) * down, picture.height),
+        min((at.left + width) * across, image.width),
+        min((at.top + height) * down, image.height),
     )
     pixels = np.asarray(
-        picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box)
+        image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box)
     )
     if view.flip:
         pixels = pixels[:, ::-1]
     return np.array(pixels).transpose(2, 0, 1)  # channels stay last in memory
 
 
-def quick_look(picture: torch.Tensor, view: View, size: tuple[int, int]) -> torch.Tensor:
+def render_view_fast(image: torch.Tensor, view: View, size: tuple[int, int]) -> torch.Tensor:
     """`look` for training: the same within 2/255, several times faster.
 
-    picture: uint8 [3, h, w], best with its channels last in memory, as decoders give it. Returns
+    image: uint8 [3, h, w], best with its channels last in memory, as decoders give it. Returns
     uint8 [3, height, width], perhaps a view of it.
     """
-    at = place(view, size)
-    if picture.shape[1:] != (at.height, at.width):
+    at = crop_grid(view, size)
+    if image.shape[1:] != (at.height, at.width):
         # As a batch whose strides say that channels are last, or the result won't have them so.
-        batch = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-        picture = torch.nn.functional.interpolate(
+        batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        image = torch.nn.functional.interpolate(
             batch, (at.height, at.width), mode="bilinear", antialias=True
         )[0]
-    picture = picture[:, at.top : at.top + size[0], at.left : at.left + size[1]]
-    return picture.flip(2) if view.flip else picture
+    image = image[:, at.top : at.top + size[0], at.left : at.left + size[1]]
+    return image.flip(2) if view.flip else image
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -199,18 +199,18 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return torch.sub(pixels, 255 * mean).div_(255 * std)  # two passes over memory, not four
 
 
-def erase(pictures: torch.Tensor, views: np.ndarray) -> torch.Tensor:
-    """Fill each picture's erased rectangle, in place: float [B, 3, H, W], views [B, len(View)]."""
-    height, width = pictures.shape[-2:]
-    fill = torch.tensor(ERASED, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
-    for picture, row in zip(pictures, views.tolist(), strict=True):
+def erase(images: torch.Tensor, views: np.ndarray) -> torch.Tensor:
+    """Fill each image's erased rectangle, in place: float [B, 3, H, W], views [B, len(View)]."""
+    height, width = images.shape[-2:]
+    fill = torch.tensor(ERASED, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    for image, row in zip(images, views.tolist(), strict=True):
         view = View(*row)
         if view.erase_height > 0:
             top, left = round(view.erase_top * height), round(view.erase_left * width)
             bottom = round((view.erase_top + view.erase_height) * height)
             right = round((view.erase_left + view.erase_width) * width)
-            picture[:, top:bottom, left:right] = fill
-    return pictures
+            image[:, top:bottom, left:right] = fill
+    return images
 
 
 def attention_target(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Descriptors of query and gallery, made once and kept in a store beside the network's run."""
+"""Features of query and gallery, made once and kept in a store beside the network's run."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import TargetWriter, Team
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.ranks import Ranks
-from deskpro.stages.data.memo import Memo, content_hashes
-from deskpro.stages.evaluation.features import Describer, describe_batches, portions
+from deskpro.stages.data.file_index import FileIndex, content_hashes
+from deskpro.stages.evaluation.features import FeatureExtractor, batched, extract_batches
 from deskpro.stages.models.lmbn import HEADS
 
 BLOCK = 1024
-"""Pictures per block of the store."""
+"""Images per block of the store."""
 _CONTENT = "_sha256"
-"""Kind of picture + this: the column with the contents of its files."""
+"""Kind of image + this: the column with the contents of its files."""
 
 
-def make_descriptors(
+def store_features(
     path: Path,
-    describer: Describer,
+    extractor: FeatureExtractor,
     network: Path,
     table: pd.DataFrame,
     options: Options,
-    memo: Path,
+    file_index: Path,
     device: torch.device,
     team: Ranks,
 ) -> str:
-    """See to it that the store holds the descriptors of the table's pictures, in its order.
+    """See to it that the store holds the features of the table's images, in its order.
 
-    What is there of the same network, options and picture contents is kept, whichever run made it;
+    What is there of the same network, options and image contents is kept, whichever run made it;
     the rest is computed, in blocks, by all processes of the team. Returns, in words, what was done.
     """
-    with team.first_goes_first():  # it hashes; the others find that in the memo
-        schema, columns, fingerprint = _wanted(describer, network, table, options, memo)
+    with team.rank_zero_first():  # it hashes; the others find that in the file index
+        schema, columns, fingerprint = _wanted(extractor, network, table, options, file_index)
     if team.share(not team.rank and _is_fresh(path, schema, columns, fingerprint)):
         return "were there"
     writer = TargetWriter(
@@ -52,17 +52,17 @@ def make_descriptors(
         schema,
         columns,
         fingerprint,
-        replace=True,  # descriptors are made of what is still here; nothing is lost
+        replace=True,  # features are made of what is still here; nothing is lost
         team=Team(team.rank, team.size, team.share, team.gather),
     )
     try:
         batches = [
             rows
             for block in writer.mine
-            for rows in portions(range(*schema.rows(block).indices(len(table))), options.eval.batch)
+            for rows in batched(range(*schema.rows(block).indices(len(table))), options.eval.batch)
         ]
-        described = describe_batches(
-            describer,
+        described = extract_batches(
+            extractor,
             table,
             batches,
             flip=options.eval.flip,
@@ -71,7 +71,7 @@ def make_descriptors(
         )
         for block in writer.mine:
             rows = schema.rows(block)
-            count = len(portions(range(rows.start, rows.stop), options.eval.batch))
+            count = len(batched(range(rows.start, rows.stop), options.eval.batch))
             parts = [next(described).features.numpy() for _ in range(count)]
             dtype = schema.fields["features"].dtype
             writer.write(block, {"features": np.concatenate(parts)[:, None].astype(dtype)})
@@ -85,19 +85,23 @@ def make_descriptors(
 
 
 def _wanted(
-    describer: Describer, network: Path, table: pd.DataFrame, options: Options, memo: Path
+    extractor: FeatureExtractor,
+    network: Path,
+    table: pd.DataFrame,
+    options: Options,
+    file_index: Path,
 ) -> tuple[Schema, dict[str, Column], dict[str, Any]]:
-    shape = len(HEADS) * len(describer.kinds), describer.description.network["feature_dim"]
+    shape = len(HEADS) * len(extractor.kinds), extractor.info.network["feature_dim"]
     fields = {
         "features": Field(
             shape,
             options.eval.dtype,
             ("head", "feature"),
             "1",
-            "descriptors, each of length 1 or 0",
+            "features, each of length 1 or 0",
         )
     }
-    remembered = Memo(memo)
+    remembered = FileIndex(file_index)
     names = table["sample_id"].to_numpy(object)
     columns = {"sample_id": Column(names, ("sample",))} | {
         kind + _CONTENT: Column(
@@ -105,15 +109,15 @@ def _wanted(
             ("sample", "byte"),
             description=f"SHA-256 of the {kind} file",
         )
-        for kind in describer.kinds.values()
+        for kind in extractor.kinds.values()
     }
     remembered.save()
     fingerprint = {
-        "network": {"weights": sha256(network), "kind": describer.description.kind},
-        "sizes": {kind: list(describer.sizes[kind]) for kind in describer.kinds.values()},
+        "network": {"weights": sha256(network), "kind": extractor.info.kind},
+        "sizes": {kind: list(extractor.sizes[kind]) for kind in extractor.kinds.values()},
         "flip": options.eval.flip,
         "heads": {
-            stream: list(part.indices(shape[0])[:2]) for stream, part in describer.heads.items()
+            stream: list(part.indices(shape[0])[:2]) for stream, part in extractor.heads.items()
         },
     }
     return Schema(len(table), 1, BLOCK, fields), columns, fingerprint
@@ -135,8 +139,8 @@ def _is_fresh(
         return False
 
 
-class StoredDescriptors:
-    """Descriptors read from their store; held on the device where `budget` (bytes) allows."""
+class FeatureStore:
+    """Features read from their store; held on the device where `budget` (bytes) allows."""
 
     def __init__(self, path: Path, device: torch.device, budget: float) -> None:
         # Read, not mapped: mapped pages would count as this process's memory, all of them in time.
@@ -174,7 +178,7 @@ class StoredDescriptors:
             yield slice(start - rows.start, stop - rows.start), features
 
     def seen(self, rows: range, weights: torch.Tensor) -> np.ndarray:
-        """Which pictures have a descriptor in a head that has a weight: bool [len(rows)]."""
+        """Which images have a feature in a head that has a weight: bool [len(rows)]."""
         used = weights.nonzero().flatten().tolist()
         parts = [part[:, used].abs().amax((1, 2)) > 0 for _, part in self.parts(rows)]
         return torch.cat(parts).cpu().numpy()

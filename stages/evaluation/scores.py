@@ -26,7 +26,7 @@ def protocol_numbers(
 ) -> dict[str, Any]:
     """What is saved of a protocol; shares in 0..1.
 
-    faces: columns of the face pictures that the network sees, none or one; ranks: of the CMC, that
+    faces: columns of the face images that the network sees, none or one; ranks: of the CMC, that
     are named.
     """
     first = next(iter(of_stream.values()))
@@ -35,7 +35,7 @@ def protocol_numbers(
         "draws": protocol.draws,
         "queries": int(first.queries["sample_id"].nunique()),
         "skipped": first.skipped,
-        "gallery": int(protocol.shown(gallery).sum()),
+        "gallery": int(protocol.gallery_mask(gallery).sum()),
         "streams": {
             stream: _of_ranking(ranking, query, faces, protocol.draws, ranks)
             for stream, ranking in of_stream.items()
@@ -86,7 +86,7 @@ def write_scores(
 ) -> None:
     """The report as JSON in `metrics`, and beside it: metrics.csv, a row per protocol and stream;
     queries.csv, a row per protocol, stream and query; breakdown.csv, identities and cameras apart;
-    ranked.csv, the nearest pictures of each query; cmc.png. The JSON, by which others know that
+    ranked.csv, the nearest images of each query; cmc.png. The JSON, by which others know that
     there is an evaluation, is written last."""
     primary = next(iter(report["protocols"].values()))
     write_cmc(

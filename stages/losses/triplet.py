@@ -10,7 +10,7 @@ def triplet(embeddings: torch.Tensor, labels: torch.Tensor, *, margin: float = 0
 
     embeddings float [B, T, D]; labels int64 [B], at least two identities. Distances are Euclidean,
     computed from differences: the faster way through dot products loses near-duplicates in
-    rounding. A picture alone with its identity is its own positive, at distance 0. Float32 scalar.
+    rounding. An image alone with its identity is its own positive, at distance 0. Float32 scalar.
     """
     vectors = embeddings.float().transpose(0, 1)
     distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 Codes = Mapping[str, np.ndarray]
-"""Of some pictures: `camid`, `clothes` and `scene` as int64 codes that query and gallery share."""
+"""Of some images: `camid`, `clothes` and `scene` as int64 codes that query and gallery share."""
 Rule = Callable[[Codes, Codes], np.ndarray]
-"""(a query's codes, [1]; those of the n gallery pictures of its identity) → bool [n], what is taken
-out. Pictures of others are never taken out."""
+"""(a query's codes, [1]; those of the n gallery images of its identity) → bool [n], what is taken
+out. Images of others are never taken out."""
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,26 @@ class Protocol:
 
     name: str
     rule: str
-    removed: Rule
+    junk: Rule
     needs: tuple[str, ...] = ()
-    """What must be known of every picture, of `clothes` and `scene`."""
+    """What must be known of every image, of `clothes` and `scene`."""
     query_cameras: tuple[int, ...] | None = None
-    """Queries are pictures of these cameras; of all where None."""
+    """Queries are images of these cameras; of all where None."""
     gallery_cameras: tuple[int, ...] | None = None
     draws: int = 1
-    """More than one: the gallery is one random picture of each identity, drawn so many times."""
+    """More than one: the gallery is one random image of each identity, drawn so many times."""
     trapezoidal: bool = False
     """AP is the trapezoidal area under precision and recall, not the mean precision at each hit."""
 
-    def asked(self, query: pd.DataFrame) -> np.ndarray:
-        """Which pictures are queries: bool [Q]."""
+    def query_mask(self, query: pd.DataFrame) -> np.ndarray:
+        """Which images are queries: bool [Q]."""
         return _of_cameras(query, self.query_cameras)
 
-    def shown(self, gallery: pd.DataFrame) -> np.ndarray:
-        """Which pictures are in the gallery, before any draw: bool [G]."""
+    def gallery_mask(self, gallery: pd.DataFrame) -> np.ndarray:
+        """Which images are in the gallery, before any draw: bool [G]."""
         return _of_cameras(gallery, self.gallery_cameras)
 
-    def lacking(self, table: pd.DataFrame) -> list[str]:
+    def missing_labels(self, table: pd.DataFrame) -> list[str]:
         """Samples of which something that the rule needs isn't known."""
         unknown = table[list(self.needs)].isna().any(axis=1)
         return list(table.loc[unknown, "sample_id"])
@@ -63,30 +63,29 @@ PROTOCOLS: dict[str, Protocol] = {}
 def protocol(name: str, rule: str, **more: object) -> Callable[[Rule], Rule]:
     """Register the function below under a name; one function may serve several."""
 
-    def register(removed: Rule) -> Rule:
-        PROTOCOLS[name] = Protocol(name, rule, removed, **more)  # type: ignore[arg-type]
-        return removed
+    def register(junk: Rule) -> Rule:
+        PROTOCOLS[name] = Protocol(name, rule, junk, **more)  # type: ignore[arg-type]
+        return junk
 
     return register
 
 
 _SKIPPED = "a query without a positive left is not counted"
-_MARKET = "gallery pictures of the same identity from the same camera are removed"
+_MARKET = "gallery images of the same identity from the same camera are removed"
 _NOTHING = "nothing is removed"
-_DRAWN = "the gallery is one random picture of each identity, mean of 10 seeded draws"
+_DRAWN = "the gallery is one random image of each identity, mean of 10 seeded draws"
 
 
 @protocol("market", f"Market rule: {_MARKET}; {_SKIPPED}")
 @protocol(
     "vcclothes-same-clothes",
-    f"VC-Clothes, same clothes by cameras: pictures of cameras 2 and 3 only; {_MARKET}; {_SKIPPED}",
+    f"VC-Clothes, same clothes by cameras: images of cameras 2 and 3 only; {_MARKET}; {_SKIPPED}",
     query_cameras=(2, 3),
     gallery_cameras=(2, 3),
 )
 @protocol(
     "vcclothes-cloth-changing",
-    "VC-Clothes, cloth-changing by cameras: pictures of cameras 3 and 4 only; "
-    f"{_MARKET}; {_SKIPPED}",
+    f"VC-Clothes, cloth-changing by cameras: images of cameras 3 and 4 only; {_MARKET}; {_SKIPPED}",
     query_cameras=(3, 4),
     gallery_cameras=(3, 4),
 )
@@ -96,13 +95,13 @@ def _same_camera(query: Codes, same: Codes) -> np.ndarray:
 
 @protocol(
     "cloth-changing",
-    "cloth-changing, as of LTCC: gallery pictures of the same identity from the same camera or in "
+    "cloth-changing, as of LTCC: gallery images of the same identity from the same camera or in "
     f"the same clothes are removed; {_SKIPPED}",
     needs=("clothes",),
 )
 @protocol(
     "vcclothes-cloth-changing-by-id",
-    "VC-Clothes, cloth-changing by clothes id: gallery pictures of the same identity from the same "
+    "VC-Clothes, cloth-changing by clothes id: gallery images of the same identity from the same "
     f"camera or in the same clothes are removed; {_SKIPPED}",
     needs=("clothes",),
 )
@@ -112,13 +111,13 @@ def _same_camera_or_clothes(query: Codes, same: Codes) -> np.ndarray:
 
 @protocol(
     "same-clothes",
-    "same clothes, as of LTCC: gallery pictures of the same identity from the same camera or in "
+    "same clothes, as of LTCC: gallery images of the same identity from the same camera or in "
     f"other clothes are removed; {_SKIPPED}",
     needs=("clothes",),
 )
 @protocol(
     "vcclothes-same-clothes-by-id",
-    "VC-Clothes, same clothes by clothes id: gallery pictures of the same identity from the same "
+    "VC-Clothes, same clothes by clothes id: gallery images of the same identity from the same "
     f"camera or in other clothes are removed; {_SKIPPED}",
     needs=("clothes",),
 )
@@ -153,14 +152,14 @@ def _same_camera_or_other_clothes(query: Codes, same: Codes) -> np.ndarray:
     draws=10,
 )
 @protocol("celeb-plain", f"Celeb-reID, plain: {_NOTHING}; {_SKIPPED}")
-@protocol("last", f"LaST: every picture is its own camera, {_NOTHING}; {_SKIPPED}")
+@protocol("last", f"LaST: every image is its own camera, {_NOTHING}; {_SKIPPED}")
 def _nothing(query: Codes, same: Codes) -> np.ndarray:
     return np.zeros(len(same["camid"]), bool)
 
 
 @protocol(
     "celeb-official",
-    "Celeb-reID, official: the first digit of a picture's number is its camera; gallery pictures "
+    "Celeb-reID, official: the first digit of an image's number is its camera; gallery images "
     f"of the same identity from the same camera are removed; {_SKIPPED}; AP is the trapezoidal "
     "area under precision and recall",
     needs=("scene",),
@@ -168,7 +167,7 @@ def _nothing(query: Codes, same: Codes) -> np.ndarray:
 )
 @protocol(
     "deepchange",
-    "DeepChange: gallery pictures of the same identity from the same tracklet are removed; "
+    "DeepChange: gallery images of the same identity from the same tracklet are removed; "
     f"{_SKIPPED}",
     needs=("scene",),
 )

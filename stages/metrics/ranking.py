@@ -39,7 +39,7 @@ class Ranking:
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
-    """The nearest gallery pictures of each query, where asked for, of the first draw: query, rank,
+    """The nearest gallery images of each query, where asked for, of the first draw: query, rank,
     sample_id, distance, positive."""
 
     @property
@@ -64,14 +64,14 @@ class Ranking:
 
 
 class _Task(NamedTuple):
-    """A query and the gallery pictures of its identity, by position, among those shown."""
+    """A query and the gallery images of its identity, by position, among those shown."""
 
     query: int
     positive: np.ndarray
-    removed: np.ndarray
+    junk: np.ndarray
 
 
-def rank(
+def rank_gallery(
     query: pd.DataFrame,
     gallery: pd.DataFrame,
     distances: Distances,
@@ -89,13 +89,13 @@ def rank(
     nearest are listed.
 
     Equal distances are ordered by gallery position. The rank of a positive is one plus the number
-    of pictures before it: that is counted, no order of the gallery is made.
+    of images before it: that is counted, no order of the gallery is made.
     """
     tasks = [_tasks(query, gallery, protocol, shown) for shown in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
     lists: list[list[Any]] = []
-    asked = np.flatnonzero(protocol.asked(query))
+    asked = np.flatnonzero(protocol.query_mask(query))
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(asked, size):
             rows = distances(part)
@@ -108,15 +108,15 @@ def rank(
                     positive_ranks,
                     (seen[task.query - part.start] for task in here),
                     (task.positive for task in here),
-                    (task.removed for task in here),
+                    (task.junk for task in here),
                 )
                 for task, result in zip(here, results, strict=True):
                     found[draw, task.query] = result
                 if nearest and draw == 0:
-                    pictures = gallery["sample_id"].to_numpy()
-                    pictures = pictures if shown is None else pictures[shown]
+                    images = gallery["sample_id"].to_numpy()
+                    images = images if shown is None else images[shown]
                     for task in here:
-                        near = _nearest(task, seen[task.query - part.start], pictures, nearest)
+                        near = _nearest(task, seen[task.query - part.start], images, nearest)
                         lists.append([query["sample_id"].iat[task.query], *near])
             del rows, seen  # before the next block is made
     names = query["sample_id"].to_numpy()
@@ -133,13 +133,13 @@ def rank(
     )
 
 
-def answerable(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
+def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
     """Whether any query has a positive under a protocol."""
-    return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.shown(gallery)))[1])
+    return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1])
 
 
 def positive_ranks(
-    distances: np.ndarray, positive: np.ndarray, removed: np.ndarray | None = None
+    distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None
 ) -> np.ndarray:
     """The ranks (from 1) of the positives, ascending: int64 [P].
 
@@ -158,10 +158,10 @@ def positive_ranks(
         tied = np.ones(len(at), bool)
     for i in np.flatnonzero(tied):
         before[i] += np.count_nonzero(distances[: at[i]] == wanted[i])
-    if removed is not None and len(removed):
-        gone = distances[removed]
+    if junk is not None and len(junk):
+        gone = distances[junk]
         nearer = gone[None, :] < wanted[:, None]
-        as_near = (gone[None, :] == wanted[:, None]) & (removed[None, :] < at[:, None])
+        as_near = (gone[None, :] == wanted[:, None]) & (junk[None, :] < at[:, None])
         before -= (nearer | as_near).sum(1)
     return before + 1
 
@@ -171,7 +171,7 @@ def _numbers(ranks: np.ndarray, protocol: Protocol) -> dict[str, Any]:
     hits = np.arange(1, len(ranks) + 1)
     precision = hits / ranks
     if protocol.trapezoidal:
-        # Just before a hit; before the first picture precision counts as 1.
+        # Just before a hit; before the first image precision counts as 1.
         earlier = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
         precision = (precision + earlier) / 2
     return {
@@ -188,19 +188,19 @@ def _tasks(
     """What is shown, and by query position each query that has a positive there."""
     if shown is not None:
         gallery = gallery.iloc[shown]
-    asked = protocol.asked(query)
+    asked = protocol.query_mask(query)
     mine, theirs = _codes(query, gallery)
     members = gallery.groupby("pid", sort=False).indices
     pids = query["pid"].tolist()
     tasks = {}
     for q in np.flatnonzero(asked):
         same = np.asarray(members.get(pids[q], ()), np.int64)
-        removed = protocol.removed(
+        junk = protocol.junk(
             {name: codes[q : q + 1] for name, codes in mine.items()},
             {name: codes[same] for name, codes in theirs.items()},
         )
-        if not removed.all():
-            tasks[int(q)] = _Task(int(q), same[~removed], same[removed])
+        if not junk.all():
+            tasks[int(q)] = _Task(int(q), same[~junk], same[junk])
     return shown, tasks
 
 
@@ -218,10 +218,10 @@ def _codes(query: pd.DataFrame, gallery: pd.DataFrame) -> tuple[Codes, Codes]:
 def _drawn(gallery: pd.DataFrame, protocol: Protocol, seed: int) -> Iterator[np.ndarray | None]:
     """The gallery of each draw, as positions; None for all of it.
 
-    A draw takes one picture of every identity, by a number that comes from (seed, draw, pid): who
+    A draw takes one image of every identity, by a number that comes from (seed, draw, pid): who
     else is in the gallery changes nothing.
     """
-    shown = np.flatnonzero(protocol.shown(gallery))
+    shown = np.flatnonzero(protocol.gallery_mask(gallery))
     if protocol.draws == 1:
         yield None if len(shown) == len(gallery) else shown
         return
@@ -247,10 +247,10 @@ def _runs(asked: np.ndarray, size: int) -> Iterator[slice]:
 def _nearest(
     task: _Task, row: np.ndarray, names: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A query's nearest pictures, but for what is removed: names, distances, whether positive."""
-    wide = min(count + len(task.removed), len(row))
+    """A query's nearest images, but for what is removed: names, distances, whether positive."""
+    wide = min(count + len(task.junk), len(row))
     near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
-    near = near[~np.isin(near, task.removed)]
+    near = near[~np.isin(near, task.junk)]
     near = near[np.argsort(row[near], kind="stable")][:count]
     return names[near], row[near], np.isin(near, task.positive)
 

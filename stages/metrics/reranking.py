@@ -1,7 +1,7 @@
-"""k-reciprocal re-ranking in memory that grows with the pictures, not with their square.
+"""k-reciprocal re-ranking in memory that grows with the images, not with their square.
 
 Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017: two
-pictures are near if their neighbourhoods are alike. A neighbourhood is kept as the few pictures in
+images are near if their neighbourhoods are alike. A neighbourhood is kept as the few images in
 it and their weights.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from deskpro.stages.metrics.ranking import Distances
 
 Neighbourhood = tuple[np.ndarray, np.ndarray]
-"""Pictures, ascending int64 [n], and their weights, float64 [n], which sum to 1."""
+"""Images, ascending int64 [n], and their weights, float64 [n], which sum to 1."""
 
 
 def reranked(
@@ -32,7 +32,7 @@ def reranked(
 
     distances: of rows among queries and gallery, in this order, to all of these, squared Euclidean
     or proportional to it, [n, queries + others]; they are divided by each row's largest (as the
-    authors do). known: bool [queries + others], which have a descriptor at all; the others have no
+    authors do). known: bool [queries + others], which have a feature at all; the others have no
     neighbours, and none by way of another. k1: neighbours that must be mutual; k2: nearest whose
     neighbourhoods are averaged; weight: of the old distance against the Jaccard distance.
     """
@@ -49,8 +49,8 @@ def reranked(
     for part in blocks:
         for row in distances(part):
             i = len(raw)
-            pictures = _neighbours(i, near, k1) if seen[i] else np.array([i])
-            raw.append(_weighed(pictures[seen[pictures] | (pictures == i)], row / largest[i]))
+            images = _neighbours(i, near, k1) if seen[i] else np.array([i])
+            raw.append(_weighed(images[seen[images] | (images == i)], row / largest[i]))
     averaged = [
         _average([raw[j] for j in near[i, :k2]]) if seen[i] else raw[i] for i in range(count)
     ]
@@ -61,8 +61,8 @@ def reranked(
         found = np.empty((len(old), others), np.float32)
         for i, row in enumerate(range(*rows.indices(queries))):
             shared = np.zeros(others)
-            for picture, mine in zip(*averaged[row], strict=True):
-                who, theirs = holders.get(int(picture), _NOBODY)
+            for image, mine in zip(*averaged[row], strict=True):
+                who, theirs = holders.get(int(image), _NOBODY)
                 shared[who] += np.minimum(mine, theirs)
             found[i] = (1 - weight) * (1 - shared / (2 - shared)) + weight * old[i]
         return found
@@ -74,7 +74,7 @@ _NOBODY = np.empty(0, np.int64), np.empty(0)
 
 
 def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:
-    """The picture itself and then the nearest, equal ones by position: int64 [count]."""
+    """The image itself and then the nearest, equal ones by position: int64 [count]."""
     row = row.copy()
     row[i] = -1
     within = np.flatnonzero(row <= np.partition(row, count - 1)[count - 1])
@@ -82,7 +82,7 @@ def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mutual(i: int, near: np.ndarray, k: int) -> np.ndarray:
-    """The pictures among the k nearest of i (and i) that have i among theirs."""
+    """The images among the k nearest of i (and i) that have i among theirs."""
     forward = near[i, : k + 1]
     return forward[(near[forward, : k + 1] == i).any(1)]
 
@@ -98,25 +98,25 @@ def _neighbours(i: int, near: np.ndarray, k: int) -> np.ndarray:
     return np.unique(np.concatenate(found))
 
 
-def _weighed(pictures: np.ndarray, row: np.ndarray) -> Neighbourhood:
-    weights = np.exp(-row[pictures].astype(np.float64))
-    return pictures, weights / weights.sum()
+def _weighed(images: np.ndarray, row: np.ndarray) -> Neighbourhood:
+    weights = np.exp(-row[images].astype(np.float64))
+    return images, weights / weights.sum()
 
 
 def _average(parts: list[Neighbourhood]) -> Neighbourhood:
-    pictures, places = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-    return pictures, np.bincount(places, np.concatenate([part[1] for part in parts])) / len(parts)
+    images, places = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    return images, np.bincount(places, np.concatenate([part[1] for part in parts])) / len(parts)
 
 
 def _holders(neighbourhoods: list[Neighbourhood]) -> dict[int, Neighbourhood]:
-    """Picture → whose neighbourhood it is in, and with which weight."""
+    """Image → whose neighbourhood it is in, and with which weight."""
     who = np.repeat(np.arange(len(neighbourhoods)), [len(each[0]) for each in neighbourhoods])
-    pictures = np.concatenate([each[0] for each in neighbourhoods])
+    images = np.concatenate([each[0] for each in neighbourhoods])
     weights = np.concatenate([each[1] for each in neighbourhoods])
-    order = np.argsort(pictures, kind="stable")
-    found, starts = np.unique(pictures[order], return_index=True)
+    order = np.argsort(images, kind="stable")
+    found, starts = np.unique(images[order], return_index=True)
     ends = [*starts[1:], len(order)]
     return {
-        int(picture): (who[order[start:end]], weights[order[start:end]])
-        for picture, start, end in zip(found, starts, ends, strict=True)
+        int(image): (who[order[start:end]], weights[order[start:end]])
+        for image, start, end in zip(found, starts, ends, strict=True)
     }

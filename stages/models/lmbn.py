@@ -16,7 +16,7 @@ TRIPLET_HEADS = HEADS[:3]
 
 
 def map_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the trunk's map, and so of the attention, for a picture's."""
+    """Height and width of the trunk's map, and so of the attention, for an image's."""
     # conv1 and max-pool halve and round up, the average pool of conv2 halves and rounds down.
     height, width = (-(-side // 4) // 2 for side in size)
     return height, width
@@ -114,7 +114,7 @@ class GlobalBranch(nn.Module):
     def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
         super().__init__()
         channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.rest(width, wiring)
+        self.backbone2 = osnet.branch(width, wiring)
         self.batch_drop_block = BatchDropBlock(channels, wiring)
         self.reduction_1 = BNNeck(channels, dim, classes)
         self.reduction_2 = BNNeck(channels, dim, classes)
@@ -131,7 +131,7 @@ class PartBranch(nn.Module):
     def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
         super().__init__()
         channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.rest(width, wiring)
+        self.backbone2 = osnet.branch(width, wiring)
         self.reduction_1 = BNNeck(channels, dim, classes)
         self.reduction_2 = BNNeck(channels, dim, classes)
         self.reduction_3 = BNNeck(channels, dim, classes)
@@ -152,7 +152,7 @@ class ChannelBranch(nn.Module):
     def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
         super().__init__()
         channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.rest(width, wiring)
+        self.backbone2 = osnet.branch(width, wiring)
         self.shared = nn.Sequential(
             nn.Conv2d(channels // 2, dim, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
         )
@@ -167,7 +167,7 @@ class ChannelBranch(nn.Module):
 class LMBN(nn.Module):
     """One stream: a face network, or with `attention` the body network of DeSKPro.
 
-    pictures float [B, 3, H, W] of any size of at least 32 pixels → `Output` with 7 heads and 3
+    images float [B, 3, H, W] of any size of at least 32 pixels → `Output` with 7 heads and 3
     embeddings. With attention the trunk's map, [B, C, H/8, W/8], is multiplied by it.
     """
 
@@ -190,8 +190,8 @@ class LMBN(nn.Module):
         # would draw the weights to its single channel so large that the sigmoid starts saturated.
         self.spatial_attn = SpatialAttention(osnet.CHANNELS[width][2]) if attention else None
 
-    def forward(self, pictures: torch.Tensor) -> Output:
-        x = self.backbone(pictures)
+    def forward(self, images: torch.Tensor) -> Output:
+        x = self.backbone(images)
         attention = None
         if self.spatial_attn is not None:
             attention = self.spatial_attn(x)

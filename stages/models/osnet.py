@@ -59,7 +59,7 @@ class LightConv3x3(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Weighs each channel by a sigmoid of the picture's mean activation; reduction 16."""
+    """Weighs each channel by a sigmoid of the image's mean activation; reduction 16."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def trunk(width: float, wiring: str) -> nn.Sequential:
     )
 
 
-def rest(width: float, wiring: str) -> nn.Sequential:
+def branch(width: float, wiring: str) -> nn.Sequential:
     """The rest of conv3, conv4 and conv5: stride 16. The parts of conv3 keep their positions."""
     _, _, c3, c4 = CHANNELS[width]
     conv3 = nn.Sequential(OrderedDict([("1", OSBlock(c3, c3, wiring)), ("2", transition(c3))]))

@@ -12,7 +12,7 @@ STREAMS = {"face": ("face",), "body": ("body",), "all": ("face", "body")}
 
 
 class Student(nn.Module):
-    """LR face and body picture → one `Output` with the heads of all its streams.
+    """LR face and body image → one `Output` with the heads of all its streams.
 
     `heads` and `triplet` map each stream to its slice of the head dimension of logits and features,
     and of embeddings.

@@ -1,6 +1,6 @@
 """Networks on disk: safetensors, with what is needed to build the network again inside the file.
 
-Published checkpoints are read just as well: what they don't say (class order, picture sizes) is
+Published checkpoints are read just as well: what they don't say (class order, image sizes) is
 None in their description.
 """
 
@@ -27,11 +27,11 @@ from deskpro.stages.models.teacher import Teacher
 _KEY = "deskpro"
 
 Net = TypeVar("Net", bound=nn.Module)
-Found = dict[str, tuple["Description", dict[str, torch.Tensor]]]
+Found = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelInfo:
     """What a weights file says of its network."""
 
     kind: str
@@ -43,20 +43,20 @@ class Description:
     """Identities in class order; None where the file doesn't say."""
     face_size: tuple[int, int] | None
     body_size: tuple[int, int] | None
-    """Height and width of the pictures it was trained on; None where it saw or says none."""
+    """Height and width of the images it was trained on; None where it saw or says none."""
 
 
-def save(path: Path, network: nn.Module, description: Description) -> None:
+def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
     """Write `path` (safetensors) and the same description as JSON beside it; complete or absent."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with write_aside(path) as aside:
-        save_file(tensors, aside, metadata={_KEY: json.dumps(asdict(description))})
+        save_file(tensors, aside, metadata={_KEY: json.dumps(asdict(info))})
         digest = sha256(aside)
     with write_aside(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps({"sha256": digest} | asdict(description), indent=1) + "\n")
+        aside.write_text(json.dumps({"sha256": digest} | asdict(info), indent=1) + "\n")
 
 
-def describe(path: Path, kind: str | None = None) -> Description:
+def read_metadata(path: Path, kind: str | None = None) -> ModelInfo:
     """What a weights file says of its network of a kind: of its student rather if None."""
     return _read(path, kind)[0]
 
@@ -66,21 +66,21 @@ def kinds(path: Path) -> list[str]:
     return list(_open(path))
 
 
-def load_teacher(path: Path) -> tuple[Teacher, Description]:
+def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
     """The frozen teacher of a weights file, ours or published."""
-    description, tensors = _read(path, "teacher")
-    network = LMBN(description.num_classes, **description.network)
-    return Teacher(_fill(network, tensors, path)), description
+    info, tensors = _read(path, "teacher")
+    network = LMBN(info.num_classes, **info.network)
+    return Teacher(_fill(network, tensors, path)), info
 
 
-def load_student(path: Path) -> tuple[Student, Description]:
+def load_student(path: Path) -> tuple[Student, ModelInfo]:
     """The student of a weights file, ours or published, in evaluation mode."""
-    description, tensors = _read(path, "student")
-    network = Student(description.num_classes, **description.network)
-    return _fill(network, tensors, path), description
+    info, tensors = _read(path, "student")
+    network = Student(info.num_classes, **info.network)
+    return _fill(network, tensors, path), info
 
 
-def _read(path: Path, kind: str | None) -> tuple[Description, dict[str, torch.Tensor]]:
+def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
     """Description and tensors of the wanted kind of network; of the student rather if None."""
     found = _open(path)
     kind = kind or ("student" if "student" in found else "teacher")
@@ -114,7 +114,7 @@ def _read_own(path: Path) -> Found:
         ) from None
     for size in ("face_size", "body_size"):
         fields[size] = tuple(fields[size]) if fields[size] else None
-    return {fields["kind"]: (Description(**fields), tensors)}
+    return {fields["kind"]: (ModelInfo(**fields), tensors)}
 
 
 def _read_published(path: Path) -> Found:
@@ -134,11 +134,11 @@ def _read_published(path: Path) -> Found:
         options, classes = published.network_options(parts[names[0]], path)
         tensors = {f"{name}.{key}": t for name in names for key, t in parts[name].items()}
         network = {"forward_mode": mode, **options}
-        found["student"] = (Description("student", network, classes, None, None, None), tensors)
+        found["student"] = (ModelInfo("student", network, classes, None, None, None), tensors)
     if "face_net" in parts:
         options, classes = published.network_options(parts["face_net"], path)
         found["teacher"] = (
-            Description("teacher", options, classes, None, None, None),
+            ModelInfo("teacher", options, classes, None, None, None),
             parts["face_net"],
         )
     return found

@@ -1,1 +1,1 @@
-"""From body pictures to faces and masks, in steps that can be exchanged."""
+"""From body images to faces and masks, in steps that can be exchanged."""

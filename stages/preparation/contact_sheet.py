@@ -1,4 +1,4 @@
-"""The contact sheet: what was made of some pictures, side by side, for a person to judge."""
+"""The contact sheet: what was made of some images, side by side, for a person to judge."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from deskpro.stages.preparation.faces import (
 )
 from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme
-from deskpro.stages.preparation.step import Unusable, read_labels, read_picture
+from deskpro.stages.preparation.step import Unusable, read_image, read_labels
 from deskpro.stages.reporting.images import from_pixels
 from deskpro.stages.reporting.page import render
 
 HEIGHT = 192
-"""Of a body picture on the sheet, in pixels."""
+"""Of a body image on the sheet, in pixels."""
 _FACE = 112
 
 REASONS = {
     SEVERAL: "More than one head or face: the largest was taken",
     UNSURE: "The detector was unsure",
-    AT_EDGE: "The box had to be moved into the picture",
+    AT_EDGE: "The box had to be moved into the image",
     SMALL: "Too small for a face",
     OUTSIDE: "The detector saw a face outside the head region only",
     BACK: "A head, but hardly any face: seen from behind",
     NONE: "No face and no head",
 }
-"""What makes a picture doubtful, most telling first."""
+"""What makes an image doubtful, most telling first."""
 
 
 def write(path: Path, table: pd.DataFrame, places: Places, settings: Prepare, title: str) -> None:
-    """Write the page; table: the rows of prepare.csv. It holds every picture it shows."""
+    """Write the page; table: the rows of prepare.csv. It holds every image it shows."""
     usable = table[table["problem"].isna()]
     scheme = SCHEMES[settings.parsing.scheme]
     sections = [("Drawn at random", *_drawn(usable, settings.shown))]
@@ -65,7 +65,7 @@ def write(path: Path, table: pd.DataFrame, places: Places, settings: Prepare, ti
     problems = table[table["problem"].notna()][["sample_id", "problem"]]
     parts = {
         "title": title,
-        "pictures": len(usable),
+        "images": len(usable),
         "identities": usable["pid"].nunique(),
         "decisions": _decisions(usable),
         "methods": _methods(settings),
@@ -106,7 +106,7 @@ def _decisions(rows: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _methods(settings: Prepare) -> list[tuple[str, str]]:
-    """What made each kind of picture, in words."""
+    """What made each kind of image, in words."""
     parsing, face, restoration = settings.parsing, settings.face, settings.restoration
     said = {
         "parsing": f"{parsing.method}, {SCHEMES[parsing.scheme].title}",
@@ -120,28 +120,28 @@ def _methods(settings: Prepare) -> list[tuple[str, str]]:
 def _card(row: dict[Hashable, Any], places: Places, scheme: Scheme) -> dict[str, Any]:
     id_ = row["sample_id"]
     body = _read(places.body(id_))
-    pictures: list[tuple[str, str | None]] = [("body", _uri(body, HEIGHT))]
+    images: list[tuple[str, str | None]] = [("body", _uri(body, HEIGHT))]
     labels = _labels(places.labels(id_))
     if labels is not None and body is not None:
-        pictures.append(("parsing", _uri(_coloured(body, labels, scheme), HEIGHT)))
+        images.append(("parsing", _uri(_coloured(body, labels, scheme), HEIGHT)))
     if places.mask(id_).is_file():
-        pictures.append(("mask", _uri(_read(places.mask(id_)), HEIGHT)))
+        images.append(("mask", _uri(_read(places.mask(id_)), HEIGHT)))
     if body is not None and pd.notna(row.get("left")):
-        pictures.append(("face box", _uri(_boxed(body, row), HEIGHT)))
+        images.append(("face box", _uri(_boxed(body, row), HEIGHT)))
     files = {"LR face": places.lr_face(id_), "HR face": places.hr_face(id_)}
     faces = [(what, _read(path)) for what, path in files.items() if path.is_file()]
-    pictures += [(f"{what}, {face.width} px", _uri(face, _FACE)) for what, face in faces if face]
+    images += [(f"{what}, {face.width} px", _uri(face, _FACE)) for what, face in faces if face]
     facts = [
         str(row[name]) for name in ("decision", "doubts") if row.get(name) and pd.notna(row[name])
     ]
     if pd.notna(row.get("score")):
         facts.append(f"score {row['score']:.2f}")
-    return {"id": id_, "pid": row["pid"], "facts": facts, "pictures": pictures}
+    return {"id": id_, "pid": row["pid"], "facts": facts, "images": images}
 
 
 def _read(path: Path) -> Image.Image | None:
     try:
-        return read_picture(path)
+        return read_image(path)
     except Unusable:
         return None
 
@@ -153,16 +153,16 @@ def _labels(path: Path) -> np.ndarray | None:
         return None
 
 
-def _uri(picture: Image.Image | None, height: int) -> str | None:
-    if picture is None:
+def _uri(image: Image.Image | None, height: int) -> str | None:
+    if image is None:
         return None
-    width = max(1, round(picture.width * height / picture.height))
-    shown = picture.resize((width, height), Image.Resampling.BICUBIC)
+    width = max(1, round(image.width * height / image.height))
+    shown = image.resize((width, height), Image.Resampling.BICUBIC)
     return from_pixels(np.asarray(shown).transpose(2, 0, 1))
 
 
 def _coloured(body: Image.Image, labels: np.ndarray, scheme: Scheme) -> Image.Image:
-    """The label map over the dimmed picture, a colour for each class."""
+    """The label map over the dimmed image, a colour for each class."""
     if labels.shape != (body.height, body.width):
         return body
     colours = np.zeros((256, 3))

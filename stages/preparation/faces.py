@@ -1,4 +1,4 @@
-"""Step 3: where the face is, and the LR face cut from the body picture."""
+"""Step 3: where the face is, and the LR face cut from the body image."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from deskpro.stages.preparation.step import (
     optional,
     outcomes,
     png,
+    read_image,
     read_labels,
-    read_picture,
 )
 
 FOUND, NONE, SMALL, BACK, OUTSIDE = (
@@ -46,7 +46,7 @@ _CLEAR = 0.1
 
 
 class Box(NamedTuple):
-    """A square in whole pixels of the body picture."""
+    """A square in whole pixels of the body image."""
 
     left: int
     top: int
@@ -54,7 +54,7 @@ class Box(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a method made of a picture."""
+    """What a method made of an image."""
 
     decision: str
     box: Box | None = None
@@ -68,7 +68,7 @@ def square(
     left: float, top: float, right: float, bottom: float, margin: float, size: tuple[int, int]
 ) -> tuple[Box, bool]:
     """The square about a box, `margin` of its longer side added on each side, and whether it had to
-    be moved to lie in a picture of `size` = (width, height). It is never larger than that."""
+    be moved to lie in an image of `size` = (width, height). It is never larger than that."""
     side = min(round(max(right - left, bottom - top) * (1 + 2 * margin)), *size)
     across, down = (left + right - side) / 2, (top + bottom - side) / 2
     x, y = (min(max(round(a), 0), n - side) for a, n in zip((across, down), size, strict=True))
@@ -93,14 +93,14 @@ class _Faces(ABC):
 
     @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
-        """The face in a body picture, RGB; labels: its label map, uint8 [H, W], where there is."""
+        """The face in a body image, RGB; labels: its label map, uint8 [H, W], where there is."""
 
     def _cut(self, sample: Sample) -> Outcome:
-        body = read_picture(self.places.body(sample.id))
+        body = read_image(self.places.body(sample.id))
         path = self.places.labels(sample.id)
         labels = read_labels(path) if path.is_file() else None
         if labels is not None and labels.shape != (body.height, body.width):
-            raise Unusable(f"{path}: label map of another size than its body picture")
+            raise Unusable(f"{path}: label map of another size than its body image")
         found = self.find(body, labels)
         facts = {
             "decision": found.decision,
@@ -136,7 +136,7 @@ class Head(_Faces):
         self.ndimage: Any = optional("scipy.ndimage", "prepare.face.method=head")
         self.options, self.places, self.scheme = options, places, scheme
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {
             "method": "head",
             "classes": self.scheme.classes,
@@ -166,9 +166,9 @@ class Head(_Faces):
 
 
 class YuNet(_Faces):
-    """OpenCV's YuNet (Wu et al., MIR 2023), on the body picture enlarged to `height` if lower.
+    """OpenCV's YuNet (Wu et al., MIR 2023), on the body image enlarged to `height` if lower.
 
-    Of several faces the largest is taken, and the picture is listed as doubtful. A face whose
+    Of several faces the largest is taken, and the image is listed as doubtful. A face whose
     centre lies outside the head region, its margin added, is dropped where a label map is there.
     """
 
@@ -185,7 +185,7 @@ class YuNet(_Faces):
         self.digest = sha256(options.model)
         self._detector((320, 320))  # an unreadable file is told now
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         names = ("margin", "min_side", "score", "height", "inside_head")
         return {
             "method": "yunet",
@@ -197,7 +197,7 @@ class YuNet(_Faces):
 
     def _detector(self, size: tuple[int, int]) -> Any:
         try:
-            # Not shared by threads: one for each picture costs a few milliseconds.
+            # Not shared by threads: one for each image costs a few milliseconds.
             return self.cv2.FaceDetectorYN.create(
                 str(self.options.model), "", size, self.options.score
             )

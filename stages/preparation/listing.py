@@ -1,4 +1,4 @@
-"""What was made of every picture, as a table and in a few words."""
+"""What was made of every image, as a table and in a few words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLUMNS = (
 
 @dataclass
 class Prepared:
-    """A picture on its way through the steps."""
+    """An image on its way through the steps."""
 
     sample: Sample
     keys: dict[str, str] = field(default_factory=dict)
@@ -39,20 +39,20 @@ class Prepared:
         self.problem, self.foreign = outcome.problem, outcome.foreign
 
 
-def recall(pictures: Sequence[Prepared], ledgers: Sequence[Ledger]) -> None:
-    """Add what steps that weren't done now said of the pictures before."""
-    for picture in pictures:
+def recall(images: Sequence[Prepared], ledgers: Sequence[Ledger]) -> None:
+    """Add what steps that weren't done now said of the images before."""
+    for image in images:
         for ledger in ledgers:
-            entry = ledger.latest(picture.sample.id)
+            entry = ledger.latest(image.sample.id)
             if entry is not None:
-                picture.facts = entry.facts | picture.facts
+                image.facts = entry.facts | image.facts
 
 
-def table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
-    """A row for every picture, as prepare.csv has it."""
+def table(images: Sequence[Prepared], source: Path) -> pd.DataFrame:
+    """A row for every image, as prepare.csv has it."""
     rows = []
-    for picture in pictures:
-        sample = picture.sample
+    for image in images:
+        sample = image.sample
         below = sample.source.relative_to(source) if sample.source.is_relative_to(source) else ""
         rows.append(
             {
@@ -61,8 +61,8 @@ def table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
                 "pid": sample.pid,
                 "camid": sample.camid,
                 "source": str(below or sample.source),
-                **picture.facts,
-                "problem": picture.problem,
+                **image.facts,
+                "problem": image.problem,
             }
         )
     named = {name for row in rows for name in row}
@@ -74,11 +74,11 @@ def table(pictures: Sequence[Prepared], source: Path) -> pd.DataFrame:
     return listed
 
 
-def facts(pictures: Sequence[Prepared]) -> dict[str, object]:
-    """How many pictures there are, and what was decided about them."""
-    good = [picture for picture in pictures if picture.problem is None]
+def facts(images: Sequence[Prepared]) -> dict[str, object]:
+    """How many images there are, and what was decided about them."""
+    good = [image for image in images if image.problem is None]
     said: dict[str, object] = {
-        "pictures": f"{len(good)} of {len({p.sample.pid for p in good})} identities",
+        "images": f"{len(good)} of {len({p.sample.pid for p in good})} identities",
     }
     decisions = Counter(p.facts["decision"] for p in good if "decision" in p.facts)
     if decisions:
@@ -86,7 +86,7 @@ def facts(pictures: Sequence[Prepared]) -> dict[str, object]:
     doubts = Counter(d for p in good for d in p.facts.get("doubts", "").split("; ") if d)
     if doubts:
         said["doubtful"] = counted(doubts)
-    turned = sum(bool(picture.facts.get("turned")) for picture in good)
+    turned = sum(bool(image.facts.get("turned")) for image in good)
     if turned:
         said["turned upright"] = turned
     return said

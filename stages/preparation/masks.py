@@ -18,7 +18,7 @@ class Regions:
     def __init__(self, places: Places, scheme: Scheme) -> None:
         self.places, self.scheme = places, scheme
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {"method": "regions", "classes": self.scheme.classes, "version": 1}
 
     def needs(self, sample: Sample) -> Sequence[Path]:

@@ -1,4 +1,4 @@
-"""Step 1: a label map for every body picture."""
+"""Step 1: a label map for every body image."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from deskpro.stages.preparation.step import (
     optional,
     outcomes,
     png,
+    read_image,
     read_labels,
-    read_picture,
 )
 
 
 class LabelFiles:
-    """Label maps that exist: PNGs of one channel, by the paths of the raw or prepared pictures."""
+    """Label maps that exist: PNGs of one channel, by the paths of the raw or prepared images."""
 
     name = "parsing"
 
@@ -45,7 +45,7 @@ class LabelFiles:
         self.scheme = SCHEMES[options.scheme]
         self.scheme_name = options.scheme
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {"method": "labels", "scheme": self.scheme_name, "version": 1}
 
     def needs(self, sample: Sample) -> Sequence[Path]:
@@ -77,11 +77,11 @@ class LabelFiles:
         if not source.is_file():
             raise Unusable(f"{source}: missing: no label map of {sample.id} in {self.folder}")
         labels = read_labels(source)
-        body = read_picture(self.places.body(sample.id))
+        body = read_image(self.places.body(sample.id))
         if labels.shape != (body.height, body.width):
             height, width = labels.shape
             raise Unusable(
-                f"{source}: label map of {width}×{height} pixels, its body picture has "
+                f"{source}: label map of {width}×{height} pixels, its body image has "
                 f"{body.width}×{body.height}"
             )
         unknown = unknown_classes(labels, self.scheme)
@@ -96,7 +96,7 @@ class LabelFiles:
 class SegFormer:
     """A SegFormer, or another semantic segmenter of transformers, whose classes are the scheme's.
 
-    Xie et al., SegFormer, NeurIPS 2021. Its logits are enlarged bilinearly to the picture's size
+    Xie et al., SegFormer, NeurIPS 2021. Its logits are enlarged bilinearly to the image's size
     before the best class is taken.
     """
 
@@ -137,7 +137,7 @@ class SegFormer:
             else getattr(self.model.config, "_commit_hash", None)
         )
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {
             "method": "segformer",
             "scheme": self.scheme_name,
@@ -152,27 +152,27 @@ class SegFormer:
         return [self.places.labels(sample.id)]
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        pictures = each(lambda sample: read_picture(self.places.body(sample.id)), samples)
-        good = [picture for picture in pictures if not isinstance(picture, Unusable)]
+        images = each(lambda sample: read_image(self.places.body(sample.id)), samples)
+        good = [image for image in images if not isinstance(image, Unusable)]
         maps = iter(self.parse(good))
         return [
-            Outcome(problem=str(picture))
-            if isinstance(picture, Unusable)
+            Outcome(problem=str(image))
+            if isinstance(image, Unusable)
             else Outcome({self.places.labels(sample.id): png(next(maps))})
-            for sample, picture in zip(samples, pictures, strict=True)
+            for sample, image in zip(samples, images, strict=True)
         ]
 
-    def parse(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-        """The label map of each picture, uint8 of its size, in one batch."""
-        if not pictures:
+    def parse(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        """The label map of each image, uint8 of its size, in one batch."""
+        if not images:
             return []
         torch = self.torch
-        batch = self.processor(images=list(pictures), return_tensors="pt")
+        batch = self.processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
             logits = self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.float()
         maps = []
-        for one, picture in zip(logits, pictures, strict=True):
-            size = picture.height, picture.width
+        for one, image in zip(logits, images, strict=True):
+            size = image.height, image.width
             full = torch.nn.functional.interpolate(
                 one[None], size, mode="bilinear", align_corners=False
             )

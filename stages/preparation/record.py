@@ -1,4 +1,4 @@
-"""What was prepared already, picture by picture, so that a step goes on where it stopped."""
+"""What was prepared already, image by image, so that a step goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from deskpro.cache.files import sha256, write_aside
-from deskpro.stages.data.layouts import PICTURES, UNFINISHED
-from deskpro.stages.data.memo import Memo
+from deskpro.stages.data.file_index import FileIndex
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, UNFINISHED
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import Outcome, Step
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a step made of a picture, or was about to make."""
+    """What a step made of an image, or was about to make."""
 
     id: str
     key: str
@@ -67,31 +67,33 @@ class Ledger:
             self._entries[entry.id].append(entry)
 
     def entry(self, id_: str, key: str) -> Entry | None:
-        """The entry of a picture that was made from the same."""
+        """The entry of an image that was made from the same."""
         return next((e for e in reversed(self._entries[id_]) if e.key == key), None)
 
     def latest(self, id_: str) -> Entry | None:
-        """The last entry of a picture, whatever it was made from."""
+        """The last entry of an image, whatever it was made from."""
         return self._entries[id_][-1] if self._entries[id_] else None
 
     def ids(self) -> list[str]:
-        """Every picture that there is an entry of."""
+        """Every image that there is an entry of."""
         return sorted(id_ for id_, entries in self._entries.items() if entries)
 
-    def intact(self, entry: Entry, there: Collection[Path], memo: Memo) -> bool:
+    def intact(self, entry: Entry, there: Collection[Path], file_index: FileIndex) -> bool:
         """Whether the files of an entry, and no others of `there`, are there as they were made."""
         made = {self.root / name: digest for name, digest in entry.files.items()}
-        return {*there} == {*made} and all(_content(path, memo) == made[path] for path in made)
+        return {*there} == {*made} and all(
+            _content(path, file_index) == made[path] for path in made
+        )
 
-    def owns(self, id_: str, path: Path, memo: Memo) -> bool:
+    def owns(self, id_: str, path: Path, file_index: FileIndex) -> bool:
         """Whether an existing file is one that this step made."""
-        name, content = str(path.relative_to(self.root)), _content(path, memo)
+        name, content = str(path.relative_to(self.root)), _content(path, file_index)
         return any(entry.files.get(name) == content for entry in self._entries[id_])
 
-    def withdraw(self, id_: str, memo: Memo) -> None:
-        """Remove what this step made of a picture."""
+    def withdraw(self, id_: str, file_index: FileIndex) -> None:
+        """Remove what this step made of an image."""
         for path in {self.root / name for entry in self._entries[id_] for name in entry.files}:
-            if path.exists() and self.owns(id_, path, memo):
+            if path.exists() and self.owns(id_, path, file_index):
                 path.unlink()
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -107,7 +109,7 @@ class Ledger:
             os.fsync(file.fileno())
 
     def seal(self, keys: Mapping[str, str]) -> None:
-        """Keep one entry of each picture, the one of its key, in one file; forget the rest."""
+        """Keep one entry of each image, the one of its key, in one file; forget the rest."""
         with write_aside(self._sealed) as aside, aside.open("w", encoding="utf-8") as file:
             for id_ in sorted(keys):
                 entry = self.entry(id_, keys[id_])
@@ -118,7 +120,7 @@ class Ledger:
 
 
 class Siblings:
-    """The pictures that lay in the prepared set when work began, by path without extension.
+    """The images that lay in the prepared set when work began, by path without extension.
 
     A face or mask is found by its stem, whatever its extension: one that somebody put there as
     .png would be taken for the .jpg that is made.
@@ -128,7 +130,7 @@ class Siblings:
         self._found: dict[Path, list[Path]] = defaultdict(list)
         for kind in ("imgs", "labels", "mask", "lr_face", "hr_face"):
             for path in (root / kind).rglob("*"):
-                if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                     self._found[path.with_suffix("")].append(path)
 
     def of(self, paths: Iterable[Path]) -> set[Path]:
@@ -138,29 +140,29 @@ class Siblings:
 
 
 def perform(
-    step: Step, samples: Sequence[Sample], ledger: Ledger, siblings: Siblings, memo: Memo
+    step: Step, samples: Sequence[Sample], ledger: Ledger, siblings: Siblings, file_index: FileIndex
 ) -> list[tuple[str, Outcome]]:
-    """Do a step for a batch of pictures, as far as it isn't done: the key and outcome of each.
+    """Do a step for a batch of images, as far as it isn't done: the key and outcome of each.
 
     The outcomes hold facts and problems, no files: those are written.
     """
-    fixed = json.dumps(step.made_from(), sort_keys=True, default=str)
+    fixed = json.dumps(step.provenance(), sort_keys=True, default=str)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda sample: _key(step, sample, fixed, memo), samples))
+        found = list(pool.map(lambda sample: _key(step, sample, fixed, file_index), samples))
     keys = {sample.id: key for sample, key in zip(samples, found, strict=True)}
     done: dict[str, Outcome] = {}
     todo: list[Sample] = []
     for sample in samples:
         entry = ledger.entry(sample.id, keys[sample.id])
         there = siblings.of(step.makes(sample))
-        foreign = sorted(path for path in there if not ledger.owns(sample.id, path, memo))
+        foreign = sorted(path for path in there if not ledger.owns(sample.id, path, file_index))
         if foreign:
             done[sample.id] = Outcome(
                 problem=f"{foreign[0]}: isn't what prepare wrote. Move or delete it, or leave the "
                 f"step {step.name} out of prepare.steps",
                 foreign=True,
             )
-        elif entry and entry.problem is None and ledger.intact(entry, there, memo):
+        elif entry and entry.problem is None and ledger.intact(entry, there, file_index):
             done[sample.id] = Outcome(facts=entry.facts)
         else:
             todo.append(sample)
@@ -192,16 +194,16 @@ def _write(step: Step, sample: Sample, outcome: Outcome) -> None:
             aside.write_bytes(content)
 
 
-def _key(step: Step, sample: Sample, fixed: str, memo: Memo) -> str:
+def _key(step: Step, sample: Sample, fixed: str, file_index: FileIndex) -> str:
     digest = hashlib.sha256(f"{step.name}\0{sample.id}\0{fixed}".encode())
     for path in step.needs(sample):
-        digest.update(f"\0{_content(path, memo)}".encode())
+        digest.update(f"\0{_content(path, file_index)}".encode())
     return digest.hexdigest()
 
 
-def _content(path: Path, memo: Memo) -> str | None:
+def _content(path: Path, file_index: FileIndex) -> str | None:
     try:
-        found: str = memo.recall(str(path), "sha256", lambda: sha256(path))
+        found: str = file_index.recall(str(path), "sha256", lambda: sha256(path))
         return found
     except OSError:
         return None

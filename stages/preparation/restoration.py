@@ -14,7 +14,7 @@ from PIL import Image
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Restoration
-from deskpro.stages.data.layouts import PICTURES
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.faces import Box
 from deskpro.stages.preparation.samples import Places, Sample
 from deskpro.stages.preparation.step import (
@@ -24,14 +24,14 @@ from deskpro.stages.preparation.step import (
     jpeg,
     optional,
     outcomes,
-    read_picture,
+    read_image,
 )
 
 FACE_SIDE = 512
 """Side that face-restoration networks are made for, in pixels."""
 
 _ASPECT = 0.03
-"""How far the shapes of an HR picture and its body picture may be apart."""
+"""How far the shapes of an HR image and its body image may be apart."""
 
 
 class _Restorer(ABC):
@@ -53,7 +53,7 @@ class _Restorer(ABC):
         path = self.places.lr_face(sample.id)
         if not path.is_file():
             return Outcome()
-        restored = self.restore(read_picture(path), sample)
+        restored = self.restore(read_image(path), sample)
         return Outcome({self.places.hr_face(sample.id): jpeg(restored)})
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Bicubic(_Restorer):
                  box: Callable[[str], Box | None]) -> None:  # fmt: skip
         self.places, self.size = places, options.size
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {"method": "bicubic", "size": self.size, "version": 1}
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
@@ -79,7 +79,7 @@ class Spandrel(_Restorer):
     """A network that spandrel loads from a file, on the face enlarged bicubically to 512 × 512.
 
     GFPGAN (Wang et al., CVPR 2021), RestoreFormer (Wang et al., CVPR 2022), CodeFormer (Zhou et
-    al., NeurIPS 2022), or any other that takes and gives an RGB picture.
+    al., NeurIPS 2022), or any other that takes and gives an RGB image.
     """
 
     def __init__(self, options: Restoration, places: Places, source: Path | None, device: str,
@@ -111,13 +111,13 @@ class Spandrel(_Restorer):
             loaded.input_channels, loaded.output_channels
         ) != (3, 3):  # fmt: skip
             raise InputError(
-                f"{options.model}: {loaded.architecture.name} doesn't make a picture of a picture. "
+                f"{options.model}: {loaded.architecture.name} doesn't make an image of an image. "
                 "Set prepare.restoration.model to a face-restoration network"
             )
         self.network = loaded.to(device).eval()
         self.digest = sha256(options.model)
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {"method": "spandrel", "model": self.digest, "version": 1}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -137,46 +137,50 @@ class Spandrel(_Restorer):
 
 
 class HighResolution(_Restorer):
-    """The face cut from an HR body picture of the same scene, where the dataset has such."""
+    """The face cut from an HR body image of the same scene, where the dataset has such."""
 
     def __init__(self, options: Restoration, places: Places, source: Path | None, device: str,
                  box: Callable[[str], Box | None]) -> None:  # fmt: skip
         if options.pictures is None or not options.pictures.is_dir():
             raise InputError(
                 f"prepare.restoration.pictures {options.pictures}: no such folder. The method "
-                "pictures needs the HR body pictures there, below it the paths of the raw ones"
+                "pictures needs the HR body images there, below it the paths of the raw ones"
             )
         self.folder, self.places, self.source, self.box = options.pictures, places, source, box
         self.size = options.size
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         return {"method": "pictures", "size": self.size, "version": 1}
 
     def needs(self, sample: Sample) -> Sequence[Path]:
         return [
             self.places.lr_face(sample.id),
             self.places.body(sample.id),
-            self._picture(sample),
+            self._image(sample),
         ]
 
-    def _picture(self, sample: Sample) -> Path:
+    def _image(self, sample: Sample) -> Path:
         below = Path(sample.id)
         if self.source is not None and sample.source.is_relative_to(self.source):
             below = sample.source.relative_to(self.source)
-        suffixes = [below.suffix, *sorted(PICTURES), *sorted(s.upper() for s in PICTURES)]
+        suffixes = [
+            below.suffix,
+            *sorted(IMAGE_SUFFIXES),
+            *sorted(s.upper() for s in IMAGE_SUFFIXES),
+        ]
         ways = [(self.folder / below).with_suffix(suffix) for suffix in suffixes]
         return next((way for way in ways if way.is_file()), ways[0])
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
-        path, box = self._picture(sample), self.box(sample.id)
+        path, box = self._image(sample), self.box(sample.id)
         if box is None:
             raise Unusable(f"{sample.id}: its face box isn't known; add face to prepare.steps")
-        body, large = read_picture(self.places.body(sample.id)), read_picture(path)
+        body, large = read_image(self.places.body(sample.id)), read_image(path)
         across, down = large.width / body.width, large.height / body.height
         if abs(across / down - 1) > _ASPECT:
             raise Unusable(
-                f"{path}: HR picture of {large.width}×{large.height} pixels has another shape than "
-                f"its body picture of {body.width}×{body.height}"
+                f"{path}: HR image of {large.width}×{large.height} pixels has another shape than "
+                f"its body image of {body.width}×{body.height}"
             )
         edges = (
             box.left * across,
@@ -188,7 +192,7 @@ class HighResolution(_Restorer):
 
 
 def run_network(network: Any, pixels: Any) -> Any:
-    """A spandrel network on pictures as it was trained: float [1, 3, H, W] in 0..1, in and out.
+    """A spandrel network on images as it was trained: float [1, 3, H, W] in 0..1, in and out.
 
     GFPGAN and CodeFormer are made for −1..1; spandrel's own call leaves that to its caller.
     """

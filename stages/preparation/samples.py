@@ -1,4 +1,4 @@
-"""Which raw pictures there are, and where each goes in the prepared set."""
+"""Which raw images there are, and where each goes in the prepared set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from pathlib import Path
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Own
-from deskpro.stages.data.index import SPLITS, Problem, is_text, read_clothes, read_index, twofold
-from deskpro.stages.data.layouts import LAYOUTS, PICTURES, PREPARED, Layout
+from deskpro.stages.data.index import (
+    SPLITS,
+    Problem,
+    duplicate_ids,
+    is_text,
+    read_clothes,
+    read_index,
+)
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, LAYOUTS, PREPARED, Layout
 
 _LONGEST = 200
 """Bytes of a file's name: file systems take 255, and what is written aside has a longer one."""
@@ -21,7 +28,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class Sample:
-    """A body picture to prepare."""
+    """A body image to prepare."""
 
     id: str
     """Its path below imgs/ in the prepared set; that of its other files, but for the extension."""
@@ -34,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the prepared set in `root` keeps what belongs to a picture."""
+    """Where the prepared set in `root` keeps what belongs to an image."""
 
     root: Path
 
@@ -62,13 +69,13 @@ class Found:
     samples: list[Sample]
     problems: list[Problem]
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Files that aren't pictures, by extension."""
+    """Files that aren't images, by extension."""
 
 
 def find_samples(root: Path, dataset: str, own: Own) -> Found:
-    """The pictures of a raw dataset, or of a folder of one's own where `dataset` is "own".
+    """The images of a raw dataset, or of a folder of one's own where `dataset` is "own".
 
-    Sorted by split and path. Raises InputError where `root` is no folder or holds no pictures.
+    Sorted by split and path. Raises InputError where `root` is no folder or holds no images.
     """
     if not root.is_dir():
         raise InputError(
@@ -80,12 +87,12 @@ def find_samples(root: Path, dataset: str, own: Own) -> Found:
     else:
         found = _published(root, layout)
     if not found.samples and not found.problems:
-        raise InputError(f"{root}: no pictures ({layout.example}). Set prepare.root, data_train")
+        raise InputError(f"{root}: no images ({layout.example}). Set prepare.root, data_train")
     # Faces, masks and label maps go by the name without its extension.
     stems = Counter(sample.source.with_suffix("") for sample in found.samples)
     for sample in found.samples:
         if stems[sample.source.with_suffix("")] > 1:
-            what = "another picture has the same name but for its extension; rename one"
+            what = "another image has the same name but for its extension; rename one"
             found.problems.append(Problem(sample.source, what))
         if len(Path(sample.id).name.encode(errors="replace")) > _LONGEST:
             what = f"its name would be {Path(sample.id).name!r}: longer than {_LONGEST} bytes"
@@ -99,7 +106,7 @@ def is_own_folder(root: Path, dataset: str) -> bool:
 
 
 def _published(root: Path, layout: Layout) -> Found:
-    splits = [split for split in SPLITS if any(layout.pictures(root, split))]
+    splits = [split for split in SPLITS if any(layout.images(root, split))]
     table, problems = read_index(root, layout, splits)
     samples = [
         Sample(row["sample_id"], Path(row["imgs"]), row["split"], row["pid"], row["camid"])
@@ -115,7 +122,7 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     cameras: dict[str, str | None] = {}
     for path in _files(root):
         below = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in PICTURES:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
             if path.name != "clothes.csv":
                 kind = path.suffix or path.name
                 found.passed_over[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
@@ -137,7 +144,7 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
         worn = said.get("clothes") or clothes.get(below)
         found.samples.append(Sample(below, path, said.get("split") or "", said["pid"], 0, worn))
         cameras[below] = said.get("camid")
-    problems += twofold({sample.pid for sample in found.samples}, root)
+    problems += duplicate_ids({sample.pid for sample in found.samples}, root)
     problems += _contradictions(found.samples, cameras)
     if problems:
         return found
@@ -191,7 +198,7 @@ def _contradictions(samples: list[Sample], cameras: Mapping[str, str | None]) ->
 
 
 def _with_cameras(samples: list[Sample], cameras: Mapping[str, str | None]) -> list[Sample]:
-    """Cameras as numbers: their own, else by the order of their names, else one a picture."""
+    """Cameras as numbers: their own, else by the order of their names, else one an image."""
     names = {camera for camera in cameras.values() if camera is not None}
     if all(name.isdecimal() and len(name) <= 9 for name in names):
         numbers = {name: int(name) for name in names}
@@ -210,9 +217,9 @@ def _with_cameras(samples: list[Sample], cameras: Mapping[str, str | None]) -> l
 def _with_splits(samples: list[Sample], own: Own, cameras: bool) -> Iterator[Sample]:
     """A split for those whose name doesn't say it.
 
-    A share of the identities is held out; of these, some pictures of each camera are queries, but
-    never all of an identity. Somebody with a single picture can be neither trained on nor found:
-    that picture is in the gallery.
+    A share of the identities is held out; of these, some images of each camera are queries, but
+    never all of an identity. Somebody with a single image can be neither trained on nor found:
+    that image is in the gallery.
     """
     yield from (sample for sample in samples if sample.split)
     people: dict[str, list[Sample]] = defaultdict(list)
@@ -262,7 +269,7 @@ def _name(sample: Sample, taken: set[str]) -> str:
 
 
 def companions(root: Path, dataset: str) -> Iterator[Path]:
-    """Files beside a published dataset's pictures that say more of them: clothes, scenes."""
+    """Files beside a published dataset's images that say more of them: clothes, scenes."""
     for name in ("clothes.csv", *LAYOUTS[dataset].scenes.values()):
         if (root / name).is_file() and not is_own_folder(root, dataset):
             yield root / name

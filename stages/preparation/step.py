@@ -1,4 +1,4 @@
-"""A step of preparation: from some files of a picture to others, a batch of pictures at a time."""
+"""A step of preparation: from some files of an image to others, a batch of images at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from deskpro.stages.preparation.samples import Sample
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step made of a picture."""
+    """What a step made of an image."""
 
     files: Mapping[Path, bytes] = field(default_factory=dict)
     """Content by path; may be none of those that the step can make."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What is to be listed of it: numbers, texts."""
     problem: str | None = None
-    """Why the picture can't be used."""
+    """Why the image can't be used."""
     foreign: bool = False
-    """Whether that is a file of somebody else's in the way, and not the picture itself."""
+    """Whether that is a file of somebody else's in the way, and not the image itself."""
 
 
 class Step(Protocol):
@@ -37,33 +37,33 @@ class Step(Protocol):
 
     name: str
 
-    def made_from(self) -> Mapping[str, object]:
+    def provenance(self) -> Mapping[str, object]:
         """By name, everything that all results depend on: options, weights, version of the code."""
 
     def needs(self, sample: Sample) -> Sequence[Path]:
-        """The files of a picture that its result depends on."""
+        """The files of an image that its result depends on."""
 
     def makes(self, sample: Sample) -> Sequence[Path]:
-        """The files that it may make of a picture."""
+        """The files that it may make of an image."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """An outcome for each picture. What is wrong with one is its problem, never an error."""
+        """An outcome for each image. What is wrong with one is its problem, never an error."""
 
 
 class Unusable(Exception):
     """A file that can't be used; the message says why."""
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """A photograph, RGB, upright. Raises Unusable."""
-    picture = upright(path)
-    if picture.mode[0] in "IF":  # pillow would clip them to white
-        raise Unusable(f"{path}: more than 8 bits a channel ({picture.mode}); save it with 8")
-    return picture.convert("RGB")
+    image = upright(path)
+    if image.mode[0] in "IF":  # pillow would clip them to white
+        raise Unusable(f"{path}: more than 8 bits a channel ({image.mode}); save it with 8")
+    return image.convert("RGB")
 
 
 def upright(path: Path) -> Image.Image:
-    """A picture as its file has it, turned as its EXIF says. Raises Unusable."""
+    """An image as its file has it, turned as its EXIF says. Raises Unusable."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -71,20 +71,20 @@ def upright(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise Unusable(f"{path}: missing") from None
     except UnidentifiedImageError:
-        raise Unusable(f"{path}: unreadable picture: not a picture file") from None
+        raise Unusable(f"{path}: unreadable image: not an image file") from None
     except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = " ".join(str(error).split())
-        raise Unusable(f"{path}: unreadable picture: {what}") from None
+        raise Unusable(f"{path}: unreadable image: {what}") from None
 
 
 def read_labels(path: Path) -> np.ndarray:
     """A label map: uint8 [H, W]. Raises Unusable."""
-    picture = upright(path)
-    if picture.mode not in ("L", "P"):
+    image = upright(path)
+    if image.mode not in ("L", "P"):
         raise Unusable(
-            f"{path}: label map of mode {picture.mode}; must be one channel of 8 bits, the class"
+            f"{path}: label map of mode {image.mode}; must be one channel of 8 bits, the class"
         )
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def png(pixels: np.ndarray | Image.Image) -> bytes:
@@ -98,9 +98,9 @@ def jpeg(pixels: np.ndarray | Image.Image) -> bytes:
 
 
 def _encoded(pixels: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -108,7 +108,7 @@ T = TypeVar("T")
 
 
 def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unusable]:
-    """What `work` makes of each picture, or why it can't; pictures are decoded side by side."""
+    """What `work` makes of each image, or why it can't; images are decoded side by side."""
 
     def attempt(sample: Sample) -> T | Unusable:
         try:

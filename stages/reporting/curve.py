@@ -1,4 +1,4 @@
-"""The CMC as a picture."""
+"""The CMC as an image."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from deskpro.stages.reporting.figures import Line, chart, number, spark
 
 _OTHER = {"epoch", "images_per_s"}
-_WATCHED = ("agree_", "divergence_")
+_METRICS = ("agree_", "divergence_")
 _WORDS = {
     "lr": "learning rate",
     "total": "total loss",
@@ -26,7 +26,7 @@ def curves(who: str, history: pd.DataFrame | None) -> list[Markup]:
     """A small chart for each loss term by epoch, the total first and the learning rate last."""
     if history is None or history.empty:
         return []
-    terms = [c for c in history.columns if c not in _OTHER and not c.startswith(_WATCHED)]
+    terms = [c for c in history.columns if c not in _OTHER and not c.startswith(_METRICS)]
     terms.sort(key=lambda term: (term == "lr", term != "total"))
     return [_panel(who, term, history) for term in terms]
 
@@ -64,7 +64,7 @@ def heads(history: pd.DataFrame | None) -> list[dict[str, Any]]:
     best = _highest(history, [f"agree_{name}" for name in names])
     rows = []
     for name in names:
-        agree, apart = (history[f"{what}{name}"].tolist() for what in _WATCHED)
+        agree, apart = (history[f"{what}{name}"].tolist() for what in _METRICS)
         rows.append(
             {
                 "name": name.replace("_", " "),
@@ -81,14 +81,14 @@ def _highest(history: pd.DataFrame, columns: Sequence[str]) -> float:
     return float(history[list(columns)].max().max()) if columns else 1.0
 
 
-def numbers(history: pd.DataFrame | None, *, watched: bool = False) -> dict[str, Any] | None:
+def numbers(history: pd.DataFrame | None, *, metrics: bool = False) -> dict[str, Any] | None:
     """The history as the cells of a table: loss terms, or (`watched`) the comparison by head.
 
     None where there is nothing to show.
     """
     if history is None or history.empty:
         return None
-    columns = [c for c in history.columns if c.startswith(_WATCHED) == watched and c != "epoch"]
+    columns = [c for c in history.columns if c.startswith(_METRICS) == metrics and c != "epoch"]
     if not columns:
         return None
     wanted = history[["epoch", *columns]].to_numpy(float)

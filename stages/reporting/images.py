@@ -1,4 +1,4 @@
-"""Pictures inside the page: small JPEGs as data URIs."""
+"""Images inside the page: small JPEGs as data URIs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ QUALITY = 82
 
 
 class Thumbnails:
-    """Data URIs of picture files, each read once; None for a file that can't be shown."""
+    """Data URIs of image files, each read once; None for a file that can't be shown."""
 
     def __init__(self, largest: dict[str, tuple[int, int]]) -> None:
-        """largest: kind → width and height that a picture is shrunk to fit; none is enlarged."""
+        """largest: kind → width and height that an image is shrunk to fit; none is enlarged."""
         self.largest = largest
         self.missing = 0
         self._made: dict[tuple[str, str], str | None] = {}
 
     def __call__(self, kind: str, path: str | None) -> str | None:
-        """The picture of a file, or None where there is none, or none that can be read."""
+        """The image of a file, or None where there is none, or none that can be read."""
         if path is None:
             return None
         key = (kind, path)
@@ -35,12 +35,12 @@ class Thumbnails:
         try:
             with Image.open(path) as opened:
                 opened.draft("RGB", size)
-                picture = opened.convert("RGB")
+                image = opened.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
-        if picture.width > size[0] or picture.height > size[1]:
-            picture = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
-        return _jpeg(picture)
+        if image.width > size[0] or image.height > size[1]:
+            image = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+        return _jpeg(image)
 
 
 def from_pixels(pixels: np.ndarray) -> str:
@@ -48,7 +48,7 @@ def from_pixels(pixels: np.ndarray) -> str:
     return _jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
 
 
-def _jpeg(picture: Image.Image) -> str:
+def _jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -17,7 +17,7 @@ from deskpro.stages.reporting.figures import bar, number
 def render(name: str, parts: Mapping[str, Any]) -> str:
     """The page of `name`.html.j2. Every value is escaped, unless it is Markup made here.
 
-    The content security policy lets the page load nothing but the pictures inside it, and run
+    The content security policy lets the page load nothing but the images inside it, and run
     nothing but its own script, known by its hash: neither the network nor a hostile name in the
     data can add to it.
     """

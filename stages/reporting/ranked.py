@@ -1,4 +1,4 @@
-"""Ranked lists: the queries that went best and worst, each with the pictures found for it."""
+"""Ranked lists: the queries that went best and worst, each with the images found for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 Show = Callable[[str, str | None], str | None]
-"""(kind of thumbnail, path) → data URI, or None for a picture that isn't there."""
+"""(kind of thumbnail, path) → data URI, or None for an image that isn't there."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A picture of the ranked list."""
+    """An image of the ranked list."""
 
     rank: int
     sample_id: str
@@ -23,12 +23,12 @@ class Found:
     clothes: str
     distance: float
     right: bool
-    picture: str | None
+    image: str | None
 
 
 @dataclass(frozen=True)
 class Card:
-    """A query with its pictures, how it went, and what was found for it."""
+    """A query with its images, how it went, and what was found for it."""
 
     sample_id: str
     pid: str
@@ -46,8 +46,8 @@ class Card:
 
 
 def choose(queries: pd.DataFrame, good: int, failed: int) -> pd.DataFrame:
-    """`failed` queries of lowest AP whose first picture is wrong, then `good` ones of highest AP
-    whose first picture is right, with a column `outcome`.
+    """`failed` queries of lowest AP whose first image is wrong, then `good` ones of highest AP
+    whose first image is right, with a column `outcome`.
 
     queries: columns sample_id, ap, first. Equal AP: in the order of sample_id.
     """
@@ -82,22 +82,22 @@ def _card(
     paths: Mapping[str, Mapping[str, Any]],
     show: Show,
 ) -> Card:
-    pictures = paths.get(query["sample_id"], {})
+    images = paths.get(query["sample_id"], {})
     return Card(
         **{name: query[name] for name in ("sample_id", "pid", "camid", "clothes", "outcome")},
         ap=float(query["ap"]),
         first=int(query["first"]),
         positives=int(query["positives"]),
-        body=show("query", pictures.get("imgs")),
-        lr_face=show("face", pictures.get("lr_face")),
-        hr_face=show("face", pictures.get("hr_face")),
+        body=show("query", images.get("imgs")),
+        lr_face=show("face", images.get("lr_face")),
+        hr_face=show("face", images.get("hr_face")),
         found=[
             Found(
                 **{name: row[name] for name in ("sample_id", "pid", "camid", "clothes")},
                 rank=int(row["rank"]),
                 distance=float(row["distance"]),
                 right=row["positive"] == "True",
-                picture=show("gallery", paths.get(row["sample_id"], {}).get("imgs")),
+                image=show("gallery", paths.get(row["sample_id"], {}).get("imgs")),
             )
             for row in sorted(rows, key=lambda row: int(row["rank"]))
         ],

@@ -82,12 +82,12 @@ def splits(
 ) -> list[dict[str, Any]]:
     """A row per split of the index: what there is of it.
 
-    used: training pictures that were used; None where that isn't known. cameras: they are known.
+    used: training images that were used; None where that isn't known. cameras: they are known.
     """
     return [
         {
             "name": name,
-            "pictures": len(table),
+            "images": len(table),
             "used": used if name == "train" else None,
             "identities": table["pid"].nunique(),
             "cameras": table["camid"].nunique() if cameras else None,

@@ -84,7 +84,7 @@ def cmc_charts(protocols: Mapping[str, Numbers]) -> list[dict[str, Any]]:
         firsts = ", ".join(f"{s} {100 * n['cmc'][0]:.1f} %" for s, n in streams.items())
         drawn = chart(
             f"CMC, {name}",
-            f"Share of queries whose first right picture is within the first 1 to {ranks} ranks. "
+            f"Share of queries whose first right image is within the first 1 to {ranks} ranks. "
             f"At rank 1: {firsts}. The numbers are in the table below.",
             lines,
             name=f"cmc-{i}",

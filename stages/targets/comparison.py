@@ -13,7 +13,7 @@ from deskpro.cache.reader import open_reader
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import Pictures, photographs
+from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.overlay import overlay
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.models.student import Student
@@ -21,17 +21,17 @@ from deskpro.stages.models.weights import load_student
 from deskpro.stages.targets.teachers import decode
 
 _SHOWN = 256
-"""Body pictures are shown about so high, pixels, in whole multiples of what the student sees."""
+"""Body images are shown about so high, pixels, in whole multiples of what the student sees."""
 
-Opinion = list[tuple[str, float]]
+Prediction = list[tuple[str, float]]
 """Identities with their probability, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A training sample under view 0 of the cache; pictures are uint8 [3, H, W].
+    """A training sample under view 0 of the cache; images are uint8 [3, H, W].
 
-    Attention pictures, `difference` (mean absolute difference of the student's attention from its
+    Attention images, `difference` (mean absolute difference of the student's attention from its
     target, 0..1) and opinions are None where the student lacks that stream.
     """
 
@@ -43,8 +43,8 @@ class Compared:
     difference: float | None
     lr_face: np.ndarray | None
     hr_face: np.ndarray | None
-    teacher: Opinion
-    student: Opinion | None
+    teacher: Prediction
+    student: Prediction | None
 
 
 def compare(
@@ -59,43 +59,43 @@ def compare(
 
     sizes: (height, width) of face and body. Runs on the CPU. An opinion is the mean of the softmax
     over the seven face heads, at temperature 1. Raises InputError or CacheError where cache,
-    student or pictures aren't there, or aren't of each other.
+    student or images aren't there, or aren't of each other.
     """
     reader = open_reader(cache)
-    student, described = load_student(weights)
+    student, info = load_student(weights)
     classes = list(reader.fingerprint["classes"])
-    if described.num_classes != len(classes) or described.classes not in (None, classes):
+    if info.num_classes != len(classes) or info.classes not in (None, classes):
         raise InputError(f"{weights} was trained on other identities than {cache} speaks of")
     index, _ = read_index(root, LAYOUTS[dataset], ("train",))
     sample_ids = reader.column("sample_id").tolist()
     rows = _choose(sample_ids, reader.column("label"), index, samples)
     if not rows:
-        raise InputError(f"{root}: none of the training pictures that {cache} speaks of is here")
+        raise InputError(f"{root}: none of the training images that {cache} speaks of is here")
 
     table = index.set_index("sample_id", drop=False).reindex([sample_ids[row] for row in rows])
-    face, body = described.face_size or sizes[0], described.body_size or sizes[1]
+    face, body = info.face_size or sizes[0], info.body_size or sizes[1]
     enlarged = max(1, round(_SHOWN / body[0]))
     views = StoredViews(reader.column("views")[rows])
-    batch = Pictures(table, {"lr_face": face, "hr_face": face, "imgs": body}, views)
-    large = Pictures(table, {"imgs": (body[0] * enlarged, body[1] * enlarged)}, views)
+    batch = ImageDataset(table, {"lr_face": face, "hr_face": face, "imgs": body}, views)
+    large = ImageDataset(table, {"imgs": (body[0] * enlarged, body[1] * enlarged)}, views)
     first = [(i, 0) for i in range(len(rows))]
-    looks, shown = batch.__getitems__(first), large.__getitems__(first)["imgs"]
+    rendered, shown = batch.__getitems__(first), large.__getitems__(first)["imgs"]
     fields = [name for name in reader.schema.fields if name != "pixels"]
     read = open_reader(cache, fields).read(rows, [0] * len(rows))
     targets = decode({name: torch.from_numpy(values) for name, values in read.items()})
-    logits, attention = _ask(student, looks)
+    logits, attention = _ask(student, rendered)
 
     heads = student.heads.get("face")
     target = overlay(shown, targets["attention"]).numpy()
-    teacher = _opinions(targets["logits"], classes)
-    says = None if heads is None else _opinions(logits[:, heads], classes)
+    teacher = _predictions(targets["logits"], classes)
+    says = None if heads is None else _predictions(logits[:, heads], classes)
     seen, apart = None, None
     if attention is not None:
         seen = overlay(shown, attention).numpy()
         apart = (attention - targets["attention"]).abs().mean((1, 2, 3)).tolist()
 
     def face_of(i: int, kind: str) -> np.ndarray | None:
-        return looks[kind][i].numpy() if table[kind].iloc[i] is not None else None
+        return rendered[kind][i].numpy() if table[kind].iloc[i] is not None else None
 
     return [
         Compared(
@@ -117,7 +117,7 @@ def compare(
 def _choose(
     sample_ids: list[str], labels: np.ndarray, index: pd.DataFrame, samples: int
 ) -> list[int]:
-    """Rows of the cache whose pictures are here, of as many identities as there are samples."""
+    """Rows of the cache whose images are here, of as many identities as there are samples."""
     here = set(index.dropna(subset=["imgs", "lr_face"])["sample_id"])
     first: dict[int, int] = {}
     for row, (sample_id, label) in enumerate(zip(sample_ids, labels.tolist(), strict=True)):
@@ -129,19 +129,19 @@ def _choose(
 
 
 def _ask(
-    student: Student, looks: dict[str, torch.Tensor]
+    student: Student, rendered: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits [B, H, C] and attention [B, 1, h, w], if it has one, of plain evaluation."""
     device = torch.device("cpu")
     shown = {"face": "lr_face", "body": "imgs"}
-    seen = {stream: photographs(looks, shown[stream], device) for stream in student.heads}
+    seen = {stream: images_of(rendered, shown[stream], device) for stream in student.heads}
     with torch.inference_mode():
         output = student(seen.get("face"), seen.get("body"))
     attention = output.attention if "body" in student.heads else None
     return output.logits.float(), None if attention is None else attention.float()
 
 
-def _opinions(logits: torch.Tensor, classes: list[str], most: int = 3) -> list[Opinion]:
+def _predictions(logits: torch.Tensor, classes: list[str], most: int = 3) -> list[Prediction]:
     """The likeliest identities of [B, H, C] logits."""
     probabilities, places = logits.float().softmax(2).mean(1).topk(min(most, len(classes)), dim=1)
     return [

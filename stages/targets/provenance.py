@@ -14,12 +14,12 @@ from deskpro.cache.fingerprint import differences, sample_differences
 from deskpro.cache.reader import TargetReader
 from deskpro.stages.base.options import Options
 from deskpro.stages.data import views as view_module
+from deskpro.stages.data.file_index import FileIndex, content_hashes
 from deskpro.stages.data.index import KINDS
-from deskpro.stages.data.memo import Memo, content_hashes
-from deskpro.stages.models.weights import describe
+from deskpro.stages.models.weights import read_metadata
 
 HASHED = {"hr_face_sha256": "hr_face", "mask_sha256": "mask"}
-"""Column of the cache → the kind of picture whose content it holds."""
+"""Column of the cache → the kind of image whose content it holds."""
 
 
 def recipe_fingerprint(options: Options) -> dict[str, Any]:
@@ -37,17 +37,17 @@ def recipe_fingerprint(options: Options) -> dict[str, Any]:
 def teacher_fingerprint(weights: Path) -> dict[str, Any]:
     """What tells a teacher from another: its weights' SHA-256, its network's options, its class
     order if its file says one."""
-    described = describe(weights, "teacher")
-    told = {} if described.classes is None else {"classes": described.classes}
-    return {"teacher": {"weights": sha256(weights), "network": described.network}} | told
+    info = read_metadata(weights, "teacher")
+    class_order = {} if info.classes is None else {"classes": info.classes}
+    return {"teacher": {"weights": sha256(weights), "network": info.network}} | class_order
 
 
-def hash_columns(table: pd.DataFrame, memo: Path) -> dict[str, np.ndarray]:
+def hash_columns(table: pd.DataFrame, file_index: Path) -> dict[str, np.ndarray]:
     """The content of every HR face and mask: by column uint8 [N, 32], zeros for an absent file.
 
-    Files whose size and time of change the memo knows aren't read again.
+    Files whose size and time of change the file index knows aren't read again.
     """
-    remembered = Memo(memo)
+    remembered = FileIndex(file_index)
     columns = {
         column: content_hashes(table[kind].tolist(), remembered) for column, kind in HASHED.items()
     }
@@ -72,18 +72,18 @@ def option_differences(
     return lines
 
 
-def picture_differences(reader: TargetReader, index: pd.DataFrame, memo: Path) -> list[str]:
-    """How the training pictures differ from those of the cache, by sample.
+def image_differences(reader: TargetReader, index: pd.DataFrame, file_index: Path) -> list[str]:
+    """How the training images differ from those of the cache, by sample.
 
-    index: every training picture that is here (`read_index`). HR faces and masks that aren't here
-    can't be compared and don't count. A sample is new where all its pictures are here and its
+    index: every training image that is here (`read_index`). HR faces and masks that aren't here
+    can't be compared and don't count. A sample is new where all its images are here and its
     identity has another.
     """
     sample_ids = reader.column("sample_id").tolist()
     here = index[index["sample_id"].isin(sample_ids)].reset_index(drop=True)
     row_of = {sample_id: row for row, sample_id in enumerate(sample_ids)}
     rows = [row_of[sample_id] for sample_id in here["sample_id"]]
-    found = hash_columns(here, memo)
+    found = hash_columns(here, file_index)
     for column, kind in HASHED.items():
         absent = here[kind].isna().to_numpy()
         found[column][absent] = reader.column(column)[rows][absent]

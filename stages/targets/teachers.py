@@ -12,7 +12,7 @@ from deskpro.cache.reader import TargetReader, all_bytes, open_reader, read_all
 from deskpro.cache.schema import Field
 from deskpro.stages.base.device import PRECISION
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.loader import photographs
+from deskpro.stages.data.loader import images_of
 from deskpro.stages.data.views import attention_target
 from deskpro.stages.models.lmbn import HEADS
 from deskpro.stages.models.teacher import Teacher
@@ -25,7 +25,7 @@ class LiveTeacher:
     """Asks the teacher itself; the batch holds `hr_face` and `mask` under its views."""
 
     kinds = ("hr_face", "mask")
-    where = "the live teacher"
+    location = "the live teacher"
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class LiveTeacher:
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """Both float32 (logits of the autocast type, if another), as computed."""
-        faces = photographs(batch, "hr_face", self.device)
+        faces = images_of(batch, "hr_face", self.device)
         lower = self.dtype is not torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=lower):
             logits = self.teacher(faces).logits
@@ -130,12 +130,12 @@ class CachedTeacher:
         fields = [name for name in reader.schema.fields if name != "pixels"]
         self.reader, self.device, self.plain = open_reader(reader.path, fields), device, plain
         self.bytes = all_bytes(self.reader)
-        self.held: dict[str, torch.Tensor] | None = None
-        self.where = "mapped files"
+        self.resident: dict[str, torch.Tensor] | None = None
+        self.location = "mapped files"
         if self.bytes <= budget:
             on_gpu = device.type == "cuda" and 2 * self.bytes < torch.cuda.mem_get_info(device)[0]
-            self.where = "GPU memory" if on_gpu else "memory"
-            self.held = self._hold(device if on_gpu else torch.device("cpu"))
+            self.location = "GPU memory" if on_gpu else "memory"
+            self.resident = self._hold(device if on_gpu else torch.device("cpu"))
         self._pinned: list[dict[str, torch.Tensor]] = []
         self._copied: list[torch.cuda.Event] = []
         self._turn = 0
@@ -145,10 +145,10 @@ class CachedTeacher:
         rows, views = batch["row"], batch["view"]
         if self.plain:
             views = torch.zeros_like(views)
-        if self.held is not None:
-            place = next(iter(self.held.values())).device
+        if self.resident is not None:
+            place = next(iter(self.resident.values())).device
             rows, views = rows.to(place), views.to(place)
-            found = {name: held[rows, views] for name, held in self.held.items()}
+            found = {name: resident[rows, views] for name, resident in self.resident.items()}
         elif self.device.type == "cuda":
             return decode(self._through_pinned(rows.tolist(), views.tolist()))
         else:
@@ -157,12 +157,12 @@ class CachedTeacher:
         return decode({name: v.to(self.device, non_blocking=True) for name, v in found.items()})
 
     def _hold(self, device: torch.device) -> dict[str, torch.Tensor]:
-        schema, held = self.reader.schema, {}
+        schema, resident = self.reader.schema, {}
         for name, field in schema.fields.items():
             values = np.empty((schema.samples, schema.views, *field.shape), field.dtype)
             read_all(self.reader, name, values)
-            held[name] = torch.from_numpy(values).to(device)
-        return held
+            resident[name] = torch.from_numpy(values).to(device)
+        return resident
 
     def _through_pinned(self, rows: list[int], views: list[int]) -> dict[str, torch.Tensor]:
         """Two buffers in turn: one is filled while the other's copy to the GPU is under way."""

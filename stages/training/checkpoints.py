@@ -12,7 +12,7 @@ import torch
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import say
+from deskpro.stages.base.progress import log
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""
@@ -21,11 +21,11 @@ State = dict[str, Any]
 class Checkpoints:
     """The checkpoints of one training, in a folder of their own."""
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any], every: int, keep: int) -> None:
-        """made_from: by name, everything that the result depends on; every: steps between two, as
+    def __init__(self, folder: Path, provenance: Mapping[str, Any], every: int, keep: int) -> None:
+        """provenance: by name, everything that the result depends on; every: steps between two, as
         the loop is to write them; keep: how many are kept."""
         self.folder, self.every, self.keep = folder, every, keep
-        self.made_from = json.loads(json.dumps(made_from, default=str))
+        self.provenance = json.loads(json.dumps(provenance, default=str))
 
     def load(self, *, replace: bool = False) -> State | None:
         """The newest state, on the CPU; None where there is none.
@@ -37,7 +37,7 @@ class Checkpoints:
             try:
                 found = torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                say(f"{path}: unreadable checkpoint, trying the one before ({error})")
+                log(f"{path}: unreadable checkpoint, trying the one before ({error})")
                 continue
             differing = self._differences(json.loads(found["made_from"]))
             if not differing:
@@ -54,7 +54,7 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Write the state after a step, then remove all but the last `keep`."""
         with write_aside(self.folder / f"step-{step:09d}.pt") as aside:
-            torch.save({"made_from": json.dumps(self.made_from), "state": state}, aside)
+            torch.save({"made_from": json.dumps(self.provenance), "state": state}, aside)
         for path in self._files()[: -self.keep]:
             path.unlink()
 
@@ -69,11 +69,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"))
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
-        names = sorted(before.keys() | self.made_from.keys())
+        names = sorted(before.keys() | self.provenance.keys())
         return [
-            f"{name} was {_short(before.get(name))}, is {_short(self.made_from.get(name))}"
+            f"{name} was {_short(before.get(name))}, is {_short(self.provenance.get(name))}"
             for name in names
-            if before.get(name) != self.made_from.get(name)
+            if before.get(name) != self.provenance.get(name)
         ]
 
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import StudentTraining
 from deskpro.stages.base.ranks import Ranks
-from deskpro.stages.training.loop import prepare
+from deskpro.stages.training.loop import setup_model
 
 
 def distribute(
@@ -24,7 +24,7 @@ def distribute(
     (unless `sync_batch_norm`) and hardest triplets (unless `gather_triplets`).
     """
     if team.size == 1:
-        return prepare(network, recipe)
+        return setup_model(network, recipe)
     if recipe.sync_batch_norm:
         if device.type != "cuda":
             raise InputError(
@@ -32,7 +32,7 @@ def distribute(
                 f"device is {device.type}. Allowed here is false"
             )
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place
-    forward = prepare(network, recipe)
+    forward = setup_model(network, recipe)
     return DistributedDataParallel(
         forward,
         device_ids=[device.index] if device.type == "cuda" else None,

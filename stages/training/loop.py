@@ -16,7 +16,7 @@ from torch import nn
 from deskpro.stages.base.device import PRECISION
 from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.options import Training
-from deskpro.stages.base.progress import Bar, say
+from deskpro.stages.base.progress import Bar, log
 from deskpro.stages.base.ranks import Ranks
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.training.checkpoints import Checkpoints, State
@@ -27,11 +27,11 @@ Values = dict[str, torch.Tensor]
 """Scalars by name, on the device."""
 
 
-class Terms(NamedTuple):
+class Losses(NamedTuple):
     """What a batch gives: weighted losses, whose sum is minimised, and what is only watched."""
 
     losses: Values
-    watched: Values
+    metrics: Values
 
 
 class Batches(Protocol):
@@ -40,7 +40,7 @@ class Batches(Protocol):
     def __call__(self, epoch: int, start: int) -> Iterable[Mapping[str, Any]]: ...
 
 
-class Watcher(Protocol):
+class Logger(Protocol):
     """Who wants to know how training goes; none of it may change the result."""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -76,7 +76,7 @@ class _Epoch:
     sums: Values = field(default_factory=dict)
 
 
-def prepare(network: nn.Module, training: Training) -> nn.Module:
+def setup_model(network: nn.Module, training: Training) -> nn.Module:
     """The module to call in training: the network itself, or compiled, with its memory format.
 
     Also settles, for the whole process, how a GPU multiplies float32.
@@ -89,17 +89,17 @@ def prepare(network: nn.Module, training: Training) -> nn.Module:
 
 
 def repeated(sampler: PKSampler) -> dict[str, object]:
-    """For the summary: how many identities have too few pictures for a batch."""
-    count = sampler.scarce()
+    """For the summary: how many identities have too few images for a batch."""
+    count = sampler.short_identities()
     if not count:
         return {}
-    return {"repeated": f"{count} identities have fewer than {sampler.images} pictures"}
+    return {"repeated": f"{count} identities have fewer than {sampler.images} images"}
 
 
 def fit(
     network: nn.Module,
     batches: Batches,
-    terms: Callable[[Mapping[str, Any]], Terms],
+    terms: Callable[[Mapping[str, Any]], Losses],
     *,
     training: Training,
     peak_lr: float,
@@ -109,7 +109,7 @@ def fit(
     replace: bool = False,
     names: Callable[[Mapping[str, Any]], Sequence[str]],
     stop: StopRequest,
-    watchers: Sequence[Watcher] = (),
+    loggers: Sequence[Logger] = (),
     special: tuple[Iterable[nn.Parameter], float] = ((), 1.0),
     team: Ranks | None = None,
 ) -> History:
@@ -136,17 +136,17 @@ def fit(
     if found is not None:
         history, now = _restore(found, network, optimiser, scaler, device)
         bar.reach(history.steps)
-        say(f"going on after step {history.steps}, from {checkpoints.folder}")
+        log(f"going on after step {history.steps}, from {checkpoints.folder}")
 
     def save() -> None:
         late.flush()  # what is saved is known to be finite
-        for watcher in watchers:
-            watcher.flush()
+        for logger in loggers:
+            logger.flush()
         if team.rank == 0:
             state = _state(network, optimiser, scaler, history, now)
             checkpoints.save(history.steps, state)
 
-    late = _Late(watchers, bar, checkpoints)
+    late = _Late(loggers, bar, checkpoints)
     while now.number < training.epochs and history.steps != training.max_steps:
         lr = learning_rate(now.number, peak_lr, training.epochs, training.warmup_epochs)
         for group in optimiser.param_groups:
@@ -154,13 +154,13 @@ def fit(
         started, before = time.perf_counter(), now.seconds
         for batch in batches(now.number, now.done):
             with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-                losses, watched = terms(batch)
+                losses, metrics = terms(batch)
             total = torch.stack(list(losses.values())).sum()
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total).backward()
             scaler.step(optimiser)
             scaler.update()
-            values = losses | {"total": total} | watched
+            values = losses | {"total": total} | metrics
             for name, value in values.items():
                 # Summed on the device: reading a value here would wait for it at every step.
                 now.sums[name] = now.sums.get(name, 0) + value.detach().float()
@@ -183,8 +183,8 @@ def fit(
             rate = now.images / max(now.seconds, 1e-9)
             row = {"epoch": now.number, "lr": lr, **means, "images_per_s": rate}
             history.rows.append(row)
-            for watcher in watchers:
-                watcher.epoch(history)
+            for logger in loggers:
+                logger.epoch(history)
         now = _Epoch(now.number + 1)
         save()
     network.eval()
@@ -260,8 +260,8 @@ class _Late:
     steps = 2
     """How many steps later: the device is done by then."""
 
-    def __init__(self, watchers: Sequence[Watcher], bar: Bar, checkpoints: Checkpoints) -> None:
-        self.watchers, self.bar, self.checkpoints = watchers, bar, checkpoints
+    def __init__(self, loggers: Sequence[Logger], bar: Bar, checkpoints: Checkpoints) -> None:
+        self.loggers, self.bar, self.checkpoints = loggers, bar, checkpoints
         self._queue: deque[tuple[int, int, list[str], int, torch.Tensor, Any, Sequence[str]]]
         self._queue = deque()
 
@@ -299,8 +299,8 @@ class _Late:
             self._diverged(step, epoch, bad, values, samples)
         shown = "  ".join(f"{name} {values[name]:.3f}" for name in names[:losses])
         self.bar.note(f"epoch {epoch + 1}  {shown}")
-        for watcher in self.watchers:
-            watcher.step(step, values)
+        for logger in self.loggers:
+            logger.step(step, values)
 
     def _diverged(
         self,

@@ -1,4 +1,4 @@
-"""What can be seen of a training under way: its history as CSV, curves and pictures."""
+"""What can be seen of a training under way: its history as CSV, curves and images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from deskpro.cache.files import write_aside
 from deskpro.stages.base import ranks
 from deskpro.stages.base.options import TensorBoard
-from deskpro.stages.training.loop import History, Watcher
+from deskpro.stages.training.loop import History, Logger
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +38,7 @@ class HistoryFile:
 
 
 class Curves:
-    """Scalars and pictures for TensorBoard, in a folder of event files.
+    """Scalars and images for TensorBoard, in a folder of event files.
 
     A training that begins removes what an earlier one left there; one that goes on hides what was
     written after its checkpoint.
@@ -48,12 +48,12 @@ class Curves:
         self,
         folder: Path,
         options: TensorBoard,
-        picture: Callable[[], torch.Tensor | None] = lambda: None,
+        image: Callable[[], torch.Tensor | None] = lambda: None,
     ) -> None:
-        """picture: uint8 [3, H, W] of the last batch, or None; asked every few epochs."""
+        """image: uint8 [3, H, W] of the last batch, or None; asked every few epochs."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.options, self.picture = folder, options, picture
+        self.folder, self.options, self.image = folder, options, image
         self._make = SummaryWriter
         self._writer: SummaryWriter | None = None
 
@@ -68,9 +68,9 @@ class Curves:
         for name, value in row.items():
             writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
         if len(history.rows) % self.options.overlays == 0:
-            picture = self.picture()
-            if picture is not None:
-                writer.add_image("body, student, target", picture, history.steps)
+            image = self.image()
+            if image is not None:
+                writer.add_image("body, student, target", image, history.steps)
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -93,12 +93,12 @@ class Curves:
 
 
 @contextmanager
-def watching(
+def open_loggers(
     history: Path,
     folder: Path,
     options: TensorBoard,
-    picture: Callable[[], torch.Tensor | None] = lambda: None,
-) -> Iterator[list[Watcher]]:
+    image: Callable[[], torch.Tensor | None] = lambda: None,
+) -> Iterator[list[Logger]]:
     """Who watches a training: its history file, and TensorBoard if wanted.
 
     Of several processes only the first watches.
@@ -106,7 +106,7 @@ def watching(
     if ranks.rank() > 0:
         yield []
         return
-    curves = Curves(folder, options, picture) if options.enable else None
+    curves = Curves(folder, options, image) if options.enable else None
     try:
         yield [HistoryFile(history), *([curves] if curves else [])]
     finally:

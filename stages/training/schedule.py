@@ -6,7 +6,7 @@ import math
 
 
 def default_peak(batch: int) -> float:
-    """The published peak learning rate for P·K = `batch` pictures: 6e-4·√(batch/20)."""
+    """The published peak learning rate for P·K = `batch` images: 6e-4·√(batch/20)."""
     return 6e-4 * (batch / 20) ** 0.5
 
 

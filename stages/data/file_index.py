@@ -1,4 +1,4 @@
-"""What is known of picture files, remembered as long as size and time of change stay the same."""
+"""What is known of image files, remembered as long as size and time of change stay the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 
 
-class Memo:
+class FileIndex:
     """A JSON file: path → size, time of change, and facts by name. It is only a shortcut.
 
-    Deleting it makes every picture be read again. Threads may share one.
+    Deleting it makes every image be read again. Threads may share one.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -50,7 +50,7 @@ class Memo:
                 aside.write_text(json.dumps(self._known))
 
 
-def content_hashes(paths: Sequence[str | None], memo: Memo) -> np.ndarray:
+def content_hashes(paths: Sequence[str | None], file_index: FileIndex) -> np.ndarray:
     """SHA-256 of each file's content, uint8 [N, 32]; zeros where there is no file.
 
     Raises InputError for a file that can't be read.
@@ -60,12 +60,12 @@ def content_hashes(paths: Sequence[str | None], memo: Memo) -> np.ndarray:
         if path is None:
             return bytes(hashlib.sha256().digest_size)
         try:
-            return bytes.fromhex(memo.recall(path, "sha256", lambda: sha256(Path(path))))
+            return bytes.fromhex(file_index.recall(path, "sha256", lambda: sha256(Path(path))))
         except OSError as error:
-            raise InputError(f"{path}: unreadable picture: {error}") from None
+            raise InputError(f"{path}: unreadable image: {error}") from None
 
     found = np.zeros((len(paths), hashlib.sha256().digest_size), np.uint8)
-    with bar("hash", len(paths), "pictures") as progress, ThreadPoolExecutor() as pool:
+    with bar("hash", len(paths), "images") as progress, ThreadPoolExecutor() as pool:
         for row, digest in enumerate(pool.map(content, paths)):
             found[row] = np.frombuffer(digest, np.uint8)
             progress.advance()
