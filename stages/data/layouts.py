@@ -6,7 +6,7 @@ To add a dataset: name its layout in `LAYOUTS`. Facts are those of the datasets'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,3 +195,17 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "dukemtmc": Layout("<pid>_c<camid>_*.jpg", _MARKET, junk=frozenset({"-1"})),
 }
+
+
+def image_folders(
+    root: Path, dataset: str, kinds: Sequence[str], splits: Sequence[str]
+) -> dict[str, tuple[Path, str]]:
+    """Where the images of some kinds and splits lie: by role, a folder and a pattern below it."""
+    layout = LAYOUTS[dataset]
+    prepared = layout.prepared(root)
+    return {
+        f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
+        for kind in kinds
+        for split in splits
+        if prepared or kind == "imgs"
+    }
