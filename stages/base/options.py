@@ -257,6 +257,19 @@ class Evaluation(Section):
     """Ranks of the CMC that are printed and saved."""
 
 
+class Launch(Section):
+    """Where blocks of independent work run. No result depends on it at equal `threads`."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Processes of this machine, or workers of a Ray cluster."""
+    workers: Positive = 1
+    """Workers; a single local one is this process."""
+    threads: Positive | None = None
+    """CPU threads of each worker; where not given, several share this machine's cores."""
+    address: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None = None
+    """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
+
+
 class Options(Section):
     """Everything that a recipe says."""
 
@@ -293,6 +306,7 @@ class Options(Section):
     checkpoints: Checkpointing = Checkpointing()
     tensorboard: TensorBoard = TensorBoard()
     eval: Evaluation = Evaluation()
+    launch: Launch = Launch()
 
     @model_validator(mode="after")
     def _prepared_apart(self) -> Options:
