@@ -24,7 +24,7 @@ options  = $(recipe) $(if $(FROM),--from $(FROM)) $(if $(DEVICE),--set device=$(
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep \
+.PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep \
         check format bench install clean
 
 help: ## print the targets
@@ -34,8 +34,11 @@ help: ## print the targets
 demo: $(ready) ## the whole pipeline on a benchmark that the project makes itself
 	$(deskpro) demo $(options)
 
-test: $(ready) ## run the tests
-	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+test: $(ready) ## run the tests but the slow ones; ARGS="--costs 40" lists the most expensive
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(ready) ## run every test, with 200 instead of 25 examples of each property
+	$(VENV)/bin/python -m pytest -n 2 --hypothesis-profile=all $(ARGS)
 
 all: $(ready) ## every stage that isn't fresh, in order
 	$(deskpro) all $(options)

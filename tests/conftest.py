@@ -1,11 +1,13 @@
-"""A tiny benchmark, a tiny recipe, and the command line as a user has it."""
+"""A tiny benchmark, finished runs of a tiny recipe, the command line, and what a session costs."""
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
+from hypothesis import settings
 
 from deskpro.pipeline import cli
 from deskpro.pipeline import runner as running
@@ -28,6 +32,14 @@ TINY = BenchmarkOptions(
     body_height=64, body_width=32, face_size=32,
 )  # fmt: skip
 
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("all", max_examples=200, deadline=None)
+settings.load_profile("quick")  # unless --hypothesis-profile=all
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", type=int, default=0, help="list the N tests that use most CPU")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -37,18 +49,86 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+# What a session costs
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+_COUNTED = pytest.StashKey[float]()
+"""The CPU seconds of this process when the last report was made."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_COUNTED] = cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
+    report: Any = yield
+    now = cpu_seconds()
+    report.cpu_seconds = now - item.config.stash[_COUNTED]
+    item.config.stash[_COUNTED] = now
+    return report  # type: ignore[no-any-return]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The test processes of xdist have ended by now, so that they are counted."""
+    terminalreporter.section("CPU")
+    tests: dict[str, float] = {}
+    for report in [report for group in terminalreporter.stats.values() for report in group]:
+        if (seconds := getattr(report, "cpu_seconds", None)) is not None:
+            tests[report.nodeid] = tests.get(report.nodeid, 0.0) + seconds
+    for test in sorted(tests, key=lambda test: -tests[test])[: config.getoption("--costs")]:
+        terminalreporter.write_line(f"{tests[test]:8.2f} s  {test}")
+    terminalreporter.write_line(f"CPU seconds of all processes: {cpu_seconds():.0f}")
+
+
+# Made once
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Test workers share the machine; networks here are too small to gain from threads."""
+def _one_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Test processes share the machine; networks here are too small to gain from threads.
+
+    What is known of files does not go to the user's cache.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["DESKPRO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: a folder that the first test process to ask for it makes for all."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    base.mkdir(exist_ok=True)
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_benchmark(once: Once) -> Path:
     """A benchmark of 4 training and 6 test identities; read it, don't change it."""
-    root = tmp_path_factory.mktemp("data") / "benchmark"
-    make_benchmark(root, TINY, workers=1)
-    return root
+    made = once("tiny", lambda folder: make_benchmark(folder / "benchmark", TINY, workers=1))
+    return made / "benchmark"
 
 
 @pytest.fixture
@@ -126,31 +206,49 @@ def write_recipe(path: Path, data: Path) -> None:
     path.write_text(yaml.safe_dump(sections | {"data": sections["data"] | {"root": str(data)}}))
 
 
+STAGES = ("train-teacher", "teacher-cache", "train-student", "eval")
+
+
+@pytest.fixture(scope="session")
+def finished_run(once: Once, tiny_benchmark: Path) -> Callable[[str], Path]:
+    """A run of the recipe as far as a stage; copy it, don't change it."""
+
+    def run(stage: str) -> Path:
+        def make(folder: Path) -> None:
+            write_recipe(folder / "tiny.yaml", tiny_benchmark)
+            if stage != STAGES[0]:
+                shutil.copytree(run(STAGES[STAGES.index(stage) - 1]), folder / "run")
+            running.run_stage(stage, load(folder / "tiny.yaml"), RunFolder(folder / "run"))
+
+        return once(stage, make) / "run"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(finished_run: Callable[[str], Path]) -> Path:
+    """A run as far as its target cache; copy it, don't change it."""
+    return finished_run("teacher-cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_student(finished_run: Callable[[str], Path]) -> Path:
+    """A run as far as its student; copy it, don't change it."""
+    return finished_run("train-student")
+
+
 @pytest.fixture
-def project(data: Path, tmp_path: Path, command: Callable[..., Result]) -> Project:
-    """The recipe on data of its own; nothing is made yet."""
+def project(
+    request: pytest.FixtureRequest, data: Path, tmp_path: Path, command: Callable[..., Result]
+) -> Project:
+    """The recipe on a copy of the data, without a run unless the test is marked finished(STAGE)."""
     config = tmp_path / "tiny.yaml"
     write_recipe(config, data)
-    return Project(config, tmp_path / "run", data, command)
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tiny_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the recipe as far as its target cache; copy it, don't change it."""
-    folder = tmp_path_factory.mktemp("run")
-    write_recipe(folder / "tiny.yaml", tiny_benchmark)
-    run = RunFolder(folder / "run")
-    running.run_stage("teacher-cache", load(folder / "tiny.yaml"), run)
-    return run.path
-
-
-@pytest.fixture(scope="session")
-def tiny_student(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as far as its student; copy it, don't change it."""
-    run = tmp_path_factory.mktemp("student") / "run"
-    shutil.copytree(tiny_run, run)
-    running.run_stage("train-student", load(tiny_run.parent / "tiny.yaml"), RunFolder(run))
-    return run
+    made = Project(config, tmp_path / "run", data, command)
+    if marker := request.node.get_closest_marker("finished"):
+        finished: Callable[[str], Path] = request.getfixturevalue("finished_run")
+        with_cache(made, finished(*marker.args), request.getfixturevalue("tiny_benchmark"))
+    return made
 
 
 def with_cache(project: Project, run: Path, benchmark: Path) -> Project:

@@ -1,0 +1,46 @@
+"""What the repository as a whole promises: tracked, pinned, with help for every target."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.conftest import REPOSITORY, run_process
+from tests.house.tree import MODULES
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    required = [*project["dependencies"], *extras]
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    pinned = {name.replace("_", "-") for name in pinned}
+    names = {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in required}
+    assert names <= pinned
+
+
+def test_every_module_is_part_of_the_repository() -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    tracked = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert {*MODULES} <= set(tracked.stdout.splitlines())
+
+
+def test_make_alone_prints_every_target() -> None:
+    made = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = text.split(".PHONY:")[1].split("\n\n")[0].replace("\\\n", " ").split()
+    for target in targets:
+        if target != "help":
+            assert f"make {target} " in made.stdout
+
+
+def test_every_command_has_a_help_page() -> None:
+    commands = ("train-teacher", "teacher-cache", "train-student", "eval", "all", "demo")
+    for command in commands:
+        assert "--config" in run_process(command, "--help").stdout
