@@ -67,7 +67,7 @@ class TargetReader(Protocol):
 
 def read_all(reader: TargetReader, name: str, out: np.ndarray) -> None:
     """Copy a field into `out`, [N, V, *shape], chunk by chunk."""
-    for block, view in reader.schema.keys():
+    for block, view in reader.schema.chunk_keys():
         out[reader.schema.rows(block), view] = reader.chunk(name, block, view)
 
 

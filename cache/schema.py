@@ -130,7 +130,7 @@ class Schema:
         """The samples of a block."""
         return slice(block * self.block, min((block + 1) * self.block, self.samples))
 
-    def keys(self) -> Iterator[ChunkKey]:
+    def chunk_keys(self) -> Iterator[ChunkKey]:
         """Every (block, view), in order."""
         return (ChunkKey(b, v) for b in range(self.blocks) for v in range(self.views))
 

@@ -83,7 +83,7 @@ class TargetStore:
         wanted = found.digests(columns, self.samples)
         current = {k: r for k, r in found.records.items() if r.digest == wanted.get(k)}
         if not unfinished_too and len(current) < found.schema.blocks * found.schema.views:
-            blocks = sorted({key.block for key in found.schema.keys() if key not in current})
+            blocks = sorted({key.block for key in found.schema.chunk_keys() if key not in current})
             raise CacheError(
                 f"{found.folder}: blocks {blocks} were made from other images or views than the "
                 "store has now. To update them: make teacher-cache FORCE=1"

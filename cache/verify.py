@@ -96,7 +96,7 @@ class _Check:
             self._unread.append(folder)
             return
         records = {record.key: record for record in map(Record.from_json, index["chunks"])}
-        for key in schema.keys():
+        for key in schema.chunk_keys():
             for name in schema.fields:
                 file = schema.chunk_file(folder, name, *key)
                 self._known.add(file)

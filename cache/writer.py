@@ -165,7 +165,7 @@ class GroupWriter:
         """
         if not self.sealed:
             self._begin()
-            keys = [*self.schema.keys()]
+            keys = [*self.schema.chunk_keys()]
             missing = sorted({key.block for key in keys if not self._is_current(key)})
             if missing:
                 raise CacheError(f"{self._folder}: blocks {missing} are not written, cannot seal")
@@ -206,7 +206,7 @@ class GroupWriter:
         self._records = _whole(self._folder, self.schema, records, deep=deep)
         self.missing: dict[int, list[int]] = {}
         """By block the views that are missing, as this writer was opened."""
-        for key in self.schema.keys():
+        for key in self.schema.chunk_keys():
             if not self._is_current(key) or (self._records[key].kept and not reuse):
                 self.missing.setdefault(key.block, []).append(key.view)
         total = self.schema.blocks * self.schema.views
@@ -271,7 +271,7 @@ class GroupWriter:
         _write_root(self.root, self._root_files)
         for folder in [*self._folder.parents][: len(Path(self.group).parts) - 1]:
             _write_files(folder, {METADATA: PLAIN_GROUP})
-        inside = {*self.schema.keys()}
+        inside = {*self.schema.chunk_keys()}
         kept = [record for key, record in self._records.items() if key in inside]
         # Journal first, then the seal goes: a crash between leaves the finished group.
         self._journal.rewrite(
@@ -499,7 +499,7 @@ def _remove_unwanted(folder: Path, schema: Schema) -> None:
             if node_type(path) == "array":
                 shutil.rmtree(path)
     for name in schema.fields:
-        names = {schema.chunk_name(name, *key) for key in schema.keys()}
+        names = {schema.chunk_name(name, *key) for key in schema.chunk_keys()}
         for entry in [*os.scandir(folder / name)]:
             if entry.name.startswith("c.") and entry.name not in names:
                 Path(entry.path).unlink()
