@@ -19,11 +19,12 @@ def cache() -> None:
 @click.argument("path", type=_PATH)
 def info(path: Path) -> None:
     """What it holds: shape, coverage, size, and how sure the teacher is."""
-    from deskpro.stages import inspect_cache
+    from deskpro.stages import cache_tools
     from deskpro.stages.base.progress import summary, table
 
-    facts, heads = inspect_cache.info(path)
-    table("the teacher's heads", ("head", "top-1 %", "entropy, nats"), heads)
+    facts, tables = cache_tools.info(path)
+    for title, columns, rows in tables:
+        table(title, columns, rows)
     summary(f"cache info: {path}", facts)
 
 
@@ -31,23 +32,11 @@ def info(path: Path) -> None:
 @click.argument("path", type=_PATH)
 def verify(path: Path) -> None:
     """Check every byte against its checksum; exit code 1 if anything is damaged."""
-    from deskpro.stages import inspect_cache
+    from deskpro.stages import cache_tools
     from deskpro.stages.base.progress import log
 
-    _report(inspect_cache.verify(path))
+    _report(cache_tools.verify(path))
     log(f"cache verify: {path} is whole")
-
-
-@cache.command()
-@click.argument("one", type=_PATH)
-@click.argument("other", type=_PATH)
-def diff(one: Path, other: Path) -> None:
-    """How two caches differ: options, samples, targets; exit code 1 if they do."""
-    from deskpro.stages import inspect_cache
-    from deskpro.stages.base.progress import log
-
-    _report(inspect_cache.diff(one, other))
-    log("cache diff: no difference")
 
 
 @cache.command()

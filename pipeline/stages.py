@@ -16,7 +16,7 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation.samples import is_own_folder
 
 if TYPE_CHECKING:
-    from deskpro.stages.audit import Report as AuditReport
+    from deskpro.stages.cache_tools import Report as AuditReport
 
 Facts = Mapping[str, object]
 
@@ -146,22 +146,24 @@ def _teacher_cache(options: Options, folder: RunFolder, asked: Request) -> Facts
 
     return stage.run(
         options,
-        stage.Inputs(teacher_weights(options, folder), folder.file_index),
+        stage.Inputs(teacher_weights(options, folder)),
         stage.Outputs(folder.targets, folder.left_out, asked.replace),
     )
 
 
 def _changed_images(options: Options, folder: RunFolder) -> list[str]:
+    from deskpro.cache.fingerprint import describe
     from deskpro.stages import teacher_cache as stage
 
-    return stage.changed_images(options, folder.targets, folder.file_index)
+    return describe(stage.changed_images(options, folder.targets))
 
 
 def _cache_differences(options: Options, folder: RunFolder) -> list[str]:
+    from deskpro.cache.fingerprint import describe
     from deskpro.stages import teacher_cache as stage
 
-    inputs = stage.Inputs(teacher_weights(options, folder), folder.file_index)
-    return stage.differences(options, inputs, folder.targets)
+    inputs = stage.Inputs(teacher_weights(options, folder))
+    return describe(stage.differences(options, inputs, folder.targets))
 
 
 def _train_student(options: Options, folder: RunFolder, asked: Request) -> Facts:
@@ -203,17 +205,14 @@ def audit(
     run: Path, overrides: Iterable[str], *, samples: int, seed: int, deep: bool
 ) -> AuditReport:
     """Ask a run's teacher again about some of what its cache says, with the options it was made."""
-    from deskpro.stages import audit as stage
+    from deskpro.stages import cache_tools
 
     folder = RunFolder(run)
     record = folder.read_manifest("teacher-cache")
     if record is None or not folder.targets.exists():
         raise InputError(f"{run}: no target cache and its record here. Type make teacher-cache")
-    if deep:
-        folder.file_index.unlink(missing_ok=True)
     options = config.restore(record["config"], overrides)
-    inputs = stage.Inputs(folder.targets, teacher_weights(options, folder), folder.file_index)
-    return stage.run(options, inputs, samples, seed)
+    return cache_tools.audit(options, folder, samples=samples, seed=seed, deep=deep)
 
 
 def _tested(options: Options) -> str:
@@ -333,7 +332,6 @@ STAGES: dict[str, Stage] = {
             changed=_changed_images,
             differences=_cache_differences,
             grows="cache.views",
-            parallel=True,
         ),
         Stage(
             "train-student",
@@ -381,10 +379,8 @@ STAGES: dict[str, Stage] = {
                 "eval.rerank",
                 "eval.flip",
                 "eval.ranks",
-                "eval.dtype",
             ),
             run=_evaluate,
-            parallel=True,
             tests=True,
             quick_again=True,
         ),

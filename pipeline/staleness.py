@@ -35,8 +35,7 @@ def digests(
     """
     found: dict[str, str | None] = {}
     for role, path in files.items():
-        content = path / "zarr.json" if path.is_dir() else path  # holds the cache's fingerprint
-        found[role] = sha256(content) if content.is_file() else None
+        found[role] = sha256(path) if path.is_file() else _store_digest(path)
     for role, (folder, pattern) in images.items():
         found[role] = _images_digest(folder, pattern)
     return found
@@ -68,6 +67,15 @@ def reasons(
 def changed(role: str) -> str:
     """The reason that an input of this role is another one."""
     return f"{role} changed since"
+
+
+def _store_digest(root: Path) -> str | None:
+    """Over the indices of a store, which hold the hashes of all of its files."""
+    digest = hashlib.sha256()
+    indices = sorted(root.rglob("index.json"))
+    for path in indices:
+        digest.update(f"{path.relative_to(root)}\0{sha256(path)}\n".encode())
+    return digest.hexdigest() if indices else None
 
 
 def _images_digest(folder: Path, pattern: str) -> str | None:

@@ -57,7 +57,7 @@ def violations(path: Path, imported: set[str]) -> list[str]:
         elif target == "pipeline":
             against = room != "pipeline"
         elif target == "cache":
-            light = below[:1] in (["errors"], ["files"])
+            light = below[:1] in (["errors"], ["files"], ["file_index"], ["fingerprint"])
             against = not light and (room == "pipeline" or block in BLOCKS)
         elif target == "stages":
             first = below[0] if below else ""
