@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -15,3 +16,22 @@ class CacheError(Exception):
     def __init__(self, message: str, differences: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.differences = list(differences)
+
+
+class DamagedError(CacheError):
+    """A file is not what was written."""
+
+
+class UnfinishedError(CacheError):
+    """It is not sealed yet."""
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"{path}: damaged ({why}). Restore this file from a copy, or rebuild (whole chunks are "
+        "kept): make teacher-cache FORCE=1"
+    )
+
+
+def unfinished(folder: Path) -> UnfinishedError:
+    return UnfinishedError(f"{folder}: not finished. To resume: make teacher-cache")

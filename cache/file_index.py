@@ -9,7 +9,7 @@ import platform
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -20,9 +20,8 @@ _SETTLED = 2.0
 """Seconds after its last change from which on a file's times tell another change."""
 _LOCK = 0.2
 """Seconds to wait for another process that writes."""
-_DAY = 86_400
-_KEPT_DAYS = 180
-"""Files that nobody asked for in so many days are forgotten."""
+_KEPT_DAYS, _REFRESH_DAYS = 180, 7
+"""Files that nobody asked for in so many days are forgotten; how often that is noted."""
 _TABLE = """CREATE TABLE IF NOT EXISTS files_1 (
     path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT,
     sha256 TEXT, width INT, height INT, problem TEXT, decoded INT, used INT) WITHOUT ROWID"""
@@ -31,25 +30,25 @@ Decode = Callable[[Path], tuple[int, int]]
 
 
 class Facts(NamedTuple):
-    """sha256: hex digest, "" for a file that can't be read. width, height: pixels, where decoded."""
+    """sha256: hex digest, "" of an unreadable file. width, height: in pixels, where decoded.
+
+    problem: why it can't be read, or decoded.
+    """
 
     sha256: str
     width: int | None = None
     height: int | None = None
     problem: str | None = None
-    """Why it can't be read, or decoded."""
 
 
 class _Row(NamedTuple):
+    """A row of the database; stamp: size, time of change of content and of entry in ns, inode."""
+
     path: str
-    stamp: tuple[int, int, int, int]
-    """Size, time of change of content and of entry in ns, inode."""
+    stamp: tuple[int, ...]
     facts: Facts
     decoded: bool
     used: int = 0
-
-    def flat(self, day: int) -> tuple[object, ...]:
-        return (self.path, *self.stamp, *self.facts, self.decoded, day)
 
 
 class FileIndex:
@@ -83,55 +82,52 @@ class FileIndex:
             decode: decodes an image to the end and returns (width, height). It raises OSError,
                 SyntaxError or ValueError for a bad file, whose message becomes its problem.
             deep: read every file, whatever its times.
-            advance: is told how many more files are done.
+            advance: called with how many more files are done.
         """
         advance = advance or (lambda _: None)
         names = {str(path): os.path.abspath(path) for path in paths}  # noqa: PTH100 (quicker)
-        known = {} if deep else self._load(set(names.values()))
-        fresh = {
+        found = {
             path: row
-            for path, row in known.items()
+            for path, row in ({} if deep else self._load({*names.values()})).items()
             if (row.decoded or decode is None) and _stamp(path) == row.stamp
         }
-        unread = sorted({*names.values()} - fresh.keys())
+        day = int(time.time()) // 86_400
+        to_save = [row for row in found.values() if row.used < day - _REFRESH_DAYS]
+        unread = sorted({*names.values()} - found.keys())
         advance(len(names) - len(unread))
-        read: dict[str, _Row] = {}
-        now = time.time_ns()
+        settled = (time.time() - _SETTLED) * 1e9
         with ThreadPoolExecutor() as pool:
             for row in pool.map(partial(_read, decode=decode), unread):
-                read[row.path] = row
+                found[row.path] = row
+                if row.facts.sha256 and max(row.stamp[1:3]) < settled:
+                    to_save.append(row)
                 advance(1)
-        settled = [row for row in read.values() if max(row.stamp[1:3]) < now - _SETTLED * 1e9]
-        day = int(time.time() // _DAY)
-        old = [row for row in fresh.values() if row.used < day - 7]
-        self._save([row for row in settled if row.facts.sha256] + old, day)
-        found = fresh | read
+        self._save([row._replace(used=day) for row in to_save])
         return {name: found[path].facts for name, path in names.items()}
 
-    def _load(self, paths: Iterable[str]) -> dict[str, _Row]:
+    def _load(self, paths: set[str]) -> dict[str, _Row]:
         if self._memory is None and self.path.exists():
             try:
                 with closing(self._open()) as database:
                     rows = database.execute(
                         "SELECT f.* FROM json_each(?) AS j JOIN files_1 AS f ON f.path = j.value",
-                        [json.dumps(sorted(paths))],
+                        [json.dumps([*paths])],
                     ).fetchall()
                 return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:9]), bool(r[9]), r[10]) for r in rows}
             except sqlite3.Error as error:
                 self._forgo(error)
-        memory = self._memory or {}
-        return {path: memory[path] for path in paths if path in memory}
+        return {path: row for path, row in (self._memory or {}).items() if path in paths}
 
-    def _save(self, rows: Sequence[_Row], day: int) -> None:
+    def _save(self, rows: Sequence[_Row]) -> None:
         if self._memory is None and self._writes and rows:
+            values = [(r.path, *r.stamp, *r.facts, r.decoded, r.used) for r in rows]
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with closing(self._open()) as database, database:
-                    database.executemany(
-                        f"INSERT OR REPLACE INTO files_1 VALUES ({', '.join('?' * 11)})",
-                        [row.flat(day) for row in rows],
-                    )
-                    database.execute("DELETE FROM files_1 WHERE used < ?", [day - _KEPT_DAYS])
+                    marks = ", ".join("?" * len(values[0]))
+                    database.executemany(f"INSERT OR REPLACE INTO files_1 VALUES ({marks})", values)
+                    oldest = rows[0].used - _KEPT_DAYS
+                    database.execute("DELETE FROM files_1 WHERE used < ?", [oldest])
             except (sqlite3.Error, OSError, UnicodeError) as error:
                 self._forgo(error)
         if self._memory is not None:
@@ -147,15 +143,16 @@ class FileIndex:
         return database
 
     def _forgo(self, error: Exception) -> None:
+        """From here on, keep what is found out in memory."""
         self._memory = {}
         warnings.warn(
-            f"{self.path}: the file index cannot be used ({error}); what is found out about images "
-            "is kept in memory. Delete it, or set DESKPRO_CACHE to a folder on a local disk",
-            stacklevel=3,
+            f"{self.path}: the file index cannot be used ({error}); this process reads images "
+            "again. Delete it, or set DESKPRO_CACHE to a folder on a local disk",
+            stacklevel=4,
         )
 
 
-def _stamp(path: str) -> tuple[int, int, int, int] | None:
+def _stamp(path: str) -> tuple[int, ...] | None:
     try:
         status = os.stat(path)  # noqa: PTH116 (quicker)
     except OSError:
@@ -164,20 +161,13 @@ def _stamp(path: str) -> tuple[int, int, int, int] | None:
 
 
 def _read(path: str, decode: Decode | None) -> _Row:
-    """Read a file once; its stamp is of the time before."""
-    stamp = _stamp(path) or (0, 0, 0, 0)
+    """Read a file; its stamp is of the time before."""
+    stamp, digest = _stamp(path) or (), ""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 (quicker)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return _Row(path, stamp, Facts("", problem=_words(error)), False)
-    if decode is None:
-        return _Row(path, stamp, Facts(digest), False)
-    try:
-        return _Row(path, stamp, Facts(digest, *decode(Path(path))), True)
+        size = decode(Path(path)) if decode else (None, None)
+        return _Row(path, stamp, Facts(digest, *size), decode is not None)
     except (OSError, SyntaxError, ValueError) as error:
-        return _Row(path, stamp, Facts(digest, problem=_words(error)), True)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())
+        problem = " ".join(str(error).split())
+        return _Row(path, stamp, Facts(digest, problem=problem), decode is not None)

@@ -11,20 +11,11 @@ _NAMED = 5
 """Samples named in a line; the others are counted."""
 
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-    def __reduce__(self) -> str:
-        return "ABSENT"
-
-
-ABSENT = _Absent()
-"""The value of a field that the sealed fingerprint does not have."""
-
-
 class FieldDifference(NamedTuple):
-    """A value of the fingerprint that has changed; name: dotted where values are nested."""
+    """A value of the fingerprint that has changed.
+
+    name: dotted where values are nested. before: None where the sealed fingerprint has none.
+    """
 
     name: str
     before: Any
@@ -51,7 +42,7 @@ def differences(sealed: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Fi
     """
     found = []
     for name, value in wanted.items():
-        before = sealed.get(name, ABSENT)
+        before = sealed.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             found += [
                 inner._replace(name=f"{name}.{inner.name}") for inner in differences(before, value)
@@ -111,7 +102,7 @@ def _samples(one: SampleDifference) -> str:
 
 
 def _values(before: Any, now: Any) -> str:
-    if before is ABSENT:
+    if before is None:
         return f" is {_short(now)}, the cache has no record of it"
     if isinstance(before, list) and isinstance(now, list) and len(before) > _NAMED:
         if len(before) != len(now):

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import mmap
 import resource
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
 
+from deskpro.cache.errors import damaged
 from deskpro.cache.files import crc32c
-from deskpro.cache.schema import CRC_BYTES, ChunkKey, Schema, damaged
-from deskpro.cache.store import Records, TargetStore
+from deskpro.cache.schema import CRC_BYTES, ChunkKey
+from deskpro.cache.store import TargetStore
 
 Rows = dict[str, np.ndarray]
 _SPARE_FILES = 512
@@ -30,24 +32,52 @@ _MAPS = 60_000
 """Maps of all readers together; Linux allows 65,530 for a process."""
 
 
-class TargetReader(Protocol):
-    """What both readers offer."""
+class TargetReader(ABC):
+    """A group of a store.
 
-    root: Path
-    group: str
-    schema: Schema
-    """As stored; `fields` are those that are read."""
-    fingerprint: dict[str, Any]
-    records: Records
-    valid: np.ndarray
-    """bool [N]: whether the sample has targets."""
-    columns: list[str]
-    """Names of the root's columns."""
-    sealed: bool
+    Attributes:
+        schema: as stored; `fields` are those that are read.
+        fingerprint: what all targets were made from.
+        records: by chunk key, of the chunks that can be read.
+        valid: bool [N], whether the sample has targets.
+        columns: names of the root's columns.
+        sealed: whether it is finished.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        group: str,
+        fields: Sequence[str] | None = None,
+        *,
+        unfinished: bool = False,
+    ) -> None:
+        """Open a group; fields: those to read, or all.
+
+        unfinished: one in the making, too; the chunks that have a record can be read.
+
+        Raises:
+            CacheError: it is not there, not finished, damaged, or made from other columns.
+        """
+        store = TargetStore(root)
+        found = store.open(group, partly=unfinished)
+        self.root, self.group, self.columns = root, group, store.columns
+        self.fingerprint, self.valid, self.records = found.fingerprint, found.valid, found.records
+        self.sealed = found.sealed
+        chosen = found.schema.fields if fields is None else fields
+        self.schema = replace(found.schema, fields={n: found.schema.fields[n] for n in chosen})
+
+    @abstractmethod
+    def chunk(self, name: str, block: int, view: int) -> np.ndarray:
+        """One view of a block's samples, [rows, *shape]; not to be written to."""
+
+    @abstractmethod
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        """Copy a field's targets of (sample, view) into `out`."""
 
     def column(self, name: str) -> np.ndarray:
         """What is known of each sample beforehand, [N, …], whole."""
-        ...
+        return TargetStore(self.root).column(name)
 
     def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
         """The targets of pairs (samples[i], views[i]): by field [len(samples), *shape].
@@ -58,11 +88,20 @@ class TargetReader(Protocol):
             IndexError: the cache does not have a sample or view.
             CacheError: a chunk is damaged.
         """
-        ...
+        schema = self.schema
+        limits = (("sample", samples, schema.samples), ("view", views, schema.views))
+        for what, indices, count in limits:
+            if len(indices) and not (0 <= min(indices) and max(indices) < count):
+                raise IndexError(f"{what}s must be in 0..{count - 1}, found {list(indices)}")
+        pairs = [*zip(samples, views, strict=True)]
+        if out is None:
+            out = {n: np.empty((len(pairs), *f.shape), f.dtype) for n, f in schema.fields.items()}
+        for name in schema.fields:
+            self._read(name, pairs, out[name])
+        return out
 
-    def chunk(self, name: str, block: int, view: int) -> np.ndarray:
-        """One view of a block's samples, [rows, *shape]; not to be written to."""
-        ...
+    def _file(self, name: str, block: int, view: int) -> Path:
+        return self.schema.chunk_file(self.root / self.group, name, block, view)
 
 
 def read_all(reader: TargetReader, name: str, out: np.ndarray) -> None:
@@ -78,72 +117,28 @@ def all_bytes(reader: TargetReader) -> int:
     return round(chunks * sum(schema.chunk_bytes(name) for name in schema.fields))
 
 
-class _Reader:
-    """A group of a store, of some fields."""
-
-    def __init__(
-        self,
-        root: Path,
-        group: str,
-        fields: Sequence[str] | None = None,
-        *,
-        unfinished: bool = False,
-    ) -> None:
-        """Open a group; fields: those to read, or all.
-
-        unfinished: one in the making, too; the chunks that have a record can be read.
-        """
-        store = TargetStore(root)
-        found = store.open(group, unfinished_too=unfinished)
-        self.root, self.group, self.columns = root, group, store.columns
-        self.fingerprint, self.valid, self.records = found.fingerprint, found.valid, found.records
-        self.sealed = found.sealed
-        chosen = found.schema.fields if fields is None else fields
-        self.schema = replace(found.schema, fields={n: found.schema.fields[n] for n in chosen})
-
-    def column(self, name: str) -> np.ndarray:
-        return TargetStore(self.root).column(name)
-
-    def _file(self, name: str, block: int, view: int) -> Path:
-        return self.schema.chunk_file(self.root / self.group, name, block, view)
-
-    def _rows(self, samples: Sequence[int], views: Sequence[int], out: Rows | None) -> Rows:
-        """`out`, or new memory, for pairs that must be inside the schema."""
-        schema = self.schema
-        limits = (("sample", samples, schema.samples), ("view", views, schema.views))
-        for what, indices, count in limits:
-            if len(indices) and not (0 <= min(indices) and max(indices) < count):
-                raise IndexError(f"{what}s must be in 0..{count - 1}, found {list(indices)}")
-        if out is not None:
-            return out
-        return {n: np.empty((len(samples), *f.shape), f.dtype) for n, f in schema.fields.items()}
-
-
-class ZarrReader(_Reader):
+class ZarrReader(TargetReader):
     """Reads through zarr, which checks each chunk's CRC each time."""
-
-    def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
-        rows = self._rows(samples, views, out)
-        for name in self.schema.fields:
-            for i, (sample, view) in enumerate(zip(samples, views, strict=True)):
-                rows[name][i] = self._get(name, sample // self.schema.block, view, sample)
-        return rows
 
     def chunk(self, name: str, block: int, view: int) -> np.ndarray:
         return self._get(name, block, view, self.schema.rows(block))
 
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        for i, (sample, view) in enumerate(pairs):
+            out[i] = self._get(name, sample // self.schema.block, view, sample)
+
     def _get(self, name: str, block: int, view: int, rows: int | slice) -> np.ndarray:
         file = self._file(name, block, view)
+        if not file.is_file():  # zarr would give the fill value for it
+            raise damaged(file, "the file is gone")
         try:
-            if not file.is_file():  # zarr would give the fill value for it
-                raise ValueError("the file is gone")
             array = zarr.open_array(self.root / self.group / name, mode="r")
             return np.asarray(array[rows, view])
         except ValueError as error:  # zarr raises it for a checksum that differs
             raise damaged(file, str(error)) from None
 
 
-class MappedReader(_Reader):
+class MappedReader(TargetReader):
     """Maps chunk files as they are first needed and checks the CRC of each then, once.
 
     Each file must have its size, and the CRC that its record names. Pickles without its maps, so
@@ -151,27 +146,11 @@ class MappedReader(_Reader):
     writes to.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        group: str,
-        fields: Sequence[str] | None = None,
-        *,
-        unfinished: bool = False,
-    ) -> None:
-        super().__init__(root, group, fields, unfinished=unfinished)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._checked: set[tuple[str, int, int]] = set()
         self._maps: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
         self._most = _most_maps(len(self.records) * len(self.schema.fields))
-
-    def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
-        rows = self._rows(samples, views, out)
-        size, pairs = self.schema.block, [*zip(samples, views, strict=True)]
-        for name in self.schema.fields:
-            target = rows[name]
-            for i, (sample, view) in enumerate(pairs):
-                target[i] = self._chunk((name, sample // size, view))[sample % size]
-        return rows
 
     def chunk(self, name: str, block: int, view: int) -> np.ndarray:
         rows = self.schema.rows(block)
@@ -179,6 +158,11 @@ class MappedReader(_Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": OrderedDict(), "_checked": set()}
+
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        size = self.schema.block
+        for i, (sample, view) in enumerate(pairs):
+            out[i] = self._chunk((name, sample // size, view))[sample % size]
 
     def _chunk(self, key: tuple[str, int, int]) -> np.ndarray:
         found = self._maps.get(key)

@@ -1,16 +1,15 @@
 """How targets lie in zarr v3 groups, and when a chunk is the one that is wanted.
 
-The root holds what is known of each sample (columns). Each group below it holds the targets of one
-kind. The seal of the root, and of each group, is written last: a zarr group `index` without
-members, whose attributes name the hash of every other file. So all files are plain zarr.
+The root holds what is known of each sample (columns); each group below it holds the targets of one
+kind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from deskpro.cache.errors import CacheError
-
 FORMAT = 3
 """Version of the layout; a reader refuses another."""
 ATTRIBUTE = "target_cache"
@@ -28,15 +25,12 @@ ATTRIBUTE = "target_cache"
 CRC_BYTES = 4
 """Every chunk file ends with the CRC-32C of what comes before, little-endian."""
 METADATA = "zarr.json"
-INDEX = "index/zarr.json"
 JOURNAL = "index/journal.jsonl"
 """Of a group that is not finished: its records so far."""
 VALID = "valid"
-RESERVED = {"index", VALID, METADATA}
+"""The array of a group that says which samples have targets."""
 PLAIN_GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
 """Metadata of the folders between the root and its groups."""
-_HEAD = b'{"zarr_format": 3, "node_type": "group", "attributes": {"sha256": "'
-_MIDDLE, _TAIL = b'", "content": ', b"}}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,8 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         block, view = self.key
         plain = {"block": block, "view": view, "key": self.digest, "crc": self.crc}
-        return plain | ({"facts": self.facts} if self.facts else {})
+        more = {"facts": self.facts, "kept": self.kept}
+        return plain | {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Record:
@@ -147,12 +142,6 @@ class Schema:
         one = self.fields[name]
         return int(np.prod((self.block, *one.shape))) * np.dtype(one.dtype).itemsize
 
-    def as_json(self) -> dict[str, Any]:
-        fields = {name: {**vars(one), "shape": list(one.shape), "dims": list(one.dims)}
-                  for name, one in self.fields.items()}  # fmt: skip
-        return {"samples": self.samples, "views": self.views, "block": self.block,
-                "fields": fields}  # fmt: skip
-
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Schema:
         fields = {
@@ -176,24 +165,21 @@ def chunk_digests(
     """
     types = {name: [one.dtype, list(one.shape)] for name, one in schema.fields.items()}
     fixed = json.dumps([fingerprint, types, sorted(depends)], sort_keys=True).encode()
-    known = [(columns[name], columns[name].by_view) for name in sorted(depends)]
+    by_view = [columns[name] for name in sorted(depends) if columns[name].by_view]
+    by_sample = [columns[name] for name in sorted(depends) if not columns[name].by_view]
+    views = min([schema.views, *(column.values.shape[1] for column in by_view)])
     found = {}
     for block in range(schema.blocks):
         rows = schema.rows(block)
         common = hashlib.sha256(fixed + str(rows).encode() + valid[rows].tobytes())
-        for column, by_view in known:
-            if not by_view:
-                common.update(_content(column, column.values[rows]))
-        for view in range(schema.views):
+        for column in by_sample:
+            common.update(_content(column, column.values[rows]))
+        for view in range(views):
             digest = common.copy()
             digest.update(str(view).encode())
-            narrow = False
-            for column, by_view in known:
-                if by_view and view < column.values.shape[1]:
-                    digest.update(_content(column, column.values[rows, view]))
-                narrow |= by_view and view >= column.values.shape[1]
-            if not narrow:
-                found[ChunkKey(block, view)] = digest.hexdigest()
+            for column in by_view:
+                digest.update(_content(column, column.values[rows, view]))
+            found[ChunkKey(block, view)] = digest.hexdigest()
     return found
 
 
@@ -205,17 +191,9 @@ def _content(column: Column, values: np.ndarray) -> bytes:
 
 
 def root_files(columns: Columns, samples: int) -> dict[str, bytes]:
-    """Every file of the root but its index, by path below it."""
-    store: dict[str, Any] = {}
-    about = {"format": FORMAT, "samples": samples, "columns": list(columns)}
-    group = zarr.create_group(
-        MemoryStore(store),
-        zarr_format=3,
-        attributes={
-            "description": "Targets of a teacher for every view of every sample (deskpro)",
-            ATTRIBUTE: about,
-        },
-    )
+    """Every file of the root but its seal, by path below it."""
+    about = {"samples": samples, "columns": list(columns)}
+    store, group = _new_group("What is known of samples, and targets of them (deskpro)", about)
     for name, column in columns.items():
         _put(group, name, column)
     return {path: content.to_bytes() for path, content in store.items()}
@@ -224,13 +202,9 @@ def root_files(columns: Columns, samples: int) -> dict[str, bytes]:
 def group_files(
     schema: Schema, fingerprint: Mapping[str, Any], depends: Sequence[str], valid: np.ndarray
 ) -> dict[str, bytes]:
-    """Every file of a group but its chunks of targets and its index, by path below it."""
-    store: dict[str, Any] = {}
-    about = {"format": FORMAT, **schema.as_json(), "fingerprint": dict(fingerprint),
-             "depends": list(depends)}  # fmt: skip
-    group = zarr.create_group(
-        MemoryStore(store), zarr_format=3, attributes={"description": "Targets", ATTRIBUTE: about}
-    )
+    """Every file of a group but its chunks of targets and its seal, by path below it."""
+    made_from = {"fingerprint": dict(fingerprint), "depends": list(depends)}
+    store, group = _new_group("Targets of samples and views", asdict(schema) | made_from)
     for name, one in schema.fields.items():
         group.create_array(
             name,
@@ -248,6 +222,13 @@ def group_files(
     return {path: content.to_bytes() for path, content in store.items()}
 
 
+def _new_group(description: str, about: Mapping[str, Any]) -> tuple[dict[str, Any], zarr.Group]:
+    """A group in memory, and its files."""
+    store: dict[str, Any] = {}
+    attributes = {"description": description, ATTRIBUTE: {"format": FORMAT, **about}}
+    return store, zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
+
+
 def _put(group: zarr.Group, name: str, column: Column) -> None:
     """An array of one chunk."""
     array = group.create_array(
@@ -262,38 +243,3 @@ def _put(group: zarr.Group, name: str, column: Column) -> None:
         config={"write_empty_chunks": True},
     )
     array[...] = column.values.astype(object) if column.is_text else column.values
-
-
-def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
-    """SHA-256 of contents, by path."""
-    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
-
-
-def index_bytes(files: Mapping[str, bytes], records: Iterable[Record] = ()) -> bytes:
-    """The seal of a root or a group: hashes of its files, its records, and its own hash."""
-    content = {"files": hashes(files), "chunks": [record.as_json() for record in records]}
-    body = json.dumps(content).encode()
-    return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
-
-
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """`files` and `chunks` of a seal; None where there is none. CacheError: it is damaged."""
-    path = folder / INDEX
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    start = len(_HEAD) + 64 + len(_MIDDLE)
-    body = text[start : -len(_TAIL)]
-    own = hashlib.sha256(body).hexdigest().encode()
-    if text != _HEAD + own + _MIDDLE + body + _TAIL:
-        raise damaged(path, "its checksum differs")
-    content: dict[str, Any] = json.loads(body)
-    return content
-
-
-def damaged(path: Path, why: str) -> CacheError:
-    return CacheError(
-        f"{path}: damaged ({why}). Restore this file from a copy, or rebuild (whole chunks are "
-        "kept): make teacher-cache FORCE=1"
-    )

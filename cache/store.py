@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,21 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deskpro.cache.errors import CacheError
+from deskpro.cache.errors import CacheError, damaged, unfinished
 from deskpro.cache.journal import Journal
 from deskpro.cache.schema import (
     ATTRIBUTE,
     FORMAT,
-    INDEX,
     JOURNAL,
     METADATA,
-    RESERVED,
     VALID,
     ChunkKey,
     Column,
-    Columns,
     Record,
     Schema,
     chunk_digests,
-    damaged,
-    read_index,
 )
+from deskpro.cache.sealed import INDEX, Seal, checked, read_seal
 
 Records = dict[ChunkKey, Record]
 
@@ -41,24 +35,23 @@ class TargetStore:
 
     def __init__(self, root: Path) -> None:
         """Raises CacheError: nothing there, another format, not finished, or damaged."""
-        self.root = root
         if not root.exists():
             raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
-        index = read_index(root)
-        attributes = read_attributes(root, index)
-        if index is None:
+        seal = read_seal(root)
+        attributes = read_attributes(root, seal)
+        if seal is None:
             raise unfinished(root)
+        self.root, self._seal = root, seal
         self.samples: int = attributes["samples"]
         self.columns: list[str] = attributes["columns"]
-        self._files: dict[str, str] = index["files"]
 
     def column(self, name: str) -> np.ndarray:
-        """What is known of each sample beforehand, [N, …], whole."""
-        return self.load(name).values
+        """What is known of each sample beforehand, [N, …], whole. Raises CacheError: damaged."""
+        return load_column(self.root, name, self._seal).values
 
-    def load(self, name: str) -> Column:
-        """A column with its axes; CacheError where it is gone or damaged."""
-        return load_column(self.root, name, self._files)
+    def load_columns(self) -> dict[str, Column]:
+        """All columns, with their axes. Raises CacheError: damaged."""
+        return {name: load_column(self.root, name, self._seal) for name in self.columns}
 
     def groups(self) -> list[str]:
         """The names of its groups, finished or not, in order."""
@@ -66,29 +59,33 @@ class TargetStore:
 
     def sealed(self, group: str) -> bool:
         """Whether a group is finished. Raises CacheError where its seal is damaged."""
-        return read_index(self.root / group) is not None
+        return read_seal(self.root / group) is not None
 
-    def open(self, group: str, *, unfinished_too: bool = False) -> Group:
-        """A group whose chunks are those of the present columns.
+    def open(self, group: str, *, partly: bool = False) -> Group:
+        """A group with the records of its chunks, as far as the present columns are theirs.
 
-        unfinished_too: also one whose records don't cover all, or that have been outdated.
+        partly: also a group of which chunks are missing or outdated.
 
         Raises:
             CacheError: it is not there, not finished, damaged, or made from other columns.
         """
         found = Group.load(self.root / group)
-        if not found.sealed and not unfinished_too:
+        if not (found.sealed or partly):
             raise unfinished(found.folder)
-        columns = {name: self.load(name) for name in found.depends if name in self.columns}
-        wanted = found.digests(columns, self.samples)
-        current = {k: r for k, r in found.records.items() if r.digest == wanted.get(k)}
-        if not unfinished_too and len(current) < found.schema.blocks * found.schema.views:
-            blocks = sorted({key.block for key in found.schema.chunk_keys() if key not in current})
+        wanted: dict[ChunkKey, str] = {}
+        if found.schema.samples == self.samples and {*found.depends} <= {*self.columns}:
+            columns = {name: load_column(self.root, name, self._seal) for name in found.depends}
+            wanted = chunk_digests(
+                found.schema, columns, found.fingerprint, found.depends, found.valid
+            )
+        records = {k: r for k, r in found.records.items() if r.digest == wanted.get(k)}
+        outdated = sorted({key.block for key in found.records.keys() - records.keys()})
+        if outdated and not partly:
             raise CacheError(
-                f"{found.folder}: blocks {blocks} were made from other images or views than the "
+                f"{found.folder}: blocks {outdated} were made from other images or views than the "
                 "store has now. To update them: make teacher-cache FORCE=1"
             )
-        found.records = current
+        found.records = records
         return found
 
 
@@ -110,62 +107,49 @@ class Group:
         """Raises CacheError where it is not there, or damaged."""
         if not folder.exists():
             raise CacheError(f"{folder}: no such targets here. To build them: make teacher-cache")
-        index = read_index(folder)
-        about = read_attributes(folder, index)
-        try:
-            schema = Schema.from_json(about)
-            fingerprint, depends = about["fingerprint"], about["depends"]
-        except KeyError:
-            raise CacheError(f"{folder}: not a group of targets") from None
-        if index is not None:
+        seal = read_seal(folder)
+        about = read_attributes(folder, seal)
+        if "fields" not in about:
+            raise CacheError(f"{folder}: not a group of targets")
+        schema = Schema.from_json(about)
+        if seal is not None:
             for name in schema.fields:
-                checked(folder, f"{name}/{METADATA}", index["files"])
-            valid = load_column(folder, VALID, index["files"]).values
-            records = [Record.from_json(line) for line in index["chunks"]]
-        else:
-            valid = load_column(folder, VALID, None).values
-            records = [*read_journal(folder).values()]
-        found = {record.key: record for record in records}
-        return cls(folder, schema, fingerprint, depends, valid, found, index is not None)
-
-    def digests(self, columns: Columns, samples: int) -> dict[ChunkKey, str]:
-        """What the digests of its chunks should be for columns of so many samples."""
-        missing = any(name not in columns for name in self.depends)
-        if missing or samples != self.schema.samples or len(self.valid) != samples:
-            return {}
-        return chunk_digests(self.schema, columns, self.fingerprint, self.depends, self.valid)
+                checked(folder, f"{name}/{METADATA}", seal.files)
+        return cls(
+            folder,
+            schema,
+            about["fingerprint"],
+            about["depends"],
+            load_column(folder, VALID, seal).values,
+            read_records(folder, seal),
+            seal is not None,
+        )
 
 
-def read_journal(folder: Path) -> Records:
-    """The records of an unfinished group; a line without a digest takes one back."""
+def read_records(folder: Path, seal: Seal | None) -> Records:
+    """The records of a group: of its seal, or of its journal if it is not finished."""
     found: Records = {}
-    for line in Journal(folder / JOURNAL).read():
+    for line in Journal(folder / JOURNAL).read() if seal is None else seal.chunks:
+        key = ChunkKey(line["block"], line["view"])
         if "key" in line:
-            record = Record.from_json(line)
-            found[record.key] = record
-        else:
-            found.pop(ChunkKey(line["block"], line["view"]), None)
+            found[key] = Record.from_json(line)
+        else:  # it is taken back: the chunk is about to be overwritten
+            found.pop(key, None)
     return found
 
 
-def read_attributes(folder: Path, index: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a root's or a group's metadata say; checked against its index where it has one.
+def read_attributes(folder: Path, seal: Seal | None) -> dict[str, Any]:
+    """What a root's or a group's metadata say.
 
     Raises:
         CacheError: damaged, not a cache, or of another format.
     """
     try:
-        if index is not None:
-            # Before anything is believed: damage must not pass for another format.
-            text = checked(folder, METADATA, index["files"])
-        else:
-            text = (folder / METADATA).read_bytes()
+        # Where there is a seal damage must not pass for another format.
+        text = checked(folder, METADATA, seal.files) if seal else (folder / METADATA).read_bytes()
         attributes: dict[str, Any] = json.loads(text)["attributes"][ATTRIBUTE]
         version = attributes["format"]
-    except FileNotFoundError:
-        state = "an unfinished cache" if (folder / INDEX).parent.exists() else "not a target cache"
-        raise CacheError(f"{folder}: {state} (it has no {METADATA})") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise CacheError(f"{folder}: not a target cache ({error!r})") from None
     if version != FORMAT:
         raise CacheError(
@@ -175,61 +159,34 @@ def read_attributes(folder: Path, index: Mapping[str, Any] | None) -> dict[str, 
     return attributes
 
 
-def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
-    """A file's content; CacheError where it is gone or its hash differs from the index's."""
+def load_column(folder: Path, name: str, seal: Seal | None) -> Column:
+    """An array of one chunk. Raises CacheError where it is gone or damaged."""
+    if seal is not None:
+        for file in seal.files:
+            if file.startswith(f"{name}/"):
+                checked(folder, file, seal.files)
     try:
-        content = (folder / name).read_bytes()
-    except OSError:
-        raise damaged(folder / name, "the file is gone") from None
-    if hashlib.sha256(content).hexdigest() != files.get(name):
-        raise damaged(folder / name, "its checksum differs")
-    return content
-
-
-def load_column(folder: Path, name: str, files: Mapping[str, str] | None) -> Column:
-    """An array of one chunk; files: the hashes that its files must have."""
-    metadata = folder / name / METADATA
-    try:
-        ndim = len(json.loads(metadata.read_bytes())["shape"])
-        chunk = f"{name}/{'.'.join(['c', *['0'] * ndim])}"
-        for file in (f"{name}/{METADATA}", chunk) if files is not None else ():
-            checked(folder, file, files or {})
-        if not (folder / chunk).is_file():  # zarr would give the fill value for it
-            raise damaged(folder / chunk, "the file is gone")
         array = zarr.open_array(folder / name, mode="r")
         values = np.asarray(array[...])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise damaged(metadata, str(error)) from None
+        raise damaged(folder / name, str(error)) from None
     dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
     about = (str(array.attrs.get(key, "")) for key in ("units", "description"))
     return Column(values, tuple(map(str, dims)), *about)
 
 
 def group_folders(folder: Path) -> Iterator[Path]:
-    """Every group of targets below a folder, in order."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir() or entry.name in RESERVED or entry.name.startswith("."):
-            continue
-        path = Path(entry.path)
-        if is_group(path):
+    """Every group of targets below a folder, finished or not, in order."""
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (path / INDEX).exists() or (path / JOURNAL).exists():
             yield path
-        elif node_type(path) != "array":
+        elif not is_array(path):
             yield from group_folders(path)
 
 
-def is_group(folder: Path) -> bool:
-    """Whether a folder is a group of targets, finished or not."""
-    return (folder / INDEX).exists() or (folder / JOURNAL).exists()
-
-
-def node_type(folder: Path) -> str | None:
-    """What zarr finds in a folder, array or group; None where the metadata can't be read."""
+def is_array(folder: Path) -> bool:
+    """Whether zarr finds an array in a folder."""
     try:
-        found = json.loads((folder / METADATA).read_bytes())["node_type"]
+        return bool(json.loads((folder / METADATA).read_bytes())["node_type"] == "array")
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(found)
-
-
-def unfinished(folder: Path) -> CacheError:
-    return CacheError(f"{folder}: not finished. To resume: make teacher-cache")
+        return False

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from deskpro.cache.errors import CacheError
+from deskpro.cache.errors import CacheError, DamagedError, unfinished
 from deskpro.cache.files import crc32c
-from deskpro.cache.schema import (
-    CRC_BYTES,
-    INDEX,
-    METADATA,
-    PLAIN_GROUP,
-    Record,
-    Schema,
-    read_index,
-)
-from deskpro.cache.store import checked, group_folders, read_attributes, unfinished
+from deskpro.cache.schema import CRC_BYTES, METADATA, PLAIN_GROUP, Record, Schema
+from deskpro.cache.sealed import INDEX, checked, read_seal
+from deskpro.cache.store import group_folders, read_attributes
 
 
 @dataclass(frozen=True)
@@ -37,89 +30,62 @@ class Damage:
 def verify(root: Path) -> list[Damage]:
     """Everything that is wrong with a finished store; empty where nothing is.
 
-    Files are checked against the index of the root or of their group, and the index against its own
-    hash. Files that no index names are damage, too, as is a group that is not finished.
+    Files are checked against the seal of the root or of their group, and the seal against its own
+    hash. Files that no seal names are damage, too, as is a group that is not finished.
 
     Raises:
         CacheError: there is no finished store.
     """
     if not root.exists():
         raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
-    check = _Check(root)
-    if not check.files(root):
-        if not check.found:
-            raise unfinished(root)
-        return check.found
-    for folder in group_folders(root):
-        check.group(folder)
-        for parent in folder.relative_to(root).parents[:-1]:
-            check.plain_group(root / parent / METADATA)
-    return check.found + check.unknown()
+    if not (root / INDEX).exists():
+        raise unfinished(root)
+    groups = [*group_folders(root)]
+    files = [file for folder in (root, *groups) for file in _files(folder)]
+    between = {parent for folder in groups for parent in folder.relative_to(root).parents}
+    for parent in sorted(between - {Path()}):
+        path = root / parent / METADATA
+        same = path.is_file() and path.read_bytes() == PLAIN_GROUP
+        files.append(Damage(path, "" if same else "not the metadata of a plain group"))
+    found = [file for file in files if file.what]
+    # What lies in a folder whose own files can't be read can't be told.
+    damaged, known = {damage.file for damage in found}, {file.file for file in files}
+    unread = [f for f in (root, *groups) if {f, f / INDEX, f / METADATA} & damaged]
+    return found + [
+        Damage(path, "not a file of this store")
+        for path in sorted(root.rglob("*"))
+        if path not in known
+        and path.is_file()
+        and not any(path.is_relative_to(folder) for folder in unread)
+    ]
 
 
-class _Check:
-    """The damage of a store so far, and the files that are accounted for."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.found: list[Damage] = []
-        self._known: set[Path] = set()
-        self._unread: list[Path] = []
-        """Groups of which it can't be told what belongs to them."""
-
-    def files(self, folder: Path) -> dict[str, Any] | None:
-        """Check the files that an index names; None where it isn't there or is damaged."""
-        self._known.add(folder / INDEX)
+def _files(folder: Path) -> Iterator[Damage]:
+    """Every file of a root or a group, and what is wrong with it: nothing, where that is empty."""
+    try:
+        seal = read_seal(folder)
+    except DamagedError:
+        yield Damage(folder / INDEX, "its checksum differs")
+        return
+    if seal is None:
+        yield Damage(folder, "not finished")
+        return
+    yield Damage(folder / INDEX, "")
+    for name in seal.files:
         try:
-            index = read_index(folder)
-        except CacheError:
-            self.found.append(Damage(folder / INDEX, "its checksum differs"))
-            return None
-        for name in index["files"] if index else ():
-            self._known.add(folder / name)
-            try:
-                checked(folder, name, index["files"] if index else {})
-            except CacheError as error:
-                self.found.append(Damage(folder / name, str(error)))
-        return index
-
-    def group(self, folder: Path) -> None:
-        """Check a group's files and chunks."""
-        index = self.files(folder)
-        try:
-            if index is None:
-                if not (folder / INDEX).exists():
-                    self.found.append(Damage(folder, "not finished"))
-                raise unfinished(folder)
-            schema = Schema.from_json(read_attributes(folder, index))
-        except CacheError:
-            self._unread.append(folder)
-            return
-        records = {record.key: record for record in map(Record.from_json, index["chunks"])}
-        for key in schema.chunk_keys():
-            for name in schema.fields:
-                file = schema.chunk_file(folder, name, *key)
-                self._known.add(file)
-                record = records.get(key)
-                what = "it has no record" if record is None else _chunk(file, record.crc[name])
-                if what:
-                    self.found.append(Damage(file, what, *key))
-
-    def plain_group(self, path: Path) -> None:
-        """Check the metadata of a folder between the root and its groups."""
-        if path not in self._known and not (path.is_file() and path.read_bytes() == PLAIN_GROUP):
-            self.found.append(Damage(path, "its content differs from that of a plain group"))
-        self._known.add(path)
-
-    def unknown(self) -> list[Damage]:
-        """Files that do not belong to the store."""
-        return [
-            Damage(path, "not a file of this store")
-            for path in sorted(self.root.rglob("*"))
-            if path not in self._known
-            and path.is_file()
-            and not any(path.is_relative_to(folder) for folder in self._unread)
-        ]
+            checked(folder, name, seal.files)
+            yield Damage(folder / name, "")
+        except DamagedError:
+            there = (folder / name).is_file()
+            yield Damage(folder / name, "its checksum differs" if there else "the file is gone")
+            if name == METADATA:
+                return
+    if seal.chunks:
+        schema = Schema.from_json(read_attributes(folder, seal))
+        for record in map(Record.from_json, seal.chunks):
+            for name, crc in record.crc.items():
+                file = schema.chunk_file(folder, name, *record.key)
+                yield Damage(file, _chunk(file, crc), *record.key)
 
 
 def _chunk(file: Path, crc: str) -> str:
