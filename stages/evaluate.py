@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256
 from deskpro.stages.base import device as devices
-from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
@@ -50,38 +50,22 @@ class Outputs:
 
 
 def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Rank the gallery for every query, by each protocol and stream; the facts for the summary.
-
-    Started by torchrun, the processes share the images; the first one ranks.
-    """
+    """Rank the gallery for every query, by each protocol and stream; the facts for the summary."""
     device = devices.pick(options.device)
     data = options.data
     extractor = open_extractor(inputs.network, inputs.kind, data.face_size, data.body_size, device)
-    with ranks.join() as team:
-        with team.rank_zero_first():
-            checked = check_data(
-                options.test_root,
-                options.data_test or options.data_train,
-                splits=("query", "gallery"),
-                test_needs=extractor.needs,
-                training=False,
-                file_index=inputs.file_index,
-            ).require()
-        query, gallery = checked.split("query"), checked.split("gallery")
-        protocols = _protocols(options, query, gallery)
-        images = pd.concat([query, gallery], ignore_index=True)
-        made = store_features(
-            outputs.features,
-            extractor,
-            inputs.network,
-            images,
-            options,
-            inputs.file_index,
-            device,
-            team,
-        )
-    if team.rank:
-        return {}
+    checked = check_data(
+        options.test_root,
+        options.data_test or options.data_train,
+        splits=("query", "gallery"),
+        test_needs=extractor.needs,
+        training=False,
+        file_index=inputs.file_index,
+    ).require()
+    query, gallery = checked.split("query"), checked.split("gallery")
+    protocols = _protocols(options, query, gallery)
+    images = pd.concat([query, gallery], ignore_index=True)
+    made = store_features(outputs.features, extractor, inputs.network, images, options, FileIndex())
     stored = FeatureStore(outputs.features, device, options.cache.memory * 1e9)
     scores = _score(options, extractor, stored, protocols, query, gallery)
     faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
@@ -121,7 +105,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     _show(report, options)
     return {
         "rules": "; ".join(PROTOCOLS[name].rule for name in scores),
-        "features": f"{made}: {outputs.features}",
+        "features": f"{made.kept} of {made.blocks} blocks were there: {outputs.features}",
         "without face": "  ".join(f"{k} {v}" for k, v in without_face.items()) or "no face stream",
         "skipped": "  ".join(
             f"{name} {part['skipped']} queries" for name, part in report["protocols"].items()
@@ -213,7 +197,7 @@ def _reranked(
         lambda rows: every(picked[rows])[:, picked],
         queries,
         len(picked) - queries,
-        known=stored.seen(everything, weights)[picked],
+        known=stored.present(everything, weights)[picked],
         k1=settings.k1,
         k2=settings.k2,
         weight=settings.weight,

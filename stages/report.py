@@ -13,7 +13,8 @@ import pandas as pd
 
 from deskpro.cache.errors import CacheError
 from deskpro.cache.files import write_aside
-from deskpro.cache.reader import ZarrReader
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import read_index
@@ -239,8 +240,10 @@ def _origin(
     used, why = None, ""
     if inputs.cache.exists():
         try:
-            reader = ZarrReader(inputs.cache)
-            sealed, used = record.fingerprint(reader.fingerprint), reader.schema.samples
+            store = TargetStore(inputs.cache)
+            used = store.samples
+            for group in store.groups():
+                sealed |= record.fingerprint(MappedReader(inputs.cache, group).fingerprint)
         except CacheError as error:
             why = str(error)
     stages = record.stages(inputs.manifests)

@@ -1,267 +1,310 @@
-"""Stage one: run the teacher once over HR faces and masks, and cache what it says."""
+"""Stage one: compute the targets of every view of every training sample, and store them.
+
+One pass over the images fills all groups of targets that lack chunks. The work is a list of items
+that a `Worker` computes in any process; this process alone writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from deskpro.cache.lock import require_unlocked
-from deskpro.cache.reader import ZarrReader
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.fingerprint import Difference
 from deskpro.cache.schema import Column, Schema
-from deskpro.cache.writer import TargetWriter, Team
+from deskpro.cache.store import TargetStore
+from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import device as devices
-from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.check import check_data
-from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.index import class_order, content_hashes, read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, iterate, load
+from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import DrawnViews, StoredViews, View
-from deskpro.stages.models.lmbn import HEADS, map_size
-from deskpro.stages.models.weights import ModelInfo, load_teacher
-from deskpro.stages.targets.provenance import (
-    HASHED,
-    hash_columns,
-    image_differences,
-    option_differences,
-    recipe_fingerprint,
-    teacher_fingerprint,
-)
-from deskpro.stages.targets.teachers import LiveTeacher, decode, divergence, encode, stored_fields
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import load_teacher, read_metadata
+from deskpro.stages.targets import provenance
+from deskpro.stages.targets.kinds import TARGETS, Arrays, Settings, stored_fields
+from deskpro.stages.targets.teachers import LiveTeacher
 
 BATCH_VIEWS = 1024
-"""Looks that a loaded batch holds at most: samples × views."""
+"""Samples × views in a loaded batch, at most."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """teacher: its weights; file_index: known images."""
+    """teacher: its weights."""
 
     teacher: Path
-    file_index: Path
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """cache: the zarr store; left_out: CSV of samples not used.
-
-    replace: an unfinished cache that was begun otherwise may be given up, but for what is the same.
-    """
+    """cache: the store; left_out: CSV of samples that are not used; replace: chunks may be lost."""
 
     cache: Path
     left_out: Path
     replace: bool = False
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Cache logits and attention of every view of every complete training sample.
+class Item(NamedTuple):
+    """Some views of a block's samples, for the targets that lack them."""
 
-    An unfinished cache of the same fingerprint is continued; blocks of an earlier one that would
-    come out the same are taken over. Started by torchrun, each process computes blocks of its own.
-    Returns the facts for the summary.
+    block: int
+    rows: range
+    views: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class Result:
+    """One target of an item.
+
+    arrays: by field, [rows, views, …]; facts: by view and name, means over the samples, [parts].
     """
-    device = devices.pick(options.device)
-    data, settings = options.data, options.cache
 
-    teacher, info = load_teacher(inputs.teacher)
-    with ranks.join() as team:
-        if team.rank == 0:
-            require_unlocked(outputs.cache)
-        with (
-            team.rank_zero_first()
-        ):  # it decodes and hashes; the others find that in the file index
-            checked = check_data(
-                data.root,
-                options.data_train,
-                incomplete=data.incomplete,
-                file_index=inputs.file_index,
-            ).require()
-            train = checked.split("train")
-            hashes = hash_columns(train, inputs.file_index)
-        classes = _classes(train, info, inputs.teacher)
-        drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
-        views = drawn.table(settings.views)
-        attention_size = map_size(data.body_size)
-        writer = TargetWriter(
-            outputs.cache,
-            Schema(
-                len(train),
-                settings.views,
-                settings.block,
-                stored_fields(len(classes), attention_size, settings.logits_dtype),
-            ),
-            _columns(train, classes, views, hashes),
-            {
-                **teacher_fingerprint(inputs.teacher),
-                "classes": classes,
-                **recipe_fingerprint(options),
-            },
-            replace=outputs.replace,
-            reuse=settings.reuse,
-            team=Team(team.rank, team.size, team.share, team.gather),
+    def __init__(self, name: str, item: Item, settings: Settings) -> None:
+        self.name, self.item, self.settings = name, item, settings
+        shape = len(item.rows), len(item.views)
+        fields = stored_fields(name, settings)
+        self.arrays: Arrays = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in fields.items()}
+        self.facts: dict[int, dict[str, np.ndarray]] = {view: {} for view in item.views}
+
+    def add(self, rows: Sequence[int], view: int, value: torch.Tensor, pixels: np.ndarray) -> None:
+        """Put in the values of neighbouring rows under one view."""
+        stored = TARGETS[self.name].encode(value, self.settings)
+        at = rows[0] - self.item.rows.start, self.item.views.index(view)
+        for field, values in {**stored, "pixels": pixels}.items():
+            self.arrays[field][at[0] : at[0] + len(rows), at[1]] = values
+        for fact, sums in TARGETS[self.name].loss(value, stored, self.settings).items():
+            means = self.facts[view]
+            means[fact] = means.get(fact, 0.0) + sums / len(self.item.rows)
+
+
+class Worker:
+    """Computes items. Made from plain values, so that it can run in any process."""
+
+    def __init__(
+        self, options: Options, weights: Path, table: pd.DataFrame, views: np.ndarray
+    ) -> None:
+        """table: the training samples; views: theirs, float32 [N, V, len(View)]."""
+        self.options, self.weights, self.table = options, weights, table
+        self.views = StoredViews(views)
+        self.device = devices.pick(options.device)
+        classes = read_metadata(weights, "teacher").num_classes
+        self.settings = provenance.settings_of(options, classes)
+
+    @cached_property
+    def network(self) -> Teacher:
+        return load_teacher(self.weights)[0]
+
+    def __call__(self, item: Item) -> dict[str, Result]:
+        """The results of one item, by target."""
+        return next(self.run([item]))
+
+    def run(
+        self, items: Iterable[Item], advance: Callable[[int], None] = lambda views: None
+    ) -> Iterator[dict[str, Result]]:
+        """The results of items in their order; images are loaded ahead, also of the next item.
+
+        A batch is some samples of a block under one view: its targets are the same bytes whichever
+        other views, blocks or processes there are. A sample's files are decoded once for up to
+        `BATCH_VIEWS / cache.batch` views, which bounds the memory.
+        """
+        for names, group in groupby(items, lambda item: item.names):
+            of_teacher = any(TARGETS[name].of_teacher for name in names)
+            network = self.network if of_teacher else None
+            teacher = LiveTeacher(names, self.settings, network, self.device)
+            yield from self._run(teacher, [*group], advance)
+
+    def _run(
+        self, teacher: LiveTeacher, items: Sequence[Item], advance: Callable[[int], None]
+    ) -> Iterator[dict[str, Result]]:
+        size = self.options.cache.batch
+        plan = [
+            (item, views, rows)
+            for item in items
+            for views in batched(item.views, max(BATCH_VIEWS // size, 1))
+            for rows in batched(item.rows, size)
+        ]
+        sizes = {kind: self.settings.size(kind) for kind in teacher.sees}
+        images = MultiViewDataset(
+            ImageDataset(self.table, sizes, self.views),
+            {name: target.sees for name, target in teacher.targets.items()},
         )
-        images = ImageDataset(
-            train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
-        )
-        teach = LiveTeacher(teacher, attention_size, settings.precision, device)
-        try:
-            _fill(writer, images, teach, options, device)
+        batches = [[(row, views) for row in rows] for _, views, rows in plan]
+        # One batch ahead per loader process: a batch holds several views of its samples.
+        loader = load(images, batches, self.options.data.workers, self.device, ahead=1)
+        parts = zip(plan, iterate(loader), strict=True)
+        for item, group in groupby(parts, lambda part: part[0][0]):
+            results = {name: Result(name, item, self.settings) for name in item.names}
+            for (_, views, rows), batch in group:
+                for i, view in enumerate(views):
+                    seen = {kind: batch[kind][:, i] for kind in (*sizes, "view_params")}
+                    for name, value in teacher(seen).items():
+                        pixels = batch["pixels"][name][:, i].numpy().view(np.uint64)
+                        results[name].add(rows, view, value, pixels)
+                advance(len(rows) * len(views))
+            yield results
+
+
+def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
+    """Store every target of every view of every complete training sample.
+
+    Chunks that are there and would come out the same are kept. Returns the facts for the summary.
+
+    Raises:
+        InputError: the images or the teacher can't be used.
+        CacheError: another process writes the store, or chunks would be lost without `replace`.
+    """
+    data, settings = options.data, options.cache
+    checked = check_data(data.root, options.data_train, incomplete=data.incomplete).require()
+    train = checked.split("train")
+    classes = _classes(train, inputs.teacher)
+    drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
+    views = drawn.table(settings.views)
+    columns = _columns(train, classes, views)
+    worker = Worker(options, inputs.teacher, train, views)
+    teacher = provenance.teacher_fingerprint(inputs.teacher) | {"classes": classes}
+    with ExitStack() as stack:
+        writers: dict[str, GroupWriter] = {}
+        for name, target in TARGETS.items():
+            fields = stored_fields(name, worker.settings)
+            writer = GroupWriter(
+                outputs.cache,
+                target.group,
+                Schema(len(train), settings.views, settings.block, fields),
+                columns,
+                provenance.fingerprint(name, options, teacher),
+                depends=provenance.columns(name),
+                valid=train[list(target.sees)].notna().all(axis=1).to_numpy(),
+                replace=outputs.replace,
+                reuse=settings.reuse,
+                deep=outputs.replace,
+            )
+            writers[name] = stack.enter_context(writer)
+        _fill(writers, worker)
+        for writer in writers.values():
             writer.seal()
-        finally:
-            writer.close()
-    facts = {
+    total = writer.schema.blocks * settings.views
+    return {
         **checked.facts(outputs.left_out),
         "views": f"{settings.views} of each sample" + settings.plain_view * ", the first plain",
+        **{
+            name: f"{writer.there} of {total} (block, view) were there"
+            for name, writer in writers.items()
+            if writer.there
+        },
+        "cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)",
     }
-    if writer.there:
-        total = writer.schema.blocks * writer.schema.views
-        facts["continued"] = f"{writer.there} of {total} (block, view) were there"
-    return facts | {"cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)"}
 
 
-def differences(options: Options, inputs: Inputs, cache: Path) -> list[str]:
+def differences(
+    options: Options, inputs: Inputs, cache: Path, *, deep: bool = False
+) -> list[Difference]:
     """How options, teacher and images that are here differ from those of a finished cache.
 
-    More views than it has are no difference: they would be added.
+    More views than it has, and targets that it has not, are no difference: they would be added.
     """
-    lines = option_differences(ZarrReader(cache), options, inputs.teacher, may_grow=True)
-    return lines + changed_images(options, cache, inputs.file_index)
+    found = provenance.option_differences(cache, options, inputs.teacher, TARGETS, may_grow=True)
+    return found + changed_images(options, cache, deep=deep)
 
 
-def changed_images(options: Options, cache: Path, file_index: Path) -> list[str]:
-    """How the training images that are here differ from those of a cache, naming samples."""
+def changed_images(options: Options, cache: Path, *, deep: bool = False) -> list[Difference]:
+    """How the training images that are here differ from those of a cache."""
     index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
-    return image_differences(ZarrReader(cache), index, file_index)
+    return provenance.image_differences(TargetStore(cache), index, TARGETS, FileIndex(), deep=deep)
 
 
-def _fill(
-    writer: TargetWriter,
-    images: ImageDataset,
-    teach: LiveTeacher,
-    options: Options,
-    device: torch.device,
-) -> None:
-    """Compute this process's blocks; each is written while the next is computed.
-
-    A batch is some samples of a block under one view: its targets are the same bytes whichever
-    other views, blocks or processes there are. A sample's files are decoded once for up to
-    `LOOKS / cache.batch` views, so that memory is bounded.
-    """
-    schema, size = writer.schema, options.cache.batch
-    plan = [
-        (block, views, rows)
-        for block in writer.mine
-        for views in batched(writer.views(block), max(BATCH_VIEWS // size, 1))
-        for rows in batched(range(*schema.rows(block).indices(schema.samples)), size)
-    ]
-    batches = [[(row, views) for row in rows] for _, views, rows in plan]
-    # One batch ahead per worker: a batch holds several views of its samples.
-    loader = iterate(load(MultiViewDataset(images), batches, options.data.workers, device, ahead=1))
-    total = sum(len(views) * len(rows) for _, views, rows in plan)
+def _fill(writers: Mapping[str, GroupWriter], worker: Worker) -> None:
+    """Compute what the groups lack; each item is written while the next is computed."""
+    items = _items(writers)
+    total = sum(len(item.rows) * len(item.views) for item in items)
     writing: Future[None] | None = None
     with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
-        for block, parts in groupby(zip(plan, loader, strict=True), lambda part: part[0][0]):
-            first, missing = schema.rows(block).start, writer.views(block)
-            shape = (schema.rows(block).stop - first, len(missing))
-            targets = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in schema.fields.items()}
-            kl = np.zeros((len(missing), len(HEADS)))
-            for (_, views, rows), batch in parts:
-                part = slice(rows[0] - first, rows[-1] + 1 - first)
-                for i, view in enumerate(views):
-                    rendered = {
-                        kind: batch[kind][:, i] for kind in ("hr_face", "mask", "view_params")
-                    }
-                    said, at = teach(rendered), missing.index(view)
-                    stored = encode(said, options.cache.logits_dtype)
-                    stored["pixels"] = batch["pixels"][:, i].numpy().view(np.uint64)
-                    for name, values in stored.items():
-                        targets[name][part, at] = values
-                    if options.cache.logits_dtype != "float16":
-                        kl[at] += _lost(said["logits"], stored, options.kd_loss.T)
-                    progress.advance(len(rows))
-            facts = {}
-            if options.cache.logits_dtype != "float16":
-                facts = {
-                    view: {"T": options.kd_loss.T, "kl": [float(f"{k:.6g}") for k in each]}
-                    for view, each in zip(missing, kl / shape[0], strict=True)
-                }
+        for item, results in zip(items, worker.run(items, progress.advance), strict=True):
             if writing is not None:
                 writing.result()  # a full disk is noticed here
-            writing = background.submit(writer.write, block, targets, facts)
+            writing = background.submit(_write, writers, item, results)
         if writing is not None:
             writing.result()
 
 
-def _lost(logits: torch.Tensor, stored: dict[str, np.ndarray], temperature: float) -> np.ndarray:
-    """What storing cost against float16: KL divergence by head, summed over the batch."""
-    tensors = {name: torch.from_numpy(v) for name, v in stored.items() if name != "pixels"}
-    kept = decode(tensors)["logits"]
-    return divergence(logits.half().cpu(), kept, temperature).numpy()
+def _items(writers: Mapping[str, GroupWriter]) -> list[Item]:
+    """What the groups lack: one item for targets of a block that lack the same views."""
+    lacking: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, writer in writers.items():
+        for block, views in writer.missing.items():
+            lacking.setdefault((block, tuple(views)), []).append(name)
+    schema = next(iter(writers.values())).schema
+    items = [
+        Item(block, range(*schema.rows(block).indices(schema.samples)), views, tuple(names))
+        for (block, views), names in lacking.items()
+    ]
+    return sorted(items, key=lambda item: (item.names, item.block))
 
 
-def batched(things: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """The things in order, `size` at a time."""
-    for start in range(0, len(things), size):
-        yield things[start : start + size]
+def _write(writers: Mapping[str, GroupWriter], item: Item, results: Mapping[str, Result]) -> None:
+    for name, result in results.items():
+        facts = {
+            view: {fact: [float(f"{value:.6g}") for value in means] for fact, means in each.items()}
+            for view, each in result.facts.items()
+        }
+        writers[name].write(item.block, result.arrays, facts)
 
 
-def _columns(
-    train: pd.DataFrame, classes: list[str], views: np.ndarray, hashes: dict[str, np.ndarray]
-) -> dict[str, Column]:
-    """What is known of each sample before the teacher has spoken."""
-    index = {pid: i for i, pid in enumerate(classes)}
-    return {
+def _columns(train: pd.DataFrame, classes: list[str], views: np.ndarray) -> dict[str, Column]:
+    """What is known of each sample before any target is computed."""
+    files, position = FileIndex(), {pid: i for i, pid in enumerate(classes)}
+    labels = train["pid"].map(position).to_numpy(np.int64)
+    fractions = "fractions of the image: " + ", ".join(View._fields)
+    columns = {
         "sample_id": Column(
             train["sample_id"].to_numpy(object),
             ("sample",),
             description="path of the body image below its folder",
         ),
         "label": Column(
-            train["pid"].map(index).to_numpy(np.int64),
-            ("sample",),
-            description="class index, into the fingerprint's classes",
+            labels, ("sample",), description="class index, into the fingerprint's classes"
         ),
-        "views": Column(
-            views,
-            ("sample", "view", "parameter"),
-            description="fractions of the image: " + ", ".join(View._fields),
-        ),
-        **{
-            name: Column(
-                values, ("sample", "byte"), description=f"SHA-256 of the {HASHED[name]} file"
-            )
-            for name, values in hashes.items()
-        },
+        "views": Column(views, ("sample", "view", "parameter"), description=fractions),
     }
+    for kind in provenance.kinds_seen(TARGETS):
+        hashes = content_hashes(train[kind].tolist(), files)
+        text = f"SHA-256 of the {kind} file"
+        columns[f"{kind}_sha256"] = Column(hashes, ("sample", "byte"), description=text)
+    return columns
 
 
-def _classes(train: pd.DataFrame, teacher: ModelInfo, path: Path) -> list[str]:
-    """The class order of the teacher's logits; it can't say anything about people it doesn't know.
+def _classes(train: pd.DataFrame, weights: Path) -> list[str]:
+    """The class order of the teacher's logits; it must know every identity.
 
     A published checkpoint doesn't name its identities: theirs is then the order of the training
     set, which must have as many.
     """
-    found = class_order(train["pid"])
+    teacher, found = read_metadata(weights, "teacher"), class_order(train["pid"])
     if teacher.classes is None:
         if len(found) != teacher.num_classes:
             raise InputError(
-                f"{path}: trained on {teacher.num_classes} identities, the training set has "
-                f"{len(found)}. Give it the set that the teacher was trained on (data.root)"
+                f"{weights}: trained on {teacher.num_classes} identities, the training set has "
+                f"{len(found)}. Set data.root to the set that the teacher was trained on"
             )
         return found
     unknown = sorted(set(found) - set(teacher.classes))
     if unknown:
         raise InputError(
-            f"{path}: doesn't know {len(unknown)} of the {len(found)} training identities: "
+            f"{weights}: doesn't know {len(unknown)} of the {len(found)} training identities: "
             f"{', '.join(unknown[:10])}{', …' if len(unknown) > 10 else ''}. Train a teacher on "
             "this set: make train-teacher FORCE=1"
         )

@@ -16,7 +16,10 @@ import pandas as pd
 import torch
 
 from deskpro.cache.errors import CacheError
-from deskpro.cache.reader import TargetReader, open_reader
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.fingerprint import describe
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.stages.base import device as devices
 from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
@@ -32,12 +35,17 @@ from deskpro.stages.data.views import DrawnViews, StoredViews
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
 from deskpro.stages.losses.agreement import agreement
 from deskpro.stages.models.cost import multiply_adds
-from deskpro.stages.models.lmbn import HEADS, map_size
+from deskpro.stages.models.lmbn import HEADS
 from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.warm_start import warm_start
-from deskpro.stages.models.weights import ModelInfo, load_teacher, save
-from deskpro.stages.targets.provenance import image_differences, option_differences
-from deskpro.stages.targets.teachers import CachedTeacher, LiveTeacher
+from deskpro.stages.models.weights import ModelInfo, save
+from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.targets.provenance import (
+    image_differences,
+    kinds_seen,
+    option_differences,
+)
+from deskpro.stages.targets.teachers import TEACHERS, Source, Teacher
 from deskpro.stages.training.checkpoints import Checkpoints
 from deskpro.stages.training.distributed import distribute, gather
 from deskpro.stages.training.loop import Losses, fit, repeated
@@ -95,7 +103,7 @@ def _train(
     )
     train, labels, classes = training_set.table, training_set.labels, training_set.classes
     sampler = _sampler(options, training_set, team)
-    target_inputs = training_set.teacher.kinds if training_set.teacher else ()
+    target_inputs = training_set.teacher.sees if training_set.teacher else ()
     seen_kinds = [STREAM_IMAGES[stream] for stream in streams]
     kinds = (*seen_kinds, *target_inputs)
     images = ImageDataset(
@@ -273,18 +281,18 @@ class TrainingSet:
     classes: list[str]
     views: Callable[[int, int], np.ndarray]
     count: int
-    teacher: LiveTeacher | CachedTeacher | None
+    teacher: Teacher | None
     source: Path
 
 
 def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> TrainingSet:
     """The samples and views of the cache, in its order; its teacher needn't be here any more."""
     assert inputs.cache is not None
-    reader = open_reader(inputs.cache)
-    _require_match(reader, options, inputs)
+    store, names = TargetStore(inputs.cache), _targets(options)
+    _require_match(store, options, inputs, names or [*TARGETS])
     table = _checked(options, inputs, "leave-out")  # the cache settled which samples are used
     table = table.set_index("sample_id", drop=False)
-    sample_ids = reader.column("sample_id").tolist()
+    sample_ids = store.column("sample_id").tolist()
     missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
     if missing:
         lines = [f"{options.data.root}: {sample_id}" for sample_id in missing[:40]]
@@ -294,14 +302,16 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Train
             + "\nPut them back, or make the cache anew: make teacher-cache FORCE=1"
         )
     table = table.loc[sample_ids].reset_index(drop=True)
-    labels, classes = reader.column("label"), reader.fingerprint["classes"]
+    labels = store.column("label")
+    logits = MappedReader(inputs.cache, TARGETS["logits"].group)  # its classes are the student's
+    classes = logits.fingerprint["classes"]
     if [classes[label] for label in labels] != table["pid"].tolist():
         raise CacheError(
             f"{inputs.cache}: its labels aren't the identities that {options.data_train} reads off "
             "the names of these samples. Set data_train as it was when the cache was made"
         )
     recipe = options.train_student
-    stored = reader.column("views")
+    stored = store.column("views")
     views: Callable[[int, int], np.ndarray] = StoredViews(stored)
     count = recipe.views or stored.shape[1]
     if count > stored.shape[1]:
@@ -311,17 +321,10 @@ def _from_cache(options: Options, inputs: Inputs, device: torch.device) -> Train
         )
     if recipe.fresh_views:
         views, count = DrawnViews(options.views, sample_ids), recipe.epochs
-    teacher: LiveTeacher | CachedTeacher | None = None
-    if options.uses_targets and not recipe.live_teacher:
-        budget = options.cache.memory * 1e9
-        teacher = CachedTeacher(reader, device, budget=budget, plain=recipe.fresh_views)
-    elif options.uses_targets:
-        teacher = LiveTeacher(
-            load_teacher(inputs.teacher)[0],
-            map_size(options.data.body_size),
-            options.cache.precision,
-            device,
-        )
+    teacher = None
+    if names:
+        source = Source(options, inputs.teacher, inputs.cache)
+        teacher = TEACHERS["live" if recipe.live_teacher else "cached"](source, names, device)
     return TrainingSet(table, labels, classes, views, count, teacher, inputs.cache)
 
 
@@ -346,7 +349,7 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
     """The training samples that have every image that the student sees."""
     seen = [STREAM_IMAGES[stream] for stream in STREAMS[options.forward_mode]]
     if options.train_student.live_teacher:
-        seen += LiveTeacher.kinds
+        seen += kinds_seen(_targets(options))
     checked = check_data(
         options.data.root,
         options.data_train,
@@ -358,17 +361,24 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
     return checked.split("train")
 
 
-def _require_match(reader: TargetReader, options: Options, inputs: Inputs) -> None:
+def _targets(options: Options) -> list[str]:
+    """The targets that the losses need."""
+    distils = options.forward_mode != "body" and options.kd_loss.enable and options.kd_loss.alpha
+    attends = options.forward_mode != "face" and options.mse.mse_weight
+    return ["logits"] * bool(distils) + ["attention"] * bool(attends)
+
+
+def _require_match(store: TargetStore, options: Options, inputs: Inputs, names: list[str]) -> None:
     """The cache must hold what these options, and the images that are here, would give.
 
     Its teacher, HR faces and masks needn't be here any more; what is here is compared.
     """
     index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
-    differing = option_differences(reader, options, inputs.teacher)
-    differing += image_differences(reader, index, inputs.file_index)
+    differing = option_differences(store.root, options, inputs.teacher, names)
+    differing += image_differences(store, index, names, FileIndex())
     if differing:
         raise CacheError(
-            f"{reader.path}: made otherwise than this recipe and these images say: "
-            f"{'; '.join(differing)}. Set that back, or bring the cache up to date: "
+            f"{store.root}: made otherwise than this recipe and these images say: "
+            f"{'; '.join(describe(differing))}. Set that back, or bring the cache up to date: "
             "make teacher-cache FORCE=1"
         )

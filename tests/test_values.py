@@ -10,8 +10,9 @@ from tests import values
 
 
 def test_a_tiny_run_gives_the_values_that_are_kept(tmp_path: Path) -> None:
-    with np.load(values.KEPT) as kept:
-        assert not values.differences(values.make(tmp_path), dict(kept), tolerance=1e-5)
+    with np.load(values.KEPT) as file:
+        kept = {name: file[name] for name in file if name != "targets/pixels"}
+    assert not values.differences(values.make(tmp_path), kept, tolerance=1e-5)
 
 
 def test_a_value_that_differs_is_named() -> None:

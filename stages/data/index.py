@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import bar
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES, Layout
 
 SPLITS = ("train", "query", "gallery")
@@ -91,6 +94,27 @@ def read_index(
     for column in ("clothes", "scene", *KINDS):  # None, never a float NaN, stands for absent
         table[column] = table[column].astype(object).where(table[column].notna(), None)
     return table, problems
+
+
+def content_hashes(
+    paths: Sequence[str | None], files: FileIndex, *, deep: bool = False
+) -> np.ndarray:
+    """SHA-256 of each file's content, uint8 [N, 32]; zeros where the path is None.
+
+    deep: files are read again even where the index knows them. Raises InputError for one that
+    can't be read.
+    """
+    named = [path for path in paths if path is not None]
+    with bar("hash", len(named), "images") as progress:
+        known = files.probe(named, deep=deep, advance=progress.advance)
+    found = np.zeros((len(paths), 32), np.uint8)
+    for row, path in enumerate(paths):
+        if path is not None:
+            facts = known[path]
+            if facts.problem is not None:
+                raise InputError(f"{path}: unreadable image: {facts.problem}")
+            found[row] = np.frombuffer(bytes.fromhex(facts.sha256), np.uint8)
+    return found
 
 
 def class_order(pids: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.views import PLAIN, View, erase, normalise, render_view, render_view_fast
+
+Things = TypeVar("Things", bound=Sequence[Any])
+
+
+def batched(things: Things, size: int) -> list[Things]:
+    """Slices of a sequence in order, `size` long but for the last."""
+    return [things[start : start + size] for start in range(0, len(things), size)]  # type: ignore[misc]
 
 
 def _plain(row: int, view: int) -> np.ndarray:
@@ -131,12 +138,13 @@ def _decode(path: str) -> torch.Tensor:
 class MultiViewDataset(Dataset[dict[str, Any]]):
     """Samples under several views at once, for a teacher.
 
-    Item (row, views) is what `Images.looks` gives, with `row`, and `pixels` int64 [V]: the bits
-    of `pixel_hash`, as torch has few operations on uint64.
+    Item (row, views) is what `ImageDataset.render_views` gives, with `row`, and `pixels`: by name
+    int64 [V], the bits of `pixel_hash`, as torch has few operations on uint64.
     """
 
-    def __init__(self, images: ImageDataset) -> None:
-        self.images = images
+    def __init__(self, images: ImageDataset, hashed: Mapping[str, Sequence[str]]) -> None:
+        """hashed: name → the kinds of images whose pixels are hashed together."""
+        self.images, self.hashed = images, hashed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -144,10 +152,12 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Any]:
         row, views = item
         sample = self.images.render_views(row, views)
-        kinds = [sample[kind].numpy() for kind in self.images.sizes]
-        hashes = [pixel_hash(*(kind[i] for kind in kinds)) for i in range(len(views))]
-        pixels = np.asarray(hashes, np.uint64).view(np.int64)
-        return sample | {"row": row, "pixels": torch.from_numpy(pixels)}
+        pixels = {}
+        for name, kinds in self.hashed.items():
+            images = [sample[kind].numpy() for kind in kinds]
+            hashes = [pixel_hash(*(image[i] for image in images)) for i in range(len(views))]
+            pixels[name] = torch.from_numpy(np.asarray(hashes, np.uint64).view(np.int64))
+        return {**sample, "row": row, "pixels": pixels}
 
 
 def pixel_hash(*images: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
+from deskpro.stages.data.loader import ImageDataset, batched, images_of, iterate, load
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata
@@ -150,11 +150,6 @@ def extract_features(
     return Features(
         table, torch.cat([part.raw for part in parts]), torch.cat([p.features for p in parts])
     )
-
-
-def batched(rows: range, size: int) -> list[range]:
-    """Rows in order, `size` at a time."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _features(network: Teacher | Student, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
