@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import click
 
+from deskpro.stages.base.distributed import is_first_failure
+
 _SAID = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
@@ -42,5 +44,6 @@ def report_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    click.echo(f"deskpro: {message}", err=True)
+    if is_first_failure(message):
+        click.echo(f"deskpro: {message}", err=True)
     sys.exit(code)

@@ -13,6 +13,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.index import KINDS
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.losses.terms import targets_needed
 from deskpro.stages.preparation.samples import is_own_folder
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def targets(options: Options, folder: RunFolder) -> Path | None:
     A variant of an ablation takes the samples and views of the shared cache even so: it is compared
     with students that do.
     """
-    return folder.targets if options.uses_targets or folder.shared is not None else None
+    uses = targets_needed(options, options.streams) or folder.shared is not None
+    return folder.targets if uses else None
 
 
 # The stage modules import torch; they are imported when they run, not when this is.
@@ -308,6 +310,7 @@ STAGES: dict[str, Stage] = {
             images=_TRAINING,
             options=(*_DATA, "teacher", "train_teacher"),
             run=_train_teacher,
+            parallel=True,
             lasting=True,
             scratch=lambda folder: folder.checkpoints("teacher"),
         ),
@@ -395,7 +398,7 @@ STAGES: dict[str, Stage] = {
 def needed(options: Options) -> list[str]:
     """The stages that a recipe needs, in order."""
     skipped = {"prepare"} if options.prepare is None else set()
-    if not options.uses_targets:
+    if not targets_needed(options, options.streams):
         skipped |= {"train-teacher", "teacher-cache"}
     elif options.pre_train is not None:
         skipped |= {"train-teacher"}
