@@ -124,7 +124,7 @@ def facts(stage: Stage, result: Result) -> Facts:
 
 
 def _teacher(result: Any) -> Facts:
-    return _data(result.data) | _training(result) | {"teacher": result.path}
+    return _data(result.data) | _training(result.training) | {"teacher": result.path}
 
 
 def _cache(result: Any) -> Facts:
@@ -140,27 +140,27 @@ def _student(result: Any) -> Facts:
     found: Facts = {"used": used}
     if result.targets:
         found["targets"] = f"from {result.targets}"
-    found |= _training(result)
+    found |= _training(result.training)
     found["size"] = f"{result.parameters / 1e6:.2f} M parameters"
     found["cost"] = f"{result.macs / 1e6:.0f} M multiply-adds a sample"
     return found | {"student": result.path}
 
 
-def _training(result: Any) -> Facts:
+def _training(training: Mapping[str, Any]) -> Facts:
     """What the training of either network did."""
     found: Facts = {}
-    if result.short_identities:
-        found["repeated"] = (
-            f"{result.short_identities} identities have fewer than {result.batch[1]} images"
-        )
-    start = result.start
-    if start is not None:
+    identities, images = training["batch"]
+    if training["short_identities"]:
+        short = training["short_identities"]
+        found["repeated"] = f"{short} identities have fewer than {images} images"
+    if training["start"] is not None:
+        start = training["start"]
         found["started from"] = f"{start['path']}, {start['loaded']} tensors"
         found["fresh"] = f"{start['fresh']} tensors: {', '.join(start['modules']) or 'none'}"
         found["not loaded"] = ", ".join(start["unused"]) or "nothing"
-    found["steps"] = f"{result.steps}, {result.batch[0]}×{result.batch[1]} samples each"
-    found["last loss"] = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
-    return found
+    found["steps"] = f"{training['steps']}, {identities}×{images} samples each"
+    losses = training["losses"].items()
+    return found | {"last loss": "  ".join(f"{name} {value:.3f}" for name, value in losses)}
 
 
 def _eval(result: Any) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,20 @@ import pytest
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows, map_size
+from deskpro.stages.models.lmbn import LMBN, drop_top_rows
 from deskpro.stages.models.osnet import CHANNELS, OSBlock
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import ModelInfo, describe, load_student, load_teacher, save
+from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata, save
 
 
 @pytest.mark.parametrize("width", CHANNELS)
 def test_every_width_gives_seven_heads(width: float) -> None:
     network = LMBN(5, width=width, feature_dim=32, attention=True).eval()
     output = network(torch.zeros(2, 3, 64, 32))
-    assert output.logits.shape == (2, len(HEADS), 5)
-    assert output.features.shape == (2, len(HEADS), 32)
-    assert output.embeddings.shape == (2, len(TRIPLET_HEADS), 32)
+    assert output.logits.shape == (2, len(LMBN.heads), 5)
+    assert output.features.shape == (2, len(LMBN.heads), 32)
+    assert output.embeddings.shape == (2, len(LMBN.triplet_heads), 32)
     assert output.attention is not None
     assert output.attention.shape == (2, 1, 8, 4)
 
@@ -33,7 +34,7 @@ def test_any_input_size_will_do_and_the_map_is_as_large_as_said(side: int) -> No
     output = network(torch.zeros(1, 3, side, 40))
     assert output.logits.shape == (1, 7, 3)
     assert output.attention is not None
-    assert tuple(output.attention.shape[2:]) == map_size((side, 40))
+    assert tuple(output.attention.shape[2:]) == network.map_size((side, 40))
 
 
 @pytest.mark.parametrize("mode", ["face", "body", "all"])
@@ -141,7 +142,9 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     student = Student(3, width=0.25, feature_dim=16)
     save(path, student, DESCRIPTION)
     loaded, description = load_student(path)
-    assert description == DESCRIPTION == describe(path)
+    heads = {stream: list(LMBN.heads) for stream in ("face", "body")}
+    assert description == replace(DESCRIPTION, heads=heads, stride=8) == read_metadata(path)
+    assert description.backbone == "osnet"
     assert not loaded.training
     for name, tensor in student.state_dict().items():
         np.testing.assert_array_equal(tensor, loaded.state_dict()[name])
@@ -151,7 +154,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_a_weights_file_of_the_wrong_kind_or_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     save(path, Student(3, width=0.25, feature_dim=16), DESCRIPTION)
-    with pytest.raises(InputError, match="holds a student, a teacher is needed"):
+    with pytest.raises(InputError, match="is a student, a teacher is needed"):
         load_teacher(path)
     with pytest.raises(InputError, match="no such weights file"):
         load_teacher(tmp_path / "absent.safetensors")

@@ -457,7 +457,7 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     from deskpro.stages.data.layouts import LAYOUTS
     from deskpro.stages.data.loader import ImageDataset, images_of
     from deskpro.stages.data.views import attention_target
-    from deskpro.stages.training.schedule import default_peak, learning_rate
+    from deskpro.stages.training.loop import default_peak, learning_rate
 
     wanted = json.loads((reference / "expected_losses.json").read_text())
     table, _ = read_index(reference / "prepared_sample", LAYOUTS["celeb"], ("train",))

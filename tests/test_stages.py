@@ -159,9 +159,7 @@ def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> No
 
 
 @pytest.mark.parametrize("size", [(61, 31), (38, 45)])
-def test_pictures_of_any_size_go_through_every_stage(
-    size: tuple[int, int], project: Project
-) -> None:
+def test_images_of_any_size_go_through_every_stage(size: tuple[int, int], project: Project) -> None:
     sets = (f"data.body_size={list(size)}", "train_student.max_steps=1",
             "train_teacher.max_steps=1", "data.face_size=[33, 47]")  # fmt: skip
     project.ok("eval", *(part for text in sets for part in ("--set", text)))
@@ -267,7 +265,7 @@ def test_what_does_not_matter_makes_nothing_stale(project: Project) -> None:
     assert "is fresh" in project.ok("teacher-cache", *sets).err
 
 
-def test_a_teacher_that_does_not_know_somebody_is_refused(project: Project, tmp_path: Path) -> None:
+def test_a_teacher_without_some_identity_is_refused(project: Project, tmp_path: Path) -> None:
     project.ok("train-teacher")
     for kind in ("imgs", "lr_face", "hr_face", "mask"):
         folder = project.data / kind / "bounding_box_train"
@@ -319,7 +317,7 @@ def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) 
     assert both["total"] == pytest.approx(terms.sum(), rel=1e-5)
 
 
-def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
+def test_an_absent_face_does_not_count_and_nothing_is_nan(project: Project) -> None:
     project.ok("eval")
     report = json.loads((project.run / "metrics.json").read_text())
     assert report["data"]["without face"]["query"] + report["data"]["without face"]["gallery"] > 0
@@ -331,7 +329,7 @@ def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
     assert np.isfinite(streams["face"]["mAP"])
 
 
-def test_the_mirror_image_counts_as_much_as_the_picture(project: Project) -> None:
+def test_the_mirrored_image_counts_as_much_as_the_image(project: Project) -> None:
     """With flip, a mirrored query gallery gives the same features, so the same numbers."""
     from PIL import Image
 
@@ -368,6 +366,14 @@ def test_a_gpu_that_is_not_there_is_an_error(project: Project) -> None:
     result = project("train-teacher", "--set", "device=cuda:99")
     assert result.code == 2
     assert "device cuda:99: this machine has" in result.err
+
+
+def test_training_stages_and_terms_are_imported_without_torch() -> None:
+    modules = "stages.train_student", "stages.train_teacher", "stages.losses.terms"
+    code = f"import sys, {', '.join(f'deskpro.{m}' for m in modules)}\n" + (
+        "sys.exit(bool({'torch', 'pandas', 'zarr'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
@@ -449,28 +455,28 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
     stored, stored_losses = train(*steps)
     assert len(stored_losses) == 20  # a step an epoch
 
-    asked, asked_losses = train(*live)
+    live_weights, live_losses = train(*live)
     # The first step sees the rounding alone; Adam, which divides by the gradient's size, then
     # takes tiny gradients apart. 0.1 is stored as 26/255, hence the attention's coarser bound.
-    first = (stored_losses.iloc[0] - asked_losses.iloc[0]).abs()
+    first = (stored_losses.iloc[0] - live_losses.iloc[0]).abs()
     assert first.drop(["attention", "total"]).max() < 1e-5
-    assert first["attention"] < 0.02 * asked_losses["attention"].iloc[0]
-    assert any(not torch.equal(stored[name], asked[name]) for name in stored)
+    assert first["attention"] < 0.02 * live_losses["attention"].iloc[0]
+    assert any(not torch.equal(stored[name], live_weights[name]) for name in stored)
 
-    log = LiveTeacher.__call__
+    exact = LiveTeacher.__call__
 
     def rounded(self: LiveTeacher, batch: Any) -> Targets:
-        said = log(self, batch)
+        targets = exact(self, batch)
         return {
-            "logits": said["logits"].half(),
-            "attention": (said["attention"] * 255).round() / 255,
+            "logits": targets["logits"].half(),
+            "attention": (targets["attention"] * 255).round() / 255,
         }
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
-    asked, asked_losses = train(*live)
-    pd.testing.assert_frame_equal(stored_losses, asked_losses, check_exact=True)
+    live_weights, live_losses = train(*live)
+    pd.testing.assert_frame_equal(stored_losses, live_losses, check_exact=True)
     for name in stored:
-        assert torch.equal(stored[name], asked[name]), name
+        assert torch.equal(stored[name], live_weights[name]), name
 
 
 def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(

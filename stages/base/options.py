@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -270,6 +270,23 @@ class Launch(Section):
     """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
 
 
+class Recipe(NamedTuple):
+    """How one network is trained, wherever the options say it."""
+
+    training: Training
+    losses: Section
+    """What has the options of its losses, such as `loss.margin`."""
+    views: Views
+    batchid: int
+    """P: identities in a batch."""
+    batchimage: int
+    """K: images of each identity in a batch."""
+    prefix: str = ""
+    """What precedes batchid and batchimage in `--set`."""
+    sync_batch_norm: bool = False
+    gather_triplets: bool = False
+
+
 class Options(Section):
     """Everything that a recipe says."""
 
@@ -360,11 +377,25 @@ class Options(Section):
         return evaluation
 
     @property
-    def uses_targets(self) -> bool:
-        """Whether the student's losses need the teacher's cached targets."""
-        distils = self.forward_mode != "body" and self.kd_loss.enable and self.kd_loss.alpha > 0
-        attends = self.forward_mode != "face" and self.mse.mse_weight > 0
-        return distils or attends
+    def streams(self) -> tuple[str, ...]:
+        """The student's streams, in the order of its heads."""
+        return ("face", "body") if self.forward_mode == "all" else (self.forward_mode,)
+
+    def recipe(self, network: Literal["teacher", "student"]) -> Recipe:
+        """How a network is trained."""
+        if network == "teacher":
+            own = self.train_teacher
+            return Recipe(own, own, own.views, own.batchid, own.batchimage, "train_teacher.")
+        training = self.train_student
+        return Recipe(
+            training,
+            self,
+            self.views,
+            self.batchid,
+            self.batchimage,
+            sync_batch_norm=training.sync_batch_norm,
+            gather_triplets=training.gather_triplets,
+        )
 
     @property
     def test_root(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,13 +40,14 @@ class WarmStart:
     unused: list[str]
     """Tensors of the file that the network has no place for."""
 
-    def facts(self, path: Path) -> dict[str, object]:
-        """For a stage's summary."""
-        modules = sorted({name.rsplit(".", 1)[0] for name in self.fresh})
+    def facts(self, path: Path) -> dict[str, Any]:
+        """path; loaded and fresh, how many tensors; modules that are fresh; unused names."""
         return {
-            "started from": f"{path}, {len(self.loaded)} tensors",
-            "fresh": f"{len(self.fresh)} tensors: {', '.join(modules) or 'none'}",
-            "not loaded": ", ".join(self.unused) or "nothing",
+            "path": path,
+            "loaded": len(self.loaded),
+            "fresh": len(self.fresh),
+            "modules": sorted({name.rsplit(".", 1)[0] for name in self.fresh}),
+            "unused": self.unused,
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +37,8 @@ class Teacher(Protocol):
     """The kinds of images that a batch must hold for it."""
     location: str
     """Where the targets come from, for the summary."""
+    valid: Mapping[str, torch.Tensor]
+    """Target → bool [N], on the CPU: the samples that have it; all if absent."""
 
     def fingerprint(self) -> dict[str, Any]: ...
 
@@ -46,6 +49,7 @@ class LiveTeacher:
     """Computes targets by the network itself, as the store's were computed."""
 
     location = "the live teacher"
+    valid: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def __init__(
         self,
@@ -109,6 +113,11 @@ class CachedTeacher:
         """plain: the targets of view 0, whichever view is seen."""
         self.readers = {name: _open(store, name) for name in names}
         self.device, self.plain = device, plain
+        self.valid = {
+            name: torch.from_numpy(reader.valid)
+            for name, reader in self.readers.items()
+            if not reader.valid.all()
+        }
         self.bytes = sum(all_bytes(reader) for reader in self.readers.values())
         self.resident: dict[str, dict[str, torch.Tensor]] | None = None
         self.location = "mapped files"
