@@ -28,13 +28,27 @@ def write_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk."""
-    feature = os.open(folder, os.O_RDONLY)
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; `path` is complete or as before."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file's content; `path` is complete or as before."""
+    with write_aside(path) as aside, aside.open("wb") as file:
+        file.write(content)
+
+
+def sync(path: Path) -> None:
+    """Put a file's content, or a folder's entries, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(feature)
+        os.fsync(descriptor)
     finally:
-        os.close(feature)
+        os.close(descriptor)
+
+
+sync_folder = sync
 
 
 def sha256(path: Path) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from deskpro.cache.errors import CacheError
 
@@ -58,3 +63,42 @@ def _forget(lock: BuildLock | None) -> None:
 def require_unlocked(store: Path) -> None:
     """Raise CacheError where a process builds `store` now: before work that it would waste."""
     BuildLock(store).release()
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of `path` by a lock file beside it; what: the work, for them.
+
+    The system frees it when the process ends. It is re-entrant in a process, and children, forked
+    or spawned, do not own it.
+
+    Raises:
+        CacheError: another process has it, or the file system has no locks.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, is_singleton=True, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise CacheError(f"{path}: in use by {_holder(file)}. Wait until it ends") from None
+    except OSError as error:
+        raise CacheError(
+            f"{file}: this file system cannot lock files ({error}). Use another for the run"
+        ) from None
+    try:
+        if lock.lock_counter == 1:
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = {"pid": os.getpid(), "host": platform.node(), "since": since, "what": what}
+            file.write_text(json.dumps(holder))
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        by = json.loads(file.read_text())
+        return f"process {by['pid']} on {by['host']} since {by['since']} ({by['what']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it is about to write its name
+        return "another process"
