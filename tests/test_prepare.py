@@ -20,8 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from deskpro.cache.lock import BuildLock
-from deskpro.stages.base.prepare_options import Parsing
+from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
@@ -188,18 +187,6 @@ def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
     assert preparation.digests() == expected
 
 
-def test_several_processes_prepare_what_one_does(preparation: Preparation) -> None:
-    preparation.ok("prepare.batch=3")
-    expected = preparation.digests()
-    shutil.rmtree(preparation.made)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
-    arguments = ["prepare", "--config", str(preparation.config), "--set", "prepare.batch=3"]
-    done = subprocess.run([*torchrun, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert preparation.digests() == expected
-
-
 def corrupt_body(raw: Path, name: str) -> str:
     path = raw / "imgs" / name
     path.write_bytes(path.read_bytes()[:200])
@@ -243,7 +230,7 @@ def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
     result = preparation()
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert "1 images can't be prepared" in result.err
+    assert "1 image can't be prepared" in result.err
     [line] = [line for line in result.err.splitlines() if name in line]
     assert why in line or why in result.err
     assert "prepare.unusable=leave-out" in result.err
@@ -321,7 +308,7 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     content = mine.read_bytes()
     result = preparation("--force", "prepare.batch=4")
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote. Move or delete it" in result.err
+    assert f"{mine}: was not written by prepare. Move or delete it" in result.err
     assert mine.read_bytes() == content
     steps = "prepare.steps=[parsing,face,restoration]"
     preparation.ok("--force", steps)
@@ -338,7 +325,7 @@ def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparatio
     lost.write_bytes(content)
     result = preparation()
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote" in result.err
+    assert f"{mine}: was not written by prepare" in result.err
     mine.unlink()
     preparation.ok()
 
@@ -366,7 +353,7 @@ def test_a_folder_with_other_pictures_is_not_mixed_with(
     shutil.copy(sorted((preparation.made / "imgs" / TRAIN).iterdir())[0], stray)
     result = preparation()
     assert result.code == 2
-    assert "1 images in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
+    assert "imgs: 1 images were not written by prepare, e.g. 0777_c1_0001.jpg" in result.err
     # Without a raw set the images there are the ones that are prepared.
     result = preparation("prepare.root=null", "prepare.unusable=leave-out")
     assert result.code == 2
@@ -382,7 +369,7 @@ def test_a_page_that_prepare_did_not_write_is_kept(preparation: Preparation) -> 
     (preparation.made / "prepare.html").write_text("my notes")
     result = preparation()
     assert result.code == 2
-    assert "prepare.html: isn't what prepare wrote" in result.err
+    assert "prepare.html: was not written by prepare" in result.err
     assert (preparation.made / "prepare.html").read_text() == "my notes"
 
 
@@ -398,7 +385,7 @@ def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     # Nor by a recipe that doesn't say how it is made.
     result = preparation("prepare=null", stage="check-data")
     assert result.code == 2
-    assert "its preparation isn't done; type make prepare" in result.out
+    assert "its preparation is not complete. Type: make prepare" in result.out
 
 
 def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path) -> None:
@@ -432,11 +419,18 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
 
 def test_two_at_once_are_refused(preparation: Preparation) -> None:
     preparation.made.mkdir()
-    lock = BuildLock(preparation.made / ".prepare" / "set")
-    result = preparation()
-    lock.release()
+    holder = (
+        "import sys, time; from pathlib import Path; from deskpro.cache.lock import hold\n"
+        "with hold(Path(sys.argv[1]), 'prepare'): print('held', flush=True); time.sleep(60)"
+    )
+    lock = str(preparation.made / ".prepare" / "set")
+    with subprocess.Popen([sys.executable, "-c", holder, lock], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        result = preparation()
+        other.kill()
     assert result.code == 2
-    assert f"process {os.getpid()} on" in result.err
+    assert f"process {other.pid} on" in result.err
     preparation.ok()
 
 
@@ -516,7 +510,7 @@ def test_a_folder_of_ones_own_is_prepared_and_trained_on(
         shutil.copy(labels, copied)
     own = {"name": r"(?P<pid>[^/]+)/c(?P<camid>\d) .*", "test": 0.4}
     write_recipe(tmp_path / "own.yaml", "own", tmp_path / "made", {
-        "root": str(photos / "pictures"), "own": own, "restoration": {"size": 32},
+        "root": str(photos / "images"), "own": own, "restoration": {"size": 32},
         "parsing": {"labels": str(photos / "labels")},
     })  # fmt: skip
     prepare = Preparation(
@@ -551,13 +545,16 @@ def test_a_photograph_on_its_side_is_stored_upright(
     ("option", "message"),
     [
         ("prepare.root=nowhere", "nowhere: no such folder. Set prepare.root"),
-        ("prepare.parsing.labels=null", "prepare.parsing.labels: needed by the method labels"),
-        ("prepare.parsing.method=guess", "must be one of labels, segformer"),
-        ("prepare.parsing.scheme=coco", "must be one of lip, atr, pascal, cihp"),
-        ("prepare.face.method=yunet", "prepare.face.model: needed by the method yunet"),
-        ("prepare.restoration.method=spandrel", "prepare.restoration.model: needed by"),
-        ("prepare.restoration.method=pictures", "no such folder. The method pictures needs"),
-        ("prepare.steps=[mask,paint]", "must be one of parsing, mask, face, restoration"),
+        ("prepare.parsing.labels=null", "prepare.parsing.labels None: no such folder"),
+        ("prepare.parsing.method=guess", "must be 'labels' or 'segformer', found 'guess'"),
+        ("prepare.parsing.scheme=coco", "must be 'lip', 'atr', 'pascal' or 'cihp'"),
+        ("prepare.face.method=yunet", "prepare.face.model: not set. Set it to YuNet's ONNX file"),
+        ("prepare.restoration.method=spandrel", "prepare.restoration.model: not set"),
+        (
+            "prepare.restoration.method=pictures",
+            "prepare.restoration.pictures None: no such folder",
+        ),
+        ("prepare.steps=[mask,paint]", "must be 'parsing', 'mask', 'face' or 'restoration'"),
         ("prepare.own.name=(", "must be a regular expression"),
         ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
     ],
@@ -624,9 +621,9 @@ def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -
 def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: Path) -> None:
     train_segformer(raw_benchmark, tmp_path, steps=20)
     bodies = [read_image(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
-    options = Parsing(method="segformer", model=str(tmp_path))
+    settings = Prepare(parsing=Parsing(method="segformer", model=str(tmp_path)))
     here, there = (
-        np.stack(SegFormer(options, Places(tmp_path), None, device).parse(bodies))
+        np.stack(SegFormer(settings, Places(tmp_path), device).parse(bodies))
         for device in ("cpu", "cuda:0")
     )
     assert (here == there).mean() > 0.99

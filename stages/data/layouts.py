@@ -19,10 +19,6 @@ PREPARED = {
 RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
 
 
-UNFINISHED = ".part.jsonl"
-"""How the notes in a prepared set's folder .prepare end while its preparation isn't done."""
-
-
 @dataclass(frozen=True)
 class Counts:
     """The published size of a dataset, to check a copy by."""
@@ -195,3 +191,8 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "dukemtmc": Layout("<pid>_c<camid>_*.jpg", _MARKET, junk=frozenset({"-1"})),
 }
+
+
+def unfinished(root: Path) -> bool:
+    """Whether the preparation of a set is under way or was interrupted."""
+    return any((root / ".prepare").glob("*.jsonl")) and not (root / "prepare.csv").exists()
