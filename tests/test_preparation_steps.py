@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import FaceBox, Parsing, Prepare, Restoration
+from deskpro.stages.base.prepare_options import STEPS, FaceBox, Parsing, Prepare, Restoration
 from deskpro.stages.preparation.faces import (
     AT_EDGE,
     BACK,
@@ -27,7 +29,10 @@ from deskpro.stages.preparation.faces import (
     YuNet,
     square,
 )
-from deskpro.stages.preparation.restoration import Spandrel
+from deskpro.stages.preparation.masks import Regions
+from deskpro.stages.preparation.methods import METHODS
+from deskpro.stages.preparation.parsing import LabelFiles
+from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
 from deskpro.stages.preparation.samples import Places, Sample
 from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
 from deskpro.stages.preparation.step import Unusable, optional, read_image
@@ -78,6 +83,34 @@ def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> No
     assert not unknown_classes(labels, scheme)
     labels[0, 0] = 255
     assert unknown_classes(labels, scheme) == [255]
+
+
+# Methods
+
+
+def test_the_options_have_the_names_of_all_methods_and_schemes() -> None:
+    assert tuple(METHODS) == STEPS
+    for step, methods in METHODS.items():
+        field = type(getattr(Prepare(), step)).model_fields["method"]
+        assert get_args(field.annotation) == tuple(methods)
+        assert all(method.name == step and method.does for method in methods.values())
+    assert get_args(Parsing.model_fields["scheme"].annotation) == tuple(SCHEMES)
+
+
+def test_another_process_builds_the_same_step(tmp_path: Path) -> None:
+    sections = {
+        "parsing": {"labels": tmp_path},
+        "face": {"margin": 0.4},
+        "restoration": {"pictures": tmp_path, "size": 32},
+    }
+    settings = Prepare.model_validate(sections)
+    for method in (LabelFiles, Regions, Head, Bicubic, HighResolution):
+        step = method(settings, PLACES, "auto")
+        step.unpicklable = lambda: None  # type: ignore[attr-defined]  # stands for a network
+        copy = pickle.loads(pickle.dumps(step.worker))()
+        assert type(copy) is method
+        assert (copy.settings, copy.places, copy.device) == (settings, PLACES, "auto")
+        assert copy.provenance() == step.provenance()
 
 
 # Face boxes

@@ -20,6 +20,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from deskpro.stages import prepare as stage
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
@@ -28,6 +30,7 @@ from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
+from tests.crash import crashes
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
 
@@ -65,15 +68,8 @@ class Preparation:
         return pd.read_csv(self.made / "prepare.csv", dtype={"pid": str}).set_index("sample_id")
 
     def digests(self) -> dict[str, str]:
-        """What was made, hidden notes of the way there left out."""
-        return {
-            str(path.relative_to(self.made)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.made.rglob("*"))
-            if path.is_file()
-            and "manifests" not in path.parts
-            and path.name != "checked.json"
-            and path.suffix != ".lock"
-        }
+        """Of the prepared set."""
+        return digests(self.made)
 
 
 def write_recipe(path: Path, data_train: str, made: Path, prepare: dict[str, Any]) -> None:
@@ -168,23 +164,72 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     assert "has 18 classes, LIP has 20" in result.err
 
 
-def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
+def test_killed_half_way_it_ends_identical(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=2")
     expected = preparation.digests()
     program = Path(sys.executable).with_name("deskpro")
     command = [program, "prepare", "--config", preparation.config, "--set", "prepare.batch=2"]
-    random = np.random.default_rng(0)
     shutil.rmtree(preparation.made)
-    for share in (0.1, 0.4, 0.7, 0.9):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        enough = share * len(expected)
-        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= enough:
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= len(expected) / 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (preparation.made / "prepare.csv").exists()
     preparation.ok("prepare.batch=2")
     assert preparation.digests() == expected
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Of all files but locks, manifests and what was being written, by path."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".lock"
+        and ".partial" not in path.name
+        and "manifests" not in path.parts
+        and path.name != "checked.json"
+    }
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["from nothing", "after another option"])
+def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
+    again: bool, raw_benchmark: Path, tmp_path: Path
+) -> None:
+    raw, made, finished = (tmp_path / name for name in ("raw", "made", "finished"))
+    path = min((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))
+    for file in (path, raw_benchmark / "labels" / TRAIN / f"{path.stem}.png"):
+        copy = raw / file.relative_to(raw_benchmark)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    settings = {"root": raw, "parsing": {"labels": raw / "labels"}, "batch": 1, "shown": 0}
+    options = Options.model_validate(
+        {"data": {"root": made}, "data_train": "benchmark", "prepare": settings}
+    )
+    tight = options.model_copy(
+        update={"prepare": Prepare.model_validate(settings | {"face": {"margin": 0.0}})}
+    )
+
+    def call(chosen: Options = options) -> None:
+        inputs = stage.Inputs(tmp_path / "checked.json")
+        stage.run(chosen, inputs, stage.Outputs(made / "prepare.csv", made / "prepare.html"))
+
+    def start() -> None:
+        shutil.rmtree(made, ignore_errors=True)
+        if again:
+            shutil.copytree(finished, made)
+
+    call()
+    wanted = digests(made)
+    call(tight)
+    made.rename(finished)
+    for point in crashes(start, call, made):
+        before = digests(made)
+        if "prepare.csv" in before and not again:
+            assert before == wanted, point
+        call()
+        assert digests(made) == wanted, point
 
 
 def corrupt_body(raw: Path, name: str) -> str:
