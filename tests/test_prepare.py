@@ -20,8 +20,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from deskpro.cache.lock import BuildLock
-from deskpro.stages.base.prepare_options import Parsing
+from deskpro.stages import prepare as stage
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
@@ -29,6 +30,7 @@ from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
+from tests.crash import crashes
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
 
@@ -66,15 +68,8 @@ class Preparation:
         return pd.read_csv(self.made / "prepare.csv", dtype={"pid": str}).set_index("sample_id")
 
     def digests(self) -> dict[str, str]:
-        """What was made, hidden notes of the way there left out."""
-        return {
-            str(path.relative_to(self.made)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.made.rglob("*"))
-            if path.is_file()
-            and "manifests" not in path.parts
-            and path.name != "checked.json"
-            and path.suffix != ".lock"
-        }
+        """Of the prepared set."""
+        return digests(self.made)
 
 
 def write_recipe(path: Path, data_train: str, made: Path, prepare: dict[str, Any]) -> None:
@@ -169,35 +164,72 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     assert "has 18 classes, LIP has 20" in result.err
 
 
-def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
+def test_killed_half_way_it_ends_identical(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=2")
     expected = preparation.digests()
     program = Path(sys.executable).with_name("deskpro")
     command = [program, "prepare", "--config", preparation.config, "--set", "prepare.batch=2"]
-    random = np.random.default_rng(0)
     shutil.rmtree(preparation.made)
-    for share in (0.1, 0.4, 0.7, 0.9):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        enough = share * len(expected)
-        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= enough:
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= len(expected) / 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (preparation.made / "prepare.csv").exists()
     preparation.ok("prepare.batch=2")
     assert preparation.digests() == expected
 
 
-def test_several_processes_prepare_what_one_does(preparation: Preparation) -> None:
-    preparation.ok("prepare.batch=3")
-    expected = preparation.digests()
-    shutil.rmtree(preparation.made)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
-    arguments = ["prepare", "--config", str(preparation.config), "--set", "prepare.batch=3"]
-    done = subprocess.run([*torchrun, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert preparation.digests() == expected
+def digests(root: Path) -> dict[str, str]:
+    """Of all files but locks, manifests and what was being written, by path."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".lock"
+        and ".partial" not in path.name
+        and "manifests" not in path.parts
+        and path.name != "checked.json"
+    }
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["from nothing", "after another option"])
+def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
+    again: bool, raw_benchmark: Path, tmp_path: Path
+) -> None:
+    raw, made, finished = (tmp_path / name for name in ("raw", "made", "finished"))
+    path = min((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))
+    for file in (path, raw_benchmark / "labels" / TRAIN / f"{path.stem}.png"):
+        copy = raw / file.relative_to(raw_benchmark)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    settings = {"root": raw, "parsing": {"labels": raw / "labels"}, "batch": 1, "shown": 0}
+    options = Options.model_validate(
+        {"data": {"root": made}, "data_train": "benchmark", "prepare": settings}
+    )
+    tight = options.model_copy(
+        update={"prepare": Prepare.model_validate(settings | {"face": {"margin": 0.0}})}
+    )
+
+    def call(chosen: Options = options) -> None:
+        inputs = stage.Inputs(tmp_path / "checked.json")
+        stage.run(chosen, inputs, stage.Outputs(made / "prepare.csv", made / "prepare.html"))
+
+    def start() -> None:
+        shutil.rmtree(made, ignore_errors=True)
+        if again:
+            shutil.copytree(finished, made)
+
+    call()
+    wanted = digests(made)
+    call(tight)
+    made.rename(finished)
+    for point in crashes(start, call, made):
+        before = digests(made)
+        if "prepare.csv" in before and not again:
+            assert before == wanted, point
+        call()
+        assert digests(made) == wanted, point
 
 
 def corrupt_body(raw: Path, name: str) -> str:
@@ -243,7 +275,7 @@ def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
     result = preparation()
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert "1 images can't be prepared" in result.err
+    assert "1 image can't be prepared" in result.err
     [line] = [line for line in result.err.splitlines() if name in line]
     assert why in line or why in result.err
     assert "prepare.unusable=leave-out" in result.err
@@ -321,7 +353,7 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     content = mine.read_bytes()
     result = preparation("--force", "prepare.batch=4")
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote. Move or delete it" in result.err
+    assert f"{mine}: was not written by prepare. Move or delete it" in result.err
     assert mine.read_bytes() == content
     steps = "prepare.steps=[parsing,face,restoration]"
     preparation.ok("--force", steps)
@@ -338,7 +370,7 @@ def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparatio
     lost.write_bytes(content)
     result = preparation()
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote" in result.err
+    assert f"{mine}: was not written by prepare" in result.err
     mine.unlink()
     preparation.ok()
 
@@ -366,7 +398,7 @@ def test_a_folder_with_other_pictures_is_not_mixed_with(
     shutil.copy(sorted((preparation.made / "imgs" / TRAIN).iterdir())[0], stray)
     result = preparation()
     assert result.code == 2
-    assert "1 images in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
+    assert "imgs: 1 images were not written by prepare, e.g. 0777_c1_0001.jpg" in result.err
     # Without a raw set the images there are the ones that are prepared.
     result = preparation("prepare.root=null", "prepare.unusable=leave-out")
     assert result.code == 2
@@ -382,7 +414,7 @@ def test_a_page_that_prepare_did_not_write_is_kept(preparation: Preparation) -> 
     (preparation.made / "prepare.html").write_text("my notes")
     result = preparation()
     assert result.code == 2
-    assert "prepare.html: isn't what prepare wrote" in result.err
+    assert "prepare.html: was not written by prepare" in result.err
     assert (preparation.made / "prepare.html").read_text() == "my notes"
 
 
@@ -398,7 +430,7 @@ def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     # Nor by a recipe that doesn't say how it is made.
     result = preparation("prepare=null", stage="check-data")
     assert result.code == 2
-    assert "its preparation isn't done; type make prepare" in result.out
+    assert "its preparation is not complete. Type: make prepare" in result.out
 
 
 def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path) -> None:
@@ -432,11 +464,18 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
 
 def test_two_at_once_are_refused(preparation: Preparation) -> None:
     preparation.made.mkdir()
-    lock = BuildLock(preparation.made / ".prepare" / "set")
-    result = preparation()
-    lock.release()
+    holder = (
+        "import sys, time; from pathlib import Path; from deskpro.cache.lock import hold\n"
+        "with hold(Path(sys.argv[1]), 'prepare'): print('held', flush=True); time.sleep(60)"
+    )
+    lock = str(preparation.made / ".prepare" / "set")
+    with subprocess.Popen([sys.executable, "-c", holder, lock], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        result = preparation()
+        other.kill()
     assert result.code == 2
-    assert f"process {os.getpid()} on" in result.err
+    assert f"process {other.pid} on" in result.err
     preparation.ok()
 
 
@@ -516,7 +555,7 @@ def test_a_folder_of_ones_own_is_prepared_and_trained_on(
         shutil.copy(labels, copied)
     own = {"name": r"(?P<pid>[^/]+)/c(?P<camid>\d) .*", "test": 0.4}
     write_recipe(tmp_path / "own.yaml", "own", tmp_path / "made", {
-        "root": str(photos / "pictures"), "own": own, "restoration": {"size": 32},
+        "root": str(photos / "images"), "own": own, "restoration": {"size": 32},
         "parsing": {"labels": str(photos / "labels")},
     })  # fmt: skip
     prepare = Preparation(
@@ -551,13 +590,16 @@ def test_a_photograph_on_its_side_is_stored_upright(
     ("option", "message"),
     [
         ("prepare.root=nowhere", "nowhere: no such folder. Set prepare.root"),
-        ("prepare.parsing.labels=null", "prepare.parsing.labels: needed by the method labels"),
-        ("prepare.parsing.method=guess", "must be one of labels, segformer"),
-        ("prepare.parsing.scheme=coco", "must be one of lip, atr, pascal, cihp"),
-        ("prepare.face.method=yunet", "prepare.face.model: needed by the method yunet"),
-        ("prepare.restoration.method=spandrel", "prepare.restoration.model: needed by"),
-        ("prepare.restoration.method=pictures", "no such folder. The method pictures needs"),
-        ("prepare.steps=[mask,paint]", "must be one of parsing, mask, face, restoration"),
+        ("prepare.parsing.labels=null", "prepare.parsing.labels None: no such folder"),
+        ("prepare.parsing.method=guess", "must be 'labels' or 'segformer', found 'guess'"),
+        ("prepare.parsing.scheme=coco", "must be 'lip', 'atr', 'pascal' or 'cihp'"),
+        ("prepare.face.method=yunet", "prepare.face.model: not set. Set it to YuNet's ONNX file"),
+        ("prepare.restoration.method=spandrel", "prepare.restoration.model: not set"),
+        (
+            "prepare.restoration.method=pictures",
+            "prepare.restoration.pictures None: no such folder",
+        ),
+        ("prepare.steps=[mask,paint]", "must be 'parsing', 'mask', 'face' or 'restoration'"),
         ("prepare.own.name=(", "must be a regular expression"),
         ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
     ],
@@ -624,9 +666,9 @@ def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -
 def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: Path) -> None:
     train_segformer(raw_benchmark, tmp_path, steps=20)
     bodies = [read_image(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
-    options = Parsing(method="segformer", model=str(tmp_path))
+    settings = Prepare(parsing=Parsing(method="segformer", model=str(tmp_path)))
     here, there = (
-        np.stack(SegFormer(options, Places(tmp_path), None, device).parse(bodies))
+        np.stack(SegFormer(settings, Places(tmp_path), device).parse(bodies))
         for device in ("cpu", "cuda:0")
     )
     assert (here == there).mean() > 0.99

@@ -15,7 +15,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.file_index import FileIndex
 from deskpro.stages.data.index import KINDS, SPLITS, Problem, read_index
-from deskpro.stages.data.layouts import LAYOUTS, UNFINISHED
+from deskpro.stages.data.layouts import LAYOUTS, unfinished
 
 _REPORTED = 40
 """Problems in one error message; `check-data` lists all."""
@@ -98,8 +98,8 @@ def check_data(
             "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
     table, problems = read_index(root, layout, splits)
-    if any((root / ".prepare").glob(f"*{UNFINISHED}")):
-        problems.append(Problem(root, "its preparation isn't done; type make prepare"))
+    if unfinished(root):
+        problems.append(Problem(root, "its preparation is not complete. Type: make prepare"))
     left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)

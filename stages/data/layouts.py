@@ -19,10 +19,6 @@ PREPARED = {
 RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
 
 
-UNFINISHED = ".part.jsonl"
-"""How the notes in a prepared set's folder .prepare end while its preparation isn't done."""
-
-
 @dataclass(frozen=True)
 class Counts:
     """The published size of a dataset, to check a copy by."""
@@ -209,3 +205,8 @@ def image_folders(
         for split in splits
         if prepared or kind == "imgs"
     }
+
+
+def unfinished(root: Path) -> bool:
+    """Whether the preparation of a set is under way or was interrupted."""
+    return any((root / ".prepare").glob("*.jsonl")) and not (root / "prepare.csv").exists()
