@@ -43,24 +43,11 @@ def report(
     folder = RunFolder(run)
     record = folder.read_manifest("eval")
     if record is None or not folder.metrics.exists():
-        raise InputError(f"{run}: no evaluation and its record here. Type make eval")
-    inputs = stage.Inputs(
-        metrics=folder.metrics,
-        queries=run / "queries.csv",
-        ranked=run / "ranked.csv",
-        breakdown=run / "breakdown.csv",
-        student_history=folder.history("student"),
-        teacher_history=folder.history("teacher"),
-        config=run / "config.yaml",
-        manifests=folder.manifest("eval").parent,
-        left_out=folder.left_out,
-        cache=folder.targets,
-        student=folder.student,
-    )
+        raise InputError(f"{run}: no metrics.json with its manifest. To evaluate the run: make eval")
     facts = stage.run(
         config.restore(record["config"], overrides),
-        inputs,
-        stage.Outputs(out or run / "report.html"),
+        folder,
+        out or run / "report.html",
         good=good,
         failed=failed,
         samples=samples,
