@@ -35,8 +35,9 @@ def info(path: Path) -> None:
     from deskpro.stages import cache_tools
     from deskpro.stages.base.progress import summary, table
 
-    facts, heads = cache_tools.info(path)
-    table("the teacher's heads", ("head", "top-1 %", "entropy, nats"), heads)
+    facts, tables = cache_tools.info(path)
+    for title, columns, rows in tables:
+        table(title, columns, rows)
     summary(f"cache info: {path}", facts)
 
 
@@ -131,20 +132,8 @@ def report(
         raise InputError(f"{run}: no evaluation with a manifest here", command=f"eval --run {run}")
     facts = stage.run(
         config.restore(record["config"], overrides),
-        stage.Inputs(
-            metrics=folder.metrics,
-            queries=run / "queries.csv",
-            ranked=run / "ranked.csv",
-            breakdown=run / "breakdown.csv",
-            student_history=folder.history("student"),
-            teacher_history=folder.history("teacher"),
-            config=folder.config,
-            manifests=folder.manifest("eval").parent,
-            left_out=folder.left_out,
-            cache=folder.targets,
-            student=folder.student,
-        ),
-        stage.Outputs(out or run / "report.html"),
+        folder,
+        out or run / "report.html",
         good=good,
         failed=failed,
         samples=samples,

@@ -13,7 +13,7 @@ from deskpro.cache.files import write_aside
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import Ranking
-from deskpro.stages.reporting.curve import write_cmc
+from deskpro.stages.reporting import figures
 
 
 def protocol_numbers(
@@ -89,11 +89,9 @@ def write_scores(
     ranked.csv, the nearest images of each query; cmc.png. The JSON, by which others know that
     there is an evaluation, is written last."""
     primary = next(iter(report["protocols"].values()))
-    write_cmc(
-        {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()},
-        f"CMC, {next(iter(scores))}",
-        metrics.with_name("cmc.png"),
-    )
+    curves = {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()}
+    title = f"CMC, {next(iter(scores))}: queries matched, %"
+    figures.write_png(figures.cmc(curves, title), metrics.with_name("cmc.png"))
     tables = {
         "metrics.csv": _flat(report),
         "queries.csv": _queries(scores, query, faces),

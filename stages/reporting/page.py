@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from deskpro.stages.reporting.figures import bar, number
+from deskpro.stages.reporting.figures import number
 
 
 def render(name: str, parts: Mapping[str, Any]) -> str:
@@ -30,7 +30,6 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["bar"] = bar
     environment.filters |= {"percent": percent, "number": number, "short": short}
     template = environment.from_string(_text(f"{name}.html.j2"))
     return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)
