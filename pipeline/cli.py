@@ -241,7 +241,6 @@ def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -
         needs=KINDS if prepared else ("imgs",),
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
-        file_index=folder.file_index,
     )
     for problem in checked.problems:
         click.echo(str(problem))

@@ -15,6 +15,7 @@ from deskpro.cache.files import sha256
 from deskpro.stages.base import device as devices
 from deskpro.stages.base import ranks
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.data.check import check_data
@@ -65,7 +66,6 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
                 splits=("query", "gallery"),
                 test_needs=extractor.needs,
                 training=False,
-                file_index=inputs.file_index,
             ).require()
         query, gallery = checked.split("query"), checked.split("gallery")
         protocols = _protocols(options, query, gallery)
@@ -223,8 +223,8 @@ def _reranked(
 def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
     """What tells these images from others: SHA-256 of who they are said to show, and of the
     contents of each kind that the network sees."""
-    said = images[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
-    found = {"labels": hashlib.sha256(said.encode()).hexdigest()}
+    labels = images[["sample_id", *Name._fields]].to_csv(index=False)
+    found = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
     for kind, contents in stored.contents().items():
         found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
     return found

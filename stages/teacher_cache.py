@@ -83,7 +83,6 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
                 data.root,
                 options.data_train,
                 incomplete=data.incomplete,
-                file_index=inputs.file_index,
             ).require()
             train = checked.split("train")
             hashes = hash_columns(train, inputs.file_index)

@@ -353,7 +353,6 @@ def _checked(options: Options, inputs: Inputs, incomplete: str) -> pd.DataFrame:
         splits=("train",),
         needs=("imgs", *(kind for kind in seen if kind != "imgs")),
         incomplete=incomplete,
-        file_index=inputs.file_index,
     ).require()
     return checked.split("train")
 

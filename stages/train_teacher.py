@@ -58,9 +58,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     recipe, data = options.train_teacher, options.data
 
     # All kinds and splits, not just HR faces: nothing must be found wrong after hours of work.
-    checked = check_data(
-        data.root, options.data_train, incomplete=data.incomplete, file_index=inputs.file_index
-    ).require()
+    checked = check_data(data.root, options.data_train, incomplete=data.incomplete).require()
     train = checked.split("train")
     classes = class_order(train["pid"])
     index = {pid: i for i, pid in enumerate(classes)}
