@@ -128,7 +128,7 @@ READERS = [MappedReader, ZarrReader]
 
 @pytest.mark.parametrize("kind", READERS)
 class TestEveryReader:
-    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(pairs=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2)), max_size=12))
     def test_gives_the_targets_of_any_pairs(
         self, kind: type[TargetReader], store: Path, pairs: list[tuple[int, int]]

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -296,7 +296,6 @@ def test_an_overlay_is_red_where_the_attention_is() -> None:
     assert side_by_side(images, attention, attention).shape == (3, 16, 12)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=20, max_size=80),
     st.sampled_from([(2, 1), (4, 2), (4, 4), (6, 3)]),
