@@ -632,6 +632,7 @@ CHILD = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_byte_for_byte_the_same(store: Path, tmp_path: Path) -> None:
     """A build, then one that adds views to it, both killed over and over at random moments."""
     wide = writer(tmp_path / "wide.zarr", schema=replace(SCHEMA, views=5))

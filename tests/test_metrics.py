@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deskpro.stages.metrics.intervals import interval, sign_flip_test
 from deskpro.stages.metrics.protocols import PROTOCOLS
-from deskpro.stages.metrics.ranking import _drawn, positive_ranks, rank
+from deskpro.stages.metrics.ranking import _drawn, positive_ranks, rank_gallery
 from deskpro.stages.metrics.reranking import reranked
 
 
@@ -127,7 +127,7 @@ def test_metrics_are_those_of_brute_force(
             if draw == 0:
                 lists += [(who.sample_id, gallery.sample_id[j], hit) for _, j, hit in kept[:3]]
 
-    ranking = rank(
+    ranking = rank_gallery(
         query, gallery, lambda rows: distances[rows], PROTOCOLS[name], block=block, nearest=3
     )
     assert ranking.skipped == len(skipped)
@@ -173,7 +173,7 @@ def test_a_case_worked_out_by_hand() -> None:
     query = people([1, 2], [0, 0])
     gallery = people([1, 2, 1, 1, 3], [0, 1, 1, 2, 0])
     distances = np.array([[0.0, 0.1, 0.2, 0.4, 0.3], [0.5, 0.5, 0.5, 0.5, 0.1]], np.float32)
-    ranking = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS["market"])
+    ranking = rank_gallery(query, gallery, lambda rows: distances[rows], PROTOCOLS["market"])
     # Query 1: its own camera's image is removed; order 2, 1, 3, 1: hits at 2 and 4.
     # Query 2: order 3, 1, 2, …: equal distances by gallery position, the hit at 3.
     assert ranking.queries["first"].tolist() == [2, 3]
@@ -210,7 +210,7 @@ def test_every_protocol_by_hand(name: str) -> None:
         [2, 1, 1, 2, 1, 1, 1], [3, 3, 1, 4, 2, 4, 1], [0, 0, 1, 0, 0, 0, 1], [1, 1, 1, 2, 2, 2, 3]
     )
     distances = np.arange(7, dtype=np.float32)[None]
-    found = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS[name]).queries
+    found = rank_gallery(query, gallery, lambda rows: distances[rows], PROTOCOLS[name]).queries
     ranks, precisions = HAND[name]
     assert found["first"].tolist() == [ranks[0]]
     assert found["positives"].tolist() == [len(ranks)]
@@ -223,10 +223,10 @@ def test_prcc_by_hand() -> None:
     query, gallery = people([1, 1], [2, 3]), people([1, 2, 2, 1], [1, 1, 1, 1])
     distances = np.array([[0.1, 0.2, 0.3, 0.4]] * 2, np.float32)
     for name, who in (("prcc-same-clothes", "0"), ("prcc-cloth-changing", "1")):
-        ranking = rank(query, gallery, lambda rows: distances[rows], PROTOCOLS[name])
+        ranking = rank_gallery(query, gallery, lambda rows: distances[rows], PROTOCOLS[name])
         assert ranking.queries["sample_id"].tolist() == [who]
         assert ranking.mAP == (1 / 1 + 2 / 4) / 2
-        single = rank(
+        single = rank_gallery(
             query, gallery, lambda rows: distances[rows], PROTOCOLS[f"{name}-single-shot"]
         )
         assert len(single.queries) == 10
@@ -318,7 +318,7 @@ def test_the_reference_figures(reference: Path) -> None:
         distances = rng.random((40, 300)).astype(np.float32)
         pids, gallery_pids = rng.integers(0, 25, 40), rng.integers(0, 30, 300)
         camids, gallery_camids = rng.integers(0, 4, 40), rng.integers(0, 4, 300)
-        ranking = rank(
+        ranking = rank_gallery(
             people(pids.tolist(), camids.tolist()),
             people(gallery_pids.tolist(), gallery_camids.tolist()),
             lambda rows, distances=distances: distances[rows],  # type: ignore[misc]

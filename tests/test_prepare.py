@@ -143,6 +143,7 @@ def test_true_label_maps_give_the_true_masks_and_training_runs(
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
@@ -188,6 +189,7 @@ def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
     assert preparation.digests() == expected
 
 
+@pytest.mark.slow
 def test_several_processes_prepare_what_one_does(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=3")
     expected = preparation.digests()

@@ -343,6 +343,7 @@ def torchrun(processes: int, project: Project, *arguments: str) -> subprocess.Co
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_bytes_of_one(project: Project) -> None:
     whole = content(store(project))
     shutil.rmtree(project.run)
@@ -357,6 +358,7 @@ def test_two_processes_make_the_bytes_of_one(project: Project) -> None:
     assert "is fresh" in project.ok("teacher-cache").err
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_leaves_a_store_that_resumes(project: Project) -> None:
     remove_cache(project)
     broken = images(project, "mask")[12]  # of the second block, which is the second process's

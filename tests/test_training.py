@@ -113,6 +113,7 @@ def wait_for_step(project: Project, step: int, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
@@ -334,6 +335,7 @@ def torchrun(script: list[str], processes: int = 2) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     """With batch norm frozen and no triplets: one batch, whole or shared by two processes."""
     script = tmp_path / "gradients.py"
@@ -384,6 +386,7 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
             assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
@@ -407,6 +410,7 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
     project.ok("eval", *sets("batchid=4"))
 
 
+@pytest.mark.slow
 def test_when_one_process_fails_all_leave(project: Project) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
