@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
@@ -169,7 +169,6 @@ def small_options(draw: st.DrawFn) -> BenchmarkOptions:
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(small_options())
 def test_the_plan_is_cloth_changing(options: BenchmarkOptions) -> None:
     pictures = plan_pictures(options)

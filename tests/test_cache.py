@@ -173,7 +173,7 @@ ALL = {block: [0, 1, 2] for block in range(3)}
 
 @pytest.mark.parametrize("kind", READERS)
 class TestEveryReader:
-    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(pairs=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2)), max_size=12))
     def test_gives_the_targets_of_any_pairs(
         self, kind: Any, built: Path, pairs: list[tuple[int, int]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.pipeline import config
@@ -100,7 +100,6 @@ def test_options_never_change() -> None:
         Options().batchid = 3
 
 
-@settings(deadline=None)
 @given(st.sampled_from(config.option_names()))
 def test_every_option_can_be_set_to_its_own_default(name: str) -> None:
     options = Options(prepare=Prepare())  # the one section that may be absent

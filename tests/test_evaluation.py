@@ -68,21 +68,22 @@ def test_only_blocks_with_changed_pictures_are_described_again(
     assert "of 4 of 5 blocks were there" in result.err
 
 
-def test_killed_and_repeated_it_says_the_same(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
     expected = {name: (project.run / name).read_bytes() for name in files}
     program = Path(sys.executable).with_name("deskpro")
     command = [program, "eval", "--config", project.config, "--run", project.run, "--force"]
     random = np.random.default_rng(0)
-    for kill in range(4):
+    for kill in range(kills):
         for name in (*files, "features.zarr"):
             path = project.run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
         while process.poll() is None and not [*project.run.glob("features.zarr*")]:
             time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.8) * (kill + 1) / 4)
+        time.sleep(random.uniform(0, 0.8) * (kill + 1) / kills)
         process.send_signal(signal.SIGKILL)
         process.wait()
     project.ok("eval", "--force")
@@ -90,6 +91,7 @@ def test_killed_and_repeated_it_says_the_same(project: Project, tmp_path: Path) 
     assert not [*project.run.glob("*partial*")]
 
 
+@pytest.mark.slow
 def test_several_processes_say_the_same_as_one(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.stages.base.options import Options
@@ -177,7 +177,6 @@ def numbers(*shape: int) -> st.SearchStrategy[np.ndarray]:
     return floats.map(lambda values: np.asarray(values, np.float32).reshape(shape))
 
 
-@settings(deadline=None)
 @given(numbers(4, 2, 3), st.lists(st.integers(0, 2), min_size=4, max_size=4))
 def test_cross_entropy_is_the_smoothed_definition(logits: np.ndarray, labels: list[int]) -> None:
     expected = 0.0
@@ -192,7 +191,6 @@ def test_cross_entropy_is_the_smoothed_definition(logits: np.ndarray, labels: li
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(numbers(5, 2, 3), st.permutations([0, 0, 1, 1, 2]))
 def test_triplet_takes_the_hardest_pairs(embeddings: np.ndarray, labels: list[int]) -> None:
     expected = 0.0
@@ -206,7 +204,6 @@ def test_triplet_takes_the_hardest_pairs(embeddings: np.ndarray, labels: list[in
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@settings(deadline=None)
 @given(numbers(3, 2, 4), numbers(3, 2, 4), st.floats(0.5, 20))
 def test_distillation_is_t_squared_times_the_divergence(
     student: np.ndarray, teacher: np.ndarray, temperature: float

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.stages.metrics.intervals import interval, sign_flip_test
@@ -94,7 +94,6 @@ def cases(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-@settings(max_examples=200, deadline=None)
 @given(case=cases(), block=st.integers(1, 6))
 def test_metrics_are_those_of_brute_force(
     name: str, case: tuple[pd.DataFrame, pd.DataFrame, np.ndarray], block: int
@@ -155,7 +154,6 @@ def test_draws_differ_and_do_not_depend_on_who_else_is_there() -> None:
         assert draw[:15].tolist() == part.tolist()
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObject) -> None:
     """Few positives are counted one by one, many after a sort of the values."""

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.stages.base.prepare_options import Own
@@ -23,7 +23,6 @@ def tree(root: Path, people: dict[str, list[str]]) -> Path:
     return root
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.text("abcd-é ", min_size=1, max_size=6).filter(lambda pid: pid.strip() == pid),

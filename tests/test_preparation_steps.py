@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -68,7 +68,6 @@ def test_every_class_but_the_background_has_one_channel(name: str, count: int) -
     assert {scheme.names[i] for i in scheme.ids("skin")} == SKIN[name]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(SCHEMES)), st.integers(0, 10_000))
 def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> None:
     scheme = SCHEMES[name]
@@ -116,7 +115,6 @@ def test_another_process_builds_the_same_step(tmp_path: Path) -> None:
 # Face boxes
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.integers(4, 200),
     st.integers(4, 200),

@@ -138,6 +138,7 @@ def test_true_label_maps_give_the_true_masks_and_training_runs(
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

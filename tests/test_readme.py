@@ -14,6 +14,7 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.schemes import SCHEMES
 from tests.conftest import REPOSITORY
+from tests.house.tree import check
 
 README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -68,6 +69,16 @@ def test_every_make_target_that_the_text_names_exists() -> None:
 def test_every_file_that_the_text_links_exists() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (REPOSITORY / target).exists(), target
+
+
+def test_every_file_that_the_guide_of_the_tests_names_exists() -> None:
+    guide = (REPOSITORY / "tests" / "README.md").read_text()
+    named = re.findall(r"`((?:[\w.]+/)*\w+\.(?:py|npz|md)|(?:\w+/)+)`", guide)
+    assert {"conftest.py", "house/", "stages/losses/"} <= {*named}
+    check("files of the guide", {
+        name for name in named
+        if not any((REPOSITORY / room / name).exists() for room in ("", "tests", "tests/house"))
+    })  # fmt: skip
 
 
 def test_the_recipes_in_the_text_are_recipes() -> None:

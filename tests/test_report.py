@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +30,11 @@ from tests.conftest import Project, with_cache, write_recipe
 HOSTILE = "<img src=x onerror=alert(1)>"
 """Part of the name of one query's images."""
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+
+def needs_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """A slow test that skips where there is no browser."""
+    missing = pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+    return pytest.mark.slow(missing(test))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

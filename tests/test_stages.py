@@ -28,7 +28,7 @@ from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, attention_target
 from deskpro.stages.models.weights import load_student, load_teacher
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
-from tests.conftest import REPOSITORY, Project, run_process, with_cache
+from tests.conftest import REPOSITORY, Project, run_process
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +73,7 @@ def test_eval_makes_everything_before_it_and_announces_that(project: Project) ->
     assert "body" in result.out
 
 
+@pytest.mark.finished("teacher-cache")
 def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) -> None:
     project.ok("teacher-cache")
     reader = open_reader(project.run / "targets.zarr")
@@ -100,6 +101,7 @@ def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) ->
         np.testing.assert_allclose(cached["attention"] / 255, target, atol=0.5 / 255 + 1e-6)
 
 
+@pytest.mark.finished("teacher-cache")
 def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project) -> None:
     project.ok("teacher-cache")
     for name in ("teacher.safetensors", "teacher.json"):
@@ -111,6 +113,7 @@ def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project)
     project.ok("eval")
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_student_that_uses_no_targets_is_the_same_with_and_without_a_cache(
     project: Project, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_student_that_uses_no_targets_is_the_same_with_and_without_a_cache(
     assert same(alone / "student.safetensors", beside)
 
 
+@pytest.mark.finished("teacher-cache")
 def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     other = tmp_path / "other"
@@ -135,6 +139,7 @@ def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path)
         assert "the teacher changed since" in result.err
 
 
+@pytest.mark.finished("eval")
 def test_a_set_that_is_not_there_is_no_fresh_evaluation(project: Project) -> None:
     project.ok("eval")
     result = project("eval", "--set", "data.test_root=nowhere")
@@ -142,6 +147,7 @@ def test_a_set_that_is_not_there_is_no_fresh_evaluation(project: Project) -> Non
     assert "nowhere: no such folder" in result.err
 
 
+@pytest.mark.finished("train-teacher")
 def test_an_output_that_its_record_does_not_speak_of_is_stale(project: Project) -> None:
     project.ok("train-teacher")
     teacher = project.run / "teacher.safetensors"
@@ -151,6 +157,7 @@ def test_an_output_that_its_record_does_not_speak_of_is_stale(project: Project) 
     assert "it isn't what the stage's record speaks of" in result.err
 
 
+@pytest.mark.finished("train-teacher")
 def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> None:
     project.ok("train-teacher")
     before = (project.run / "config.yaml").read_text()
@@ -200,6 +207,7 @@ def test_an_interrupt_is_one_line(project: Project) -> None:
     assert not (project.run / "teacher.safetensors").exists()
 
 
+@pytest.mark.finished("train-student")
 def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
     project: Project, tmp_path: Path
 ) -> None:
@@ -213,6 +221,7 @@ def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
     assert not same(first, kept)
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_teacher_and_its_cache_do_not_depend_on_workers(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     other = tmp_path / "other"
@@ -224,6 +233,7 @@ def test_a_teacher_and_its_cache_do_not_depend_on_workers(project: Project, tmp_
             assert chunk.read_bytes() == twin.read_bytes(), chunk
 
 
+@pytest.mark.finished("train-teacher")
 def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
     project.ok("train-teacher")
     teacher = project.run / "teacher.safetensors"
@@ -234,6 +244,7 @@ def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
     assert teacher.stat().st_mtime_ns > before
 
 
+@pytest.mark.finished("train-student")
 def test_a_stale_output_is_never_replaced_silently(project: Project) -> None:
     project.ok("train-student")
     student = (project.run / "student.safetensors").read_bytes()
@@ -247,6 +258,7 @@ def test_a_stale_output_is_never_replaced_silently(project: Project) -> None:
     assert (project.run / "student.safetensors").read_bytes() != student
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_stale_cache_stops_the_student_and_says_why(project: Project) -> None:
     project.ok("teacher-cache")
     result = project("train-student", "--set", "views.flip=0.1")
@@ -257,6 +269,7 @@ def test_a_stale_cache_stops_the_student_and_says_why(project: Project) -> None:
     assert not (project.run / "student.safetensors").exists()
 
 
+@pytest.mark.finished("teacher-cache")
 def test_what_does_not_matter_makes_nothing_stale(project: Project) -> None:
     project.ok("teacher-cache")
     moved = project.data.rename(project.data.with_name("moved"))
@@ -265,6 +278,7 @@ def test_what_does_not_matter_makes_nothing_stale(project: Project) -> None:
     assert "is fresh" in project.ok("teacher-cache", *sets).err
 
 
+@pytest.mark.finished("train-teacher")
 def test_a_teacher_without_some_identity_is_refused(project: Project, tmp_path: Path) -> None:
     project.ok("train-teacher")
     for kind in ("imgs", "lr_face", "hr_face", "mask"):
@@ -279,6 +293,7 @@ def test_a_teacher_without_some_identity_is_refused(project: Project, tmp_path: 
     assert f"doesn't know 1 of the 4 training identities: 9{pid}" in result.err
 
 
+@pytest.mark.finished("train-teacher")
 def test_a_teacher_from_elsewhere_needs_no_training(project: Project, tmp_path: Path) -> None:
     project.ok("train-teacher")
     teacher = shutil.copy(project.run / "teacher.safetensors", tmp_path / "bought.safetensors")
@@ -292,6 +307,7 @@ def test_a_teacher_from_elsewhere_needs_no_training(project: Project, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", ["face", "body"])
+@pytest.mark.finished("teacher-cache")
 def test_one_stream_alone(mode: str, project: Project) -> None:
     project.ok("eval", "--set", f"forward_mode={mode}")
     assert set(market(project.run)) == {mode}
@@ -301,6 +317,7 @@ def test_one_stream_alone(mode: str, project: Project) -> None:
     assert ("attention" in columns) == (mode == "body")
 
 
+@pytest.mark.finished("teacher-cache")
 def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) -> None:
     steps = ("--set", "train_student.max_steps=1", "--force")
     project.ok("train-student", *steps)
@@ -317,6 +334,7 @@ def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) 
     assert both["total"] == pytest.approx(terms.sum(), rel=1e-5)
 
 
+@pytest.mark.finished("eval")
 def test_an_absent_face_does_not_count_and_nothing_is_nan(project: Project) -> None:
     project.ok("eval")
     report = json.loads((project.run / "metrics.json").read_text())
@@ -329,6 +347,7 @@ def test_an_absent_face_does_not_count_and_nothing_is_nan(project: Project) -> N
     assert np.isfinite(streams["face"]["mAP"])
 
 
+@pytest.mark.finished("eval")
 def test_the_mirrored_image_counts_as_much_as_the_image(project: Project) -> None:
     """With flip, a mirrored query gallery gives the same features, so the same numbers."""
     from PIL import Image
@@ -384,6 +403,7 @@ def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.finished("teacher-cache")
 def test_an_ablation_says_what_each_part_is_worth(project: Project) -> None:
     result = project.ok("ablation", "--seeds", "2", "--set", "train_student.max_steps=2")
     rows = json.loads((project.run / "ablation.json").read_text())
@@ -416,6 +436,7 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     assert list(student.heads) == ["face", "body"]
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) -> None:
     result = project("ablation", "--study", "views", "--seeds", "1")
     assert result.code == 2
@@ -428,6 +449,7 @@ def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) 
     assert "mAP over unmatched" in (project.run / "ablation-views.md").read_text()
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> None:
     short = ("--set", "train_student.max_steps=1", "--seeds", "1")
     project.ok("ablation", "--study", "storage", *short)
@@ -439,6 +461,7 @@ def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> 
     assert "teacher-cache: done" not in project.ok("ablation", "--study", "storage", *short).err
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_student_of_the_store_is_that_of_a_live_teacher(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,6 +502,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         assert torch.equal(stored[name], live_weights[name]), name
 
 
+@pytest.mark.finished("teacher-cache")
 def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     project: Project,
 ) -> None:
@@ -502,10 +526,10 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.finished("teacher-cache")
 def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
-    by: signal.Signals, project: Project, tiny_run: Path, tiny_benchmark: Path
+    by: signal.Signals, project: Project
 ) -> None:
-    with_cache(project, tiny_run, tiny_benchmark)
     program = Path(sys.executable).with_name("deskpro")
     sweep = ["sweep", "--config", project.config, "--run", project.run, "--jobs", "2", "--seeds",
              "1", "--grid", "kd_loss.T=1,2,5", "--set", "train_student.epochs=4"]  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -120,6 +120,7 @@ def wait_for_step(project: Project, step: int, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
@@ -303,7 +304,6 @@ def test_an_overlay_is_red_where_the_attention_is() -> None:
     assert side_by_side(images, attention, attention).shape == (3, 16, 12)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=20, max_size=80),
     st.sampled_from([(2, 1), (4, 2), (4, 4), (6, 3)]),
@@ -342,6 +342,7 @@ def torchrun(script: list[str], processes: int = 2) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     """With batch norm frozen and no triplets: one batch, whole or shared by two processes."""
     script = tmp_path / "gradients.py"
@@ -390,6 +391,7 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
             assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
@@ -410,6 +412,7 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
     project.ok("eval", *sets("batchid=4"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_teacher(project: Project) -> None:
     where = ["--config", str(project.config), "--run", str(project.run), "--force"]
     command = ["-m", "--", "deskpro", "train-teacher", *where]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -87,7 +87,6 @@ def test_the_plain_view_is_the_reference_preprocessing() -> None:
     np.testing.assert_array_equal(render_view(image, PLAIN, (128, 64)), resized.transpose(2, 0, 1))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(20, 300),
@@ -132,7 +131,6 @@ def centre(pixels: np.ndarray) -> tuple[float, float]:
     return y / weight.sum(), x / weight.sum()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.4, 0.6), st.floats(0.4, 0.6))
 def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
     number: int, y: float, x: float
@@ -147,7 +145,6 @@ def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
         assert found == pytest.approx((where_y, where_x), abs=0.01)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_all_photographs_are_erased_at_the_same_place_and_masks_not(number: int) -> None:
     view = draw_view(ALWAYS, "sample", number)
