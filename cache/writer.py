@@ -232,6 +232,8 @@ class GroupWriter:
             for key in self._wanted
         }
         _prune(self._folder, {JOURNAL, *self._files, *chunks})
+        for folder in (self.root.parent, *(self.root / p for p in Path(self.group).parents)):
+            sync(folder)  # new folders have their names
         self._begun = True
 
     def _require_stored(self, record: Record) -> None:
