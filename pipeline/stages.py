@@ -215,6 +215,13 @@ def audit(
     return cache_tools.audit(options, folder, samples=samples, seed=seed, deep=deep)
 
 
+def _finished(store: Path) -> Path:
+    """The store, or a path that does not exist where one of its groups is not sealed."""
+    journals = store.rglob("index/journal.jsonl")
+    unsealed = [path.parent for path in journals if not path.with_name("zarr.json").exists()]
+    return store / "unfinished" if unsealed else store
+
+
 def _tested(options: Options) -> str:
     return options.data_test or options.data_train
 
@@ -315,7 +322,7 @@ STAGES: dict[str, Stage] = {
             before=lambda options, folder: (
                 _prepared(options, folder) if options.pre_train else "train-teacher"
             ),
-            output=lambda options, folder: folder.targets,
+            output=lambda options, folder: _finished(folder.targets),
             files=lambda options, folder: {"the teacher": teacher_weights(options, folder)},
             images=_TRAINING,
             options=(

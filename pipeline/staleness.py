@@ -72,7 +72,7 @@ def changed(role: str) -> str:
 def _store_digest(root: Path) -> str | None:
     """Over the indices of a store, which hold the hashes of all of its files."""
     digest = hashlib.sha256()
-    indices = sorted(root.rglob("index.json"))
+    indices = sorted(root.rglob("index/zarr.json"))
     for path in indices:
         digest.update(f"{path.relative_to(root)}\0{sha256(path)}\n".encode())
     return digest.hexdigest() if indices else None
