@@ -173,7 +173,9 @@ ALL = {block: [0, 1, 2] for block in range(3)}
 
 @pytest.mark.parametrize("kind", READERS)
 class TestEveryReader:
-    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(pairs=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2)), max_size=12))
     def test_gives_the_targets_of_any_pairs(
         self, kind: Any, built: Path, pairs: list[tuple[int, int]]
@@ -478,6 +480,12 @@ def test_a_group_depends_on_its_columns_alone(store: Path) -> None:
     MappedReader(store, OTHER)
     assert TargetStore(store).groups() == [OTHER, GROUP]
     assert not verify(store)
+
+
+def test_a_group_does_not_lie_in_another(store: Path) -> None:
+    for group in ("teachers", "teachers/one", f"{GROUP}/more"):
+        with pytest.raises(CacheError, match="cannot be nested"):
+            open_writer(store, group=group, replace=True)
 
 
 def test_groups_have_numbers_of_views_of_their_own(store: Path) -> None:
