@@ -24,7 +24,7 @@ _KEPT_DAYS, _REFRESH_DAYS = 180, 7
 """Files that nobody asked for in so many days are forgotten; how often that is noted."""
 _TABLE = """CREATE TABLE IF NOT EXISTS files_1 (
     path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT,
-    sha256 TEXT, width INT, height INT, problem TEXT, decoded INT, used INT) WITHOUT ROWID"""
+    sha256 TEXT, width INT, height INT, decoded INT, used INT) WITHOUT ROWID"""
 
 Decode = Callable[[Path], tuple[int, int]]
 
@@ -99,7 +99,8 @@ class FileIndex:
         with ThreadPoolExecutor() as pool:
             for row in pool.map(partial(_read, decode=decode), unread):
                 found[row.path] = row
-                if row.facts.sha256 and max(row.stamp[1:3]) < settled:
+                # A problem may be the disk's, not the file's.
+                if row.facts.problem is None and max(row.stamp[1:3]) < settled:
                     to_save.append(row)
                 advance(1)
         self._save([row._replace(used=day) for row in to_save])
@@ -113,14 +114,14 @@ class FileIndex:
                         "SELECT f.* FROM json_each(?) AS j JOIN files_1 AS f ON f.path = j.value",
                         [json.dumps([*paths])],
                     ).fetchall()
-                return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:9]), bool(r[9]), r[10]) for r in rows}
+                return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:8]), bool(r[8]), r[9]) for r in rows}
             except sqlite3.Error as error:
                 self._forgo(error)
         return {path: row for path, row in (self._memory or {}).items() if path in paths}
 
     def _save(self, rows: Sequence[_Row]) -> None:
         if self._memory is None and self._writes and rows:
-            values = [(r.path, *r.stamp, *r.facts, r.decoded, r.used) for r in rows]
+            values = [(r.path, *r.stamp, *r.facts[:3], r.decoded, r.used) for r in rows]
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with closing(self._open()) as database, database:

@@ -29,6 +29,7 @@ class Seal(NamedTuple):
 
 def seal(folder: Path, files: Mapping[str, bytes], chunks: Iterable[dict[str, Any]] = ()) -> None:
     """Finish a folder in which these files are."""
+    sync(folder)  # also the folders of the files
     body = json.dumps(Seal(_hashes(files), list(chunks))._asdict()).encode()
     write_bytes(folder / INDEX, _sealed(body))
 

@@ -33,7 +33,14 @@ from deskpro.cache.schema import (
     root_files,
 )
 from deskpro.cache.sealed import is_sealed_with, read_seal, seal, try_seal, unseal, write_files
-from deskpro.cache.store import Group, Records, TargetStore, is_array, read_records
+from deskpro.cache.store import (
+    Group,
+    Records,
+    TargetStore,
+    group_folders,
+    is_array,
+    read_records,
+)
 
 
 class GroupWriter:
@@ -70,7 +77,7 @@ class GroupWriter:
 
         Args:
             root: the store.
-            group: path of the group below it, as "teachers/NAME/logits".
+            group: path of the group below it, as "teachers/NAME/logits". No group lies in another.
             schema: of the group.
             columns: all columns of the root. One over views may have fewer than are stored.
             fingerprint: what all chunks are made from, as JSON.
@@ -167,6 +174,9 @@ class GroupWriter:
     def _plan(self, columns: Columns, *, replace: bool, reuse: bool, deep: bool) -> None:
         """Decide which chunks are kept; CacheError where others would be lost unasked."""
         schema, stored = self.schema, _stored_columns(self.root, replace=replace)
+        for other in group_folders(self.root) if stored else ():
+            if other in self._folder.parents or self._folder in other.parents:
+                raise CacheError(f"{self._folder}: {other} is a group, too; they cannot be nested")
         columns = {name: _widened(column, stored.get(name)) for name, column in columns.items()}
         self._root_files = root_files(columns, schema.samples)
         made_from = self._fingerprint, self._depends, self._valid
@@ -232,6 +242,8 @@ class GroupWriter:
             for key in self._wanted
         }
         _prune(self._folder, {JOURNAL, *self._files, *chunks})
+        for folder in (self.root.parent, *(self.root / p for p in Path(self.group).parents)):
+            sync(folder)  # new folders have their names
         self._begun = True
 
     def _require_stored(self, record: Record) -> None:

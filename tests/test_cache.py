@@ -480,6 +480,12 @@ def test_a_group_depends_on_its_columns_alone(store: Path) -> None:
     assert not verify(store)
 
 
+def test_a_group_does_not_lie_in_another(store: Path) -> None:
+    for group in ("teachers", "teachers/one", f"{GROUP}/more"):
+        with pytest.raises(CacheError, match="cannot be nested"):
+            open_writer(store, group=group, replace=True)
+
+
 def test_groups_have_numbers_of_views_of_their_own(store: Path) -> None:
     build(store, schema=replace(SCHEMA, views=2), group=OTHER)
     assert TargetStore(store).column("views").shape[1] == 3

@@ -21,13 +21,14 @@ import pandas as pd
 import pytest
 import torch
 
-from deskpro.cache.reader import open_reader
+from deskpro.cache.reader import MappedReader
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import describe, load_student, load_teacher
+from deskpro.stages.targets.kinds import TARGETS
 from tests.conftest import Project, Result, run_process
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
@@ -318,7 +319,7 @@ def test_a_published_teacher_goes_straight_into_the_cache(project: Project, tmp_
     path = tmp_path / "celeb_teacher.pth"
     torch.save({"state_dict": small_state(4)}, path)
     project.ok("teacher-cache", "--set", f"pre_train={path}")
-    reader = open_reader(project.run / "targets.zarr")
+    reader = MappedReader(project.run / "targets.zarr", TARGETS["logits"].group)
     assert reader.fingerprint["teacher"]["network"]["block"] == "published"
     torch.save({"state_dict": small_state(7)}, path)
     result = project("teacher-cache", "--set", f"pre_train={path}", "--run", str(tmp_path / "b"))
@@ -368,13 +369,15 @@ def published_run(
 def test_teacher_cache_holds_the_published_logits_and_attention(
     published_run: tuple[Path, list[str]], expected: Any
 ) -> None:
-    reader = open_reader(published_run[0] / "targets.zarr")
+    root = published_run[0] / "targets.zarr"
+    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
+    reader = readers["logits"]
     names = [Path(sample).name for sample in reader.column("sample_id")]
     assert names == expected["train_names"].tolist()
     assert reader.fingerprint["classes"] == PIDS
     pids = [PIDS[label] for label in reader.column("label")]
     assert pids == [name.split("_")[0] for name in names]
-    cached = reader.read(range(24), [0] * 24)
+    cached = {name: each.read(range(24), [0] * 24)[name] for name, each in readers.items()}
     assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3
     error = np.abs(cached["attention"] / 255 - expected["attention_target"])
     assert error.max() <= 0.5 / 255 + 1e-6

@@ -21,12 +21,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from deskpro.cache.reader import open_reader
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.pipeline import config
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, attention_target
 from deskpro.stages.models.weights import load_student, load_teacher
+from deskpro.stages.targets.kinds import TARGETS
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
 from tests.conftest import REPOSITORY, Project, run_process
 
@@ -76,27 +78,29 @@ def test_eval_makes_everything_before_it_and_announces_that(project: Project) ->
 @pytest.mark.finished("teacher-cache")
 def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) -> None:
     project.ok("teacher-cache")
-    reader = open_reader(project.run / "targets.zarr")
+    root = project.run / "targets.zarr"
+    stored = TargetStore(root)
+    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
     options = config.load(project.config)
-    index = reader.column("sample_id").tolist()
+    index = stored.column("sample_id").tolist()
     table = pd.DataFrame(
         {kind: [str(project.data / kind / sample) for sample in index]
          for kind in ("hr_face", "mask")}
     )  # fmt: skip
     views = DrawnViews(options.views, index, plain_view=True)
-    np.testing.assert_array_equal(reader.column("views"), views.table(3))
+    np.testing.assert_array_equal(stored.column("views"), views.table(3))
     images = ImageDataset(table, {"hr_face": (32, 32), "mask": (64, 32)}, views)
     teacher, described = load_teacher(project.run / "teacher.safetensors")
     pids = [Path(sample).name.split("_")[0] for sample in index]
-    assert described.classes == class_order(pids) == reader.fingerprint["classes"]
+    assert described.classes == class_order(pids) == readers["logits"].fingerprint["classes"]
     labels = [described.classes.index(pid) for pid in pids]
-    assert reader.column("label").tolist() == labels
+    assert stored.column("label").tolist() == labels
 
     for row, view in ((0, 0), (7, 1), (19, 2)):
         batch = torch.utils.data.default_collate([images[row, view]])
         logits = teacher(images_of(batch, "hr_face", torch.device("cpu"))).logits
         target = attention_target(batch["mask"], (8, 4))
-        cached = reader.read([row], [view])
+        cached = {name: reader.read([row], [view])[name] for name, reader in readers.items()}
         np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=1e-3)
         np.testing.assert_allclose(cached["attention"] / 255, target, atol=0.5 / 255 + 1e-6)
 
@@ -456,7 +460,8 @@ def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> 
     rows = json.loads((project.run / "ablation-storage.json").read_text())
     assert {row["variant"] for row in rows} == {"float16", "int8", "teacher"}
     stores = (project.run, project.run / "ablation" / "int8")
-    kinds = [open_reader(run / "targets.zarr").schema.fields["logits"].dtype for run in stores]
+    groups = [MappedReader(run / "targets.zarr", TARGETS["logits"].group) for run in stores]
+    kinds = [group.schema.fields["logits"].dtype for group in groups]
     assert kinds == ["float16", "int8"]
     assert "teacher-cache: done" not in project.ok("ablation", "--study", "storage", *short).err
 

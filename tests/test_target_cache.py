@@ -36,6 +36,9 @@ from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, Source
 from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture
 def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
     """Here teacher and target cache are made already."""
@@ -231,7 +234,7 @@ def remove_cache(project: Project) -> None:
 
 def written(project: Project) -> int:
     """How many (block, view) of logits an unfinished store has."""
-    journal = store(project) / TARGETS["logits"].group / "journal.jsonl"
+    journal = store(project) / TARGETS["logits"].group / "index" / "journal.jsonl"
     return journal.read_text().count("\n") if journal.exists() else 0
 
 
@@ -241,7 +244,7 @@ def kill_at_work(project: Project, blocks: int = 1) -> None:
     program = Path(sys.executable).with_name("deskpro")
     where = ["--config", str(project.config), "--run", str(project.run)]
     slow = sets("cache.batch=1", "cache.block=4")  # so that there is a middle to be killed in
-    with subprocess.Popen([program, "teacher-cache", *where, *slow]) as process:
+    with subprocess.Popen([program, "teacher-cache", *where, *slow], env=ONE_THREAD) as process:
         deadline = time.monotonic() + 120
         while written(project) < 3 * blocks:
             assert process.poll() is None
@@ -274,11 +277,11 @@ def test_a_kill_between_the_store_and_its_manifest_changes_nothing(
     more = sets("cache.views=4") if moment == "grown" else []
     if moment == "sealed":
         remove_cache(project)
-    seals = [store(project) / target.group / "index.json" for target in TARGETS.values()]
+    seals = [store(project) / target.group / "index" / "zarr.json" for target in TARGETS.values()]
     before = [seal.read_bytes() for seal in seals] if moment == "grown" else []
     program = Path(sys.executable).with_name("deskpro")
     where = ["--config", str(project.config), "--run", str(project.run), "--set", "data.workers=2"]
-    with subprocess.Popen([program, "teacher-cache", *where, *more]) as process:
+    with subprocess.Popen([program, "teacher-cache", *where, *more], env=ONE_THREAD) as process:
         deadline = time.monotonic() + 120
         while not all(seal.exists() for seal in seals) or any(
             seal.read_bytes() == old for seal, old in zip(seals, before, strict=False)
@@ -586,7 +589,7 @@ def test_a_target_is_added_by_its_class_and_a_row(
     assert there(result, "logits") == there(result, "attention") == (9, 9)
     groups = tuple(target.group for name, target in TARGETS.items() if name != "brightness")
     after = content(store(project))
-    assert {name for name in before if before[name] != after[name]} <= {"index.json", "zarr.json"}
+    assert {name for name in before if before[name] != after[name]} <= {"index/zarr.json", "zarr.json"}
     assert {name for name in after if name.startswith(groups)} == {
         name for name in before if name.startswith(groups)
     }
