@@ -10,12 +10,15 @@ from typing import Any
 class CacheError(Exception):
     """A cache cannot be used; the message says why and what to type.
 
-    differences: what a refusal is about, as `cache.fingerprint` finds it.
+    differences: what a refusal is about, as `cache.fingerprint` finds it. command: a stage with
+    the options to add, as `teacher-cache --force`, which makes the cache usable.
     """
 
-    def __init__(self, message: str, differences: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, message: str, differences: Sequence[Any] = (), *, command: str = ""
+    ) -> None:
         super().__init__(message)
-        self.differences = list(differences)
+        self.differences, self.command = list(differences), command
 
 
 class DamagedError(CacheError):

@@ -98,7 +98,6 @@ for _command in COMMANDS:
 
 def _run(name: str, recipe: Recipe, deep: bool) -> None:
     from deskpro.cache.file_index import FileIndex
-
     from deskpro.pipeline import runner
     from deskpro.stages.base.stage import Digests
 
@@ -189,7 +188,6 @@ def eval_(
 def all_(recipe: Recipe, update: bool) -> None:
     """Every stage that is not fresh, in order; with --force every stage."""
     from deskpro.cache.file_index import FileIndex
-
     from deskpro.pipeline import runner, stages
     from deskpro.stages.base.stage import Digests
 

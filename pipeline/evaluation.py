@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from deskpro.cache.file_index import FileIndex
-
 from deskpro.pipeline import config, runner
 from deskpro.pipeline.stages import STAGES
 from deskpro.stages.base.errors import InputError

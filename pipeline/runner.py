@@ -14,7 +14,6 @@ from importlib.metadata import version
 from typing import Any
 
 from deskpro.cache.file_index import FileIndex
-
 from deskpro.cache.files import write_text
 from deskpro.cache.lock import hold
 from deskpro.pipeline import config, messages, stages

@@ -7,6 +7,7 @@ from importlib import import_module
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Stage
+from deskpro.stages.losses.terms import targets_needed
 
 STAGES = {
     "prepare": "deskpro.stages.prepare:PrepareData",
@@ -33,7 +34,7 @@ def make(name: str, options: Options, folder: RunFolder) -> Stage:
 def needed(options: Options) -> list[str]:
     """The stages that a recipe needs, in order."""
     skipped = {"prepare"} if options.prepare is None else set()
-    if not options.uses_targets:
+    if not targets_needed(options, options.streams):
         skipped |= {"train-teacher", "teacher-cache"}
     elif options.pre_train is not None:
         skipped |= {"train-teacher"}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from deskpro.stages.base.engine import Engine
 
 from deskpro.cache.files import write_aside, write_text
 from deskpro.pipeline import config, messages, runner, stages
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table

@@ -14,7 +14,7 @@ from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader, all_bytes
 from deskpro.cache.store import TargetStore
 from deskpro.cache.verify import verify as damages
-from deskpro.stages.base import device as devices
+from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
@@ -64,13 +64,13 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
         reader = MappedReader(root, target.group, unfinished=True)
         facts |= _contents(name, reader)
         found = _statistics(name, reader, labels)
-        if len(target.parts) == 1:
+        if not target.parts:
             facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
             continue
         columns = ("part", *found)
         rows = [
             (part, *(f"{values[i]:.4g}" for values in found.values()))
-            for i, part in enumerate(target.parts)
+            for i, part in enumerate(reader.fingerprint[target.parts])
         ]
         tables.append((name, columns, rows))
     facts["size"] = f"{size / 1e6:.1f} MB on disk"
@@ -144,7 +144,7 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
         found.append("the targets would have other shapes or types: nothing was compared")
         return Report({"computed again": "nothing", "differences": len(found)}, found)
 
-    teacher = LiveTeacher([*TARGETS], settings, network, devices.pick(options.device))
+    teacher = LiveTeacher([*TARGETS], settings, network, distributed.pick_device(options.device))
     sample_ids = store.column("sample_id").tolist()
     present = index.dropna(subset=list(teacher.sees)).set_index("sample_id", drop=False)
     views = min(reader.schema.views for reader in readers.values())
@@ -212,6 +212,6 @@ def _compare(
         for i in np.flatnonzero(live["pixels"] != stored["pixels"])
     ]
     for i, part in np.argwhere(~(gap <= allowed)):
-        what = f"{name} of {target.parts[part]}" if target.parts[part] else name
+        what = f"{name} of {getattr(settings, target.parts)[part]}" if target.parts else name
         lines.append((int(i), f"{what} differs by {gap[i, part]:.2g}, allowed is {allowed:.2g}"))
     return lines, float(gap.max())

@@ -77,7 +77,8 @@ class TrainStudent(Stage):
         A student of another run's targets takes their samples and views even so: it is compared
         with students that use them.
         """
-        used = self.options.uses_targets or self.folder.source is not None
+        needed = targets_needed(self.options, self.options.streams)
+        used = needed or self.folder.source is not None
         return self.folder.targets if used else None
 
     @property
@@ -92,7 +93,7 @@ class TrainStudent(Stage):
     def deps(self) -> list[Dep]:
         options, found = self.options, []
         if self.cache is not None:
-            found.append(Dep("the cache", self.cache, "**/index.json"))
+            found.append(Dep("the cache", self.cache, "**/index/zarr.json"))
         if options.student.pre_train is not None:
             found.append(Dep("student.pre_train", options.student.pre_train))
         kinds = [*STREAM_IMAGES.values()]
@@ -303,5 +304,3 @@ def _attention_image(
     assert attention is not None
     predicted, target = (a.detach()[:8].float().cpu() for a in (attention, targets["attention"]))
     return side_by_side(batch["imgs"][:8].cpu(), predicted, target)
-
-

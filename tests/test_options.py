@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from deskpro.cache.file_index import FileIndex
 from pydantic import BaseModel
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config, runner
 from deskpro.pipeline.stages import STAGES, make, stage_class
 from deskpro.stages.base.options import Options, flatten
@@ -110,7 +110,8 @@ OTHER = {
     "data_train": "prcc", "data_test": "prcc", "forward_mode": "face", "teacher.block": "published",
     "student.block": "published", "cache.logits_dtype": "int8", "eval.protocols": ["market"],
     "eval.ranks": [1, 2], "data.body_size": [128, 64], "data.face_size": [64, 64],
-    "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2], "views.erase_aspect": [1.0, 1.5],
+    "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2],
+    "views.erase_aspect": [1.0, 1.5],
     "teacher.width": 0.5, "student.width": 0.5, "views.enlarge": 1.5,
 }  # fmt: skip
 """Another value for options whose default has no obvious neighbour."""

@@ -56,8 +56,15 @@ class Data(Section):
     image: an error, or left out and listed."""
 
 
+BACKBONE_NAMES = ("osnet",)
+"""The rows of `models.backbones.BACKBONES`."""
+
+
 class Network(Section):
     """One LMBN network (teacher) or one per stream (student)."""
+
+    backbone: str = "osnet"
+    """What the network stands on: a name of BACKBONE_NAMES."""
 
     width: float = 1.0
     """OSNet's channel multiplier."""
@@ -73,12 +80,23 @@ class Network(Section):
         """What the network's class takes."""
         return self.model_dump(exclude={"pre_train"})
 
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, backbone: str) -> str:
+        if backbone not in BACKBONE_NAMES:
+            raise ValueError(f"must be one of {', '.join(BACKBONE_NAMES)}")
+        return backbone
+
     @field_validator("width")
     @classmethod
     def _known_width(cls, width: float) -> float:
         if width not in WIDTHS:
             raise ValueError(f"must be one of {', '.join(map(str, WIDTHS))}")
         return width
+
+
+NETWORK_PARAMS = tuple(name for name in Network.model_fields if name != "pre_train")
+"""The options that a network depends on; of `pre_train` the content counts, not the place."""
 
 
 class Loss(Section):
@@ -260,13 +278,15 @@ class Evaluation(Section):
 class Launch(Section):
     """Where blocks of independent work run. No result depends on it at equal `threads`."""
 
-    engine: Literal["local", "ray"] = "local"
+    engine: Annotated[Literal["local", "ray"], NoEffect("where work is done")] = "local"
     """Processes of this machine, or workers of a Ray cluster."""
-    workers: Positive = 1
+    workers: Annotated[Positive, NoEffect("where work is done")] = 1
     """Workers; a single local one is this process."""
-    threads: Positive | None = None
+    threads: Annotated[Positive | None, NoEffect("values differ by rounding alone")] = None
     """CPU threads of each worker; where not given, several share this machine's cores."""
-    address: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None = None
+    address: Annotated[
+        Annotated[str, Field(pattern=r"^\S+:\d+$")] | None, NoEffect("where work is done")
+    ] = None
     """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
-
 from deskpro.stages.base.options import Options, flatten
 from deskpro.stages.base.run_folder import RunFolder
 
@@ -26,7 +25,7 @@ class Reason(NamedTuple):
     allows later stages to use it.
     """
 
-    kind: Literal["no-record", "param", "dep", "out"]
+    kind: Literal["no-record", "param", "dep", "out", "store"]
     name: str
     before: object = None
     now: object = None

@@ -15,12 +15,11 @@ from deskpro.cache.files import sha256
 from deskpro.cache.reader import ZarrReader, all_bytes
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
-from deskpro.stages.base import device as devices
+from deskpro.stages.base import distributed
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
 from deskpro.stages.evaluation.features import FeatureExtractor, extract_batches, open_extractor
-from deskpro.stages.models.lmbn import HEADS
 
 BLOCK = 1024
 """Images per block of the store."""
@@ -44,7 +43,7 @@ class FeatureWorker:
     ) -> None:
         """network: its weights; kind: student, teacher, or None for whichever the file holds."""
         self.table, self.options, data = table, options, options.data
-        self.device = devices.pick(options.device)
+        self.device = distributed.pick_device(options.device)
         self.extractor = open_extractor(network, kind, data.face_size, data.body_size, self.device)
 
     def __call__(self, rows: range) -> np.ndarray:
@@ -107,7 +106,8 @@ def _wanted(
     options: Options,
     index: FileIndex,
 ) -> tuple[Schema, dict[str, Column], dict[str, Any]]:
-    shape = len(HEADS) * len(extractor.kinds), extractor.info.network["feature_dim"]
+    heads = extractor.info.heads or {}
+    shape = sum(map(len, heads.values())), extractor.info.network["feature_dim"]
     text = "features, each of length 1 or 0"
     field = Field(shape, "float32", ("head", "feature"), "1", text)
     columns = {"sample_id": Column(table["sample_id"].to_numpy(object), ("sample",))} | {

@@ -69,10 +69,10 @@ def open_extractor(
     faces = info.face_size or face_size
     sizes = {"lr_face": faces, "hr_face": faces, "imgs": info.body_size or body_size}
     if info.kind == "teacher":
-        teacher, _ = load_teacher(path)
+        teacher, info = load_teacher(path)
         streams, kinds = {"face": slice(None)}, {"face": "hr_face"}
         return FeatureExtractor(teacher.to(device), info, streams, kinds, sizes)
-    student, _ = load_student(path)
+    student, info = load_student(path)
     seen = {"face": "lr_face", "body": "imgs"}
     kinds = {stream: seen[stream] for stream in student.heads}
     return FeatureExtractor(student.to(device), info, student.heads, kinds, sizes)

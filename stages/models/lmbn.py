@@ -215,12 +215,3 @@ class LMBN(nn.Module):
             torch.stack([head.embedding for head in found[: len(self.triplet_heads)]], 1),
             attention,
         )
-
-
-# Names for modules that still import them from here.
-HEADS = LMBN.heads
-
-
-def map_size(size: tuple[int, int]) -> tuple[int, int]:
-    """`LMBN.map_size` of the default backbone."""
-    return LMBN(1, width=0.25).map_size(size)

@@ -56,7 +56,9 @@ def cmc(curves: Mapping[str, Sequence[float]], title: str = "queries matched, %"
     return figure
 
 
-def history_chart(title: str, epochs: Sequence[float], values: Sequence[float], colour: str) -> Figure:
+def history_chart(
+    title: str, epochs: Sequence[float], values: Sequence[float], colour: str
+) -> Figure:
     """A quantity by epoch, on a scale that includes 0; colour: a name of `COLOURS`."""
     figure, axes = _axes(title, (300, 190))
     axes.plot(epochs, values, **_line(colour), **_LAST)

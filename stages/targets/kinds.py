@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
-
-from deskpro.cache.schema import Field
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.views import attention_target
-from deskpro.stages.models.lmbn import HEADS, Output
 
-Arrays = dict[str, np.ndarray]
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from deskpro.cache.schema import Field
+    from deskpro.stages.models.lmbn import Output
+
+Arrays = dict[str, "np.ndarray"]
+Tensors = Mapping[str, "torch.Tensor"]
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2, "float16": 5e-3}
 """How far a logit computed again may be from the stored one, by the teacher's precision, as a share
@@ -34,6 +35,8 @@ class Settings(NamedTuple):
     """Height and width of the student's attention."""
     precision: str
     logits_dtype: str
+    heads: tuple[str, ...]
+    """Names of the teacher's heads."""
     temperature: float
     """At which the loss by int8 storage is measured."""
 
@@ -53,7 +56,8 @@ class Target:
     """Whether the teacher network computes it."""
     depends: tuple[str, ...]
     """The settings that its values depend on."""
-    parts: tuple[str, ...] = ("",)
+    parts: str = ""
+    """The setting that names its K parts; empty for one part."""
 
     def fields(self, settings: Settings) -> dict[str, Field]:
         """The arrays that it is stored in."""
@@ -92,10 +96,12 @@ class Logits(Target):
     """The teacher's raw logits [B, H, C]: float16, or int8 with a scale per head."""
 
     group, sees, of_teacher = "teachers/default/logits", ("hr_face",), True
-    depends, parts = ("face_size", "precision", "logits_dtype"), HEADS
+    depends, parts = ("face_size", "precision", "logits_dtype", "heads"), "heads"
 
     def fields(self, settings: Settings) -> dict[str, Field]:
-        shape, dims = (len(HEADS), settings.classes), ("head", "class")
+        from deskpro.cache.schema import Field
+
+        shape, dims = (len(settings.heads), settings.classes), ("head", "class")
         text = "the teacher's raw logits, before any temperature"
         if settings.logits_dtype == "float16":
             return {"logits": Field(shape, "float16", dims, "1", text)}
@@ -108,6 +114,8 @@ class Logits(Target):
         return output.logits
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
+        import torch
+
         logits, half = value.float(), torch.finfo(torch.float16)
         if not torch.isfinite(logits).all() or logits.abs().max() > half.max:
             raise InputError(
@@ -135,6 +143,8 @@ class Logits(Target):
         return TOLERANCE[settings.precision] + (settings.logits_dtype == "int8") / 127
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
+        import torch
+
         log_p = self.decode(tensors(rows)).double().log_softmax(2)
         right = log_p.argmax(2) == torch.from_numpy(labels)[:, None]
         entropy = -(log_p.exp() * log_p).sum(2)
@@ -156,11 +166,15 @@ class Attention(Target):
     depends = ("body_size", "map_size")
 
     def fields(self, settings: Settings) -> dict[str, Field]:
+        from deskpro.cache.schema import Field
+
         shape, dims = (1, *settings.map_size), ("channel", "height", "width")
         text = "what the student's spatial attention should be, 0..255 for 0..1"
         return {"attention": Field(shape, "uint8", dims, "1/255", text)}
 
     def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+        from deskpro.stages.data.views import attention_target
+
         return attention_target(batch["mask"], s.map_size)
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
@@ -171,6 +185,8 @@ class Attention(Target):
         return rows["attention"] / 255
 
     def differs(self, live: Arrays, stored: Arrays) -> np.ndarray:
+        import numpy as np
+
         step = np.abs(live["attention"].astype(float) - stored["attention"].astype(float))
         return step.max(axis=(1, 2, 3))[:, None] / 255
 
@@ -178,6 +194,8 @@ class Attention(Target):
         return 1.01 / 255
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
+        import numpy as np
+
         return {"head region, %": np.array([100 * (rows["attention"] > _BACKGROUND).mean()])}
 
 
@@ -187,12 +205,16 @@ TARGETS: dict[str, Target] = {"logits": Logits(), "attention": Attention()}
 
 def stored_fields(name: str, settings: Settings) -> dict[str, Field]:
     """The arrays of a target's group: with the hash of the pixels that it is about."""
+    from deskpro.cache.schema import Field
+
     pixels = Field((), "uint64", (), "1", f"hash of the pixels of {', '.join(TARGETS[name].sees)}")
     return TARGETS[name].fields(settings) | {"pixels": pixels}
 
 
 def tensors(rows: Arrays) -> dict[str, torch.Tensor]:
     """A target's arrays as tensors, without the hash of pixels."""
+    import torch
+
     return {name: torch.from_numpy(v) for name, v in rows.items() if name != "pixels"}
 
 

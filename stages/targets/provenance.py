@@ -17,7 +17,7 @@ from deskpro.cache.store import TargetStore
 from deskpro.stages.base.options import Options
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
-from deskpro.stages.models.lmbn import map_size
+from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.weights import read_metadata
 from deskpro.stages.targets.kinds import TARGETS, Settings
 
@@ -25,13 +25,15 @@ from deskpro.stages.targets.kinds import TARGETS, Settings
 def settings_of(options: Options, classes: int = 0) -> Settings:
     """What targets depend on, of the options and a teacher of so many identities."""
     data, cache = options.data, options.cache
+    student = LMBN(1, **options.student.arguments)  # its attention has the size of its map
     return Settings(
         classes=classes,
         face_size=data.face_size,
         body_size=data.body_size,
-        map_size=map_size(data.body_size),
+        map_size=student.map_size(data.body_size),
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
+        heads=LMBN.heads,
         temperature=options.kd_loss.T,
     )
 

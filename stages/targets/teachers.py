@@ -113,7 +113,7 @@ class CachedTeacher:
         """plain: the targets of view 0, whichever view is seen."""
         self.readers = {name: _open(store, name) for name in names}
         self.device, self.plain = device, plain
-        self.valid = {
+        self.valid: Mapping[str, torch.Tensor] = {
             name: torch.from_numpy(reader.valid)
             for name, reader in self.readers.items()
             if not reader.valid.all()

@@ -22,7 +22,8 @@ from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.losses.terms import Term, compute_losses, is_loss
-from deskpro.stages.models.lmbn import Output
+from deskpro.stages.models.lmbn import LMBN, Output
+from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.training.checkpoints import Checkpoints
 from deskpro.stages.training.loop import Batch, Losses, default_peak, fit
@@ -98,7 +99,7 @@ class Setup:
 
     kind: Literal["teacher", "student"]
     options: Options
-    network: nn.Module
+    network: LMBN | Student
     arguments: dict[str, Any]
     """Keyword arguments of the network's class, for its description."""
     data: TrainingSet
