@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,6 @@ from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.record import (
-    KINDS,
     Prepared,
     Record,
     Records,
@@ -30,7 +28,7 @@ from deskpro.stages.preparation.record import (
     images_by_stem,
     unfinished,
 )
-from deskpro.stages.preparation.samples import Places, Sample, companions, find_samples
+from deskpro.stages.preparation.samples import KINDS, Sample, companions, find_samples
 from deskpro.stages.preparation.step import Outcome, Step
 
 _LISTED = 40
@@ -106,7 +104,7 @@ def _steps(settings: Prepare, root: Path, device: str) -> list[Step]:
     methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
     if settings.root is not None:
         methods.insert(0, Bodies)
-    return [method(settings, Places(root), device) for method in methods]
+    return [method(settings, root, device) for method in methods]
 
 
 def _map(
@@ -127,28 +125,30 @@ def _perform(
     exist are known, and the others are written by the same command.
     """
     by_id = {image.sample.id: image for image in images}
-    batches = (images[i : i + size] for i in range(0, len(images), size))
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
     items = [
         tuple(replace(p.sample, facts=p.facts) for p in batch if p.sample.id in todo)
         for batch in batches
     ]
     with bar(f"prepare {step.name}", len(todo), "images") as progress, ThreadPoolExecutor() as pool:
         for samples, outcomes in _map(step.worker, filter(None, items)):
-            done = list(zip(samples, outcomes, strict=True))
-            records.add(
-                [Record.of(s.id, by_id[s.id].keys[step.name], o, records.root) for s, o in done]
-            )
-            list(pool.map(partial(_write, step), samples, outcomes))
-            for sample, outcome in done:
-                by_id[sample.id].facts |= outcome.facts
-                by_id[sample.id].problem = outcome.problem
+            paths = [step.path(step.writes, sample) for sample in samples]
+            new = []
+            for sample, path, outcome in zip(samples, paths, outcomes, strict=True):
+                image = by_id[sample.id]
+                image.facts |= outcome.facts
+                image.problem = outcome.problem
+                key = image.keys[step.name]
+                new.append(Record.of(sample.id, key, records.name(path), outcome))
+            records.add(new)
+            list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))
             progress.advance(len(samples))
 
 
-def _write(step: Step, sample: Sample, outcome: Outcome) -> None:
-    for path in {*step.outputs(sample)} - {*outcome.files}:
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
         path.unlink(missing_ok=True)
-    for path, content in outcome.files.items():
+    else:
         write_bytes(path, content)
 
 
@@ -172,7 +172,7 @@ def _finish(
         vanished |= own.ids() - {image.sample.id for image in images}
         own.compact(good)
     table = listing.table(images, settings.root or root)
-    contact_sheet.write(outputs.page, table, Places(root), settings, options.data_train)
+    contact_sheet.write(outputs.page, table, settings, root, options.data_train)
     write_text(outputs.listing, table.to_csv(index=False))
     return len(vanished)
 
@@ -244,8 +244,8 @@ def _copy_companions(
         files[root / "clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
     records = Records(root, "companions")
     for path, digest in digests(files, file_index).items():
-        record = Record.of(path.name, "", Outcome({path: files[path]}), root)
-        same = digest in record.files.values()
+        record = Record.of(path.name, "", path.name, Outcome(files[path]))
+        same = digest == record.files[path.name]
         if path.exists() and not same and not records.owns(path.name, path, digest):
             raise InputError(f"{path}: was not written by prepare. Move or delete it")
         records.add([record])

@@ -26,7 +26,6 @@ from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
-from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
@@ -669,7 +668,7 @@ def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: 
     bodies = [read_image(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
     settings = Prepare(parsing=Parsing(method="segformer", model=str(tmp_path)))
     here, there = (
-        np.stack(SegFormer(settings, Places(tmp_path), device).parse(bodies))
+        np.stack(SegFormer(settings, tmp_path, device).parse(bodies))
         for device in ("cpu", "cuda:0")
     )
     assert (here == there).mean() > 0.99

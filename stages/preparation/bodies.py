@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.step import Outcome, Step, jpeg, outcomes, png, read_image
+from deskpro.stages.preparation.step import Outcome, Step, jpeg, png, read_image
 
 _ORIENTATION = 0x0112
 """EXIF's tag of which way is up."""
@@ -17,21 +17,15 @@ _ORIENTATION = 0x0112
 class Bodies(Step):
     """The file itself if it is upright; else the upright image, in the same format."""
 
-    name = "body"
+    name, reads, writes = "body", (), "imgs"
 
     def provenance(self) -> Mapping[str, object]:
         return {"version": 1}
 
-    def inputs(self, sample: Sample) -> Sequence[Path]:
+    def inputs(self, sample: Sample) -> list[Path]:
         return [sample.source]
 
-    def outputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._copy, samples)
-
-    def _copy(self, sample: Sample) -> Outcome:
+    def make(self, sample: Sample) -> Outcome:
         image = read_image(sample.source)  # decoded to the end: a truncated file is found here
         if min(image.size) < 2:
             return Outcome(problem=f"{sample.source}: {image.width}×{image.height} pixels")
@@ -42,4 +36,4 @@ class Bodies(Step):
         else:
             content = png(image) if sample.source.suffix.lower() == ".png" else jpeg(image)
         facts = {"width": image.width, "height": image.height, "turned": turned}
-        return Outcome({self.places.body(sample.id): content}, facts)
+        return Outcome(content, facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme, region
 from deskpro.stages.preparation.step import (
     Outcome,
@@ -21,7 +21,6 @@ from deskpro.stages.preparation.step import (
     Unusable,
     one_line,
     optional,
-    outcomes,
     png,
     read_image,
     read_labels,
@@ -73,7 +72,7 @@ def square(
 class _Faces(Step):
     """What the methods share: the crop, and how a decision is listed."""
 
-    name = "face"
+    name, reads, writes = "face", ("imgs", "labels"), "lr_face"
 
     @property
     def scheme(self) -> Scheme:
@@ -84,22 +83,13 @@ class _Faces(Step):
         method = self.settings.face.method
         return {"method": method, "classes": self.scheme.classes, **values, "version": 1}
 
-    def inputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id), self.places.labels(sample.id)]
-
-    def outputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.lr_face(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._cut, samples)
-
     @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
         """The face in an RGB body image; labels: its label map, uint8 [H, W], if there is one."""
 
-    def _cut(self, sample: Sample) -> Outcome:
-        body = read_image(self.places.body(sample.id))
-        path = self.places.labels(sample.id)
+    def make(self, sample: Sample) -> Outcome:
+        body = read_image(self.path("imgs", sample))
+        path = self.path("labels", sample)
         labels = read_labels(path) if path.is_file() else None
         if labels is not None and labels.shape != (body.height, body.width):
             raise Unusable(f"{path}: label map and body image differ in size")
@@ -112,10 +102,10 @@ class _Faces(Step):
             **dict(zip(("left", "top", "side"), found.box or (None,) * 3, strict=True)),
         }
         if found.box is None:
-            return Outcome({}, facts)
+            return Outcome(facts=facts)
         left, top, side = found.box
         crop = body.crop((left, top, left + side, top + side))
-        return Outcome({self.places.lr_face(sample.id): png(crop)}, facts)
+        return Outcome(png(crop), facts)
 
     def _boxed(
         self,
@@ -141,8 +131,8 @@ class Head(_Faces):
 
     needs = ("scipy",)
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         self.ndimage = optional("scipy.ndimage", "prepare.face.method=head")
 
     def provenance(self) -> Mapping[str, object]:
@@ -178,8 +168,8 @@ class YuNet(_Faces):
 
     needs = ("cv2",)
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         what = "YuNet's ONNX file, from OpenCV's model zoo"
         self.model = require_model(settings.face.model, "prepare.face.model", what)
         self.cv2 = optional("cv2", "prepare.face.method=yunet")

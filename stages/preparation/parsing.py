@@ -13,7 +13,7 @@ from PIL import Image
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme, unknown_classes
 from deskpro.stages.preparation.step import (
     Outcome,
@@ -23,30 +23,19 @@ from deskpro.stages.preparation.step import (
     on_device,
     one_line,
     optional,
-    outcomes,
     png,
     read_image,
     read_labels,
 )
 
 
-class _Parser(Step):
-    """What the methods share: a label map per body image."""
-
-    name = "parsing"
-
-    def inputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id)]
-
-    def outputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.labels(sample.id)]
-
-
-class LabelFiles(_Parser):
+class LabelFiles(Step):
     """Existing label maps: PNGs of one channel, by the paths of the raw or prepared images."""
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    name, reads, writes = "parsing", ("imgs",), "labels"
+
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         folder = settings.parsing.labels
         if folder is None or not folder.is_dir():
             raise InputError(
@@ -58,11 +47,8 @@ class LabelFiles(_Parser):
     def provenance(self) -> Mapping[str, object]:
         return {"method": "labels", "scheme": self.settings.parsing.scheme, "version": 1}
 
-    def inputs(self, sample: Sample) -> Sequence[Path]:
+    def inputs(self, sample: Sample) -> list[Path]:
         return [*super().inputs(sample), self._source(sample)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._read, samples)
 
     def _source(self, sample: Sample) -> Path:
         """By the path in the raw set, where a parser was run; else by that in the prepared set."""
@@ -78,12 +64,12 @@ class LabelFiles(_Parser):
         ]
         return next((file for file in files if file.is_file()), files[0])
 
-    def _read(self, sample: Sample) -> Outcome:
+    def make(self, sample: Sample) -> Outcome:
         source, scheme = self._source(sample), SCHEMES[self.settings.parsing.scheme]
         if not source.is_file():
             raise Unusable(f"{source}: missing: no label map of {sample.id} in {self.folder}")
         labels = read_labels(source)
-        body = read_image(self.places.body(sample.id))
+        body = read_image(self.path("imgs", sample))
         if labels.shape != (body.height, body.width):
             height, width = labels.shape
             raise Unusable(
@@ -96,20 +82,21 @@ class LabelFiles(_Parser):
                 f"{source}: unknown class {', '.join(map(str, unknown))}; {scheme.title} has "
                 f"0 to {len(scheme.classes) - 1}"
             )
-        return Outcome({self.places.labels(sample.id): png(labels)})
+        return Outcome(png(labels))
 
 
-class SegFormer(_Parser):
+class SegFormer(Step):
     """A SegFormer, or another semantic segmenter of transformers, with the classes of the scheme.
 
     Xie et al., SegFormer, NeurIPS 2021. Its logits are enlarged bilinearly to the image's size
     before the best class is taken.
     """
 
+    name, reads, writes = "parsing", ("imgs",), "labels"
     needs = ("transformers",)
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         name = settings.parsing.model
         if name is None:
             raise InputError(
@@ -141,13 +128,14 @@ class SegFormer(_Parser):
         scheme = self.settings.parsing.scheme
         return {"method": "segformer", "scheme": scheme, "model": self.digest, "version": 1}
 
+    def make(self, sample: Sample) -> Outcome:
+        return self([sample])[0]
+
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        images = each(lambda sample: read_image(self.places.body(sample.id)), samples)
+        images = each(lambda sample: read_image(self.path("imgs", sample)), samples)
         maps = iter(self.parse([one for one in images if not isinstance(one, Unusable)]))
         return [
-            Outcome(problem=str(image))
-            if isinstance(image, Unusable)
-            else Outcome({self.places.labels(sample.id): png(next(maps))})
+            Outcome(problem=str(image)) if isinstance(image, Unusable) else Outcome(png(next(maps)))
             for sample, image in zip(samples, images, strict=True)
         ]
 

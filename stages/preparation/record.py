@@ -15,11 +15,8 @@ from deskpro.cache.files import sha256
 from deskpro.cache.journal import Journal
 from deskpro.stages.data.file_index import FileIndex
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
-from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.preparation.samples import KINDS, Sample
 from deskpro.stages.preparation.step import Outcome, Step
-
-KINDS = ("imgs", "labels", "mask", "lr_face", "hr_face")
-"""The folders of a prepared set."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,18 @@ class Record:
     problem: str | None = None
 
     @classmethod
-    def of(cls, id_: str, key: str, outcome: Outcome, root: Path) -> Record:
-        files = {
-            str(path.relative_to(root)): hashlib.sha256(content).hexdigest()
-            for path, content in sorted(outcome.files.items())
-        }
+    def of(cls, id_: str, key: str, name: str, outcome: Outcome) -> Record:
+        content = outcome.content
+        files = {} if content is None else {name: hashlib.sha256(content).hexdigest()}
         return cls(id_, key, files, dict(outcome.facts), outcome.problem)
-
-    def matches(self, contents: Mapping[Path, str], root: Path) -> bool:
-        """Whether the image is usable and its files are exactly these, by path and SHA-256."""
-        files = {root / name: digest for name, digest in self.files.items()}
-        return self.problem is None and files == contents
 
 
 @dataclass
 class Prepared:
-    """The state of an image: keys by step, facts of all steps, why it cannot be used."""
+    """The state of an image: keys by step, facts of all steps, why it cannot be used.
+
+    foreign: whether that is a file that prepare did not write.
+    """
 
     sample: Sample
     keys: dict[str, str] = field(default_factory=dict)
@@ -90,8 +83,12 @@ class Records:
 
     def owns(self, id_: str, path: Path, digest: str) -> bool:
         """Whether a file with this SHA-256 is one that the step wrote for an image."""
-        name = str(path.relative_to(self.root))
+        name = self.name(path)
         return any(r.files.get(name) == digest for r in self._records.get(id_, []))
+
+    def name(self, path: Path) -> str:
+        """The path of a file below the prepared set."""
+        return str(path.relative_to(self.root))
 
     def add(self, records: Collection[Record]) -> None:
         """Keep records of files that are about to be written."""
@@ -151,12 +148,11 @@ def unfinished(
 
     resident: see `images_by_stem`.
     """
-    inputs = {image.sample.id: step.inputs(image.sample) for image in images}
-    present: dict[str, list[Path]] = {}
+    inputs, present = {}, {}
     for image in images:
-        paths = {*step.outputs(image.sample)}
-        paths |= {other for path in paths for other in resident.get(path.with_suffix(""), ())}
-        present[image.sample.id] = sorted(path for path in paths if path.exists())
+        id_, path = image.sample.id, step.path(step.writes, image.sample)
+        inputs[id_] = step.inputs(image.sample)
+        present[id_] = [p for p in {path, *resident.get(path.with_suffix(""), ())} if p.exists()]
     groups = [*inputs.values(), *present.values()]
     known = digests((path for group in groups for path in group), file_index)
     fixed = json.dumps(step.provenance(), sort_keys=True, default=str)
@@ -165,16 +161,19 @@ def unfinished(
         id_ = image.sample.id
         parts = [step.name, id_, fixed, *(known[path] for path in inputs[id_])]
         key = image.keys[step.name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        contents = {path: known[path] for path in present[id_]}
-        foreign = [path for path in contents if not records.owns(id_, path, contents[path])]
+        foreign = [p for p in present[id_] if not records.owns(id_, p, known[p])]
         record = records.find(id_, key)
         if foreign:
             image.foreign = True
             image.problem = (
-                f"{foreign[0]}: was not written by prepare. Move or delete it, or leave the step "
+                f"{min(foreign)}: was not written by prepare. Move or delete it, or leave the step "
                 f"{step.name} out of prepare.steps"
             )
-        elif record is not None and record.matches(contents, records.root):
+        elif (
+            record is not None
+            and record.problem is None
+            and record.files == {records.name(path): known[path] for path in present[id_]}
+        ):
             image.facts |= record.facts
         else:
             todo.add(id_)

@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
@@ -24,7 +24,6 @@ from deskpro.stages.preparation.step import (
     on_device,
     one_line,
     optional,
-    outcomes,
     read_image,
     require_model,
 )
@@ -39,23 +38,15 @@ _ASPECT = 0.03
 class _Restorer(Step):
     """What the methods share: an HR face for every LR face."""
 
-    name = "restoration"
+    name, writes = "restoration", "hr_face"
+    reads: ClassVar[tuple[str, ...]] = ("lr_face",)
 
-    def inputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.lr_face(sample.id)]
-
-    def outputs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.hr_face(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._one, samples)
-
-    def _one(self, sample: Sample) -> Outcome:
-        path = self.places.lr_face(sample.id)
+    def make(self, sample: Sample) -> Outcome:
+        path = self.path("lr_face", sample)
         if not path.is_file():
             return Outcome()
         restored = self.restore(read_image(path), sample)
-        return Outcome({self.places.hr_face(sample.id): jpeg(restored)})
+        return Outcome(jpeg(restored))
 
     @abstractmethod
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
@@ -82,8 +73,8 @@ class Spandrel(_Restorer):
 
     needs = ("spandrel", "spandrel_extra_arches")
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         option, what = "prepare.restoration.model", "the file of a face-restoration network"
         model = require_model(settings.restoration.model, option, what)
         spandrel = optional("spandrel", "prepare.restoration.method=spandrel")
@@ -110,7 +101,7 @@ class Spandrel(_Restorer):
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         # One after the other: the noise of each is drawn from torch's one random state.
-        return [outcome for sample in samples for outcome in outcomes(self._one, [sample])]
+        return [outcome for sample in samples for outcome in Step.__call__(self, [sample])]
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
         import torch
@@ -128,8 +119,10 @@ class Spandrel(_Restorer):
 class HighResolution(_Restorer):
     """The face cut from an HR body image of the same scene, where the dataset has such images."""
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        super().__init__(settings, places, device)
+    reads = ("lr_face", "imgs")
+
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
         folder = settings.restoration.pictures
         if folder is None or not folder.is_dir():
             raise InputError(
@@ -141,8 +134,8 @@ class HighResolution(_Restorer):
     def provenance(self) -> Mapping[str, object]:
         return {"method": "pictures", "size": self.settings.restoration.size, "version": 1}
 
-    def inputs(self, sample: Sample) -> Sequence[Path]:
-        return [*super().inputs(sample), self.places.body(sample.id), self._image(sample)]
+    def inputs(self, sample: Sample) -> list[Path]:
+        return [*super().inputs(sample), self._image(sample)]
 
     def _image(self, sample: Sample) -> Path:
         below, root = Path(sample.id), self.settings.root
@@ -158,7 +151,7 @@ class HighResolution(_Restorer):
         if left is None or top is None or side is None:
             raise Unusable(f"{sample.id}: no face box is known. Add face to prepare.steps")
         path, size = self._image(sample), self.settings.restoration.size
-        body, large = read_image(self.places.body(sample.id)), read_image(path)
+        body, large = read_image(self.path("imgs", sample)), read_image(path)
         across, down = large.width / body.width, large.height / body.height
         if abs(across / down - 1) > _ASPECT:
             raise Unusable(

@@ -27,6 +27,16 @@ _LONGEST = 200
 """Bytes of a file's name: file systems allow 255, and a file written aside has a longer name."""
 
 
+KINDS = {"imgs": "", "labels": ".png", "mask": ".png", "lr_face": ".png", "hr_face": ".jpg"}
+"""The folders of a prepared set, and the extension of the files there; "" is that of the id."""
+
+
+def prepared_path(root: Path, kind: str, id_: str) -> Path:
+    """The file of an image in the folder `kind` of the prepared set `root`."""
+    path = root / kind / id_
+    return path.with_suffix(KINDS[kind]) if KINDS[kind] else path
+
+
 @dataclass(frozen=True)
 class Sample:
     """A body image to prepare.
@@ -42,28 +52,6 @@ class Sample:
     camid: int
     clothes: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Places:
-    """The files of an image in the prepared set `root`, by its id."""
-
-    root: Path
-
-    def body(self, id_: str) -> Path:
-        return self.root / "imgs" / id_
-
-    def labels(self, id_: str) -> Path:
-        return (self.root / "labels" / id_).with_suffix(".png")
-
-    def mask(self, id_: str) -> Path:
-        return (self.root / "mask" / id_).with_suffix(".png")
-
-    def lr_face(self, id_: str) -> Path:
-        return (self.root / "lr_face" / id_).with_suffix(".png")
-
-    def hr_face(self, id_: str) -> Path:
-        return (self.root / "hr_face" / id_).with_suffix(".jpg")
 
 
 @dataclass

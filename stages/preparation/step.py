@@ -16,31 +16,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.samples import Sample, prepared_path
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a step computed for an image.
 
-    files: content by path, some or none of the step's outputs. facts: numbers and texts for
-    prepare.csv. problem: why the image cannot be used. foreign: whether the problem is a file that
-    prepare did not write.
+    content: of the step's file; None for no file. facts: numbers and texts for prepare.csv.
+    problem: why the image cannot be used.
     """
 
-    files: Mapping[Path, bytes] = field(default_factory=dict)
+    content: bytes | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    foreign: bool = False
 
 
 class Step(ABC):
     """A method of a step. To add one: its class, and a row in the dict of its module.
 
-    Other processes build it from the same arguments: a pickled step carries no network.
+    Another process builds it from the same arguments: a pickled step carries no network.
     """
 
     name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
+    """Folders of the prepared set whose file of an image the result depends on."""
+    writes: ClassVar[str]
+    """The folder that the step's files go to."""
     does: ClassVar[str]
     """The first line of the docstring, for `prepare --explain`."""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -49,32 +51,37 @@ class Step(ABC):
     def __init_subclass__(cls) -> None:
         cls.does = (cls.__doc__ or "").strip().partition("\n")[0]
 
-    def __init__(self, settings: Prepare, places: Places, device: str) -> None:
-        """device: auto, cpu, cuda or cuda:N. Raises InputError where something is missing."""
-        self.settings, self.places, self.device = settings, places, device
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        """root: the prepared set; device: auto, cpu, cuda or cuda:N. Raises InputError."""
+        self.settings, self.root, self.device = settings, root, device
 
-    def __reduce__(self) -> tuple[type[Step], tuple[Prepare, Places, str]]:
-        return type(self), (self.settings, self.places, self.device)
+    def __reduce__(self) -> tuple[type[Step], tuple[Prepare, Path, str]]:
+        return type(self), (self.settings, self.root, self.device)
 
     def worker(self) -> Step:
         """What maps samples to outcomes: this step here, one built again in another process."""
         return self
+
+    def path(self, kind: str, sample: Sample) -> Path:
+        """The file of an image in a folder of the prepared set."""
+        return prepared_path(self.root, kind, sample.id)
+
+    def inputs(self, sample: Sample) -> list[Path]:
+        """The files of an image that its result depends on."""
+        return [self.path(kind, sample) for kind in self.reads]
 
     @abstractmethod
     def provenance(self) -> Mapping[str, object]:
         """What all results depend on: options, digests of weights, version of the code."""
 
     @abstractmethod
-    def inputs(self, sample: Sample) -> Sequence[Path]:
-        """The files of an image that its result depends on."""
+    def make(self, sample: Sample) -> Outcome:
+        """The outcome for one image. Raises Unusable."""
 
-    @abstractmethod
-    def outputs(self, sample: Sample) -> Sequence[Path]:
-        """The files that the step may write for an image."""
-
-    @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         """An outcome for each image; whatever is wrong with one is its problem, never an error."""
+        results = each(self.make, samples)
+        return [Outcome(problem=str(r)) if isinstance(r, Unusable) else r for r in results]
 
 
 class Unusable(Exception):
@@ -144,12 +151,6 @@ def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unu
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(attempt, samples))
-
-
-def outcomes(work: Callable[[Sample], Outcome], samples: Sequence[Sample]) -> list[Outcome]:
-    """As `each`; an image that cannot be used has a problem."""
-    results = each(work, samples)
-    return [Outcome(problem=str(one)) if isinstance(one, Unusable) else one for one in results]
 
 
 def optional(module: str, option: str) -> Any:
