@@ -14,9 +14,7 @@ class CacheError(Exception):
     the options to add, as `teacher-cache --force`, which makes the cache usable.
     """
 
-    def __init__(
-        self, message: str, differences: Sequence[Any] = (), *, command: str = ""
-    ) -> None:
+    def __init__(self, message: str, differences: Sequence[Any] = (), *, command: str = "") -> None:
         super().__init__(message)
         self.differences, self.command = list(differences), command
 

@@ -51,6 +51,8 @@ def reason(reason: Reason, stage: str) -> str:
     """Why an output is not fresh."""
     if reason.kind == "no-record":
         return "has no manifest"
+    if reason.kind == "store":
+        return reason.name
     if reason.kind == "out":
         return "differs from its recorded digest"
     if reason.kind == "param":
@@ -130,8 +132,9 @@ def _teacher(result: Any) -> Facts:
 def _cache(result: Any) -> Facts:
     found = _data(result.data)
     found["views"] = f"{result.views} of each sample" + ", the first plain" * result.plain_view
-    if result.kept:
-        found["resumed"] = f"{result.kept} of {result.chunks} chunks were there"
+    for target, kept in result.kept.items():
+        if kept:
+            found[target] = f"{kept} of {result.chunks} (block, view) were there"
     return found | {"cache": f"{result.path} ({result.bytes / 1e6:.1f} MB)"}
 
 
@@ -190,7 +193,22 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
+def _prepare(result: Any) -> Facts:
+    found = dict(result.summary)
+    if result.left_out:
+        found["left out"] = f"{result.left_out} images, listed in {result.listing}"
+    if result.removed:
+        found["removed"] = f"{result.removed} images that are no longer in the raw dataset"
+    if result.skipped:
+        counts = sorted(result.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
+        found["skipped"] = "not images: " + ", ".join(f"{n} {suffix}" for suffix, n in counts)
+    if result.enlarged:
+        found["note"] = "HR faces are bicubic enlargements: nothing was restored"
+    return found | {"listing": result.listing, "contact sheet": result.page}
+
+
 SUMMARIES: dict[str, Callable[[Any], Facts]] = {
+    "prepare": _prepare,
     "train-teacher": _teacher,
     "teacher-cache": _cache,
     "train-student": _student,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import check_data
-from deskpro.stages.data.index import KINDS, Problem
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.index import Problem
+from deskpro.stages.data.layouts import KINDS, LAYOUTS
 
 
 def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, object]]:
@@ -20,7 +20,14 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
     )
-    facts = checked.facts(folder.left_out)
+    data = checked.facts(folder.left_out)
+    facts: dict[str, object] = {
+        "used": f"{data['samples']} samples of {data['identities']} identities"
+    }
+    if data["left_out"]:
+        facts["left out"] = f"{data['left_out']} samples, listed in {folder.left_out}"
+    if data["vanished"]:
+        facts["vanished"] = "identities without a sample left: " + ", ".join(data["vanished"])
     for split in ("query", "gallery"):
         rows = checked.split(split)
         faceless = int(rows["lr_face"].isna().sum())

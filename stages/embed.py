@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deskpro.cache.files import write_aside
-from deskpro.stages.base import device as devices
+from deskpro.stages.base import distributed
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.check import check_data
 from deskpro.stages.evaluation.features import extract_features, open_extractor
@@ -36,7 +36,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[
     and normalisation; `feature` float32 [n, H·D], the final feature, whose dot products are what
     `eval` ranks by. Heads of an image that is absent are 0. Returns the facts for the summary.
     """
-    device = devices.pick(options.device)
+    device = distributed.pick_device(options.device)
     data = options.data
     extractor = open_extractor(inputs.network, None, data.face_size, data.body_size, device)
     checked = check_data(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import KINDS, class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, kinds, load_student, load_teacher, save
 
 
@@ -38,7 +38,7 @@ def run(inputs: Inputs, outputs: Outputs, dataset: str, force: bool = False) -> 
     for the summary.
     """
     classes = None if inputs.data is None else _classes(inputs.data, dataset)
-    networks: dict[str, tuple[nn.Module, ModelInfo]] = {}
+    networks: dict[str, tuple[LMBN | Student, ModelInfo]] = {}
     for kind in kinds(inputs.checkpoint):
         if kind == "teacher":
             teacher, info = load_teacher(inputs.checkpoint)

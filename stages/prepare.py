@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_bytes, write_text
-from deskpro.cache.lock import hold
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import STEPS, Prepare
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.file_index import FileIndex
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.index import Problem
+from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
@@ -28,53 +32,117 @@ from deskpro.stages.preparation.record import (
     images_by_stem,
     unfinished,
 )
-from deskpro.stages.preparation.samples import KINDS, Sample, companions, find_samples
+from deskpro.stages.preparation.samples import (
+    KINDS,
+    Sample,
+    companions,
+    find_samples,
+    is_own_folder,
+)
 from deskpro.stages.preparation.step import Outcome, Step
 
 _LISTED = 40
 """Problems in one error message; prepare.csv lists all images that were left out."""
 
 
+_NETWORK_FILES = (
+    "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin",
+)  # fmt: skip
+"""Of a folder in the format of transformers; those that it lacks don't count."""
+
+
 @dataclass(frozen=True)
-class Inputs:
-    """file_index: file that remembers the content of files, by size and time of change."""
+class PrepareResult(Result):
+    """summary: counts by name, as `listing.summary` gives; skipped: suffix → files that are no
+    images; removed: images that are no longer in the raw dataset."""
 
-    file_index: Path
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """listing: prepare.csv in the prepared set, written last; page: the contact sheet."""
-
+    summary: Mapping[str, object]
+    left_out: int
+    removed: int
+    skipped: Mapping[str, int]
+    enlarged: bool
     listing: Path
     page: Path
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Prepare every image of the raw dataset; files that are up to date are kept.
+class PrepareData(Stage):
+    """Prepares every image of the raw dataset; files that are up to date are kept."""
 
-    Each step runs on all images before the next; the files of an image are complete or absent.
+    name = "prepare"
+    params = (
+        "data_train",
+        "prepare.own",
+        "prepare.steps",
+        *(f"prepare.{step}" for step in STEPS),
+        "prepare.unusable",
+    )
+    required = True
 
-    Returns:
-        Facts for the summary.
+    @property
+    def settings(self) -> Prepare:
+        return self.options.prepare or Prepare()
 
-    Raises:
-        InputError: images cannot be used and `prepare.unusable` is "refuse"; all others are done.
-        CacheError: another process prepares the same set.
-    """
-    settings, root = options.prepare or Prepare(), options.data.root
-    found = find_samples(settings.root or root, options.data_train, settings.own)
-    _refuse(found.problems)
-    steps = _steps(settings, root, options.device)
-    with hold(root / ".prepare" / "set", "prepare"):
-        file_index = FileIndex(inputs.file_index)
+    @property
+    def home(self) -> RunFolder:
+        return RunFolder(self.options.data.root / ".prepare")
+
+    def check(self) -> None:
+        if self.options.prepare is None:
+            raise InputError(
+                "the recipe has no section prepare, which names the raw dataset. Set prepare.root; "
+                "deskpro prepare --explain shows the other options"
+            )
+
+    def deps(self) -> list[Dep]:
+        settings = self.settings
+        found = []
+        if settings.root is not None:
+            layout = LAYOUTS[self.options.data_train]
+            if is_own_folder(settings.root, self.options.data_train):
+                found.append(Dep("the raw images", settings.root, "**/*"))
+            else:
+                bodies = layout.bodies(settings.root)
+                for split, pattern in layout.files.items():
+                    found.append(Dep(f"the raw images of {split}", bodies, pattern))
+            for name in ("clothes.csv", *layout.scenes.values()):
+                found.append(Dep(name, settings.root / name))
+        if settings.parsing.method == "labels" and settings.parsing.labels is not None:
+            found.append(Dep("the label maps", settings.parsing.labels, "**/*"))
+        if settings.parsing.model is not None:
+            for name in _NETWORK_FILES:
+                found.append(
+                    Dep(f"prepare.parsing.model, {name}", Path(settings.parsing.model) / name)
+                )
+        restoration = settings.restoration
+        if restoration.method == "pictures" and restoration.pictures is not None:
+            found.append(Dep("the HR images", restoration.pictures, "**/*"))
+        models = {"face": settings.face.model, "restoration": restoration.model}
+        found += [Dep(f"prepare.{step}.model", path) for step, path in models.items() if path]
+        return found
+
+    def outs(self) -> list[Path]:
+        return [self.options.data.root / "prepare.csv"]
+
+    def run(self, job: Job) -> Result:
+        """Each step runs on all images before the next.
+
+        Raises:
+            InputError: images cannot be used and `prepare.unusable` is "refuse"; all others are
+                done.
+        """
+        settings, root = self.settings, self.options.data.root
+        found = find_samples(settings.root or root, self.options.data_train, settings.own)
+        _refuse(found.problems)
+        steps = _steps(settings, root, self.options.device)
+        outputs = Outputs(root / "prepare.csv", root / "prepare.html")
         records = {name: Records(root, name) for name in ("body", *STEPS)}
         resident = images_by_stem(root)
         made = records["body"].ids() | {sample.id for sample in found.samples}
         _refuse_foreign_files(settings, resident, {root / "imgs" / id_ for id_ in made}, outputs)
         outputs.listing.unlink(missing_ok=True)  # it exists only while the set is complete
         remove_partials(root)
-        _copy_companions(options, settings, found.samples, file_index)
+        _copy_companions(self.options, settings, found.samples, job.index)
         before = [records[name] for name in records.keys() - {step.name for step in steps}]
         images = [Prepared(sample) for sample in found.samples]
         for image in images:
@@ -82,22 +150,26 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
                 image.facts |= earlier.facts(image.sample.id)
         for step in steps:
             usable = [image for image in images if image.problem is None]
-            todo = unfinished(step, usable, records[step.name], resident, file_index)
-            _perform(step, images, todo, records[step.name], settings.batch)
-        file_index.save()
+            todo = unfinished(step, usable, records[step.name], resident, job.index)
+            _perform(step, images, todo, records[step.name], self.options)
         images.sort(key=lambda image: image.sample.id)
-        removed = _finish(options, steps, images, records, file_index, outputs)
-    facts = listing.summary(images)
-    left_out = sum(image.problem is not None for image in images)
-    if left_out:
-        facts["left out"] = f"{left_out} images, listed in {outputs.listing}"
-    if removed:
-        facts["removed"] = f"{removed} images that are no longer in {settings.root}"
-    if found.skipped:
-        facts["skipped"] = f"not images: {listing.counted(found.skipped)}"
-    if "restoration" in settings.steps and settings.restoration.method == "bicubic":
-        facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
-    return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
+        removed = _finish(self.options, steps, images, records, job.index, outputs)
+        return PrepareResult(
+            summary=listing.summary(images),
+            left_out=sum(image.problem is not None for image in images),
+            removed=removed,
+            skipped=found.skipped,
+            enlarged="restoration" in settings.steps and settings.restoration.method == "bicubic",
+            listing=outputs.listing,
+            page=outputs.page,
+        )
+
+
+class Outputs(NamedTuple):
+    """listing: prepare.csv in the prepared set, written last; page: the contact sheet."""
+
+    listing: Path
+    page: Path
 
 
 def _steps(settings: Prepare, root: Path, device: str) -> list[Step]:
@@ -107,31 +179,23 @@ def _steps(settings: Prepare, root: Path, device: str) -> list[Step]:
     return [method(settings, root, device) for method in methods]
 
 
-def _map(
-    make_worker: Callable[[], Step], items: Iterable[tuple[Sample, ...]]
-) -> Iterator[tuple[tuple[Sample, ...], list[Outcome]]]:
-    """Each item with its result."""
-    worker = make_worker()
-    for item in items:
-        yield item, worker(item)
-
-
 def _perform(
-    step: Step, images: Sequence[Prepared], todo: set[str], records: Records, size: int
+    step: Step, images: Sequence[Prepared], todo: set[str], records: Records, options: Options
 ) -> None:
-    """Run a step on the images `todo`, in batches of `size`; only this process writes.
+    """Run a step on the images `todo`, in batches; only this process writes.
 
     The records of a batch are on disk before its files: after a crash in between, the files that
     exist are known, and the others are written by the same command.
     """
     by_id = {image.sample.id: image for image in images}
+    size, launch = (options.prepare or Prepare()).batch, options.launch
     batches = [images[i : i + size] for i in range(0, len(images), size)]
     items = [
         tuple(replace(p.sample, facts=p.facts) for p in batch if p.sample.id in todo)
         for batch in batches
     ]
     with bar(f"prepare {step.name}", len(todo), "images") as progress, ThreadPoolExecutor() as pool:
-        for samples, outcomes in _map(step.worker, filter(None, items)):
+        for samples, outcomes in Engine(launch).map(step.worker, filter(None, items)):
             paths = [step.path(step.writes, sample) for sample in samples]
             new = []
             for sample, path, outcome in zip(samples, paths, outcomes, strict=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from deskpro.stages.base.section import FilePath, Fraction, Positive, Section
+from deskpro.stages.base.section import FilePath, Fraction, NoEffect, Positive, Section
 
 StepName = Literal["parsing", "mask", "face", "restoration"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
@@ -49,7 +49,7 @@ class Parsing(Section):
     """labels reads existing label maps, segformer computes them."""
     scheme: Literal["lip", "atr", "pascal", "cihp"] = "atr"
     """What the class ids mean; `deskpro prepare --explain` shows the table."""
-    labels: FilePath | None = None
+    labels: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """For labels: the folder of PNGs of one channel, below it the paths of the body images."""
     model: str | None = None
     """For segformer: a local folder in the format of transformers, or a name on its hub."""
@@ -67,7 +67,7 @@ class FaceBox(Section):
 
     method: Literal["head", "yunet"] = "head"
     """head: the square about the head region of the label map; yunet: a face detector."""
-    model: FilePath | None = None
+    model: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """For yunet: its ONNX file."""
     margin: Annotated[float, Field(ge=0, le=2)] = 0.15
     """Room on each side of what was found, as a share of its longer side."""
@@ -89,9 +89,9 @@ class Restoration(Section):
     method: Literal["bicubic", "spandrel", "pictures"] = "bicubic"
     """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
     HR body images."""
-    model: FilePath | None = None
+    model: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
-    pictures: FilePath | None = None
+    pictures: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """For pictures: the folder of HR body images, below it the paths of the body images."""
     size: Annotated[int, Field(ge=16, le=2048)] = 224
     """Side of the HR face of bicubic and pictures; a network has its own."""
@@ -100,7 +100,7 @@ class Restoration(Section):
 class Prepare(Section):
     """From a raw dataset to the prepared layout in `data.root`."""
 
-    root: FilePath | None = None
+    root: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """The raw dataset in the layout of `data_train`; null: the images already in `data.root`."""
     own: Own = Own()
     """How `root` is read if `data_train` is own."""
@@ -113,9 +113,9 @@ class Prepare(Section):
     unusable: Literal["refuse", "leave-out"] = "refuse"
     """Images that cannot be read, or whose label map is missing, of another size or has an unknown
     class: an error, or left out and listed."""
-    batch: Positive = 16
+    batch: Annotated[Positive, NoEffect("results don't depend on batches")] = 16
     """Images that go through a network at a time; an interruption costs at most one batch."""
-    shown: Annotated[int, Field(ge=0, le=500)] = 24
+    shown: Annotated[int, Field(ge=0, le=500), NoEffect("only shown")] = 24
     """Random, and as many doubtful, images on the contact sheet."""
 
     @field_validator("steps")

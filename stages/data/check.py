@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from deskpro.cache.file_index import Facts, FileIndex
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import Problem, read_index
@@ -38,22 +39,20 @@ class CheckedData:
         """Training identities of which no sample is left."""
         return sorted(set(self.left_out["pid"]) - set(self.split("train")["pid"]))
 
-    def facts(self, listing: Path) -> dict[str, object]:
-        """What was used and what was left out, for a stage's summary; writes a list of the latter.
+    def facts(self, listing: Path) -> dict[str, Any]:
+        """What was used and left out: samples, identities, left_out, vanished, listing.
 
         `listing` gets a CSV of sample_id, pid, reason (only the header where all was used).
         """
-        with write_aside(listing) as aside:
-            self.left_out.to_csv(aside, index=False)
-        train, vanished = self.split("train"), self.vanished()
-        facts: dict[str, object] = {
-            "used": f"{len(train)} samples of {train['pid'].nunique()} identities",
+        write_text(listing, self.left_out.to_csv(index=False))
+        train = self.split("train")
+        return {
+            "samples": len(train),
+            "identities": train["pid"].nunique(),
+            "left_out": len(self.left_out),
+            "vanished": self.vanished(),
+            "listing": listing,
         }
-        if len(self.left_out):
-            facts["left out"] = f"{len(self.left_out)} samples, listed in {listing}"
-        if vanished:
-            facts["vanished"] = "identities without a sample left: " + ", ".join(vanished)
-        return facts
 
     def require(self) -> CheckedData:
         """Itself, or InputError with a line per problem."""

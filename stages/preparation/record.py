@@ -6,14 +6,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deskpro.cache.files import sha256
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.journal import Journal
-from deskpro.stages.data.file_index import FileIndex
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import KINDS, Sample
 from deskpro.stages.preparation.step import Outcome, Step
@@ -109,18 +107,11 @@ class Records:
         self._journal.rewrite(asdict(record) for record in kept if record is not None)
 
 
-def digests(paths: Iterable[Path], file_index: FileIndex) -> dict[Path, str]:
+def digests(paths: Iterable[Path], index: FileIndex, *, deep: bool = False) -> dict[Path, str]:
     """The SHA-256 of each file; "" for one that is absent or cannot be read."""
-
-    def digest(path: Path) -> str:
-        try:
-            return str(file_index.recall(str(path), "sha256", lambda: sha256(path)))
-        except OSError:
-            return ""
-
     unique = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(unique, pool.map(digest, unique), strict=True))
+    facts = index.probe(unique, deep=deep)
+    return {path: facts[str(path)].sha256 for path in unique}
 
 
 def images_by_stem(root: Path) -> dict[Path, list[Path]]:

@@ -179,9 +179,9 @@ def require_model(path: Path | None, option: str, what: str) -> Path:
 
 def on_device(network: Any, name: str) -> Any:
     """Put a torch network in evaluation mode on a device; returns the device."""
-    from deskpro.stages.base.device import pick
+    from deskpro.stages.base.distributed import pick_device
 
-    device = pick(name)
+    device = pick_device(name)
     network.to(device).eval()
     return device
 
