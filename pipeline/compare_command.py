@@ -1,4 +1,4 @@
-"""`deskpro compare RUN RUN …`: evaluated runs beside each other."""
+"""`deskpro compare RUN RUN …`: compare evaluated runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from deskpro.stages.base.errors import InputError
     show_default=True,
     help="The folder for compare.csv and compare.png.",
 )
-@click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
+@click.option(
+    "--anyway", is_flag=True, help="Compare what runs share whose protocols or data differ."
+)
 def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
-    """Compare runs with the first: one table and image, with a paired test over queries."""
+    """Compare runs with the first: one table and one chart, with a paired test over queries."""
     from deskpro.stages import compare as stage
     from deskpro.stages.base.progress import summary
 
     if len(runs) < 2:
-        raise InputError(f"{len(runs)} run given, it takes two: deskpro compare RUN RUN …")
+        raise InputError(
+            f"{len(runs)} run given; at least two are needed: deskpro compare RUN RUN …"
+        )
     summary("compare: done", stage.run(runs, out, anyway=anyway))

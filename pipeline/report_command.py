@@ -1,4 +1,4 @@
-"""`deskpro report RUN`: what a run is worth, in one HTML file."""
+"""`deskpro report RUN`: a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ import click
     "--good", default=6, show_default=True, type=click.IntRange(0), help="Good queries to show."
 )
 @click.option(
-    "--failed", default=12, show_default=True, type=click.IntRange(0), help="Failed queries."
+    "--failed",
+    default=12,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Failed queries to show.",
 )
 @click.option(
-    "--samples", default=8, show_default=True, type=click.IntRange(0), help="Training samples."
+    "--samples",
+    default=8,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Training samples to show.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As data.root=DIR.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example data.root=DIR."
+)
 def report(
     run: Path,
     out: Path | None,
@@ -28,11 +38,10 @@ def report(
     samples: int,
     overrides: tuple[str, ...],
 ) -> None:
-    """Write the report of a run folder: one HTML file with everything in it.
+    """Write the report of an evaluated run: one HTML file that needs no network.
 
-    Figures with their intervals, curves, ranked lists of good and failed queries, the student's
-    attention beside its target, and what everything was made from. It needs no network, and RUN
-    must have been evaluated.
+    It shows accuracy with intervals, curves, ranked lists of good and failed queries, the student's
+    attention beside its target, and the provenance of every output.
     """
     from deskpro.pipeline import config
     from deskpro.stages import report as stage
@@ -43,7 +52,9 @@ def report(
     folder = RunFolder(run)
     record = folder.read_manifest("eval")
     if record is None or not folder.metrics.exists():
-        raise InputError(f"{run}: no metrics.json with its manifest. To evaluate the run: make eval")
+        raise InputError(
+            f"{run}: no metrics.json with its manifest. To evaluate the run: make eval"
+        )
     facts = stage.run(
         config.restore(record["config"], overrides),
         folder,
