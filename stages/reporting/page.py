@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: template, style and script go into it."""
+"""Render a page as one self-contained HTML file, with its style and script."""
 
 from __future__ import annotations
 
