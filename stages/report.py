@@ -137,7 +137,7 @@ def _cards(
     # Single-shot draws repeat a query: the lists are of the first draw.
     chosen = ranked.choose(numeric.drop_duplicates("sample_id"), good, failed)
     index = _index(root, metrics["data"]["dataset"], "query", "gallery")
-    paths = {row["sample_id"]: row for row in index.to_dict("records")}
+    paths: dict[str, Any] = {row["sample_id"]: row for row in index.to_dict("records")}
     cards = ranked.cards(chosen, lists, paths, show)
     return cards, "" if cards else "No queries were requested."
 

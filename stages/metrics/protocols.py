@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Codes = Mapping[str, np.ndarray]
 """Of some images: `camid`, `clothes` and `scene` as int64 codes that query and gallery share."""

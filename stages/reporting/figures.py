@@ -24,9 +24,10 @@ COLOURS = {
 }  # fmt: skip
 """CSS variable → its light value in report.css. PNGs show the value, SVGs refer to the variable."""
 _VARIABLES = {value: f"var(--{name})" for name, value in COLOURS.items()}
-_LAST: dict[str, Any] = {"marker": "o", "markersize": 5, "markevery": [-1]}
-"""A dot at the end of a curve."""
+_STEPS = (1, 2, 5, 10)
+"""Between the marks of an axis, times a power of ten."""
 _DASHES = {"face": ":", "body": "--"}
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": COLOURS["ink"]}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _PIXEL = 1 / 72
 """Inches: a unit of the SVG."""
@@ -47,12 +48,15 @@ def cmc(curves: Mapping[str, Sequence[float]], title: str = "queries matched, %"
     figure, axes = _axes(title, (440, 270))
     for i, (name, shares) in enumerate(curves.items()):
         ranks = range(1, len(shares) + 1)
-        axes.plot(ranks, 100 * np.asarray(shares), **_line(name, i), label=name)
+        axes.plot(
+            ranks, 100 * np.asarray(shares), label=name, linewidth=2.25, clip_on=False,
+            color=COLOURS.get(name, f"C{i}"), linestyle=_DASHES.get(name, "-"),
+        )  # fmt: skip
     axes.set(xlabel="rank", ylim=(0, 100))
+    axes.legend(loc="lower right", **_LEGEND)
     last = max((len(shares) for shares in curves.values()), default=1)
-    marks = MaxNLocator(6, integer=True).tick_values(1, last)
+    marks = MaxNLocator(6, steps=_STEPS, integer=True).tick_values(1, last)
     axes.set_xticks([1, *(mark for mark in marks if 1 < mark <= last)])
-    _legend(axes, loc="lower right")
     return figure
 
 
@@ -61,12 +65,12 @@ def history_chart(
 ) -> Figure:
     """A quantity by epoch, on a scale that includes 0; colour: a name of `COLOURS`."""
     figure, axes = _axes(title, (300, 190))
-    axes.plot(epochs, values, **_line(colour), **_LAST)
+    _curve(axes, epochs, values, colour, linewidth=2.25)
     finite = [value for value in values if math.isfinite(value)]
-    axes.set(xlabel="epoch")
-    axes.set_ylim(bottom=min([0.0, *finite]))
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    axes.set(xlabel="epoch", ylim=(low, high + 0.1 * (high - low) or 1.0))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
     return figure
 
@@ -75,7 +79,7 @@ def spark(values: Sequence[float], top: float, colour: str) -> Figure:
     """A curve of the size of a word on a scale from 0 to `top`; colour: a name of `COLOURS`."""
     figure = Figure(figsize=(96 * _PIXEL, 24 * _PIXEL))
     axes = figure.add_axes((0.03, 0.15, 0.94, 0.7))
-    axes.plot(values, **_line(colour) | {"linestyle": "-", "linewidth": 1.75}, **_LAST)
+    _curve(axes, range(len(values)), values, colour, linewidth=1.75)
     axes.set_ylim(0, top or 1.0)
     axes.axis("off")
     return figure
@@ -83,21 +87,24 @@ def spark(values: Sequence[float], top: float, colour: str) -> Figure:
 
 def bars(rows: Sequence[Interval], title: str) -> Figure:
     """Per cent with intervals: a group of bars for each `group`, one for each `series` in it."""
-    groups, names = ([*dict.fromkeys(row[i] for row in rows)] for i in (0, 1))
-    figure, axes = _axes(title, (max(440, 26 * len(groups) * (len(names) + 1)), 270))
+    groups = [*dict.fromkeys(row.group for row in rows)]
+    names = [*dict.fromkeys(row.series for row in rows)]
+    figure, axes = _axes(title, (max(440, 26 * len(groups) * (len(names) + 1)), 240))
     width = 0.8 / len(names)
+    drawn = []
     for i, name in enumerate(names):
-        label = name.replace("$", r"\$")  # else matplotlib reads formulas
         mine = [row for row in rows if row.series == name]
         places = [groups.index(row.group) + (i - (len(names) - 1) / 2) * width for row in mine]
         value, *ends = 100 * np.array([row[2:] for row in mine]).T
-        axes.bar(
-            places, value, 0.9 * width, yerr=np.abs(ends - value), label=label, capsize=3,
-            color=_line(name, i)["color"], ecolor=COLOURS["ink"],
+        group = axes.bar(
+            places, value, 0.9 * width, yerr=np.abs(ends - value), capsize=3,
+            color=COLOURS.get(name, f"C{i}"), ecolor=COLOURS["ink"],
         )  # fmt: skip
+        drawn.append(group.patches[0])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(bottom=0)
-    _legend(axes, loc="outside upper right", ncols=min(len(names), 4))
+    labels = [name.replace("$", r"\$") for name in names]  # no formulas
+    figure.legend(drawn, labels, loc="outside lower center", ncols=min(len(names), 4), **_LEGEND)
     return figure
 
 
@@ -162,16 +169,14 @@ def _axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(name: str, place: int = 0) -> dict[str, Any]:
-    """The look of a series: that of its stream, or the next colour."""
-    colour, dashes = COLOURS.get(name, f"C{place}"), _DASHES.get(name, "-")
-    return {"color": colour, "linestyle": dashes, "linewidth": 2.25, "clip_on": False}
-
-
-def _legend(axes: Axes, **where: Any) -> None:
-    look = {"frameon": False, "fontsize": 11, "labelcolor": COLOURS["ink"]}
-    parent = axes.figure if "outside" in str(where["loc"]) else axes
-    parent.legend(**look, **where)
+def _curve(
+    axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, *, linewidth: float
+) -> None:
+    """A line that ends in a dot."""
+    axes.plot(
+        x, y, color=COLOURS[colour], linewidth=linewidth, clip_on=False,
+        marker="o", markersize=5, markevery=[-1],
+    )  # fmt: skip
 
 
 def _use_attributes(element: ElementTree.Element) -> None:

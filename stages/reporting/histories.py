@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -17,7 +17,7 @@ MEASURES = {"agree": ("agreement, %", percent), "divergence": ("KL, nats", numbe
 _OTHERS = ("epoch", "lr", "images_per_s")
 
 
-def split(columns: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(columns: Iterable[str]) -> tuple[list[str], list[str]]:
     """The loss terms and the metrics among the columns of a history.
 
     Training writes them in this order: the loss terms, `total`, the metrics. A metric of a head is
@@ -60,7 +60,7 @@ def heads(history: pd.DataFrame) -> list[dict[str, Any]]:
     ):
         title, write = MEASURES.get(measure, (measure, number))
         values = history[[*columns.values()]]
-        top = float(values.max(axis=None))
+        top = float(values.to_numpy().max())
         cells = {}
         for head, column in columns.items():
             curve = to_svg(spark(values[column].tolist(), top, colour), f"head-{column}")

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: template, style and script go into it."""
+"""Render a page as one self-contained HTML file, with its style and script."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
     data can add to it.
     """
     style = _text(f"{name}.css")
-    script = _text("report.js") if name == "report" else ""  # the only page that moves
+    script = _text("report.js") if name == "report" else ""  # the only page with a script
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; "
         f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"

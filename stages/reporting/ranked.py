@@ -51,5 +51,5 @@ def cards(
             hit["image"] = show("gallery", paths.get(hit["sample_id"], {}).get("imgs"))
         kinds = {"imgs": "query", "lr_face": "face", "hr_face": "face"}
         shown = {kind: show(size, images.get(kind)) for kind, size in kinds.items()}
-        found.append({**query, "images": shown, "found": hits})
+        found.append({str(k): v for k, v in query.items()} | {"images": shown, "found": hits})
     return found

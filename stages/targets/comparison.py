@@ -33,7 +33,7 @@ class Compared:
     """A training sample under view 0 of the cache; images are uint8 [3, H, W].
 
     Attention images, `difference` (mean absolute difference of the student's attention from its
-    target, 0..1) and opinions are None where the student lacks that stream.
+    target, 0..1) and predictions are None where the student lacks that stream.
     """
 
     sample_id: str
@@ -56,23 +56,23 @@ def compare(
     sizes: tuple[tuple[int, int], tuple[int, int]],
     samples: int,
 ) -> list[Compared]:
-    """Show the student up to `samples` of the cache, of identities spread evenly over the classes.
+    """Run the student on up to `samples` of the cache, their identities spread over the classes.
 
-    sizes: (height, width) of face and body. Runs on the CPU. An opinion is the mean of the softmax
-    over the seven face heads, at temperature 1. Raises InputError or CacheError where cache,
-    student or images aren't there, or aren't of each other.
+    sizes: (height, width) of face and body. Runs on the CPU. A prediction is the mean of the
+    softmax over the face heads, at temperature 1. Raises InputError or CacheError where cache,
+    student or images are missing or do not belong together.
     """
     store = TargetStore(cache)
     readers = {name: MappedReader(cache, TARGETS[name].group) for name in ("logits", "attention")}
     student, info = load_student(weights)
     classes = list(readers["logits"].fingerprint["classes"])
     if info.num_classes != len(classes) or info.classes not in (None, classes):
-        raise InputError(f"{weights} was trained on other identities than {cache} speaks of")
+        raise InputError(f"{weights}: its training identities differ from those of {cache}")
     index, _ = read_index(root, LAYOUTS[dataset], ("train",))
     sample_ids = store.column("sample_id").tolist()
     rows = _choose(sample_ids, store.column("label"), index, samples)
     if not rows:
-        raise InputError(f"{root}: none of the training images that {cache} speaks of is here")
+        raise InputError(f"{root}: none of the training images of {cache} is in this folder")
 
     table = index.set_index("sample_id", drop=False).reindex([sample_ids[row] for row in rows])
     face, body = info.face_size or sizes[0], info.body_size or sizes[1]
