@@ -59,8 +59,7 @@ def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]
     """Train on the samples of the cache; returns the facts for the summary."""
     import torch
 
-    from deskpro.stages.models.cost import multiply_adds
-    from deskpro.stages.models.student import Student
+    from deskpro.stages.models.student import Student, multiply_adds
     from deskpro.stages.models.warm_start import warm_start
     from deskpro.stages.training import recipe
 
@@ -124,10 +123,10 @@ def _streams(student: Student) -> Callable[[nn.Module, Tensors], Streams]:
 def _agreement(options: Options) -> Callable[[Streams, Tensors], Tensors]:
     """How far the face stream agrees with the teacher's logits, where it is trained on them."""
     from deskpro.stages.losses.agreement import agreement
-    from deskpro.stages.models.lmbn import HEADS
+    from deskpro.stages.models.lmbn import LMBN
 
     def metrics(outputs: Streams, targets: Tensors) -> Tensors:
-        return agreement(outputs["face"].logits, targets["logits"], options.kd_loss.T, HEADS)
+        return agreement(outputs["face"].logits, targets["logits"], options.kd_loss.T, LMBN.heads)
 
     uses_logits = "logits" in targets_needed(options, options.streams)
     return metrics if uses_logits else lambda outputs, targets: {}
