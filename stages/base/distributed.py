@@ -121,13 +121,31 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def all_gather(values: torch.Tensor) -> torch.Tensor:
-    """The tensors [B, …] of all ranks as one [B·world_size, …]; gradients flow back to each."""
+    """The tensors [B, …] of all ranks as one [B·world_size, …]; gradients flow back to each.
+
+    torch.distributed.nn.functional.all_gather is deprecated in torch 2.14, and on gloo gives wrong
+    gradients where the gradient of its result is not contiguous, as a triplet loss makes it.
+    """
     if world_size() == 1:
         return values
     import torch
-    from torch.distributed.nn import functional
+    from torch import distributed
 
-    return torch.cat(functional.all_gather(values.contiguous()))
+    init_group()
+
+    def summed(gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    own = values.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    distributed.all_gather(parts, own)
+    parts[rank()] = values
+    whole = torch.cat(parts)
+    if whole.requires_grad:
+        whole.register_hook(summed)
+    return whole
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
