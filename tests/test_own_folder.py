@@ -1,4 +1,4 @@
-"""A folder of one's own: who, which camera, which split."""
+"""A folder of your own images: who, which camera, which split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tree(root: Path, people: dict[str, list[str]]) -> Path:
     st.integers(1, 3),
     st.integers(0, 3),
 )
-def test_a_folder_of_ones_own_is_split_by_people(
+def test_a_folder_of_own_images_is_split_by_people(
     tmp_path_factory: pytest.TempPathFactory,
     people: dict[str, int],
     test: float,
@@ -81,17 +81,17 @@ def test_names_may_say_camera_split_and_clothes(tmp_path: Path) -> None:
     found = find_samples(tmp_path, "own", Own(name=rule))
     samples = found.samples
     assert not found.problems
-    said = {(s.split, s.pid, s.camid, s.clothes) for s in samples}
-    assert said == {("train", "anna", 1, "coat"), ("train", "anna", 2, "suit"),
+    facts = {(s.split, s.pid, s.camid, s.clothes) for s in samples}
+    assert facts == {("train", "anna", 1, "coat"), ("train", "anna", 2, "suit"),
                     ("query", "bo", 2, "coat"), ("gallery", "bo", 1, "suit")}  # fmt: skip
     (tmp_path / "stray.jpg").write_bytes(b"")
     (tmp_path / "elsewhere" / "anna").mkdir(parents=True)
     (tmp_path / "elsewhere" / "anna" / "door_coat_1.jpg").write_bytes(b"")
     problems = find_samples(tmp_path, "own", Own(name=rule)).problems
-    said = {problem.path.name: problem.what for problem in problems}
-    assert {*said} == {"door_coat_1.jpg", "stray.jpg"}
-    assert "split 'elsewhere' must be one of train, query, gallery" in said["door_coat_1.jpg"]
-    assert "doesn't match prepare.own.name" in said["stray.jpg"]
+    facts = {problem.path.name: problem.what for problem in problems}
+    assert {*facts} == {"door_coat_1.jpg", "stray.jpg"}
+    assert "split 'elsewhere' must be one of train, query, gallery" in facts["door_coat_1.jpg"]
+    assert "doesn't match prepare.own.name" in facts["stray.jpg"]
 
 
 @pytest.mark.parametrize("rule", ["(?P<who>.*)", "(", "no groups", "(?P<pid>.*)(?P<age>.*)"])
@@ -101,18 +101,18 @@ def test_a_rule_without_a_pid_is_refused(rule: str) -> None:
 
 
 def problems_of(root: Path, rule: str = Own().name) -> dict[str, str]:
-    """What is wrong with a folder of one's own, by file name."""
+    """What is wrong with a folder of your own images, by file name."""
     return {p.path.name: p.what for p in find_samples(root, "own", Own(name=rule)).problems}
 
 
-def test_a_person_who_would_break_the_names_is_a_problem(tmp_path: Path) -> None:
+def test_an_identity_that_would_break_the_names_is_a_problem(tmp_path: Path) -> None:
     tree(tmp_path, {"a_c1_b": ["1.jpg"], "fine": ["3.jpg", "4.png"]})
     [(name, what)] = problems_of(tmp_path).items()
     assert name == "1.jpg"
     assert "identity 'a_c1_b' cannot be an ID" in what
 
 
-def test_two_pictures_of_one_name_are_a_problem(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_a_problem(tmp_path: Path) -> None:
     tree(tmp_path, {"anna": ["1.jpg", "1.png", "2.jpg"]})
     assert {*problems_of(tmp_path)} == {"1.jpg", "1.png"}
 
@@ -140,9 +140,9 @@ def test_odd_files_are_problems_or_counted(tmp_path: Path) -> None:
     (tmp_path / "anna" / f"{'long' * 60}.jpg").write_bytes(b"")
     found = find_samples(tmp_path, "own", Own())
     assert found.skipped == {".webp": 1, ".txt": 1}
-    said = " ".join(problem.what for problem in found.problems)
-    assert "broken link" in said
-    assert "007" in said
+    facts = " ".join(problem.what for problem in found.problems)
+    assert "broken link" in facts
+    assert "007" in facts
     shutil.rmtree(tmp_path / "007")
     (tmp_path / "anna" / "broken.jpg").unlink()
     assert ["longer than 200 bytes" in what for what in problems_of(tmp_path).values()] == [True]
@@ -158,7 +158,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert len(found.samples) == 4
 
 
-def test_a_clothes_csv_of_ones_own_is_read(tmp_path: Path) -> None:
+def test_an_own_clothes_csv_is_read(tmp_path: Path) -> None:
     tree(tmp_path, {"anna": ["1.jpg", "2.jpg"]})
     (tmp_path / "clothes.csv").write_text("path,clothes\nanna/1.jpg,coat\n")
     found = find_samples(tmp_path, "own", Own())
