@@ -113,9 +113,9 @@ def head_iou(made: Path, true: Path, splits: tuple[str, ...]) -> float:
 def test_true_label_maps_give_the_true_masks_and_training_runs(
     preparation: Preparation, raw_benchmark: Path
 ) -> None:
-    said = preparation.ok("eval.ranks=[1]", stage="all").err
-    assert "prepare: done" in said
-    assert "HR faces are bicubic enlargements: nothing was restored" in said
+    log = preparation.ok("eval.ranks=[1]", stage="all").err
+    assert "prepare: done" in log
+    assert "HR faces are bicubic enlargements: nothing was restored" in log
     assert (preparation.run / "metrics.json").is_file()
     iou = head_iou(preparation.made, raw_benchmark, (TRAIN, "query", GALLERY))
     assert iou >= 0.95
@@ -267,7 +267,7 @@ def no_label_map(raw: Path, name: str) -> str:
     "damage",
     [corrupt_body, label_map_of_another_size, unknown_class, coloured_label_map, no_label_map],
 )
-def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
+def test_an_image_that_cannot_be_used_is_refused_or_left_out(
     damage: Callable[[Path, str], str], preparation: Preparation
 ) -> None:
     name = sorted((preparation.raw / "imgs" / TRAIN).glob("*.jpg"))[1].name
@@ -281,8 +281,8 @@ def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
     assert "prepare.unusable=leave-out" in result.err
     assert not (preparation.made / "prepare.csv").exists()
 
-    said = preparation.ok("prepare.unusable=leave-out").err
-    assert "1 images, listed in" in said
+    log = preparation.ok("prepare.unusable=leave-out").err
+    assert "1 images, listed in" in log
     listing = preparation.listing()
     [left_out] = listing.index[listing["problem"].notna()]
     assert left_out == f"{TRAIN}/{name}"
@@ -297,8 +297,8 @@ def test_two_people_are_counted_and_shown(preparation: Preparation) -> None:
     labels = np.array(Image.open(path))
     labels[100:116, 2:16] = SCHEMES["atr"].names.index("Face")
     Image.fromarray(labels).save(path)
-    said = preparation.ok().err
-    assert "1 several" in said
+    log = preparation.ok().err
+    assert "1 several" in log
     listing = preparation.listing()
     row = listing.loc[f"{TRAIN}/{path.stem}.jpg"]
     assert row["doubts"] == "several"
@@ -306,7 +306,7 @@ def test_two_people_are_counted_and_shown(preparation: Preparation) -> None:
     assert "More than one head or face" in (preparation.made / "prepare.html").read_text()
 
 
-def test_another_option_makes_anew_only_what_depends_on_it(preparation: Preparation) -> None:
+def test_another_option_recomputes_only_what_depends_on_it(preparation: Preparation) -> None:
     preparation.ok()
 
     def written(kind: str) -> dict[Path, int]:
@@ -322,7 +322,7 @@ def test_another_option_makes_anew_only_what_depends_on_it(preparation: Preparat
     assert "is fresh" in preparation.ok("prepare.face.margin=0.4").err
 
 
-def test_raw_pictures_that_come_and_go_are_followed(preparation: Preparation) -> None:
+def test_raw_images_that_come_and_go_are_followed(preparation: Preparation) -> None:
     preparation.ok()
     gone = sorted((preparation.raw / "imgs" / GALLERY).glob("*.jpg"))[0]
     new = gone.with_name("0099_c1_0001.jpg")
@@ -360,7 +360,7 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     assert mine.read_bytes() == content
 
 
-def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparation) -> None:
+def test_what_was_fixed_by_hand_after_a_refusal_is_kept(preparation: Preparation) -> None:
     lost = sorted((preparation.raw / "labels" / TRAIN).glob("*.png"))[0]
     content = lost.read_bytes()
     lost.unlink()
@@ -390,7 +390,7 @@ def test_a_file_of_another_extension_in_the_way_is_refused(
     assert mine.is_file()
 
 
-def test_a_folder_with_other_pictures_is_not_mixed_with(
+def test_a_folder_with_other_images_is_not_mixed_with(
     preparation: Preparation, raw_benchmark: Path
 ) -> None:
     shutil.copytree(raw_benchmark / "imgs", preparation.made / "imgs")
@@ -494,7 +494,7 @@ def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
     } == {k: v for k, v in alone.items() if k[:4] in ("imgs", "mask", "lr_f")}
 
 
-def test_hr_faces_are_cut_from_hr_pictures(preparation: Preparation, tmp_path: Path) -> None:
+def test_hr_faces_are_cut_from_hr_images(preparation: Preparation, tmp_path: Path) -> None:
     sharp = tmp_path / "sharp"
     for path in (preparation.raw / "imgs").rglob("*.jpg"):
         large = Image.open(path).resize((256, 512), Image.Resampling.BICUBIC)
@@ -540,7 +540,7 @@ def test_a_published_dataset_keeps_its_names_and_rules(
     assert after[["lr_face", "hr_face", "mask"]].notna().all().all()
 
 
-def test_a_folder_of_ones_own_is_prepared_and_trained_on(
+def test_a_folder_of_own_images_is_prepared_and_trained_on(
     preparation: Preparation, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
     photos = tmp_path / "photos"
@@ -604,7 +604,7 @@ def test_a_photograph_on_its_side_is_stored_upright(
         ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said_before_anything_is_made(
+def test_what_is_missing_or_wrong_is_refused_before_any_work(
     option: str, message: str, preparation: Preparation
 ) -> None:
     result = preparation(option)
@@ -639,13 +639,13 @@ def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) 
 
 
 def test_explain_shows_every_class_and_method(command: Callable[..., Result]) -> None:
-    said = command("prepare", "--explain").out
+    text = command("prepare", "--explain").out
     for scheme in SCHEMES.values():
         for i, name in enumerate(scheme.names):
-            assert f"{i} {name}" in said
+            assert f"{i} {name}" in text
     for name in ("labels", "segformer", "regions", "head", "yunet", "bicubic", "spandrel"):
-        assert f"method={name}" in said
-    assert "held out" in said
+        assert f"method={name}" in text
+    assert "held out" in text
 
 
 def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -> None:
