@@ -35,7 +35,6 @@ from deskpro.stages.targets.provenance import option_differences
 from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, Source
 from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 
-
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -218,6 +217,8 @@ def test_an_unfinished_cache_is_not_resumed_with_something_else(
     kill_at_work(project, blocks=2)
     begun = content(store(project))
     options, named = CHANGES[change](project)
+    for manifest in (project.run / "manifests").iterdir():
+        manifest.unlink()
     result = project("teacher-cache", *options)
     assert result.code == 2
     assert all(part in result.err for part in named.split("; ")), result.err
@@ -589,7 +590,10 @@ def test_a_target_is_added_by_its_class_and_a_row(
     assert there(result, "logits") == there(result, "attention") == (9, 9)
     groups = tuple(target.group for name, target in TARGETS.items() if name != "brightness")
     after = content(store(project))
-    assert {name for name in before if before[name] != after[name]} <= {"index/zarr.json", "zarr.json"}
+    assert {name for name in before if before[name] != after[name]} <= {
+        "index/zarr.json",
+        "zarr.json",
+    }
     assert {name for name in after if name.startswith(groups)} == {
         name for name in before if name.startswith(groups)
     }
