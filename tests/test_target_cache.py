@@ -217,6 +217,8 @@ def test_an_unfinished_cache_is_not_resumed_with_something_else(
     kill_at_work(project, blocks=2)
     begun = content(store(project))
     options, named = CHANGES[change](project)
+    for manifest in (project.run / "manifests").iterdir():
+        manifest.unlink()
     result = project("teacher-cache", *options)
     assert result.code == 2
     assert all(part in result.err for part in named.split("; ")), result.err
