@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from deskpro.cache.reader import ZarrReader, all_bytes
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import distributed
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
@@ -91,12 +93,22 @@ def store_features(
         replace=True,  # features are computed from what is still here; nothing is lost
     ) as writer:
         if writer.missing:
-            worker = FeatureWorker(network, extractor.info.kind, table, options)
-            blocks = [range(*schema.rows(b).indices(len(table))) for b in writer.missing]
-            for block, features in zip(writer.missing, worker.run(blocks), strict=True):
-                writer.write(block, {"features": features})
+            make = partial(FeatureWorker, network, extractor.info.kind, table, options)
+            blocks = {range(*schema.rows(b).indices(len(table))): b for b in writer.missing}
+            for rows, features in _computed([*blocks], make, options):
+                writer.write(blocks[rows], {"features": features})
         writer.seal()
         return Stored(writer.there, schema.blocks)
+
+
+def _computed(
+    blocks: list[range], make_worker: Callable[[], FeatureWorker], options: Options
+) -> Iterable[tuple[range, np.ndarray]]:
+    """Blocks with their features; by this process in one stream, which loads images ahead."""
+    launch = options.launch
+    if launch.engine == "local" and launch.workers == 1:
+        return zip(blocks, make_worker().run(blocks), strict=True)
+    return Engine(launch).map(make_worker, blocks)
 
 
 def _wanted(
