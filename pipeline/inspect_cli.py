@@ -179,7 +179,7 @@ def import_checkpoint(
     from deskpro.stages.base.progress import summary
 
     require_dataset(dataset)
-    facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset, force)
+    facts = stage.run(checkpoint, out, data, dataset, force)
     summary(f"import-checkpoint: {checkpoint}", facts)
 
 
@@ -204,7 +204,7 @@ def embed(
     from deskpro.stages.base.progress import summary
 
     options = override(load(config, overrides), {"data.root": root})
-    facts = stage.run(options, stage.Inputs(checkpoint), stage.Outputs(out), split)
+    facts = stage.run(options, checkpoint, split, out)
     summary(f"embed: {checkpoint}", facts)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from deskpro.pipeline.inspect_cli import report
 from PIL import Image
 
 from deskpro.pipeline import runner as running
 from deskpro.pipeline.config import load
+from deskpro.pipeline.inspect_cli import report
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.reporting import figures, histories, ranked

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import nn
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
@@ -54,15 +55,19 @@ class ModelInfo:
         """Its row of `BACKBONES`; files older than the choice have OSNet."""
         return self.network.get("backbone", "osnet")
 
-    def of(self, network: LMBN | Student) -> ModelInfo:
+    def of(self, network: nn.Module) -> ModelInfo:
         """With the heads and the stride of the network that it describes."""
+        assert isinstance(network, LMBN | Student)
         streams = network.streams if isinstance(network, Student) else {"face": network}
         heads = {name: [*stream.heads] for name, stream in streams.items()}
         return replace(self, heads=heads, stride=next(iter(streams.values())).stride)
 
 
-def save(path: Path, network: LMBN | Student, info: ModelInfo) -> None:
-    """Write `path` (safetensors) and its metadata as JSON beside it; each complete or absent."""
+def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
+    """Write an LMBN or a student to `path` (safetensors), and its metadata as JSON beside it.
+
+    Each file is complete or absent.
+    """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     fields = asdict(info.of(network))
     content = to_bytes(tensors, {_KEY: json.dumps(fields)})

@@ -72,38 +72,29 @@ def fit(
     """Train `network` in place with Adam, from its last checkpoint if there is one.
 
     Checkpoints are written every `checkpoints.every` steps and after every epoch. A resumed run
-    ends with the weights of an uninterrupted one, bit for bit where the device computes the same
-    twice: training draws no random numbers.
+    ends with the weights of an uninterrupted one, as training draws no random numbers.
 
     Args:
         batches: (epoch, start) → the batches of the epoch but for the first `start`.
         compute_losses: runs the network, under autocast of `training.precision`.
-        sample_ids: the samples of a batch, for messages.
         replace: start over instead of refusing checkpoints of another recipe.
         scaled: parameters and the factor of their learning rate.
 
     Raises:
-        InputError: a loss or a weight is not finite; checkpoints and history are from before.
+        InputError: a loss or weight is not finite; it is in no checkpoint and no history.
         Stopped: `stop` has a signal; a checkpoint is written first.
     """
     network.train()
     run = _Run(network, training, peak_lr, device, scaled)
-    look = _Look(bar, loggers, checkpoints.folder)
-    state = checkpoints.load(replace=replace)
-    if state is not None:
-        run.restore(state, device)
-        bar.reach(run.history.steps)
-        log(f"resuming at step {run.history.steps}, from {checkpoints.folder}")
+    look = _Look(network, bar, loggers, checkpoints.folder)
+    history = run.restore(checkpoints.load(replace=replace), device)
+    bar.reach(history.steps)
 
     def save() -> None:
-        look.at_losses()
-        look.at_weights(network)
-        for logger in loggers:
-            logger.flush()
+        look.before_checkpoint()
         if is_main():
-            checkpoints.save(run.history.steps, run.state())
+            checkpoints.save(history.steps, run.state())
 
-    history = run.history
     while run.epoch.number < training.epochs and history.steps != training.max_steps:
         lr = learning_rate(run.epoch.number, peak_lr, training.epochs, training.warmup_epochs)
         started, before = time.perf_counter(), run.epoch.seconds
@@ -111,20 +102,14 @@ def fit(
             found = run.step(batch, compute_losses, lr)
             run.epoch.seconds = before + time.perf_counter() - started
             look.add(history.steps, run.epoch.number, found, sample_ids(batch))
-            bar.advance(1)
             if history.steps == training.max_steps:
                 break
-            if number := max(all_gather_object(stop.signal or 0)):
+            number = max(all_gather_object(stop.signal or 0))
+            if number or history.steps % checkpoints.every == 0:
                 save()
-                _stop(number, history.steps, checkpoints.folder)
-            if history.steps % checkpoints.every == 0:
-                save()
+            _stop_if(number, history.steps, checkpoints.folder)
         look.at_losses()
-        if run.epoch.done:
-            history.rows.append(run.epoch.row(lr))
-            for logger in loggers:
-                logger.epoch(history)
-        run.epoch = _Epoch(run.epoch.number + 1)
+        run.end_epoch(lr, loggers)
         save()
     network.eval()
     return history
@@ -196,6 +181,14 @@ class _Run:
         self.epoch.images += len(batch["row"]) * world_size()
         return Losses(losses, metrics)
 
+    def end_epoch(self, lr: float, loggers: Sequence[Logger]) -> None:
+        """Add the epoch's row to the history, unless it has no batch, and begin the next."""
+        if self.epoch.done:
+            self.history.rows.append(self.epoch.row(lr))
+            for logger in loggers:
+                logger.epoch(self.history)
+        self.epoch = _Epoch(self.epoch.number + 1)
+
     def state(self) -> State:
         return {
             "network": self.network.state_dict(),
@@ -206,26 +199,34 @@ class _Run:
             "epoch": vars(self.epoch),
         }
 
-    def restore(self, state: State, device: torch.device) -> None:
+    def restore(self, state: State | None, device: torch.device) -> History:
+        """Go on from a state, if there is one; the history so far."""
+        if state is None:
+            return self.history
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.history.steps, self.history.rows = state["steps"], state["rows"]
         self.epoch = _Epoch(**state["epoch"])
         self.epoch.sums = {name: value.to(device) for name, value in self.epoch.sums.items()}
+        log(f"resuming at step {self.history.steps}")
+        return self.history
 
 
 class _Look:
     """Reads what the last steps gave, logs it, and ends a training that diverged."""
 
-    def __init__(self, bar: Bar, loggers: Sequence[Logger], folder: Path) -> None:
-        self.bar, self.loggers, self.folder = bar, loggers, folder
+    def __init__(
+        self, network: nn.Module, bar: Bar, loggers: Sequence[Logger], folder: Path
+    ) -> None:
+        self.network, self.bar, self.loggers, self.folder = network, bar, loggers, folder
         self.steps: list[tuple[int, int, Sequence[str]]] = []
         """Of each step since the last look: its number, epoch and samples."""
         self.values: list[torch.Tensor] = []
         self.last: tuple[int, int, Sequence[str]] | None = None
 
     def add(self, step: int, epoch: int, found: Losses, samples: Sequence[str]) -> None:
+        self.bar.advance(1)
         self.losses, self.names = [*found.losses], [*found.losses, *found.metrics]
         values = [*found.losses.values(), *found.metrics.values()]
         self.values.append(torch.stack([value.detach().float() for value in values]))
@@ -248,11 +249,14 @@ class _Look:
             for logger in self.loggers:
                 logger.step(step, values)
 
-    def at_weights(self, network: nn.Module) -> None:
-        """Raises InputError where the last step left a non-finite weight."""
+    def before_checkpoint(self) -> None:
+        """Look at the losses and the weights; raises InputError for a non-finite one."""
+        self.at_losses()
+        for logger in self.loggers:
+            logger.flush()
         if self.last is None:
             return
-        tensors = {n: t for n, t in network.state_dict().items() if t.is_floating_point()}
+        tensors = {n: t for n, t in self.network.state_dict().items() if t.is_floating_point()}
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
         bad = [f"{name} is not finite" for name, ok in zip(tensors, finite, strict=True) if not ok]
         if bad:
@@ -270,9 +274,10 @@ class _Look:
         )
 
 
-def _stop(number: int, step: int, folder: Path) -> None:
-    raise Stopped(
-        f"stopped by {signal.Signals(number).name} after step {step}, saved in {folder}; run the "
-        "same command to resume",
-        128 + number,
-    )
+def _stop_if(number: int, step: int, folder: Path) -> None:
+    if number:
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {step}, saved in {folder}; run "
+            "the same command to resume",
+            128 + number,
+        )
