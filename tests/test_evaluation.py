@@ -21,13 +21,10 @@ from safetensors import safe_open
 
 from deskpro.cache.reader import open_reader
 from deskpro.stages.metrics.reranking import reranked
-from tests.conftest import REPOSITORY, Project, run_process, with_cache
+from tests.conftest import REPOSITORY, Project, run_process
 
 
-@pytest.fixture
-def project(project: Project, tiny_student: Path, tiny_benchmark: Path) -> Project:
-    """Here everything but the evaluation is made already."""
-    return with_cache(project, tiny_student, tiny_benchmark)
+pytestmark = pytest.mark.finished("train-student")
 
 
 def metrics(project: Project) -> dict[str, Any]:
@@ -69,6 +66,7 @@ def test_only_blocks_with_changed_pictures_are_described_again(
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.finished("eval")
 def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
@@ -92,6 +90,7 @@ def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.finished("eval")
 def test_several_processes_say_the_same_as_one(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
@@ -108,6 +107,7 @@ def test_several_processes_say_the_same_as_one(project: Project) -> None:
     assert metrics(project) == expected
 
 
+@pytest.mark.finished("eval")
 def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     project: Project, tmp_path: Path
 ) -> None:
@@ -144,6 +144,7 @@ def test_the_weight_between_the_streams(project: Project) -> None:
     assert not queries.isna().any().any()
 
 
+@pytest.mark.finished("eval")
 def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> None:
     project.ok("eval")
     report, queries = metrics(project), pd.read_csv(project.run / "queries.csv")
@@ -158,6 +159,7 @@ def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> Non
     assert low < numbers["mAP"] < high
 
 
+@pytest.mark.finished("eval")
 def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
     project.ok("eval")
     plain = metrics(project)
@@ -171,6 +173,7 @@ def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
     )
 
 
+@pytest.mark.finished("eval")
 def test_descriptors_in_half_the_space(project: Project) -> None:
     project.ok("eval")
     exact = open_reader(project.run / "features.zarr").chunk("features", 0, 0).copy()
@@ -180,6 +183,7 @@ def test_descriptors_in_half_the_space(project: Project) -> None:
     np.testing.assert_allclose(half, exact, atol=5e-4)
 
 
+@pytest.mark.finished("eval")
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
@@ -200,6 +204,7 @@ def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     assert "markt must be one of celeb-official" in unknown.err
 
 
+@pytest.mark.finished("eval")
 def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
     project.ok("eval")
     reader = open_reader(project.run / "features.zarr")
@@ -311,6 +316,7 @@ def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     assert "clothes.csv changed since" in project("eval").err
 
 
+@pytest.mark.finished("eval")
 def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> None:
     project.ok("eval")
     before = metrics(project)["data"]["digests"]
