@@ -27,13 +27,10 @@ from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.evaluation.feature_store import FeatureWorker
 from deskpro.stages.metrics.reranking import reranked
-from tests.conftest import REPOSITORY, Project, run_process, with_cache
+from tests.conftest import REPOSITORY, Project, run_process
 
 
-@pytest.fixture
-def project(project: Project, tiny_student: Path, tiny_benchmark: Path) -> Project:
-    """Here everything but the evaluation is made already."""
-    return with_cache(project, tiny_student, tiny_benchmark)
+pytestmark = pytest.mark.finished("train-student")
 
 
 def metrics(project: Project) -> dict[str, Any]:
@@ -80,6 +77,7 @@ def test_only_blocks_with_changed_pictures_are_described_again(
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.finished("eval")
 def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
@@ -114,6 +112,7 @@ def test_a_worker_gives_the_same_features_in_any_order_and_process(project: Proj
         np.testing.assert_allclose(found[:, 0], features["features"][rows], atol=1e-5)
 
 
+@pytest.mark.finished("eval")
 def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     project: Project, tmp_path: Path
 ) -> None:
@@ -150,6 +149,7 @@ def test_the_weight_between_the_streams(project: Project) -> None:
     assert not queries.isna().any().any()
 
 
+@pytest.mark.finished("eval")
 def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> None:
     project.ok("eval")
     report, queries = metrics(project), pd.read_csv(project.run / "queries.csv")
@@ -164,6 +164,7 @@ def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> Non
     assert low < numbers["mAP"] < high
 
 
+@pytest.mark.finished("eval")
 def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
     project.ok("eval")
     plain = metrics(project)
@@ -177,6 +178,8 @@ def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
     )
 
 
+@pytest.mark.finished("eval")
+@pytest.mark.finished("eval")
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
@@ -197,6 +200,7 @@ def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     assert "markt must be one of celeb-official" in unknown.err
 
 
+@pytest.mark.finished("eval")
 def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
     project.ok("eval")
     reader = stored(project)
@@ -308,6 +312,7 @@ def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     assert "clothes.csv changed since" in project("eval").err
 
 
+@pytest.mark.finished("eval")
 def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> None:
     project.ok("eval")
     before = metrics(project)["data"]["digests"]

@@ -118,20 +118,6 @@ def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project)
 
 
 @pytest.mark.finished("teacher-cache")
-def test_a_student_that_uses_no_targets_is_the_same_with_and_without_a_cache(
-    project: Project, tmp_path: Path
-) -> None:
-    plain = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0")
-    alone = tmp_path / "alone"
-    result = project.ok("eval", *plain, "--run", str(alone))
-    assert "teacher-cache" not in result.err
-    assert not (alone / "targets.zarr").exists()
-    project.ok("ablation", "--seeds", "1")
-    beside = project.run / "ablation" / "plain-0" / "student.safetensors"
-    assert same(alone / "student.safetensors", beside)
-
-
-@pytest.mark.finished("teacher-cache")
 def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
     other = tmp_path / "other"
@@ -408,8 +394,9 @@ def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
 
 
 @pytest.mark.finished("teacher-cache")
-def test_an_ablation_says_what_each_part_is_worth(project: Project) -> None:
-    result = project.ok("ablation", "--seeds", "2", "--set", "train_student.max_steps=2")
+def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Path) -> None:
+    short = ("--set", "train_student.max_steps=2")
+    result = project.ok("ablation", "--seeds", "2", *short)
     rows = json.loads((project.run / "ablation.json").read_text())
     assert {tuple(sorted(row)) for row in rows} == {("mAP", "rank1", "seed", "stream", "variant")}
     keys = {(row["variant"], row["seed"], row["stream"]) for row in rows}
@@ -423,8 +410,15 @@ def test_an_ablation_says_what_each_part_is_worth(project: Project) -> None:
     assert student  # each variant keeps its own; the run's own is `both` with the first seed
     assert not (project.run / "ablation" / "both-0").exists()
     assert (project.run / "student.safetensors").exists()
-    again = project.ok("ablation", "--seeds", "2", "--set", "train_student.max_steps=2")
-    assert "train-student: done" not in again.err
+    assert "train-student: done" not in project.ok("ablation", "--seeds", "2", *short).err
+
+    # A student that uses no targets is the same with and without a cache.
+    plain, alone = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0"), tmp_path / "a"
+    result = project.ok("train-student", *plain, *short, "--run", str(alone))
+    assert "teacher-cache" not in result.err
+    assert not (alone / "targets.zarr").exists()
+    beside = project.run / "ablation" / "plain-0" / "student.safetensors"
+    assert same(alone / "student.safetensors", beside)
 
 
 def test_the_demo_runs_everything_and_compares(project: Project) -> None:
@@ -470,8 +464,8 @@ def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> 
 def test_a_student_of_the_store_is_that_of_a_live_teacher(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """20 steps from one start, on the same views: rounding the targets is all that differs."""
-    steps = ("--set", "train_student.epochs=20", "--set", "train_student.max_steps=20",
+    """6 steps from one start, on the same views: rounding the targets is all that differs."""
+    steps = ("--set", "train_student.epochs=6", "--set", "train_student.max_steps=6",
              "--set", "batchid=4", "--set", "batchimage=4", "--force")  # fmt: skip
     live = (*steps, "--set", "train_student.live_teacher=true")
 
@@ -481,7 +475,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         return weights(project.run / "student.safetensors"), history
 
     stored, stored_losses = train(*steps)
-    assert len(stored_losses) == 20  # a step an epoch
+    assert len(stored_losses) == 6  # a step an epoch
 
     live_weights, live_losses = train(*live)
     # The first step sees the rounding alone; Adam, which divides by the gradient's size, then
