@@ -194,10 +194,10 @@ def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObjec
     roles = np.asarray(
         data.draw(st.lists(st.sampled_from("pro"), min_size=count, max_size=count)), str
     )
-    positive, removed = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
+    positive, junk = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
     order = [j for j in np.argsort(distances, kind="stable") if roles[j] != "r"]
     expected = [place for place, j in enumerate(order, 1) if roles[j] == "p"]
-    assert positive_ranks(distances, positive, removed).tolist() == expected
+    assert positive_ranks(distances, positive, junk).tolist() == expected
 
 
 def test_a_case_worked_out_by_hand() -> None:
