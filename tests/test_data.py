@@ -28,7 +28,7 @@ def first(root: Path, kind: str, folder: str = TRAIN) -> Path:
     return sorted((root / kind / folder).glob("*.jpg"))[0]
 
 
-def test_the_index_lists_every_picture_once(data: Path) -> None:
+def test_the_index_lists_every_image_once(data: Path) -> None:
     table, problems = read_index(data, LAYOUTS["benchmark"])
     assert not problems
     assert table["sample_id"].is_unique
@@ -117,7 +117,7 @@ def test_a_sample_without_any_face_file_is_left_out_and_listed(data: Path, tmp_p
     assert name in (tmp_path / "left_out.csv").read_text()
 
 
-def test_an_identity_with_one_picture_is_a_problem_or_vanishes(data: Path) -> None:
+def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path) -> None:
     pid = first(data, "imgs").name.split("_")[0]
     own = sorted((data / "imgs" / TRAIN).glob(f"{pid}_*.jpg"))
     for image in own[1:]:
@@ -160,7 +160,7 @@ def test_a_broken_link_is_named(data: Path) -> None:
     ]
 
 
-def test_check_data_says_what_is_there_and_exits_2_on_problems(project: Project) -> None:
+def test_check_data_lists_what_it_finds_and_exits_2_on_problems(project: Project) -> None:
     result = project("check-data")
     assert result.code == 0
     assert "20 samples of 4 identities" in result.err

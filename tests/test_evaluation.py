@@ -29,7 +29,6 @@ from deskpro.stages.evaluation.feature_store import FeatureWorker
 from deskpro.stages.metrics.reranking import reranked
 from tests.conftest import REPOSITORY, Project, run_process
 
-
 pytestmark = pytest.mark.finished("train-student")
 
 

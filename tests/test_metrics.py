@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deskpro.stages.metrics.intervals import interval, sign_flip_test
@@ -103,7 +103,7 @@ def test_metrics_are_those_of_brute_force(name: str, case: Case, block: int) -> 
     require_brute_force(PROTOCOLS[name], RULES[name], case, block)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25)
 @given(case=cases(), block=st.integers(1, 6))
 def test_a_protocol_is_one_row_and_its_rule_in_plain_words(case: Case, block: int) -> None:
     row = Protocol(
@@ -192,10 +192,10 @@ def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObjec
     roles = np.asarray(
         data.draw(st.lists(st.sampled_from("pro"), min_size=count, max_size=count)), str
     )
-    positive, removed = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
+    positive, junk = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
     order = [j for j in np.argsort(distances, kind="stable") if roles[j] != "r"]
     expected = [place for place, j in enumerate(order, 1) if roles[j] == "p"]
-    assert positive_ranks(distances, positive, removed).tolist() == expected
+    assert positive_ranks(distances, positive, junk).tolist() == expected
 
 
 def test_a_case_worked_out_by_hand() -> None:

@@ -34,7 +34,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Some kinds of images of every sample under every view.
 
     Item (row, view) is a dict: for each kind uint8 [3, H, W], zeros where the file is absent; `row`
-    and `view` as given; `look`, the view's numbers, float32 [len(View)].
+    and `view` as given; `view_params`, the view's numbers, float32 [len(View)].
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def render_views(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
         """A sample under several views, each file decoded once.
 
-        For each kind uint8 [V, 3, H, W]; `look` float32 [V, len(View)].
+        For each kind uint8 [V, 3, H, W]; `view_params` float32 [V, len(View)].
         """
         numbers = np.stack([self.views(row, view) for view in views])
         sample = {"view_params": torch.from_numpy(numbers)}
@@ -126,10 +126,10 @@ def _decode(path: str) -> torch.Tensor:
         encoded = file.read()
     if encoded.startswith(b"\xff\xd8"):
         try:
-            # Inks become RGB by a rule of PIL's own.
+            # CMYK becomes RGB by PIL's rule.
             if decode_jpeg_header(encoded)[2] not in ("CMYK", "YCCK"):
                 return torch.from_numpy(decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
-        except ValueError:  # PIL reads more, and says what is wrong
+        except ValueError:  # PIL reads more files, and its errors are clearer
             pass
     with Image.open(io.BytesIO(encoded)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -186,17 +186,17 @@ def load(
         persistent_workers=workers > 0,
         prefetch_factor=ahead if workers else None,
         collate_fn=_collate,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=device.type == "cuda",
     )
 
 
 def _collate(samples: Any) -> dict[str, Any]:
-    """A batch; `Images` gives whole ones."""
+    """A batch; `ImageDataset` gives whole ones."""
     return samples if isinstance(samples, dict) else default_collate(samples)
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; the parent decides, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -214,7 +214,7 @@ def images_of(
 
 
 def iterate(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The loader's batches; a worker's InputError arrives as its own one line."""
+    """The loader's batches; an InputError of a worker is raised with its own message."""
     try:
         yield from loader
     except InputError as error:

@@ -40,7 +40,7 @@ class Ranking:
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
-    """The nearest gallery images of each query, where asked for, of the first draw: query, rank,
+    """The nearest gallery images of each query in the first draw, on request: query, rank,
     sample_id, distance, positive."""
 
     @property
