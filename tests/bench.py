@@ -22,25 +22,31 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_aside
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
 from deskpro.pipeline.config import override
-from deskpro.stages import teacher_cache, train_student
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Job, Stage
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.data.loader import ImageDataset, batched, load
 from deskpro.stages.data.views import MEAN, STD, DrawnViews, StoredViews
 from deskpro.stages.evaluation.feature_store import GROUP, FeatureStore
 from deskpro.stages.metrics.protocols import PROTOCOLS
-from deskpro.stages.metrics.ranking import rank
+from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.targets.kinds import TARGETS, stored_fields
 from deskpro.stages.targets.provenance import settings_of
 from deskpro.stages.targets.teachers import LiveTeacher
+from deskpro.stages.teacher_cache import TeacherCache
+from deskpro.stages.train_student import TrainStudent
 
 OUT = Path("runs/bench/bench.json")
 
@@ -203,6 +209,12 @@ def random_teacher(path: Path, classes: int, face: int, **network: Any) -> Teach
     return Teacher(net)
 
 
+def run_alone(stage: Stage) -> None:
+    """A stage without what comes before it, and without its manifest."""
+    stage.folder.path.mkdir(parents=True, exist_ok=True)
+    stage.run(Job(FileIndex()))
+
+
 def teacher_stage(folder: Path) -> Iterator[Row]:
     """Stage one, full-size teacher, 96 samples × 4 views: time / bare decoding and forward."""
     samples, count, face, body = 96, 4, 224, (384, 128)
@@ -210,8 +222,8 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
     network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
     weights = folder / "full.safetensors"
     teacher = random_teacher(weights, -(-samples // 10), face, **network)
-    options = recipe(root, face, body, cache={"views": count, "batch": 16})
-    table_, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
+    options = recipe(root, face, body, cache={"views": count, "batch": 16}, pre_train=str(weights))
+    table_, _ = read_index(root, LAYOUTS["celeb"], ("train",))
     images = ImageDataset(
         table_, {"hr_face": (face, face), "mask": body},
         DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
@@ -221,10 +233,7 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
     runs = iter(range(1000))
 
     def ours() -> None:
-        out = folder / f"stage{next(runs)}"
-        inputs = teacher_cache.Inputs(weights)
-        outputs = teacher_cache.Outputs(out / "targets.zarr", out / "left_out.csv")
-        teacher_cache.run(options, inputs, outputs)
+        run_alone(TeacherCache(options, RunFolder(folder / f"stage{next(runs)}")))
 
     def theirs() -> None:
         for part in batched(range(samples), 16):
@@ -267,7 +276,7 @@ def loader(folder: Path) -> Iterator[Row]:
     of two images, plain resize / decoding alone."""
     samples, face, body = 256, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
-    index, _ = teacher_cache.read_index(root, teacher_cache.LAYOUTS["celeb"], ("train",))
+    index, _ = read_index(root, LAYOUTS["celeb"], ("train",))
     sizes = {"imgs": body, "lr_face": (face, face), "hr_face": (face, face), "mask": body}
     two = {kind: sizes[kind] for kind in ("imgs", "lr_face")}
     views = DrawnViews(recipe(root, face, body).views, index["sample_id"].tolist()).table(1)
@@ -311,28 +320,16 @@ def training(folder: Path) -> Iterator[Row]:
     random_teacher(weights, -(-samples // 10), face, **network)
     student = {"epochs": 2, "warmup_epochs": 1}
     options = recipe(root, face, body, cache={"views": 2}, batchid=4, batchimage=2,
-                     train_student=student, tensorboard={"enable": False})  # fmt: skip
-    cache = folder / "targets.zarr"
-    teacher_cache.run(
-        options,
-        teacher_cache.Inputs(weights),
-        teacher_cache.Outputs(cache, folder / "left_out.csv"),
-    )
-
+                     train_student=student, tensorboard={"enable": False},
+                     pre_train=str(weights))  # fmt: skip
+    run_alone(TeacherCache(options, RunFolder(folder)))
     runs = iter(range(1000))
 
     def seconds_a_step(changes: dict[str, object]) -> float:
         changed = override(options, changes)
-        run = folder / f"run{next(runs)}"
-        out = train_student.Outputs(
-            run / "student.safetensors",
-            run / "history.csv",
-            run / "checkpoints",
-            run / "tensorboard",
-        )
-        inputs = train_student.Inputs(cache, weights, folder / "file_index.json", {})
-        train_student.run(changed, inputs, out)
-        return 8 / float(pd.read_csv(out.history)["images_per_s"].iloc[1])
+        run = RunFolder(folder / f"run{next(runs)}", folder)
+        run_alone(TrainStudent(changed, run))
+        return 8 / float(pd.read_csv(run.history("student"))["images_per_s"].iloc[1])
 
     plain: dict[str, object] = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
     live: dict[str, object] = {"train_student.live_teacher": True}
@@ -379,7 +376,7 @@ def ranking(folder: Path) -> Iterator[Row]:
     distances = rng.random((queries, gallery), np.float32)
 
     def counting() -> float:
-        return rank(query, others, lambda rows: distances[rows], PROTOCOLS["market"]).mAP
+        return rank_gallery(query, others, lambda rows: distances[rows], PROTOCOLS["market"]).mAP
 
     def sorting() -> float:
         order = np.argsort(distances, axis=1, kind="stable")
@@ -438,7 +435,7 @@ def of_million(side: str, store: Path) -> None:
             distances(slice(start, min(start + 64, queries)))
         return
     query, gallery = people(rng, queries, 20_000), people(rng, count, 100_000)
-    log(f"mAP {rank(query, gallery, distances, PROTOCOLS['market']).mAP:.2e}")
+    log(f"mAP {rank_gallery(query, gallery, distances, PROTOCOLS['market']).mAP:.2e}")
 
 
 def help_start(folder: Path) -> Iterator[Row]:

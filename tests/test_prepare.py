@@ -20,9 +20,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages import prepare as stage
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import Parsing, Prepare
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Job
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
@@ -212,8 +215,7 @@ def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
     )
 
     def call(chosen: Options = options) -> None:
-        inputs = stage.Inputs(tmp_path / "checked.json")
-        stage.run(chosen, inputs, stage.Outputs(made / "prepare.csv", made / "prepare.html"))
+        stage.PrepareData(chosen, RunFolder(tmp_path / "run")).run(Job(FileIndex()))
 
     def start() -> None:
         shutil.rmtree(made, ignore_errors=True)

@@ -24,18 +24,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import cli, config
 from deskpro.pipeline import runner as running
-from deskpro.stages import train_student
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Job
 from deskpro.stages.data.overlay import overlay, side_by_side
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.losses.agreement import agreement
 from deskpro.stages.losses.terms import TERMS
-from deskpro.stages.models.lmbn import HEADS
+from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.train_student import TrainStudent, TrainStudentResult
 from deskpro.stages.training import recipe
 from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
@@ -260,8 +262,8 @@ def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: 
     project.ok("train-student", *sets(*SHORT, *metrics))
     rows = history(project)
     assert rows["epoch"].tolist() == [0, 1, 2, 3, 4]
-    assert {f"agree_{head}" for head in HEADS} | {f"divergence_{head}" for head in HEADS} < {
-        *rows.columns}  # fmt: skip
+    for head in LMBN.heads:
+        assert {f"agree_{head}", f"divergence_{head}"} < {*rows.columns}
     events = EventAccumulator(str(project.run / "tensorboard" / "student"))
     events.Reload()
     scalars = events.Scalars("step/total")
@@ -282,16 +284,16 @@ def test_no_tensorboard_where_none_is_wanted(project: Project) -> None:
 
 def test_agreement_is_of_every_head() -> None:
     teacher = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
-    alike = agreement(teacher, teacher, 2.0, HEADS)
-    assert all(alike[f"agree_{head}"] == 1 for head in HEADS)
-    assert all(abs(alike[f"divergence_{head}"]) < 1e-6 for head in HEADS)
+    alike = agreement(teacher, teacher, 2.0, LMBN.heads)
+    assert all(alike[f"agree_{head}"] == 1 for head in LMBN.heads)
+    assert all(abs(alike[f"divergence_{head}"]) < 1e-6 for head in LMBN.heads)
     other = teacher.clone()
     other[:3, 2] = -other[:3, 2]
-    found = agreement(other, teacher, 2.0, HEADS)
-    assert found[f"agree_{HEADS[2]}"] == 0.5
+    found = agreement(other, teacher, 2.0, LMBN.heads)
+    assert found[f"agree_{LMBN.heads[2]}"] == 0.5
     p, q = (x[:, 2].double().div(2).softmax(1) for x in (teacher, other))
     truth = (p * (p / q).log()).sum(1).mean()
-    assert float(found[f"divergence_{HEADS[2]}"]) == pytest.approx(float(truth), rel=1e-5)
+    assert float(found[f"divergence_{LMBN.heads[2]}"]) == pytest.approx(float(truth), rel=1e-5)
 
 
 def test_an_overlay_is_red_where_the_attention_is() -> None:
@@ -563,15 +565,13 @@ def test_a_loss_is_added_by_its_row_and_its_option(
     run = RunFolder(project.run)
     for weight in (0.5, 1.0):
         changed = {**plain.model_dump(), "norm": {"weight": weight}}
-        paths = (run.path / f"{weight}", run.path / f"{weight}.csv", tmp_path / "c", tmp_path / "t")
-        inputs = train_student.Inputs(run.targets, run.teacher, run.file_index, {"w": weight})
-        facts = train_student.run(
-            added.MyOptions.model_validate(changed),
-            inputs,
-            train_student.Outputs(*paths, replace=True),
-        )
-        assert "norm_body" in str(facts["last loss"])
-    one, two = (pd.read_csv(run.path / f"{weight}.csv").iloc[0] for weight in (0.5, 1.0))
+        own = RunFolder(tmp_path / f"{weight}", run.path)
+        stage = TrainStudent(added.MyOptions.model_validate(changed), own)
+        result = stage.run(Job(FileIndex()))
+        assert isinstance(result, TrainStudentResult)
+        assert "norm_body" in result.training["losses"]
+    histories = [RunFolder(tmp_path / f"{weight}").history("student") for weight in (0.5, 1.0)]
+    one, two = (pd.read_csv(history).iloc[0] for history in histories)
     assert two["norm_body"] == pytest.approx(2 * one["norm_body"], rel=1e-6)
     assert one["norm_body"] > 0
     assert two["total"] - one["total"] == pytest.approx(one["norm_body"], rel=1e-3)
