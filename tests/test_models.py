@@ -149,8 +149,9 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert description == replace(DESCRIPTION, heads=heads, stride=8) == read_metadata(path)
     assert description.backbone == "osnet"
     assert not loaded.training
+    found = loaded.state_dict()
     for name, tensor in student.state_dict().items():
-        np.testing.assert_array_equal(tensor, loaded.state_dict()[name])
+        np.testing.assert_array_equal(tensor, found[name])
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "student.json"}
 
 

@@ -488,11 +488,11 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
     exact = LiveTeacher.__call__
 
     def rounded(self: LiveTeacher, batch: Any) -> Targets:
-        targets = exact(self, batch)
-        return {
-            "logits": targets["logits"].half(),
-            "attention": (targets["attention"] * 255).round() / 255,
-        }
+        # For 16 faces at once some CPUs round otherwise than for the batches of the cache.
+        halves = [{k: v[part] for k, v in batch.items()} for part in (slice(8), slice(8, 16))]
+        parts = [exact(self, half) for half in halves]
+        logits, attention = (torch.cat([p[name] for p in parts]) for name in parts[0])
+        return {"logits": logits.half(), "attention": (attention * 255).round() / 255}
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
     live_weights, live_losses = train(*live)
