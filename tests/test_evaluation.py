@@ -23,7 +23,6 @@ from deskpro.cache.reader import open_reader
 from deskpro.stages.metrics.reranking import reranked
 from tests.conftest import REPOSITORY, Project, run_process
 
-
 pytestmark = pytest.mark.finished("train-student")
 
 
@@ -66,7 +65,6 @@ def test_only_blocks_with_changed_pictures_are_described_again(
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.finished("eval")
 def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
@@ -90,7 +88,6 @@ def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.finished("eval")
 def test_several_processes_say_the_same_as_one(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
@@ -183,7 +180,6 @@ def test_descriptors_in_half_the_space(project: Project) -> None:
     np.testing.assert_allclose(half, exact, atol=5e-4)
 
 
-@pytest.mark.finished("eval")
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
