@@ -1,21 +1,26 @@
 # DeSKPro: two-stage offline distillation for cloth-changing person re-identification.
 # `make` alone prints the targets. Every target makes the virtual environment first.
 #
-#   CONFIG=configs/demo.yaml   the recipe          RUN=DIR      the run folder
+#   CONFIG=configs/demo.yaml   the recipe          RUN=DIR      the run folder (its own recipe, if it has one)
 #   DEVICE=cpu|cuda|cuda:1     where networks run  FORCE=1      run a stage whose output exists
+#   FROM=DIR                   use teacher and targets of another run
 #   ARGS='--set key=value …'   anything else that `deskpro STAGE --help` lists
 
 PYTHON ?= python3
 VENV   ?= .venv
 CONFIG ?= configs/demo.yaml
 RUN    ?=
+FROM   ?=
 DEVICE ?=
 FORCE  ?=
 ARGS   ?=
 
 ready   := $(VENV)/.ready
 deskpro := $(VENV)/bin/deskpro
-options  = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(DEVICE),--set device=$(DEVICE)) \
+# A run folder that has a recipe brings it, unless CONFIG is given.
+own      = $(and $(RUN),$(wildcard $(RUN)/config.yaml),$(filter file,$(origin CONFIG)))
+recipe   = $(if $(own),,--config $(CONFIG)) $(if $(RUN),--run $(RUN))
+options  = $(recipe) $(if $(FROM),--from $(FROM)) $(if $(DEVICE),--set device=$(DEVICE)) \
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -42,7 +47,7 @@ prepare: $(ready) ## from a raw dataset to the prepared layout, as the recipe's 
 	$(deskpro) prepare $(options)
 
 check-data: $(ready) ## find the problems of a dataset before training does
-	$(deskpro) check-data --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)
+	$(deskpro) check-data $(recipe) $(ARGS)
 
 train-teacher: $(ready) ## train the teacher on HR faces (where no teacher weights exist)
 	$(deskpro) train-teacher $(options)

@@ -1,79 +1,115 @@
-"""Fingerprints: what a cache was made from, as readable fields and, by sample, as columns."""
+"""Fingerprints: what a cache was made from, as named values and, by sample, as columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 _NAMED = 5
-"""Samples named in a line; the rest are counted."""
+"""Samples named in a line; the others are counted."""
 
 
-def differences(sealed: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """A line for each field of `wanted` that the sealed fingerprint has otherwise.
+class FieldDifference(NamedTuple):
+    """A value of the fingerprint that has changed.
 
-    Nested mappings are compared field by field, named with dots. Fields that only the sealed
-    fingerprint has aren't compared: the caller may not know them. Values are compared as JSON
-    stores them (a tuple equals a list).
+    name: dotted where values are nested. before: None where the sealed fingerprint has none.
     """
-    lines = []
+
+    name: str
+    before: Any
+    now: Any
+
+
+class SampleDifference(NamedTuple):
+    """Samples that are gone or new, whose order or whose value in a column has changed."""
+
+    kind: Literal["gone", "new", "order", "changed"]
+    samples: tuple[str, ...] = ()
+    column: str = ""
+
+
+Difference = FieldDifference | SampleDifference
+
+
+def differences(sealed: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[FieldDifference]:
+    """Each value of `wanted` that is another in the sealed fingerprint.
+
+    Nested mappings are compared value by value. Values that only the sealed fingerprint has are not
+    compared: the caller may not know them. Values are compared as JSON stores them (a tuple equals
+    a list).
+    """
+    found = []
     for name, value in wanted.items():
-        if name not in sealed:
-            lines.append(f"{name} is {_short(value)}, the cache doesn't say")
-        elif isinstance(value, Mapping) and isinstance(sealed[name], Mapping):
-            lines += [f"{name}.{line}" for line in differences(sealed[name], value)]
-        elif _plain(sealed[name]) != _plain(value):
-            lines.append(name + _difference(_plain(sealed[name]), _plain(value)))
-    return lines
-
-
-def _difference(before: Any, now: Any) -> str:
-    if isinstance(before, list) and isinstance(now, list) and len(before) > _NAMED:
-        if len(before) != len(now):
-            return f" had {len(before)} entries, has {len(now)}"
-        place = next(
-            i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1]
-        )
-        return f"[{place}] was {_short(before[place])}, is {_short(now[place])}"
-    return f" was {_short(before)}, is {_short(now)}"
+        before = sealed.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            found += [
+                inner._replace(name=f"{name}.{inner.name}") for inner in differences(before, value)
+            ]
+        elif _plain(before) != _plain(value):
+            found.append(FieldDifference(name, _plain(before), _plain(value)))
+    return found
 
 
 def sample_differences(
     sealed: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], key: str = "sample_id"
-) -> list[str]:
-    """A line for each way in which samples differ, naming them.
+) -> list[SampleDifference]:
+    """Each way in which samples differ.
 
-    Both: columns by name, each [samples, …], `key` among them. Samples only in one are gone or new;
-    of the others, every column that both have is compared (one over views as far as both go).
+    Both: columns by name, each [samples, …], `key` among them. Of the samples that both have every
+    common column is compared (one over views as far as both go).
     """
     old = {name: row for row, name in enumerate(sealed[key].tolist())}
     new = {name: row for row, name in enumerate(wanted[key].tolist())}
-    lines = _named([name for name in old if name not in new], "gone")
-    lines += _named([name for name in new if name not in old], "new")
+    gone = tuple(name for name in old if name not in new)
+    added = tuple(name for name in new if name not in old)
+    found = [SampleDifference("gone", gone)] if gone else []
+    found += [SampleDifference("new", added)] if added else []
     common = [name for name in new if name in old]
     before, now = [old[name] for name in common], [new[name] for name in common]
-    if not lines and before != now:
-        lines.append("the order of the samples is another")
+    if not found and before != now:
+        found.append(SampleDifference("order"))
     for column in wanted:
-        if column == key or column not in sealed:
+        if column == key or column not in sealed or not common:
             continue
         a, b = sealed[column][before], wanted[column][now]
         if a.ndim > 1:
             width = min(a.shape[1], b.shape[1])
             a, b = a[:, :width], b[:, :width]
-        differ = (a != b).reshape(len(common), -1).any(axis=1)
-        changed = [name for name, other in zip(common, differ, strict=True) if other]
-        lines += [f"{column} of {line}" for line in _named(changed, "changed")]
-    return lines
+        same_shape = a.shape == b.shape
+        differ = (a != b).reshape(len(common), -1).any(1) if same_shape else [True] * len(common)
+        changed = tuple(name for name, other in zip(common, differ, strict=True) if other)
+        if changed:
+            found.append(SampleDifference("changed", changed, column))
+    return found
 
 
-def _named(names: list[str], what: str) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{', '.join(map(str, names[:_NAMED]))}{more} {what}"]
+def describe(found: Iterable[Difference]) -> list[str]:
+    """A line for each difference."""
+    return [
+        _samples(one) if isinstance(one, SampleDifference) else one.name + _values(*one[1:])
+        for one in found
+    ]
+
+
+def _samples(one: SampleDifference) -> str:
+    if one.kind == "order":
+        return "the order of the samples has changed"
+    more = f" and {len(one.samples) - _NAMED} more" if len(one.samples) > _NAMED else ""
+    names = ", ".join(map(str, one.samples[:_NAMED])) + more
+    return f"{one.column} of {names} changed" if one.kind == "changed" else f"{names} {one.kind}"
+
+
+def _values(before: Any, now: Any) -> str:
+    if before is None:
+        return f" is {_short(now)}, the cache has no record of it"
+    if isinstance(before, list) and isinstance(now, list) and len(before) > _NAMED:
+        if len(before) != len(now):
+            return f" had {len(before)} entries, has {len(now)}"
+        place = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        return f"[{place}] was {_short(before[place])}, is {_short(now[place])}"
+    return f" was {_short(before)}, is {_short(now)}"
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Long digests by their beginning; lists as they are, up to a line."""
-    text = str(_plain(value))
-    most, kept = (200, 200) if isinstance(value, list | tuple) else (40, 12)
+    """Long digests by their beginning; lists whole, up to a line."""
+    text = str(value)
+    most, kept = (200, 200) if isinstance(value, list) else (40, 12)
     return text if len(text) <= most else text[:kept] + "…"

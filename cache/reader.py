@@ -1,78 +1,112 @@
 """Read targets: any batch of (sample, view) in one call.
 
-`MappedReader` is for training: it maps the chunk files and copies rows out of them. `ZarrReader`
-goes through zarr and is the plain definition of what the mapped one must return.
+`MappedReader` maps the chunk files and copies rows out of them. `ZarrReader` goes through zarr; it
+is the plain definition of what the mapped one must return.
 """
 
 from __future__ import annotations
 
 import mmap
 import resource
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 
-from deskpro.cache import ledger as ledgers
-from deskpro.cache.errors import CacheError
-from deskpro.cache.ledger import Entry, Place, from_attributes
-from deskpro.cache.schema import (
-    CRC_BYTES,
-    Schema,
-    damaged,
-    get_array,
-    is_sealed,
-    open_store,
-    read_column,
-    read_schema,
-)
+from deskpro.cache.errors import damaged
+from deskpro.cache.files import crc32c
+from deskpro.cache.schema import CRC_BYTES, ChunkKey
+from deskpro.cache.store import TargetStore
 
 Rows = dict[str, np.ndarray]
+_SPARE_FILES = 512
+"""Open files left to the rest of the process."""
+_READERS = 4
+"""Readers that may share the process's open files and maps."""
+_MAPS = 60_000
+"""Maps of all readers together; Linux allows 65,530 for a process."""
 
 
-class TargetReader(Protocol):
-    """What both readers offer."""
+class TargetReader(ABC):
+    """A group of a store.
 
-    path: Path
-    schema: Schema
-    """As stored; `fields` are those that are read."""
-    fingerprint: dict[str, Any]
-    ledger: dict[Place, Entry]
-    columns: list[str]
+    Attributes:
+        schema: as stored; `fields` are those that are read.
+        fingerprint: what all targets were made from.
+        records: by chunk key, of the chunks that can be read.
+        valid: bool [N], whether the sample has targets.
+        columns: names of the root's columns.
+        sealed: whether it is finished.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        group: str,
+        fields: Sequence[str] | None = None,
+        *,
+        unfinished: bool = False,
+    ) -> None:
+        """Open a group; fields: those to read, or all.
+
+        unfinished: one in the making, too; the chunks that have a record can be read.
+
+        Raises:
+            CacheError: it is not there, not finished, damaged, or made from other columns.
+        """
+        store = TargetStore(root)
+        found = store.open(group, partly=unfinished)
+        self.root, self.group, self.columns = root, group, store.columns
+        self.fingerprint, self.valid, self.records = found.fingerprint, found.valid, found.records
+        self.sealed = found.sealed
+        chosen = found.schema.fields if fields is None else fields
+        self.schema = replace(found.schema, fields={n: found.schema.fields[n] for n in chosen})
+
+    @abstractmethod
+    def chunk(self, name: str, block: int, view: int) -> np.ndarray:
+        """One view of a block's samples, [rows, *shape]; not to be written to."""
+
+    @abstractmethod
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        """Copy a field's targets of (sample, view) into `out`."""
 
     def column(self, name: str) -> np.ndarray:
-        """What was known of each sample beforehand, [N, …], whole."""
-        ...
+        """What is known of each sample beforehand, [N, …], whole."""
+        return TargetStore(self.root).column(name)
 
     def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
         """The targets of pairs (samples[i], views[i]): by field [len(samples), *shape].
 
-        They are written into the arrays `out`, which are returned, or into new memory. Raises
-        IndexError for a sample or view that the cache doesn't have, CacheError for a chunk that is
-        damaged.
+        They are written into the arrays `out`, which are returned, or into new memory.
+
+        Raises:
+            IndexError: the cache does not have a sample or view.
+            CacheError: a chunk is damaged.
         """
-        ...
+        schema = self.schema
+        limits = (("sample", samples, schema.samples), ("view", views, schema.views))
+        for what, indices, count in limits:
+            if len(indices) and not (0 <= min(indices) and max(indices) < count):
+                raise IndexError(f"{what}s must be in 0..{count - 1}, found {list(indices)}")
+        pairs = [*zip(samples, views, strict=True)]
+        if out is None:
+            out = {n: np.empty((len(pairs), *f.shape), f.dtype) for n, f in schema.fields.items()}
+        for name in schema.fields:
+            self._read(name, pairs, out[name])
+        return out
 
-    def chunk(self, name: str, block: int, view: int) -> np.ndarray:
-        """One view of a block's samples, [rows, *shape]; don't write to it."""
-        ...
-
-
-def open_reader(path: Path, fields: Sequence[str] | None = None) -> TargetReader:
-    """The fastest reader that the store's layout allows, of these fields, or all."""
-    try:
-        return MappedReader(path, fields)
-    except UnmappableError:
-        return ZarrReader(path, fields)
+    def _file(self, name: str, block: int, view: int) -> Path:
+        return self.schema.chunk_file(self.root / self.group, name, block, view)
 
 
 def read_all(reader: TargetReader, name: str, out: np.ndarray) -> None:
     """Copy a field into `out`, [N, V, *shape], chunk by chunk."""
-    for block, view in reader.schema.places():
+    for block, view in reader.schema.chunk_keys():
         out[reader.schema.rows(block), view] = reader.chunk(name, block, view)
 
 
@@ -83,91 +117,40 @@ def all_bytes(reader: TargetReader) -> int:
     return round(chunks * sum(schema.chunk_bytes(name) for name in schema.fields))
 
 
-class UnmappableError(CacheError):
-    """The store is readable by zarr, but its chunks aren't raw arrays."""
-
-
-class ZarrReader:
+class ZarrReader(TargetReader):
     """Reads through zarr, which checks each chunk's CRC each time."""
 
-    def __init__(
-        self, path: Path, fields: Sequence[str] | None = None, *, unfinished: bool = False
-    ) -> None:
-        """unfinished: open a store in the making, too; what its ledger lists can be read."""
-        self.path = path
-        self._group, attributes = open_store(path)
-        if not is_sealed(attributes) and not unfinished:
-            raise CacheError(f"{path}: not finished. Go on with: make teacher-cache")
-        self.fingerprint: dict[str, Any] = attributes["fingerprint"]
-        self.columns: list[str] = attributes["columns"]
-        self.schema = _only(read_schema(self._group, attributes), fields)
-        if is_sealed(attributes):
-            self.ledger = from_attributes(attributes)
-        else:
-            self.ledger = ledgers.read(path, self.schema, attributes["build"])
-
-    def column(self, name: str) -> np.ndarray:
-        return read_column(self.path, self._group, name).values
-
-    def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
-        _require_inside(self.schema, samples, views)
-        rows = _buffer(self.schema, len(samples)) if out is None else out
-        for name in self.schema.fields:
-            array = get_array(self._group, name)
-            for i, (sample, view) in enumerate(zip(samples, views, strict=True)):
-                rows[name][i] = self._get(array, name, sample // self.schema.block, view, sample)
-        return rows
-
     def chunk(self, name: str, block: int, view: int) -> np.ndarray:
-        array = get_array(self._group, name)
-        return self._get(array, name, block, view, self.schema.rows(block))
+        return self._get(name, block, view, self.schema.rows(block))
 
-    def _get(
-        self, array: zarr.Array, name: str, block: int, view: int, rows: int | slice
-    ) -> np.ndarray:
-        file = self.schema.chunk_file(self.path, name, block, view)
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        for i, (sample, view) in enumerate(pairs):
+            out[i] = self._get(name, sample // self.schema.block, view, sample)
+
+    def _get(self, name: str, block: int, view: int, rows: int | slice) -> np.ndarray:
+        file = self._file(name, block, view)
+        if not file.is_file():  # zarr would give the fill value for it
+            raise damaged(file, "the file is gone")
         try:
-            if not file.is_file():  # zarr would give the fill value for it
-                raise ValueError("the file is gone")
+            array = zarr.open_array(self.root / self.group / name, mode="r")
             return np.asarray(array[rows, view])
-        except ValueError as error:  # zarr's word for a checksum that doesn't fit
+        except ValueError as error:  # zarr raises it for a checksum that differs
             raise damaged(file, str(error)) from None
 
 
-class MappedReader:
+class MappedReader(TargetReader):
     """Maps chunk files as they are first needed and checks the CRC of each then, once.
 
-    Before anything is mapped, the arrays' codecs, types and chunk shapes are those that make a
-    chunk file a plain array; each file must have its size, and the CRC that the ledger says.
-    Pickles without its maps, so that each process opens its own; a forked process may go on with
-    its parent's, which nobody writes to.
+    Each file must have its size, and the CRC that its record names. Pickles without its maps, so
+    that each process opens its own; a forked process may go on with its parent's, which nobody
+    writes to.
     """
 
-    def __init__(
-        self, path: Path, fields: Sequence[str] | None = None, *, unfinished: bool = False
-    ) -> None:
-        """unfinished: open a store in the making, too; what its ledger lists can be read."""
-        plain = ZarrReader(path, fields, unfinished=unfinished)
-        self.path, self.schema, self.fingerprint = path, plain.schema, plain.fingerprint
-        self.columns, self.ledger = plain.columns, plain.ledger
-        for name, field in self.schema.fields.items():
-            _require_raw(get_array(plain._group, name), name, (self.schema.block, 1, *field.shape))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._checked: set[tuple[str, int, int]] = set()
         self._maps: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
-        self._most = _most_maps(len(self.ledger) * len(self.schema.fields))
-
-    def column(self, name: str) -> np.ndarray:
-        return ZarrReader(self.path, unfinished=True).column(name)
-
-    def read(self, samples: Sequence[int], views: Sequence[int], out: Rows | None = None) -> Rows:
-        _require_inside(self.schema, samples, views)
-        rows = _buffer(self.schema, len(samples)) if out is None else out
-        size, pairs = self.schema.block, [*zip(samples, views, strict=True)]
-        for name in self.schema.fields:
-            target = rows[name]
-            for i, (sample, view) in enumerate(pairs):
-                target[i] = self._chunk((name, sample // size, view))[sample % size]
-        return rows
+        self._most = _most_maps(len(self.records) * len(self.schema.fields))
 
     def chunk(self, name: str, block: int, view: int) -> np.ndarray:
         rows = self.schema.rows(block)
@@ -175,6 +158,11 @@ class MappedReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": OrderedDict(), "_checked": set()}
+
+    def _read(self, name: str, pairs: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        size = self.schema.block
+        for i, (sample, view) in enumerate(pairs):
+            out[i] = self._chunk((name, sample // size, view))[sample % size]
 
     def _chunk(self, key: tuple[str, int, int]) -> np.ndarray:
         found = self._maps.get(key)
@@ -185,8 +173,7 @@ class MappedReader:
         return found
 
     def _map(self, name: str, block: int, view: int) -> np.ndarray:
-        path = self.schema.chunk_file(self.path, name, block, view)
-        size = self.schema.chunk_bytes(name)
+        path, size = self._file(name, block, view), self.schema.chunk_bytes(name)
         try:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -199,54 +186,26 @@ class MappedReader:
         content = np.frombuffer(mapped, np.uint8)
         stored = f"{int.from_bytes(mapped[size:], 'little'):08x}"
         if (name, block, view) not in self._checked:
-            if stored != f"{google_crc32c.value(content[:size]):08x}":
-                raise damaged(path, "its checksum doesn't fit")
+            if stored != crc32c(content[:size]):
+                raise damaged(path, "its checksum differs")
             self._checked.add((name, block, view))
-        entry = self.ledger.get((block, view))
-        if entry is None or entry.crc[name] != stored:
-            raise damaged(path, "it isn't the chunk that the ledger speaks of")
+        record = self.records.get(ChunkKey(block, view))
+        if record is None or record.crc[name] != stored:
+            raise damaged(path, "it is not the chunk of its record")
         mapped.madvise(mmap.MADV_RANDOM)
         field = self.schema.fields[name]
         return content[:size].view(field.dtype).reshape(self.schema.block, *field.shape)
 
 
-def _only(schema: Schema, fields: Sequence[str] | None) -> Schema:
-    if fields is None:
-        return schema
-    chosen = {name: schema.fields[name] for name in fields}
-    return Schema(schema.samples, schema.views, schema.block, chosen)
+def _most_maps(chunks: int) -> int:
+    """How many of its chunks a reader may map at a time; each takes an open file (Python < 3.13).
 
-
-def _buffer(schema: Schema, rows: int) -> Rows:
-    return {name: np.empty((rows, *f.shape), f.dtype) for name, f in schema.fields.items()}
-
-
-def _most_maps(wanted: int) -> int:
-    """How many chunks may be mapped at a time; each holds an open file until Python 3.13.
-
-    The process's limit of open files is raised as far as its own hard limit allows: the usual soft
-    limit, 1024, would be passed by a store of 500 (block, view).
+    The process's limit of open files, usually 1024, is raised as far as needed and allowed.
     """
-    spare = 512
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + spare:
-        soft = wanted + spare if hard == resource.RLIM_INFINITY else min(hard, wanted + spare)
+    wanted = min(_MAPS, _READERS * chunks) + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else max(soft, min(hard, wanted))
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(64, soft - spare)
-
-
-def _require_inside(schema: Schema, samples: Sequence[int], views: Sequence[int]) -> None:
-    for name, indices, count in (
-        ("sample", samples, schema.samples),
-        ("view", views, schema.views),
-    ):
-        if len(indices) and not (0 <= min(indices) and max(indices) < count):
-            raise IndexError(f"{name}s must be in 0..{count - 1}, found {list(indices)}")
-
-
-def _require_raw(array: zarr.Array, name: str, chunks: tuple[int, ...]) -> None:
-    codecs = [codec.to_dict() for codec in array.metadata.codecs]  # type: ignore[union-attr]
-    raw = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    single = [{"name": "bytes"}, {"name": "crc32c"}]  # one byte has no order
-    if codecs not in (raw, single) or array.chunks != chunks:
-        raise UnmappableError(f"{name}: chunks {array.chunks} of {codecs} can't be mapped")
+    files = _MAPS if soft == resource.RLIM_INFINITY else min(_MAPS, soft - _SPARE_FILES)
+    return max(32, files // _READERS)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import google_crc32c
-
-from deskpro.cache.errors import CacheError
-from deskpro.cache.ledger import from_attributes
-from deskpro.cache.schema import (
-    ATTRIBUTE,
-    CRC_BYTES,
-    METADATA,
-    Field,
-    Schema,
-    file_damage,
-    own_damage,
-)
+from deskpro.cache.errors import CacheError, DamagedError, unfinished
+from deskpro.cache.files import crc32c
+from deskpro.cache.schema import CRC_BYTES, METADATA, PLAIN_GROUP, Record, Schema
+from deskpro.cache.sealed import INDEX, checked, read_seal
+from deskpro.cache.store import group_folders, read_attributes
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that isn't what was written; block and view where it holds targets."""
+    """A file that is not what was written; block and view where it holds targets."""
 
     file: Path
     what: str
@@ -39,49 +30,62 @@ class Damage:
 def verify(root: Path) -> list[Damage]:
     """Everything that is wrong with a finished store; empty where nothing is.
 
-    Files are checked against what the group's metadata say of them, and those against their own
-    CRC. Where the metadata can't be read nothing else can be told. Raises CacheError where there is
-    no finished store.
+    Files are checked against the seal of the root or of their group, and the seal against its own
+    hash. Files that no seal names are damage, too, as is a group that is not finished.
+
+    Raises:
+        CacheError: there is no finished store.
     """
-    path = root / METADATA
     if not root.exists():
-        raise CacheError(f"{root}: no target cache here. Make it: make teacher-cache")
-    found = [] if own_damage(root) is None else [Damage(path, "its checksum doesn't fit")]
+        raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
+    if not (root / INDEX).exists():
+        raise unfinished(root)
+    groups = [*group_folders(root)]
+    files = [file for folder in (root, *groups) for file in _files(folder)]
+    between = {parent for folder in groups for parent in folder.relative_to(root).parents}
+    for parent in sorted(between - {Path()}):
+        path = root / parent / METADATA
+        same = path.is_file() and path.read_bytes() == PLAIN_GROUP
+        files.append(Damage(path, "" if same else "not the metadata of a plain group"))
+    found = [file for file in files if file.what]
+    # What lies in a folder whose own files can't be read can't be told.
+    damaged, known = {damage.file for damage in found}, {file.file for file in files}
+    unread = [f for f in (root, *groups) if {f, f / INDEX, f / METADATA} & damaged]
+    return found + [
+        Damage(path, "not a file of this store")
+        for path in sorted(root.rglob("*"))
+        if path not in known
+        and path.is_file()
+        and not any(path.is_relative_to(folder) for folder in unread)
+    ]
+
+
+def _files(folder: Path) -> Iterator[Damage]:
+    """Every file of a root or a group, and what is wrong with it: nothing, where that is empty."""
     try:
-        attributes = json.loads(path.read_bytes())["attributes"][ATTRIBUTE]
-        if not {"ledger", "crc32c"} & attributes.keys():
-            raise CacheError(f"{root}: not finished. Go on with: make teacher-cache")
-        files, ledger = dict(attributes["files"]), from_attributes(attributes)
-        schema = _schema(attributes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return found or [Damage(path, "unreadable")]
-
-    listed = {path}
-    for name, crc in files.items():
-        listed.add(root / name)
-        what = _plain(root / name, crc)
-        if what:
-            found.append(Damage(root / name, what))
-    for block, view in schema.places():
-        entry = ledger.get((block, view))
-        for name in schema.fields:
-            file = schema.chunk_file(root, name, block, view)
-            listed.add(file)
-            what = "the ledger doesn't list it" if entry is None else _chunk(file, entry.crc[name])
-            if what:
-                found.append(Damage(file, what, block, view))
-    foreign_files = sorted(f for f in root.rglob("*") if f.is_file() and f not in listed)
-    return found + [Damage(file, "not a file of this store") for file in foreign_files]
-
-
-def _plain(file: Path, crc: str) -> str:
-    """What is wrong with a file that is no chunk of targets."""
-    try:
-        if file_damage(file, crc) is None:
-            return ""
-    except OSError as error:
-        return f"can't be read: {error}"
-    return "its checksum doesn't fit" if file.is_file() else "the file is gone"
+        seal = read_seal(folder)
+    except DamagedError:
+        yield Damage(folder / INDEX, "its checksum differs")
+        return
+    if seal is None:
+        yield Damage(folder, "not finished")
+        return
+    yield Damage(folder / INDEX, "")
+    for name in seal.files:
+        try:
+            checked(folder, name, seal.files)
+            yield Damage(folder / name, "")
+        except DamagedError:
+            there = (folder / name).is_file()
+            yield Damage(folder / name, "its checksum differs" if there else "the file is gone")
+            if name == METADATA:
+                return
+    if seal.chunks:
+        schema = Schema.from_json(read_attributes(folder, seal))
+        for record in map(Record.from_json, seal.chunks):
+            for name, crc in record.crc.items():
+                file = schema.chunk_file(folder, name, *record.key)
+                yield Damage(file, _chunk(file, crc), *record.key)
 
 
 def _chunk(file: Path, crc: str) -> str:
@@ -91,16 +95,8 @@ def _chunk(file: Path, crc: str) -> str:
     except FileNotFoundError:
         return "the file is gone"
     except OSError as error:
-        return f"can't be read: {error}"
+        return f"unreadable: {error}"
     own = f"{int.from_bytes(content[-CRC_BYTES:], 'little'):08x}"
-    if f"{google_crc32c.value(content[:-CRC_BYTES]):08x}" != own:
-        return "its checksum doesn't fit"
-    return "" if own == crc else "it isn't the chunk that the ledger speaks of"
-
-
-def _schema(attributes: dict[str, Any]) -> Schema:
-    """Where the chunks lie; zarr may refuse the arrays' own metadata, damaged as they may be."""
-    fields = {
-        name: Field(tuple(shape), "uint8", ()) for name, shape in attributes["targets"].items()
-    }
-    return Schema(attributes["samples"], attributes["views"], attributes["block"], fields)
+    if crc32c(content[:-CRC_BYTES]) != own:
+        return "its checksum differs"
+    return "" if own == crc else "it is not the chunk of its record"

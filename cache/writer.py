@@ -1,124 +1,115 @@
-"""Write targets block by block; the store appears under its name when the last block is in."""
+"""Write a group of targets in place, block by block; it is finished when it is sealed."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-import zarr
 
-from deskpro.cache import ledger as ledgers
-from deskpro.cache.errors import CacheError
-from deskpro.cache.fingerprint import differences, sample_differences
-from deskpro.cache.ledger import Entry, Ledger, Place, from_attributes, stored_crc
-from deskpro.cache.lock import BuildLock
+from deskpro.cache.errors import CacheError, DamagedError, UnfinishedError, damaged
+from deskpro.cache.files import crc32c, sync
+from deskpro.cache.fingerprint import Difference, describe, differences, sample_differences
+from deskpro.cache.journal import Journal
+from deskpro.cache.lock import hold
 from deskpro.cache.schema import (
-    LEDGER_FILES,
+    CRC_BYTES,
+    JOURNAL,
     METADATA,
+    PLAIN_GROUP,
+    ChunkKey,
+    Column,
     Columns,
+    Record,
     Schema,
-    create,
-    is_sealed,
-    open_store,
-    plain_files,
-    read_columns,
-    read_schema,
-    seal,
-    sync,
+    chunk_digests,
+    group_files,
+    root_files,
+)
+from deskpro.cache.sealed import is_sealed_with, read_seal, seal, try_seal, unseal, write_files
+from deskpro.cache.store import (
+    Group,
+    Records,
+    TargetStore,
+    group_folders,
+    is_array,
+    read_records,
 )
 
 
-@dataclass(frozen=True)
-class Team:
-    """The processes that build one store together; alone where not given.
+class GroupWriter:
+    """A group of targets in the making.
 
-    share gives everybody what the first process put in; gather gives everybody what each put in.
-    Both wait for all.
-    """
+    A block — its samples, all fields, the views that are missing — is a transaction: its chunk
+    files are written and synced, then the journal records them. A chunk whose record has the
+    digest that is wanted is kept, whichever command computed it; any other is missing. So a changed
+    image costs its block, more views cost only themselves, and an interrupted run is resumed.
 
-    rank: int = 0
-    size: int = 1
-    share: Callable[[Any], Any] = lambda value: value
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    Nothing is written before the first `write` or `seal`: until then a finished group stays so.
 
-
-class TargetWriter:
-    """A target cache in the making, in a folder beside its final name.
-
-    A block — its samples, all fields, the views that are still missing — is a transaction: its
-    chunk files are written and synced, then a ledger lists them. An unfinished store of the same
-    fingerprint, columns and schema is continued where its ledger ends. A store, finished or not,
-    that would be lost — another fingerprint, other samples, fewer views — is refused, by name of
-    what differs, unless `replace` says so.
-
-    Chunks of an earlier store are taken over (hard-linked) where everything that they depend on is
-    the same: the fingerprint and the rows of every column. So a changed image costs its block,
-    and more views cost only themselves.
-
-    With a team, the first process prepares and seals, and each writes blocks of its own. What is
-    missing, and what was written, they tell each other; they don't read it off a file system that
-    may be late. Only the first holds the lock.
+    Attributes:
+        missing: by block the views to write.
+        there: how many (block, view) are kept.
+        sealed: whether the group is finished as it is wanted: there is nothing to do.
     """
 
     def __init__(
         self,
-        path: Path,
+        root: Path,
+        group: str,
         schema: Schema,
         columns: Columns,
         fingerprint: Mapping[str, Any],
         *,
+        depends: Sequence[str],
+        valid: np.ndarray | None = None,
         replace: bool = False,
         reuse: bool = True,
-        team: Team | None = None,
+        deep: bool = False,
     ) -> None:
-        """reuse: take over chunks of an earlier store.
+        """Find out what is missing, and keep other processes from writing to the store.
 
-        Raises CacheError where another process builds it, where a store would be lost, and where
-        this process would build another one than the first of its team.
+        Args:
+            root: the store.
+            group: path of the group below it, as "teachers/NAME/logits". No group lies in another.
+            schema: of the group.
+            columns: all columns of the root. One over views may have fewer than are stored.
+            fingerprint: what all chunks are made from, as JSON.
+            depends: names of the columns whose rows a chunk is made from.
+            valid: bool [N], which samples have targets; all unless given.
+            replace: chunks of the group that were made otherwise may be lost.
+            reuse: keep chunks of a finished group.
+            deep: read each chunk that is kept; a damaged one is missing.
+
+        Raises:
+            CacheError: another process writes to the store; chunks would be lost, with what differs
+                in its `differences`; the store is damaged or of another format.
         """
-        self.path, self.schema = path, schema
-        self.root = path.with_name(path.name + ".partial")
-        self._replaced = path.with_name(path.name + ".old")
-        self._team = team or Team()
-        self._lock: BuildLock | None = None
-        token, written = uuid.uuid4().hex, []
-        if self._team.rank == 0:
-            self._lock = BuildLock(path)
-            try:
-                self._prepare(columns, fingerprint, token, replace=replace, reuse=reuse)
-                written = [*_Store.open(self.root).ledger]
-            except BaseException:
-                self.close()
-                raise
-        token, written = self._team.share((token, written))
-        begun = _Store.open(self.root)
-        if not begun.is_of(schema, columns, fingerprint):
-            raise CacheError(
-                f"{self.root}: process {self._team.rank} would build another cache than the first: "
-                f"{'; '.join(begun.differences(schema, columns, fingerprint))}"
-            )
-        self._group = zarr.open_group(self.root, mode="r+")
-        self._ledger = Ledger(self.root, begun.build, token, self._team.rank)
-        self._missing: dict[int, list[int]] = {}
-        for block, view in schema.places():
-            if (block, view) not in set(written):
-                self._missing.setdefault(block, []).append(view)
-        self.mine = [*self._missing][self._team.rank :: self._team.size]
-        """The blocks that this process is to write, in order."""
-        self.there = len(written)
-        """How many (block, view) were there when this writer was opened."""
-        self._done: list[Entry] = []
+        self.root, self.group, self.schema = root, group, schema
+        self._folder = root / group
+        self._fingerprint, self._depends = dict(fingerprint), list(depends)
+        self._valid = np.ones(schema.samples, bool) if valid is None else np.asarray(valid, bool)
+        self._journal = Journal(self._folder / JOURNAL)
+        self._begun = self.sealed = False
+        self._lock = ExitStack()
+        self._lock.enter_context(hold(root, f"writing {group}"))
+        try:
+            self._plan(columns, replace=replace, reuse=reuse, deep=deep)
+        except BaseException:
+            self.close()
+            raise
 
-    def views(self, block: int) -> list[int]:
-        """The views of a block that were missing when this writer was opened."""
-        return self._missing.get(block, [])
+    def __enter__(self) -> GroupWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(
         self,
@@ -126,271 +117,275 @@ class TargetWriter:
         targets: Mapping[str, np.ndarray],
         facts: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write what a block lacks: for each field an array [rows, len(views(block)), *shape].
+        """Write what a block lacks: for each field an array [rows, len(missing[block]), *shape].
 
-        facts: by view, kept with it in the ledger, as JSON. Raises CacheError where fields, shapes
-        or types aren't the schema's, and writes nothing.
+        facts: by view, kept in its record, as JSON.
+
+        Raises:
+            CacheError: fields, shapes or types are not the schema's; nothing is written.
         """
-        rows, views = self.schema.rows(block), self.views(block)
-        if set(targets) != set(self.schema.fields):
-            wanted = ", ".join(self.schema.fields)
-            raise CacheError(f"block {block}: fields {', '.join(targets)}, the cache has {wanted}")
-        for name, field in self.schema.fields.items():
-            shape = (rows.stop - rows.start, len(views), *field.shape)
-            found = targets[name]
-            if found.shape != shape or found.dtype != np.dtype(field.dtype):
-                raise CacheError(
-                    f"block {block}: {name} is {found.dtype}{list(found.shape)}, "
-                    f"must be {field.dtype}{list(shape)}"
+        keys = [ChunkKey(block, view) for view in self.missing.get(block, [])]
+        _require_fit(self.schema, block, len(keys), targets)
+        self._begin()
+        # Before a chunk is overwritten its record goes: what has a record is always whole.
+        self._journal.append(
+            key._asdict() for key in keys if self._records.pop(key, None) is not None
+        )
+        written = []
+        for i, key in enumerate(keys):
+            crc = {
+                name: _write_chunk(
+                    self.schema.chunk_file(self._folder, name, *key),
+                    _padded(self.schema, name, targets[name][:, i]),
                 )
-        entries = []
-        for i, view in enumerate(views):
-            crc = {}
-            for name in self.schema.fields:
-                file = self.schema.chunk_file(self.root, name, block, view)
-                file.unlink(missing_ok=True)  # never write into what another store may link to
-                self._group[name][rows, view] = targets[name][:, i]  # type: ignore[index]
-                sync(file)
-                found_crc = stored_crc(file, self.schema.chunk_bytes(name))
-                assert found_crc is not None, f"zarr wrote {file} otherwise than the schema says"
-                crc[name] = found_crc
-            entries.append(Entry(block, view, crc, dict((facts or {}).get(view, {}))))
-        self._ledger.append(entries)
-        self._done += entries
+                for name in self.schema.fields
+            }
+            about = dict((facts or {}).get(key.view, {}))
+            written.append(Record(key, crc, self._wanted[key], about))
+        for name in self.schema.fields:
+            sync(self._folder / name)
+        self._journal.append(record.as_json() for record in written)
+        self._records |= {record.key: record for record in written}
 
     def seal(self) -> None:
-        """Give the complete store its name; a store of that name is replaced."""
-        done = self._team.gather(self._done)
-        if self._team.rank == 0:
-            self._seal([entry for entries in done for entry in entries])
-        self._team.share(None)  # nobody leaves before the store has its name
+        """Finish the group, when every block is written.
+
+        Raises:
+            CacheError: blocks are missing, or a chunk file is gone or not that of its record. The
+                same command computes it again.
+        """
+        if not self.sealed:
+            self._begin()
+            missing = sorted({k.block for k in self._wanted if not self._is_current(k)})
+            if missing:
+                raise CacheError(f"{self._folder}: blocks {missing} are not written, cannot seal")
+            for key in self._wanted:
+                self._require_stored(self._records[key])
+            records = (with_changes(self._records[key], kept=False) for key in self._wanted)
+            seal(self._folder, self._files, (record.as_json() for record in records))
+            self.sealed = True
+        self._journal.remove()
         self.close()
 
     def close(self) -> None:
         """Let another writer go on; what is written stays."""
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.close()
 
-    def _seal(self, done: list[Entry]) -> None:
-        begun = _Store.open(self.root)
-        if not begun.sealed:  # else it was killed between being sealed and being named
-            written = begun.ledger | {
-                entry.place: entry
-                for entry in done
-                if ledgers.is_there(self.root, self.schema, entry)
-            }
-            missing = [place for place in self.schema.places() if place not in written]
-            if missing:
-                blocks = sorted({block for block, _ in missing})
-                raise CacheError(f"{self.path}: blocks {blocks} aren't written, can't be sealed")
-            seal(self.root, [written[place].as_json() for place in self.schema.places()])
-        for file in self.root.glob(LEDGER_FILES):
-            file.unlink()
-        _sync_tree(self.root)
-        _remove(self._replaced)
-        if self.path.exists():
-            self.path.rename(self._replaced)
-        self.root.rename(self.path)
-        sync(self.path.parent)
-        _remove(self._replaced)
-        for folder in self._earlier():
-            _remove(folder)
+    def _plan(self, columns: Columns, *, replace: bool, reuse: bool, deep: bool) -> None:
+        """Decide which chunks are kept; CacheError where others would be lost unasked."""
+        schema, stored = self.schema, _stored_columns(self.root, replace=replace)
+        for other in group_folders(self.root) if stored else ():
+            if other in self._folder.parents or self._folder in other.parents:
+                raise CacheError(f"{self._folder}: {other} is a group, too; they cannot be nested")
+        columns = {name: _widened(column, stored.get(name)) for name, column in columns.items()}
+        self._root_files = root_files(columns, schema.samples)
+        made_from = self._fingerprint, self._depends, self._valid
+        self._files = group_files(schema, *made_from)
+        self._wanted = chunk_digests(schema, columns, *made_from)
+        total = schema.blocks * schema.views
+        if len(self._wanted) < total:
+            raise CacheError(f"{self._folder}: a column has fewer views than {schema.views}")
+        found = try_seal(self._folder) if replace else read_seal(self._folder)
+        records = read_records(self._folder, found)
+        outdated = any(r.digest != self._wanted.get(key) for key, r in records.items())
+        if outdated and not replace:
+            raise self._refusal(stored, columns)
+        if found is not None:
+            records = {key: with_changes(r, kept=True) for key, r in records.items()}
+        self._records = _whole(self._folder, schema, records, deep=deep)
+        self.missing: dict[int, list[int]] = {}
+        for key in self._wanted:
+            if not self._is_current(key) or (self._records[key].kept and not reuse):
+                self.missing.setdefault(key.block, []).append(key.view)
+        self.there = total - sum(map(len, self.missing.values()))
+        self.sealed = (
+            not self.missing
+            and is_sealed_with(self._folder, self._files)
+            and is_sealed_with(self.root, self._root_files)
+        )
 
-    def _prepare(
-        self,
-        columns: Columns,
-        fingerprint: Mapping[str, Any],
-        token: str,
-        *,
-        replace: bool,
-        reuse: bool,
-    ) -> None:
-        """Leave at `root` an unfinished store of these options, with what could be taken over."""
-        for path in (self.root, self.path):
-            if path.exists() and not replace:
-                begun = _Store.open(path)
-                if begun.loses(self.schema, columns, fingerprint):
-                    lines = begun.differences(self.schema, columns, fingerprint)
-                    raise CacheError(
-                        f"{path}: was {'made' if begun.sealed else 'begun'} otherwise: "
-                        f"{'; '.join(lines)}. Set that back to go on with it, or type "
-                        "make teacher-cache FORCE=1 to keep only what is the same"
-                    )
-        if self.root.exists():
-            begun_or_none = _Store.try_open(self.root)
-            same = begun_or_none is not None and begun_or_none.is_of(
-                self.schema, columns, fingerprint
+    def _is_current(self, key: ChunkKey) -> bool:
+        record = self._records.get(key)
+        return record is not None and record.digest == self._wanted[key]
+
+    def _refusal(self, stored: Columns, columns: Columns) -> CacheError:
+        found: list[Difference] = []
+        with suppress(CacheError):
+            group = Group.load(self._folder)
+            found += differences(group.fingerprint, self._fingerprint)
+            found += differences(asdict(group.schema), asdict(self.schema))
+        if "sample_id" in stored and "sample_id" in columns:
+            before, now = ({n: c.values for n, c in each.items()} for each in (stored, columns))
+            found += sample_differences(before, now)
+        lines = describe(found) or ["its chunks were made from other values"]
+        return CacheError(
+            f"{self._folder}: made from other settings or images: {'; '.join(lines)}. Restore them "
+            "to keep it, or type make teacher-cache FORCE=1 to keep only what is the same",
+            found,
+        )
+
+    def _begin(self) -> None:
+        """Bring root, folders and the group's own files to what is wanted; once."""
+        if self._begun:
+            return
+        _write_root(self.root, self._root_files)
+        for parent in Path(self.group).parents[:-1]:
+            write_files(self.root / parent, {METADATA: PLAIN_GROUP})
+        # Journal first, then the seal goes: a crash between leaves the finished group.
+        records = [record for key, record in self._records.items() if key in self._wanted]
+        self._journal.rewrite(record.as_json() for record in records)
+        unseal(self._folder)
+        write_files(self._folder, self._files)
+        chunks = {
+            f"{name}/{self.schema.chunk_name(name, *key)}"
+            for name in self.schema.fields
+            for key in self._wanted
+        }
+        _prune(self._folder, {JOURNAL, *self._files, *chunks})
+        for folder in (self.root.parent, *(self.root / p for p in Path(self.group).parents)):
+            sync(folder)  # new folders have their names
+        self._begun = True
+
+    def _require_stored(self, record: Record) -> None:
+        """Every chunk file has its size, and ends with the CRC of its record."""
+        for name, crc in record.crc.items():
+            file = self.schema.chunk_file(self._folder, name, *record.key)
+            if _stored_crc(file, self.schema.chunk_bytes(name)) != crc:
+                self._journal.append([record.key._asdict()])
+                raise damaged(file, "it is gone, or not the chunk of its record")
+
+
+def _stored_columns(root: Path, *, replace: bool) -> Columns:
+    """The columns of a store that is there; none where there is none, or it is to be replaced.
+
+    Raises CacheError: it is no cache, of another format, or damaged and not to be replaced.
+    """
+    old = root.with_name(root.name + ".partial")
+    if old.exists():
+        raise CacheError(
+            f"{old}: an unfinished cache of an earlier format. Delete it (rm -r {old}), then type "
+            "the same command"
+        )
+    if not root.exists() or all(entry.name.startswith(".") for entry in root.iterdir()):
+        return {}
+    try:
+        return TargetStore(root).load_columns()
+    except UnfinishedError:
+        return {}
+    except DamagedError:
+        if not replace:
+            raise
+        return {}
+
+
+def _widened(column: Column, stored: Column | None) -> Column:
+    """A column, with the further views of a stored one that begins with the same."""
+    width = column.values.shape[1] if column.by_view else 0
+    if stored is None or not width or stored.dims != column.dims:
+        return column
+    same = np.array_equal(stored.values[:, :width], column.values)
+    return with_changes(column, values=stored.values) if same else column
+
+
+def _whole(folder: Path, schema: Schema, records: Records, *, deep: bool) -> Records:
+    """The records whose chunk files are there in their size; deep: and in every byte."""
+    sizes = {name: _sizes(folder / name) for name in schema.fields}
+
+    def is_whole(name: str, record: Record) -> bool:
+        size = schema.chunk_bytes(name)
+        if sizes[name].get(schema.chunk_name(name, *record.key)) != size + CRC_BYTES:
+            return False
+        if not deep:
+            return True
+        content = schema.chunk_file(folder, name, *record.key).read_bytes()
+        return crc32c(content[:size]) == _hex(content[size:]) == record.crc.get(name)
+
+    return {
+        key: record
+        for key, record in records.items()
+        if all(is_whole(name, record) for name in schema.fields)
+    }
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Size by file name; one listing instead of a question per chunk."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries}
+
+
+def _require_fit(schema: Schema, block: int, views: int, targets: Mapping[str, np.ndarray]) -> None:
+    rows = schema.rows(block)
+    if set(targets) != set(schema.fields):
+        wanted = ", ".join(schema.fields)
+        raise CacheError(f"block {block}: fields {', '.join(targets)}, must be {wanted}")
+    for name, field in schema.fields.items():
+        shape, found = (rows.stop - rows.start, views, *field.shape), targets[name]
+        if found.shape != shape or found.dtype != np.dtype(field.dtype):
+            raise CacheError(
+                f"block {block}: {name} is {found.dtype}{list(found.shape)}, "
+                f"must be {field.dtype}{list(shape)}"
             )
-            if not same:
-                numbers = [int(path.suffix[1:]) for path in self._earlier()]
-                self.root.rename(self._earlier_name(max(numbers, default=0) + 1))
-        if not self.root.exists():
-            # Under another name until it can be opened: what is there under its own is work.
-            creating = self.path.with_name(self.path.name + ".creating")
-            _remove(creating)
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            create(creating, self.schema, columns, fingerprint)
-            _sync_tree(creating)
-            creating.rename(self.root)
-        begun = _Store.open(self.root)
-        if begun.sealed:
-            return
-        ledger = Ledger.begin(self.root, self.schema, begun.build, token, taken=reuse)
-        written = ledgers.read(self.root, self.schema, begun.build)
-        remove_partials(self.root, self.schema, written)
-        if reuse:
-            for path in (self.path, self._replaced, *self._earlier()):
-                if path.exists():
-                    self._take_over(path, columns, fingerprint, ledger, written)
-
-    def _earlier_name(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.earlier.{number}")
-
-    def _earlier(self) -> list[Path]:
-        """Unfinished stores of other options, newest first."""
-        found = self.path.parent.glob(f"{self.path.name}.earlier.*")
-        return sorted(found, key=lambda path: -int(path.suffix[1:]))
-
-    def _take_over(
-        self,
-        path: Path,
-        columns: Columns,
-        fingerprint: Mapping[str, Any],
-        ledger: Ledger,
-        written: dict[Place, Entry],
-    ) -> None:
-        """Link into the new store every chunk of an earlier one that would come out the same."""
-        earlier = _Store.try_open(path)
-        if earlier is None or not earlier.is_like(self.schema, fingerprint):
-            return
-        for place, entry in earlier.ledger.items():
-            if place in written or not earlier.says(place, self.schema, columns):
-                continue
-            if all(self._whole(path, name, entry) for name in self.schema.fields):
-                for name in self.schema.fields:
-                    self._link(path, name, place)
-                written[place] = Entry(*place, entry.crc, entry.facts, taken=True)
-                ledger.append([written[place]])
-
-    def _whole(self, root: Path, name: str, entry: Entry) -> bool:
-        """Whether a chunk is as it was written; a damaged one is made anew."""
-        file, size = self.schema.chunk_file(root, name, *entry.place), self.schema.chunk_bytes(name)
-        if stored_crc(file, size) != entry.crc[name]:
-            return False
-        return f"{google_crc32c.value(file.read_bytes()[:size]):08x}" == entry.crc[name]
-
-    def _link(self, earlier: Path, name: str, place: Place) -> None:
-        source = self.schema.chunk_file(earlier, name, *place)
-        target = self.schema.chunk_file(self.root, name, *place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)  # no store ever changes a chunk that a ledger lists
-        except OSError:
-            shutil.copyfile(source, target)
-        sync(target)
 
 
-@dataclass(frozen=True)
-class _Store:
-    """A store that is already there, sealed or not."""
-
-    schema: Schema
-    columns: Columns
-    fingerprint: dict[str, Any]
-    ledger: dict[Place, Entry]
-    build: str
-    """Its mark while it is unfinished."""
-    sealed: bool
-
-    @classmethod
-    def open(cls, root: Path) -> _Store:
-        """Raises CacheError where it can't be read."""
-        group, attributes = open_store(root)
-        schema, sealed = read_schema(group, attributes), is_sealed(attributes)
-        build = attributes.get("build", "")
-        ledger = from_attributes(attributes) if sealed else ledgers.read(root, schema, build)
-        columns = read_columns(root, group, attributes)
-        return cls(schema, columns, attributes["fingerprint"], ledger, build, sealed)
-
-    @classmethod
-    def try_open(cls, root: Path) -> _Store | None:
-        """None where it can't be read: there is nothing to be taken over."""
-        try:
-            return cls.open(root)
-        except CacheError:
-            return None
-
-    def is_of(self, schema: Schema, columns: Columns, fingerprint: Mapping[str, Any]) -> bool:
-        return (
-            self.schema == schema
-            and self.is_like(schema, fingerprint)
-            and self.columns.keys() == columns.keys()
-            and all(np.array_equal(self.columns[n].values, columns[n].values) for n in columns)
-        )
-
-    def is_like(self, schema: Schema, fingerprint: Mapping[str, Any]) -> bool:
-        """Whether its chunks, of the same samples, may be those of another store."""
-        return (
-            self.schema.fields == schema.fields
-            and self.schema.block == schema.block
-            and self.fingerprint.keys() == fingerprint.keys()
-            and not differences(self.fingerprint, fingerprint)
-        )
-
-    def says(self, place: Place, schema: Schema, columns: Columns) -> bool:
-        """Whether its chunks at a place are about the same as another store's will be."""
-        block, view = place
-        rows = schema.rows(block)
-        if block >= schema.blocks or view >= schema.views or rows != self.schema.rows(block):
-            return False
-        return self.columns.keys() == columns.keys() and all(
-            np.array_equal(self.columns[name].of(rows, view), columns[name].of(rows, view))
-            for name in columns
-        )
-
-    def loses(self, schema: Schema, columns: Columns, fingerprint: Mapping[str, Any]) -> bool:
-        """Whether going on with these options would waste something that is written."""
-        return bool(self.ledger) and not (
-            self.is_like(schema, fingerprint)
-            and all(self.says(place, schema, columns) for place in self.ledger)
-        )
-
-    def differences(
-        self, schema: Schema, columns: Columns, fingerprint: Mapping[str, Any]
-    ) -> list[str]:
-        """How it differs from another store, in words; never empty."""
-        mine = {name: column.values for name, column in self.columns.items()}
-        theirs = {name: column.values for name, column in columns.items()}
-        lines = differences(self.fingerprint, fingerprint)
-        lines += sample_differences(mine, theirs)
-        for what in ("samples", "views", "block"):
-            before, now = getattr(self.schema, what), getattr(schema, what)
-            if before != now:
-                lines.append(f"{what} was {before}, is {now}")
-        return lines or ["its arrays have other names, shapes or types"]
+def _padded(schema: Schema, name: str, values: np.ndarray) -> np.ndarray:
+    """A chunk of the full block, little-endian; the end of the last block has the fill value."""
+    field = schema.fields[name]
+    dtype = np.dtype(field.dtype).newbyteorder("<")
+    chunk = np.full((schema.block, *field.shape), field.fill, dtype)
+    chunk[: len(values)] = values
+    return chunk
 
 
-def remove_partials(root: Path, schema: Schema, written: Mapping[Place, Entry]) -> None:
-    """Remove what a kill left half-written: files that neither the ledger lists nor the store."""
-    whole = {schema.chunk_file(root, name, *place) for name in schema.fields for place in written}
-    whole |= {root / METADATA, *root.glob(LEDGER_FILES)}
-    whole |= {*plain_files(root, open_store(root)[1])}
-    for file in _files(root):
-        if file not in whole:
-            file.unlink()
+def _write_chunk(file: Path, values: np.ndarray) -> str:
+    """Write a chunk and its CRC, and return that; a reader's map keeps the earlier file."""
+    content = values.tobytes()
+    crc = crc32c(content)
+    file.unlink(missing_ok=True)
+    with file.open("wb") as opened:
+        opened.write(content)
+        opened.write(int(crc, 16).to_bytes(CRC_BYTES, "little"))
+        opened.flush()
+        os.fsync(opened.fileno())
+    return crc
 
 
-def _files(root: Path) -> Iterator[Path]:
-    return (file for file in root.rglob("*") if file.is_file())
+def _stored_crc(path: Path, size: int) -> str | None:
+    """The CRC at the end of a chunk file; None where the file isn't there in its full size."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) != size + CRC_BYTES:
+                return None
+            file.seek(size)
+            return _hex(file.read(CRC_BYTES))
+    except FileNotFoundError:
+        return None
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _hex(stored: bytes) -> str:
+    return f"{int.from_bytes(stored, 'little'):08x}"
 
 
-def _sync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))
+def _write_root(root: Path, files: Mapping[str, bytes]) -> None:
+    """Bring the root's own files to what is wanted; while they change it is not finished."""
+    if is_sealed_with(root, files):
+        return
+    unseal(root)
+    write_files(root, files)
+    columns = {Path(name).parts[0] for name in files}
+    for folder in root.iterdir():
+        if folder.name not in columns and is_array(folder):
+            shutil.rmtree(folder)
+    seal(root, files)
+
+
+def _prune(folder: Path, names: set[str]) -> None:
+    """Remove every file of a folder that is not wanted, and the folders that this empties."""
+    wanted = {f"{folder}/{name}" for name in names}
+    for parent, _, found in os.walk(folder, topdown=False):
+        for name in found:
+            if f"{parent}/{name}" not in wanted:
+                Path(parent, name).unlink()
+        if not os.listdir(parent):  # noqa: PTH208 (quicker)
+            Path(parent).rmdir()

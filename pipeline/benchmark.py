@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from deskpro.pipeline.config import parse
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar, summary
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
@@ -38,7 +37,7 @@ def _options(overrides: Iterable[str]) -> BenchmarkOptions:
             raise InputError(
                 f"--set {override!r}: must be FIELD=VALUE with one of {', '.join(known)}"
             )
-        value = yaml.safe_load(text)
+        value = parse(text)
         values[name] = tuple(value) if isinstance(value, list) else value
     try:
         return BenchmarkOptions(**values)

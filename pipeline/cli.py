@@ -1,51 +1,85 @@
-"""The command line: `deskpro COMMAND`. Imports nothing heavy until a command runs."""
+"""The command line: a command per stage. Imports nothing heavy until a command runs."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from deskpro.pipeline import failures
-from deskpro.pipeline.cache_commands import cache
-from deskpro.pipeline.compare_command import compare
-from deskpro.pipeline.prepare_command import prepare
-from deskpro.pipeline.report_command import report
+from deskpro.pipeline.inspect_cli import COMMANDS
 
 if TYPE_CHECKING:
     from deskpro.stages.base.options import Options
     from deskpro.stages.base.run_folder import RunFolder
 
-_CONFIG = click.option(
-    "--config", required=True, type=click.Path(path_type=Path), help="The recipe, a YAML file."
+_PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_DEEP = click.option("--deep", is_flag=True, help="Read every file again, known or not.")
+_SEEDS = click.option(
+    "--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many."
 )
-_RUN = click.option(
-    "--run",
-    "run_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The run folder.  [default: runs/<config name>]",
+_JOBS = click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
 )
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable."
-)
-_FORCE = click.option("--force", is_flag=True, help="Run although the output exists.")
+
+
+class Recipe(NamedTuple):
+    """What every stage's command is given."""
+
+    options: Options
+    folder: RunFolder
+    force: bool
 
 
 def _recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that every stage takes."""
-    return _CONFIG(_RUN(_SET(_FORCE(command))))
+    """The options that every stage takes; the command gets a `Recipe` for them."""
+
+    @click.option("--config", type=_PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
+    @click.option("--run", type=_FOLDER, help="The run folder.  [default: runs/<config name>]")
+    @click.option("--from", "source", type=_FOLDER, help="Use teacher and targets of this run.")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+    @click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
+    @functools.wraps(command)
+    def wrapped(
+        config: Path | None,
+        run: Path | None,
+        source: Path | None,
+        overrides: tuple[str, ...],
+        force: bool,
+        **others: object,
+    ) -> None:
+        command(Recipe(*open_run(config, run, source, overrides), force), **others)
+
+    return wrapped
 
 
-def _open(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> tuple[Options, Any]:
+def open_run(
+    config: Path | None,
+    run: Path | None,
+    source: Path | None = None,
+    overrides: tuple[str, ...] = (),
+) -> tuple[Options, RunFolder]:
+    """Options and folder of a run: of a recipe, or of a run folder that has its own."""
+    from deskpro.pipeline import messages
     from deskpro.pipeline.config import load
     from deskpro.stages.base.run_folder import RunFolder
 
-    options = load(config, overrides)
-    folder: RunFolder = RunFolder.of(config, options, run_dir)
-    return options, folder
+    if config is None and run is None:
+        raise click.UsageError("give a recipe with --config, or a run folder with --run")
+    messages.INVOCATION.__init__(config, run, source, overrides)  # type: ignore[misc]
+    if config is not None:
+        options = load(config, overrides)
+        name = config.stem + (f"-{options.tag}" if options.tag else "")
+        return options, RunFolder.open(run or Path("runs") / name, source)
+    assert run is not None
+    if not (run / "config.yaml").is_file():
+        raise click.UsageError(f"{run} has no config.yaml; give a recipe with --config")
+    return load(run / "config.yaml", overrides), RunFolder.open(run, source)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,19 +92,25 @@ def deskpro() -> None:
     """
 
 
+for _command in COMMANDS:
+    deskpro.add_command(_command)
+
+
+def _run(name: str, recipe: Recipe, deep: bool) -> None:
+    from deskpro.cache.file_index import FileIndex
+    from deskpro.pipeline import runner
+    from deskpro.stages.base.stage import Digests
+
+    digests = Digests(FileIndex(), deep)
+    runner.run_stage(name, recipe.options, recipe.folder, force=recipe.force, digests=digests)
+
+
 def _stage(name: str, text: str) -> None:
     @deskpro.command(name, help=text)
     @_recipe
-    @click.option(
-        "--deep", is_flag=True, help="Read every image again, whatever its time of change."
-    )
-    def command(
-        config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool, deep: bool
-    ) -> None:
-        from deskpro.pipeline import runner as running
-
-        options, folder = _open(config, run_dir, overrides)
-        running.run_stage(name, options, folder, force=force, deep=deep)
+    @_DEEP
+    def command(recipe: Recipe, deep: bool) -> None:
+        _run(name, recipe, deep)
 
 
 _stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
@@ -78,22 +118,49 @@ _stage("teacher-cache", "Stage one: run the teacher once; cache its logits and a
 _stage("train-student", "Stage two: train the LR student from the cache alone.")
 
 
+@deskpro.command()
+@click.option("--config", type=_PATH, help="The recipe, YAML.")
+@click.option("--run", type=_PATH, hidden=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+@click.option("--force", is_flag=True, help="Run although the output exists.")
+@_DEEP
+@click.option("--explain", is_flag=True, help="Show schemes, methods and rules, and do nothing.")
+def prepare(
+    config: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    deep: bool,
+    explain: bool,
+) -> None:
+    """Make the prepared layout from a raw dataset: label maps, masks, LR and HR faces.
+
+    The recipe's section prepare names the raw images and the method of each of the four steps;
+    data.root is the folder to make. Its manifest lies there, so that all runs share it.
+    """
+    from deskpro.pipeline.config import load
+    from deskpro.pipeline.explain import explain_preparation
+
+    if explain:
+        explain_preparation(load(config, overrides).prepare)
+        return
+    _run("prepare", Recipe(*open_run(config, run, None, overrides), force), deep)
+
+
 @deskpro.command("eval")
-@click.option("--config", type=click.Path(path_type=Path), help="The recipe, a YAML file.")
-@_RUN
-@_SET
-@_FORCE
-@click.option("--deep", is_flag=True, help="Read every image again, whatever its time of change.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="Evaluate this weights file alone, with no other stage; needs --data.",
-)
-@click.option("--data", "root", type=click.Path(path_type=Path), help="The set, with --checkpoint.")
+@click.option("--config", type=_PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
+@click.option("--run", type=_FOLDER, help="The run folder.  [default: runs/<config name>]")
+@click.option("--from", "source", type=_FOLDER, help="Use teacher and targets of this run.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+@click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
+@_DEEP
+@click.option("--checkpoint", type=_PATH, help="Evaluate these weights alone; needs --data.")
+@click.option("--data", "root", type=_PATH, help="The dataset, with --checkpoint.")
 @click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
 def eval_(
     config: Path | None,
-    run_dir: Path | None,
+    run: Path | None,
+    source: Path | None,
     overrides: tuple[str, ...],
     force: bool,
     deep: bool,
@@ -102,78 +169,51 @@ def eval_(
     dataset: str,
 ) -> None:
     """Evaluate the student by every protocol of the dataset, for face, body and all."""
-    from deskpro.pipeline import runner as running
-    from deskpro.pipeline.config import load, override, require_dataset
-    from deskpro.stages.base.run_folder import RunFolder
+    from deskpro.pipeline import evaluation
+    from deskpro.pipeline.config import load
 
     if checkpoint is None:
-        if config is None or root is not None:
-            raise click.UsageError("give a recipe with --config, or --checkpoint and --data")
-        options, folder = _open(config, run_dir, overrides)
-        running.run_stage("eval", options, folder, force=force, deep=deep)
-        return
+        if root is not None:
+            raise click.UsageError("--data goes with --checkpoint")
+        return _run("eval", Recipe(*open_run(config, run, source, overrides), force), deep)
     if root is None:
-        raise click.UsageError("--checkpoint needs --data, the folder of the set")
-    require_dataset(dataset)
-    given = {
-        "data.root": root, "data.test_root": None, "data_train": dataset, "data_test": None
-    }  # fmt: skip
-    options = override(load(config, overrides), given)
-    home = RunFolder(run_dir or Path("runs") / f"eval-{checkpoint.stem}")
-    running.evaluate_alone(options, checkpoint, home, force=force, deep=deep)
-
-
-deskpro.add_command(cache)
-deskpro.add_command(compare)
-deskpro.add_command(prepare)
-deskpro.add_command(report)
+        raise click.UsageError("--checkpoint needs --data, the folder of the dataset")
+    options = evaluation.on_dataset(load(config, overrides), root, dataset)
+    return evaluation.evaluate_weights(options, checkpoint, run, force=force, deep=deep)
 
 
 @deskpro.command("all")
 @_recipe
-def all_(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
-    """Every stage that isn't fresh, in order; with --force every stage."""
-    from deskpro.pipeline import runner as running
-    from deskpro.pipeline import stages as plan
+@click.option("--update", is_flag=True, help="Rebuild what is stale, too, and say so.")
+def all_(recipe: Recipe, update: bool) -> None:
+    """Every stage that is not fresh, in order; with --force every stage."""
+    from deskpro.cache.file_index import FileIndex
+    from deskpro.pipeline import runner, stages
+    from deskpro.stages.base.stage import Digests
 
-    options, folder = _open(config, run_dir, overrides)
-    for name in plan.needed(options):
-        running.run_stage(name, options, folder, force=force)
+    digests = Digests(FileIndex())
+    for name in stages.needed(recipe.options):
+        runner.run_stage(
+            name, recipe.options, recipe.folder, force=recipe.force, update=update, digests=digests
+        )
 
 
 @deskpro.command()
 @_recipe
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
-)
+@_SEEDS
+@_JOBS
 @click.option(
     "--study",
     default="parts",
     show_default=True,
-    type=click.Choice(["parts", "views", "storage"]),
-    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher. "
-    "storage: logits as float16 or int8.",
+    type=click.Choice(["parts", "views"]),
+    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
 )
-def ablation(
-    config: Path,
-    run_dir: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    seeds: int,
-    jobs: int,
-    study: str,
-) -> None:
+def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
     """What parts of the recipe are worth over several seeds, all students from one cache."""
-    from deskpro.pipeline import ablation as studies
+    from deskpro.pipeline import studies
 
-    options, folder = _open(config, run_dir, overrides)
-    rows = studies.run(options, folder, study=study, seeds=seeds, jobs=jobs, force=force)
-    sets = "".join(f" --set {override}" for override in overrides)
-    command = f"deskpro ablation --config {config}{sets}"
-    command += f" --study {study}" * (study != "parts") + f" --seeds {seeds} --jobs {jobs}"
-    where = studies.write(rows, folder, study, command)
-    click.echo(f"written: {where}, {where.with_suffix('.json').name}")
+    click.echo(f"written: {studies.ablation(*recipe, study=study, seeds=seeds, jobs=jobs)}")
 
 
 @deskpro.command()
@@ -186,150 +226,29 @@ def ablation(
     metavar="KEY=VALUE,VALUE…",
     help="Values of an option; repeatable: every combination is trained.",
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
-)
-def sweep(
-    config: Path,
-    run_dir: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    grids: tuple[str, ...],
-    seeds: int,
-    jobs: int,
-) -> None:
+@_SEEDS
+@_JOBS
+def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None:
     """Students of every combination of some options, from one cache, in one table."""
-    from deskpro.pipeline import sweep as sweeps
+    from deskpro.pipeline import studies
 
-    options, folder = _open(config, run_dir, overrides)
-    rows = sweeps.run(options, folder, grids, seeds=seeds, jobs=jobs, force=force)
-    click.echo(f"written: {sweeps.write(rows, folder)}")
+    click.echo(f"written: {studies.sweep(*recipe, grids=grids, seeds=seeds, jobs=jobs)}")
 
 
 @deskpro.command()
 @_recipe
-def demo(config: Path, run_dir: Path | None, overrides: tuple[str, ...], force: bool) -> None:
-    """The whole pipeline on a benchmark that the project makes itself.
+def demo(recipe: Recipe) -> None:
+    """The whole pipeline on a synthetic benchmark.
 
-    Makes the benchmark where it is missing, runs every stage, trains the same student without the
-    teacher's targets, and says what they were worth.
+    Draws the benchmark where it is missing, runs every stage, trains the same student without the
+    teacher's targets, and measures the gain from distillation.
     """
-    from deskpro.pipeline import demo as show
+    from deskpro.pipeline import demo as demonstration
 
-    options, folder = _open(config, run_dir, overrides)
-    show.run(options, folder, force=force)
-
-
-@deskpro.command("check-data")
-@_CONFIG
-@_RUN
-@_SET
-def check_data(config: Path, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
-    """Find the problems of a dataset and list them all; exit 2 where there are any."""
-    from deskpro.stages.base.progress import summary
-    from deskpro.stages.data.check import check_data as check
-    from deskpro.stages.data.index import KINDS
-    from deskpro.stages.data.layouts import LAYOUTS
-
-    options, folder = _open(config, run_dir, overrides)
-    layout = LAYOUTS[options.data_train]
-    prepared = layout.prepared(options.data.root)
-    checked = check(
-        options.data.root,
-        options.data_train,
-        needs=KINDS if prepared else ("imgs",),
-        test_needs=("imgs", "lr_face") if prepared else ("imgs",),
-        incomplete=options.data.incomplete,
-        file_index=folder.file_index,
-    )
-    for problem in checked.problems:
-        click.echo(str(problem))
-    facts = checked.facts(folder.left_out)
-    for split in ("query", "gallery"):
-        rows = checked.split(split)
-        faceless = int(rows["lr_face"].isna().sum())
-        facts[split] = (
-            f"{len(rows)} images of {rows['pid'].nunique()} identities, {faceless} without a face"
-        )
-    if layout.counts is not None:
-        ids, images = layout.counts.train
-        facts["published"] = (
-            f"train {images:,} images of {ids} identities, query {layout.counts.query:,}, "
-            f"gallery {layout.counts.gallery:,}"
-        )
-    summary(f"check-data: {len(checked.problems)} problems in {options.data.root}", facts)
-    if checked.problems:
-        sys.exit(2)
-
-
-@deskpro.command("import-checkpoint")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for weights.")
-@click.option("--data", type=click.Path(path_type=Path), help="The set it was trained on.")
-@click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
-@_FORCE
-def import_checkpoint(
-    checkpoint: Path, out: Path, data: Path | None, dataset: str, force: bool
-) -> None:
-    """Turn a published checkpoint into teacher.safetensors and student.safetensors.
-
-    The file is read without running anything in it. With --data the class order is written too,
-    and the number of identities is checked.
-    """
-    from deskpro.pipeline.config import require_dataset
-    from deskpro.stages import import_checkpoint as stage
-    from deskpro.stages.base.progress import summary
-
-    require_dataset(dataset)
-    facts = stage.run(stage.Inputs(checkpoint, data), stage.Outputs(out), dataset, force)
-    summary(f"import-checkpoint: {checkpoint}", facts)
-
-
-@deskpro.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Weights.")
-@click.option("--data", "root", required=True, type=click.Path(path_type=Path), help="The set.")
-@click.option("--split", required=True, type=click.Choice(["train", "query", "gallery"]))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="An .npz file.")
-@click.option("--config", type=click.Path(path_type=Path), help="A recipe for other options.")
-@_SET
-def embed(
-    checkpoint: Path, root: Path, split: str, out: Path, config: Path | None, overrides: Any
-) -> None:
-    """Write the features of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
-    from deskpro.pipeline.config import load, override
-    from deskpro.stages import embed as stage
-    from deskpro.stages.base.progress import summary
-
-    options = override(load(config, overrides), {"data.root": root})
-    facts = stage.run(options, stage.Inputs(checkpoint), stage.Outputs(out), split)
-    summary(f"embed: {checkpoint}", facts)
-
-
-@deskpro.command("make-benchmark")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("data/benchmark"),
-    show_default=True,
-    help="The folder to make; it must not exist.",
-)
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="Override an option of the benchmark, such as seed=1; repeatable.",
-)
-def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -> None:
-    """Draw the benchmark: people who change clothes, in the prepared layout."""
-    from deskpro.pipeline.benchmark import make
-
-    make(out, overrides, workers)
+    demonstration.run(*recipe)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend becomes one message and exit code 2."""
+    """Run the command line; what the user can fix becomes one message and exit code 2."""
     with failures.report_errors():
         sys.exit(deskpro(standalone_mode=False))

@@ -61,11 +61,11 @@ def _validated(tree: dict[str, Any], overrides: Iterable[str], path: Path | None
         return Options.model_validate(tree, context=_NAMES)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
-        count = f"{len(lines)} option{'s' * (len(lines) > 1)}"
+        count = f"{len(lines)} invalid option{'s' * (len(lines) > 1)}"
         raise InputError(
-            f"{path or '--set'}: {count} can't be used\n"
+            f"{path or '--set'}: {count}\n"
             + "\n".join(f"  {line}" for line in sorted(lines))
-            + "\nMend the file, or override with --set key=value."
+            + "\nFix the config, or override with --set key=value"
         ) from None
 
 
@@ -90,17 +90,6 @@ def override(options: Options, changes: Mapping[str, object]) -> Options:
 def dump(options: Options) -> str:
     """The resolved options as YAML that `load` reads back to the same options."""
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def option_names() -> list[str]:
@@ -135,14 +124,19 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def parse(text: str) -> Any:
+    """A value as it is written in YAML, in `--set`, `--grid` and `make-benchmark --set` alike."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
 def _set(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"--set {override!r}: must be key=value, as in --set kd_loss.T=1")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        value = text
+    value = parse(text)
     *sections, leaf = key.split(".")
     for section in sections:
         if tree.get(section) is None:  # absent, or an optional section that isn't given

@@ -1,4 +1,4 @@
-"""What a failure looks like to the user: one message and an exit code, never a traceback."""
+"""A failure as the user sees it: one message, the next command and an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from contextlib import contextmanager
 
 import click
 
-_SAID = {
+from deskpro.pipeline import messages
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_KNOWN = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-"""Errors of the file system that its own words tell."""
+"""Errors of the file system that its own words explain."""
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """End the process with one message and a code where the block fails in a way to be mended."""
+    """Exit with one message where the block fails in a way that the user can fix."""
     from deskpro.cache.errors import CacheError
     from deskpro.stages.base.errors import InputError, Stopped
 
@@ -28,19 +31,23 @@ def report_errors() -> Iterator[None]:
         error.show()
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
-        _fail(str(error))
+        advice = f". Type: {messages.command(error.command)}" if error.command else ""
+        _fail(str(error) + advice)
     except Stopped as stopped:
         _fail(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; what was complete is kept, the same command goes on from there", 130)
+        _fail("interrupted; finished work is kept, run the same command to resume", 130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _FULL:
             _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
-        if error.errno in _SAID:
+        if error.errno in _KNOWN:
             _fail(f"{error.filename}: {error.strerror}")
         raise
 
 
 def _fail(message: str, code: int = 2) -> None:
-    click.echo(f"deskpro: {message}", err=True)
+    from deskpro.stages.base import distributed
+
+    if distributed.is_first_failure(message):  # what all ranks meet is printed once
+        click.echo(f"deskpro: {message}", err=True)
     sys.exit(code)

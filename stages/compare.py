@@ -1,81 +1,79 @@
-"""Compare evaluated runs: one table and image, and whether differences are more than chance."""
+"""Compare evaluated runs: one table, one chart, and a paired test of each difference."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
+from deskpro.stages.reporting import figures
 
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
-"""What is compared → its column, by query."""
+"""Measure → its column, by query."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run.
+    """An evaluated run: its metrics.json, and by protocol and stream ap and rank1 of its queries.
 
-    rules: protocol → its rule; data, digests: what was evaluated, and the contents of its images;
-    settings: how; queries: by protocol and stream ap and rank1 of every query, by sample_id.
+    A query is a row, by sample_id; it counts once, however many galleries were drawn.
     """
 
     name: str
-    rules: dict[str, str]
-    data: dict[str, Any]
-    digests: dict[str, str]
-    settings: dict[str, Any]
+    report: dict[str, Any]
     queries: dict[tuple[str, str], pd.DataFrame]
 
 
 def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str, object]:
-    """Compare every run with the first; writes compare.csv and compare.png into `out`.
+    """Compare every run with the first; write compare.csv and compare.png into `out`.
 
-    A difference is the mean over queries of the paired difference; its interval is a bootstrap over
-    queries (95 %), its p that of random signs, two-sided: they speak of other queries, not of
-    another training of the same recipe. Raises InputError where a run has no evaluation, and, but
-    for `anyway`, where protocols or data differ; then only the protocols, and of these the queries,
-    that all have are compared.
+    A difference is the mean of the differences by query, with a 95 % bootstrap interval over
+    queries and the two-sided p of random signs. Both generalise to other queries, not to other
+    trainings of the same recipe.
+
+    Args:
+        anyway: compare runs whose protocols or data differ on the protocols and queries that all
+            of them have, instead of refusing.
+
+    Raises:
+        InputError: a run has no evaluation, or the runs have no queries in common.
     """
     runs = [_open(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    differing = [line for other in runs[1:] for line in _differences(runs[0], other)]
+    first, *others = runs
+    differing = [line for other in others for line in _differences(first, other)]
     if differing and not anyway:
         raise InputError(
-            f"these runs can't be compared: {'; '.join(differing)}. Evaluate them alike, or type "
-            "--anyway to compare what they have in common"
+            f"these runs cannot be compared: {'; '.join(differing)}. Evaluate them on the same "
+            "data by the same protocols, or compare what they share: --anyway"
         )
-    for line in differing + [line for other in runs[1:] for line in _settings(runs[0], other)]:
+    for line in differing + [line for other in others for line in _settings(first, other)]:
         log(f"compare: {line}")
-    rows = pd.DataFrame(
-        [
-            row
-            for protocol, stream in _common(runs)
-            for row in _compare(runs, protocol, stream)
-        ]
-    )  # fmt: skip
+    shared = [pair for pair in first.queries if all(pair in run.queries for run in runs)]
+    rows = pd.DataFrame([row for pair in shared for row in _compare(runs, *pair)])
     if rows.empty:
-        raise InputError("these runs have no protocol, stream and query in common")
+        raise InputError("nothing was compared: the runs share no protocol, stream and query")
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
-    _image(rows, out / "compare.png")
-    _show(rows)
-    return {
-        "rules": "; ".join(runs[0].rules[name] for name in rows["protocol"].unique()),
-        "written": f"{out / 'compare.csv'}, compare.png",
-    }
+    bars = [
+        figures.Interval(
+            f"{row['stream']}\n{row['protocol']}", row["run"], row["value"], row["low"], row["high"]
+        )
+        for row in rows[rows["measure"] == "mAP"].to_dict("records")
+    ]
+    chart = figures.bars(bars, "mAP and its 95 % interval over queries, %")
+    figures.write_png(chart, out / "compare.png")
+    _show(rows, first.name)
+    rules = [first.report["protocols"][name]["rule"] for name in rows["protocol"].unique()]
+    return {"rules": "; ".join(rules), "written": f"{out / 'compare.csv'}, compare.png"}
 
 
 def _open(folder: Path, name: str) -> Run:
@@ -83,78 +81,71 @@ def _open(folder: Path, name: str) -> Run:
         report = json.loads((folder / "metrics.json").read_text())
         queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
         queries["rank1"] = queries["first"].eq(1).astype(float)
-        rules = {name: part["rule"] for name, part in report["protocols"].items()}
-        data, digests = report["data"], report["data"]["digests"]
         parts = {
-            # A query counts once, however many galleries were drawn.
             (str(protocol), str(stream)): part.groupby("sample_id", sort=False)[
                 ["ap", "rank1"]
             ].mean()
             for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
         }
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        _ = report["data"]["digests"], [part["rule"] for part in report["protocols"].values()]
+    except (AttributeError, OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{folder}: no evaluation that can be read here ({type(error).__name__}: {error}). "
-            f"Type make eval RUN={folder}"
+            f"{folder}: no readable evaluation ({type(error).__name__}: {error}). To evaluate "
+            f"the run: make eval RUN={folder}"
         ) from None
-    settings = {what: report.get(what) for what in ("flip", "face_weight", "rerank")}
-    return Run(name, rules, data, digests, settings, parts)
+    return Run(name, report, parts)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names where these differ, else their whole paths."""
+    """The names of the folders if they differ, otherwise their paths."""
     short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
 def _differences(one: Run, other: Run) -> list[str]:
-    lines = []
-    pair = f"{one.name} and {other.name}"
-    for what in ("dataset", "queries", "gallery"):
-        a, b = (run.data.get(what) for run in (one, other))
-        if a != b:
-            lines.append(f"{pair}: {what} {a} and {b}")
-    if not lines:
-        kinds = [kind for kind in one.digests if kind in other.digests]
-        changed = [kind for kind in kinds if one.digests[kind] != other.digests[kind]]
-        if changed:
-            lines.append(f"{pair}: other {', '.join(changed)}")
-    for protocol, stream in one.queries:
-        theirs = other.queries.get((protocol, stream))
-        if theirs is not None and {*theirs.index} != {*one.queries[protocol, stream].index}:
-            lines.append(f"{pair}: {protocol}, {stream}: other queries are counted")
+    """How protocols and data of two runs differ."""
+    data, theirs = one.report["data"], other.report["data"]
+    lines = [
+        f"{what} is {data.get(what)} and {theirs.get(what)}"
+        for what in ("dataset", "queries", "gallery")
+        if data.get(what) != theirs.get(what)
+    ]
+    digests, others = data["digests"], theirs["digests"]
+    changed = [kind for kind in digests if others.get(kind, digests[kind]) != digests[kind]]
+    if changed and not lines:
+        lines.append(f"{', '.join(changed)} differ")
+    for (protocol, stream), queries in one.queries.items():
+        found = other.queries.get((protocol, stream), queries)
+        if {*found.index} != {*queries.index}:
+            lines.append(f"evaluated queries differ ({protocol}, {stream})")
             break
-    every = sorted(one.rules.keys() | other.rules.keys())
-    names = [name for name in every if one.rules.get(name) != other.rules.get(name)]
+    rules, their_rules = (
+        {name: part["rule"] for name, part in run.report["protocols"].items()}
+        for run in (one, other)
+    )
+    names = sorted({name for name, _ in rules.items() ^ their_rules.items()})
     if names:
-        lines.append(f"{pair}: protocols {', '.join(names)} not in both alike")
-    return lines
+        lines.append(f"protocols {', '.join(names)} differ")
+    return [f"{one.name} and {other.name}: {line}" for line in lines]
 
 
 def _settings(one: Run, other: Run) -> list[str]:
-    """How the two were evaluated otherwise: that may be what is compared, but is said."""
+    """Options of the evaluation that differ; they may be what is compared."""
     return [
-        f"{what} is {value} of {one.name}, {other.settings[what]} of {other.name}"
-        for what, value in one.settings.items()
-        if value != other.settings[what]
+        f"{what} is {one.report.get(what)} in {one.name}, {other.report.get(what)} in {other.name}"
+        for what in ("flip", "face_weight", "rerank")
+        if one.report.get(what) != other.report.get(what)
     ]
 
 
-def _common(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The (protocol, stream) that all have, as the first orders them."""
-    return [pair for pair in runs[0].queries if all(pair in run.queries for run in runs)]
-
-
 def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, object]]:
-    """A row per run and measure; values are shares in 0..1."""
+    """A row per measure and run; values are shares in 0..1."""
     parts = [run.queries[protocol, stream] for run in runs]
     shared = parts[0].index
     for part in parts[1:]:
         shared = shared[shared.isin(part.index)]
-    if not len(shared):
-        return []
     rows = []
-    for measure, column in MEASURES.items():
+    for measure, column in MEASURES.items() if len(shared) else ():
         values = np.stack([part.loc[shared, column].to_numpy() for part in parts], 1)
         means = resampled_means(values)  # the same resamples of queries for every run
         for i, run in enumerate(runs):
@@ -165,53 +156,24 @@ def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, 
             }  # fmt: skip
             if i:
                 ends = np.quantile(means[:, i] - means[:, 0], (0.025, 0.975))
-                apart = values[:, i] - values[:, 0]
-                row |= {"difference": apart.mean(), "difference_low": ends[0],
-                        "difference_high": ends[1], "p": sign_flip_test(apart)}  # fmt: skip
+                paired = values[:, i] - values[:, 0]
+                row |= {"difference": paired.mean(), "difference_low": ends[0],
+                        "difference_high": ends[1], "p": sign_flip_test(paired)}  # fmt: skip
             rows.append(row)
     return rows
 
 
-def _show(rows: pd.DataFrame) -> None:
+def _show(rows: pd.DataFrame, first: str) -> None:
     lines = []
     for row in rows.to_dict("records"):
-        apart = ""
-        if not pd.isna(row.get("p", np.nan)):
+        difference = ""
+        if not pd.isna(row["p"]):
             low, high = 100 * row["difference_low"], 100 * row["difference_high"]
-            apart = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f}), p {row['p']:.3g}"
+            difference = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            difference += f", p {row['p']:.3g}"
         value = f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
-        lines.append([row["protocol"], row["stream"], row["measure"], row["run"], value, apart])
-    first = rows["run"].iloc[0]
-    columns = ["protocol", "stream", "measure", "run", "% (95 % interval)", f"over {first}"]
-    table(f"compare: paired over {rows['queries'].max()} queries", columns, lines)
-
-
-def _image(rows: pd.DataFrame, path: Path) -> None:
-    """mAP of every run with its interval, a group of bars per protocol and stream."""
-    shown = rows[rows["measure"] == "mAP"]
-    groups = [*shown.groupby(["protocol", "stream"], sort=False)]
-    names = [*shown["run"].unique()]
-    figure = Figure(
-        figsize=(max(6, 1.1 * len(groups) * len(names) ** 0.5), 4), layout="constrained"
-    )
-    axes = figure.subplots()
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        picked: list[Mapping[str, Any]] = [
-            part[part["run"] == name].iloc[0].to_dict() for _, part in groups
-        ]
-        heights = np.array([100 * row["value"] for row in picked])
-        ends = np.array(
-            [[100 * row["low"] for row in picked], [100 * row["high"] for row in picked]]
+        lines.append(
+            [row["protocol"], row["stream"], row["measure"], row["run"], value, difference]
         )
-        places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
-        errors = np.abs(ends - heights)
-        axes.bar(places, heights, width, yerr=errors, capsize=3, label=name)
-    labels = [f"{stream}\n{protocol}" for (protocol, stream), _ in groups]
-    axes.set_xticks(np.arange(len(groups)), labels, fontsize=7)
-    axes.set(ylabel="mAP (%), 95 % interval over queries", ylim=(0, None))
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend()
-    with write_aside(path) as aside:
-        figure.savefig(aside, dpi=120)
+    columns = ["protocol", "stream", "measure", "run", "% (95 % interval)", f"minus {first}"]
+    table(f"compare: paired over {rows['queries'].max()} queries", columns, lines)

@@ -1,68 +1,68 @@
-"""Write the features of a split's images to a file, for whatever a user does with them."""
+"""Write the features of a split's images to a file, for other programs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from deskpro.cache.files import write_aside
-from deskpro.stages.base import device as devices
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.check import check_data
-from deskpro.stages.evaluation.features import extract_features, open_extractor
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """network: weights of a student or a teacher, ours or published."""
+def run(options: Options, network: Path, split: str, out: Path) -> dict[str, object]:
+    """Extract the features of every image of `split` (train, query or gallery) of `data.root`.
 
-    network: Path
+    `out` is an .npz file with, in the order of the index: `path` [n], folder/name; `raw` float32
+    [n, H, D], the features of the H heads (face before body; 14 for a student of both) before flip
+    and normalisation; `feature` float32 [n, H·D], whose dot products `eval` ranks by. The heads of
+    a missing image are 0.
 
+    Args:
+        network: weights of a student or a teacher, ours or published.
 
-@dataclass(frozen=True)
-class Outputs:
-    """features: an .npz file."""
-
-    features: Path
-
-
-def run(options: Options, inputs: Inputs, outputs: Outputs, split: str) -> dict[str, object]:
-    """Describe every image of `split` (train, query or gallery) of `data.root`.
-
-    The file holds, in the order of the index: `path` [n] as folder/name; `raw` float32 [n, H, D],
-    the inference features of the H heads (face before body; a student of both has 14) before flip
-    and normalisation; `feature` float32 [n, H·D], the final feature, whose dot products are what
-    `eval` ranks by. Heads of an image that is absent are 0. Returns the facts for the summary.
+    Returns:
+        What the summary shows.
     """
-    device = devices.pick(options.device)
-    data = options.data
-    extractor = open_extractor(inputs.network, None, data.face_size, data.body_size, device)
-    checked = check_data(
-        data.root,
-        options.data_train,
-        splits=(split,),
-        test_needs=extractor.needs,
-        training=False,
-    ).require()
-    described = extract_features(
-        extractor,
-        checked.split(split),
-        flip=options.eval.flip,
-        batch=options.eval.batch,
-        workers=data.workers,
-        device=device,
+    import numpy as np
+
+    from deskpro.stages.base.distributed import pick_device
+    from deskpro.stages.evaluation.features import extract_batches, open_extractor
+
+    device, data, size = pick_device(options.device), options.data, options.eval.batch
+    extractor = open_extractor(network, None, data.face_size, data.body_size, device)
+    table = (
+        check_data(
+            data.root,
+            options.data_train,
+            splits=(split,),
+            test_needs=extractor.needs,
+            training=False,
+        )
+        .require()
+        .split(split)
     )
-    with write_aside(outputs.features) as aside, aside.open("wb") as file:
+    rows = range(len(table))
+    batches = [rows[start : start + size] for start in rows[::size]]
+    found = [
+        *extract_batches(
+            extractor,
+            table,
+            batches,
+            flip=options.eval.flip,
+            workers=data.workers,
+            device=device,
+        )
+    ]
+    features = np.concatenate([batch.features.flatten(1).numpy() for batch in found])
+    with write_aside(out) as aside, aside.open("wb") as file:
         np.savez(
             file,
-            path=described.table["sample_id"].to_numpy(str),
-            raw=described.raw.numpy(),
-            feature=described.features.flatten(1).numpy(),
+            path=table["sample_id"].to_numpy(str),
+            raw=np.concatenate([batch.raw.numpy() for batch in found]),
+            feature=features,
         )
     return {
-        "images": f"{len(described.table)} of {data.root}, {split}",
+        "images": f"{len(table)} of {data.root}, {split}",
         "heads": ", ".join(f"{name} {part}" for name, part in extractor.heads.items()),
-        "features": outputs.features,
+        "features": out,
     }

@@ -1,137 +1,206 @@
-"""Evaluate a student (or a teacher): describe query and gallery once, score by every protocol."""
+"""Evaluate a student (or a teacher): features of query and gallery, scored by every protocol."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.files import sha256
-from deskpro.stages.base import device as devices
-from deskpro.stages.base import ranks
+from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.data.check import check_data
-from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
-from deskpro.stages.evaluation.features import FeatureExtractor, open_extractor
-from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
-from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import Distances, Ranking, has_positive, rank_gallery
-from deskpro.stages.metrics.reranking import reranked
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Job, Result, Stage
+from deskpro.stages.data.layouts import LAYOUTS, image_folders
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from deskpro.stages.evaluation.feature_store import FeatureStore
+    from deskpro.stages.evaluation.features import FeatureExtractor
+    from deskpro.stages.metrics.protocols import Protocol
+    from deskpro.stages.metrics.ranking import Distances, Ranking
 
 NEAREST = 10
 """Gallery images listed for each query."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """network: weights; file_index: known images; kind: student, or
-    teacher, which is then shown the HR faces, or None for whichever the file holds."""
+class EvaluateResult(Result):
+    """rules: of the protocols; kept: blocks of features that were there, of `blocks`; without_face:
+    split → images, empty without a face stream; skipped: protocol → queries without a positive."""
 
-    network: Path
-    file_index: Path
-    kind: str | None
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """metrics: JSON; the others lie beside it: the same as CSV, a row per protocol, stream and
-    query, the nearest images of each query, identities and cameras apart, and the curve."""
-
-    metrics: Path
+    rules: Sequence[str]
+    kept: int
+    blocks: int
     features: Path
+    without_face: Mapping[str, int]
+    skipped: Mapping[str, int]
+    metrics: Path
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Rank the gallery for every query, by each protocol and stream; the facts for the summary.
+class Evaluate(Stage):
+    """Evaluates a student (or a teacher) by every protocol of the dataset."""
 
-    Started by torchrun, the processes share the images; the first one ranks.
-    """
-    device = devices.pick(options.device)
-    data = options.data
-    extractor = open_extractor(inputs.network, inputs.kind, data.face_size, data.body_size, device)
-    with ranks.join() as team:
-        with team.rank_zero_first():
-            checked = check_data(
-                options.test_root,
-                options.data_test or options.data_train,
-                splits=("query", "gallery"),
-                test_needs=extractor.needs,
-                training=False,
-                file_index=inputs.file_index,
-            ).require()
+    name = "eval"
+    params = (
+        "data_train",
+        "data_test",
+        "data.face_size",
+        "data.body_size",
+        "eval.protocols",
+        "eval.face_weight",
+        "eval.rerank",
+        "eval.flip",
+        "eval.ranks",
+    )
+
+    def __init__(
+        self,
+        options: Options,
+        folder: RunFolder,
+        weights: Path | None = None,
+        kind: str | None = None,
+    ) -> None:
+        """Evaluate the run's student, or the network of a weights file alone.
+
+        Args:
+            options: of the recipe.
+            folder: where the scores go.
+            weights: another network than the run's student.
+            kind: student or teacher, where the weights file holds both.
+        """
+        super().__init__(options, folder)
+        self.alone = weights is not None
+        self.weights = weights or folder.student
+        self.kind = kind if self.alone else "student"
+
+    @property
+    def dataset(self) -> str:
+        return self.options.data_test or self.options.data_train
+
+    def upstream(self) -> str | None:
+        return None if self.alone else "train-student"
+
+    def check(self) -> None:
+        bodies = LAYOUTS[self.dataset].bodies(self.options.test_root)
+        if not bodies.is_dir():
+            raise InputError(
+                f"{bodies}: no such folder of body images. Set data.test_root, or data.root"
+            )
+
+    def deps(self) -> list[Dep]:
+        root, layout = self.options.test_root, LAYOUTS[self.dataset]
+        # A teacher sees HR faces.
+        kinds = ("imgs", "lr_face", "hr_face") if self.alone else ("imgs", "lr_face")
+        folders = image_folders(root, self.dataset, kinds, ("query", "gallery"))
+        return [
+            Dep("the network" if self.alone else "the student", self.weights),
+            *(Dep(name, root / name) for name in ("clothes.csv", *layout.scenes.values())),
+            *(Dep(role, *place) for role, place in folders.items()),
+        ]
+
+    def outs(self) -> list[Path]:
+        return [self.folder.metrics]
+
+    def run(self, job: Job) -> Result:
+        """Rank the gallery for every query, by each protocol and stream."""
+        import pandas as pd
+
+        from deskpro.stages.data.check import check_data
+        from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
+        from deskpro.stages.evaluation.features import open_extractor
+        from deskpro.stages.evaluation.scores import write_scores
+
+        options, data, folder = self.options, self.options.data, self.folder
+        device = distributed.pick_device(options.device)
+        extractor = open_extractor(self.weights, self.kind, data.face_size, data.body_size, device)
+        checked = check_data(
+            options.test_root,
+            self.dataset,
+            splits=("query", "gallery"),
+            test_needs=extractor.needs,
+            training=False,
+            index=job.index,
+        ).require()
         query, gallery = checked.split("query"), checked.split("gallery")
         protocols = _protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
-        made = store_features(
-            outputs.features,
-            extractor,
-            inputs.network,
-            images,
-            options,
-            inputs.file_index,
-            device,
-            team,
+        made = store_features(folder.features, extractor, self.weights, images, options, job.index)
+        stored = FeatureStore(folder.features, device, options.cache.memory * 1e9)
+        scores = _score(options, extractor, stored, protocols, query, gallery)
+        faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
+        report = self._report(extractor, stored, images, scores, query, gallery, faces)
+        write_scores(report, scores, query, gallery, faces, folder.metrics)
+        _show(report, options)
+        return EvaluateResult(
+            rules=[part["rule"] for part in report["protocols"].values()],
+            kept=made.kept,
+            blocks=made.blocks,
+            features=folder.features,
+            without_face=report["data"]["without face"],
+            skipped={name: part["skipped"] for name, part in report["protocols"].items()},
+            metrics=folder.metrics,
         )
-    if team.rank:
-        return {}
-    stored = FeatureStore(outputs.features, device, options.cache.memory * 1e9)
-    scores = _score(options, extractor, stored, protocols, query, gallery)
-    faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
-    without_face = {
-        name: int(part[face].isna().sum())
-        for name, part in (("query", query), ("gallery", gallery))
-        for face in faces
-    }
-    report: dict[str, Any] = {
-        "network": {
-            "file": inputs.network.name,
-            "sha256": sha256(inputs.network),
-            "kind": extractor.info.kind,
-        },
-        "data": {
-            "root": str(options.test_root),
-            "dataset": options.data_test or options.data_train,
-            "queries": len(query),
-            "gallery": len(gallery),
-            "identities": int(query["pid"].nunique()),
-            "digests": _digests(images, stored),
-            "without face": without_face,
-        },
-        "flip": options.eval.flip,
-        "face_weight": options.eval.face_weight,
-        "rerank": options.eval.rerank.model_dump(exclude={"enable"})
-        if options.eval.rerank.enable
-        else None,
-        "protocols": {
-            name: protocol_numbers(
-                PROTOCOLS[name], of_stream, query, gallery, faces, options.eval.ranks
-            )
-            for name, of_stream in scores.items()
-        },
-    }
-    write_scores(report, scores, query, gallery, faces, outputs.metrics)
-    _show(report, options)
-    return {
-        "rules": "; ".join(PROTOCOLS[name].rule for name in scores),
-        "features": f"{made}: {outputs.features}",
-        "without face": "  ".join(f"{k} {v}" for k, v in without_face.items()) or "no face stream",
-        "skipped": "  ".join(
-            f"{name} {part['skipped']} queries" for name, part in report["protocols"].items()
-        ),
-        "metrics": f"{outputs.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png",
-    }
+
+    def _report(
+        self,
+        extractor: FeatureExtractor,
+        stored: FeatureStore,
+        images: pd.DataFrame,
+        scores: Mapping[str, Mapping[str, Ranking]],
+        query: pd.DataFrame,
+        gallery: pd.DataFrame,
+        faces: Sequence[str],
+    ) -> dict[str, Any]:
+        """What metrics.json holds."""
+        from deskpro.stages.evaluation.scores import protocol_numbers
+        from deskpro.stages.metrics.protocols import PROTOCOLS
+
+        settings = self.options.eval
+        rerank = settings.rerank.model_dump(exclude={"enable"})
+        return {
+            "network": {
+                "file": self.weights.name,
+                "sha256": sha256(self.weights),
+                "kind": extractor.info.kind,
+            },
+            "data": {
+                "root": str(self.options.test_root),
+                "dataset": self.dataset,
+                "queries": len(query),
+                "gallery": len(gallery),
+                "identities": int(query["pid"].nunique()),
+                "digests": _digests(images, stored),
+                "without face": {
+                    name: int(part[face].isna().sum())
+                    for name, part in (("query", query), ("gallery", gallery))
+                    for face in faces
+                },
+            },
+            "flip": settings.flip,
+            "face_weight": settings.face_weight,
+            "rerank": rerank if settings.rerank.enable else None,
+            "protocols": {
+                name: protocol_numbers(
+                    PROTOCOLS[name], of_stream, query, gallery, faces, settings.ranks
+                )
+                for name, of_stream in scores.items()
+            },
+        }
 
 
 def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> list[Protocol]:
     """Those that are asked for; of the dataset's own, those that can be computed."""
+    from deskpro.stages.metrics.protocols import PROTOCOLS
+
     names = options.eval.protocols or LAYOUTS[options.data_test or options.data_train].protocols
     chosen, refused = [], []
     for protocol in (PROTOCOLS[name] for name in names):
@@ -154,6 +223,8 @@ def _impossible(
     options: Options, protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame
 ) -> str | None:
     """Why a protocol can't be computed; None where it can."""
+    from deskpro.stages.metrics.ranking import has_positive
+
     missing = protocol.missing_labels(query) + protocol.missing_labels(gallery)
     if missing:
         return (
@@ -176,6 +247,10 @@ def _score(
     gallery: pd.DataFrame,
 ) -> dict[str, dict[str, Ranking]]:
     """Protocol → stream → ranking; nearest images of the first protocol and widest stream."""
+    import numpy as np
+
+    from deskpro.stages.metrics.ranking import rank_gallery
+
     streams = _weights(extractor, stored.heads, options.eval.face_weight)
     everything = range(len(query) + len(gallery))
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
@@ -206,6 +281,8 @@ def _reranked(
     weights: torch.Tensor,
 ) -> Distances:
     """Re-ranked distances among the picked rows of the store, of which the first are queries."""
+    from deskpro.stages.metrics.reranking import reranked
+
     settings = options.eval.rerank
     everything = range(stored.reader.schema.samples)
     every = stored.distances(everything, everything, weights)
@@ -213,7 +290,7 @@ def _reranked(
         lambda rows: every(picked[rows])[:, picked],
         queries,
         len(picked) - queries,
-        known=stored.seen(everything, weights)[picked],
+        known=stored.present(everything, weights)[picked],
         k1=settings.k1,
         k2=settings.k2,
         weight=settings.weight,
@@ -223,8 +300,8 @@ def _reranked(
 def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
     """What tells these images from others: SHA-256 of who they are said to show, and of the
     contents of each kind that the network sees."""
-    said = images[["sample_id", "pid", "camid", "clothes", "scene"]].to_csv(index=False)
-    found = {"labels": hashlib.sha256(said.encode()).hexdigest()}
+    labels = images[["sample_id", *Name._fields]].to_csv(index=False)
+    found = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
     for kind, contents in stored.contents().items():
         found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
     return found
@@ -232,6 +309,8 @@ def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
 
 def _weights(extractor: FeatureExtractor, heads: int, face: float) -> dict[str, torch.Tensor]:
     """Stream → the weight of each head, float32 [H], whose sum is 1; `all` weighs the streams."""
+    import torch
+
     streams = {}
     for stream, part in extractor.heads.items():
         streams[stream] = torch.zeros(heads)

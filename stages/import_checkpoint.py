@@ -2,73 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import KINDS, class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.models.weights import ModelInfo, kinds, load_student, load_teacher, save
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """checkpoint: a published file; data: root of the set it was trained on, if at hand."""
+def run(
+    checkpoint: Path, folder: Path, data: Path | None, dataset: str, force: bool = False
+) -> dict[str, object]:
+    """Write teacher.safetensors and student.safetensors, whichever the checkpoint has.
 
-    checkpoint: Path
-    data: Path | None
+    Nothing is written unless everything fits.
 
+    Args:
+        checkpoint: a published file.
+        folder: gets the weights.
+        data: root of the dataset that it was trained on, if available: the class order is that of
+            its complete training samples.
+        dataset: the layout of that dataset.
+        force: whether weights in the folder are replaced.
 
-@dataclass(frozen=True)
-class Outputs:
-    """folder: gets teacher.safetensors and student.safetensors, as far as the file holds them."""
-
-    folder: Path
-
-
-def run(inputs: Inputs, outputs: Outputs, dataset: str, force: bool = False) -> dict[str, object]:
-    """Import everything that the file holds; nothing is written unless all of it fits.
-
-    Weights that lie there already are replaced only by `force`.
-
-    With data, the class order is that of its complete training samples, read by the naming rule of
-    `dataset`, and their identities must be as many as the checkpoint's classes. Returns the facts
-    for the summary.
+    Returns:
+        What the summary shows.
     """
-    classes = None if inputs.data is None else _classes(inputs.data, dataset)
-    networks: dict[str, tuple[nn.Module, ModelInfo]] = {}
-    for kind in kinds(inputs.checkpoint):
-        if kind == "teacher":
-            teacher, info = load_teacher(inputs.checkpoint)
-            networks[kind] = teacher.face_net, info
-        else:
-            networks[kind] = load_student(inputs.checkpoint)
-    for kind, (network, info) in networks.items():
+    from deskpro.stages.models.teacher import Teacher
+    from deskpro.stages.models.weights import kinds, load_student, load_teacher, save
+
+    classes = None if data is None else _classes(data, dataset)
+    facts: dict[str, object] = {}
+    networks = {}
+    for kind in kinds(checkpoint):
+        loaded, info = load_teacher(checkpoint) if kind == "teacher" else load_student(checkpoint)
         if classes is not None and len(classes) != info.num_classes:
             raise InputError(
-                f"{inputs.checkpoint}: its {kind} was trained on {info.num_classes} "
-                f"identities, {inputs.data} has {len(classes)} with complete samples. Give the set "
-                "that it was trained on, or leave --data out"
+                f"{checkpoint}: its {kind} was trained on {info.num_classes} identities, {data} "
+                f"has {len(classes)} with complete samples. Use the dataset that it was trained "
+                "on, or leave out --data"
             )
-        networks[kind] = network, replace(info, classes=classes)
-    facts: dict[str, object] = {}
-    paths = {kind: outputs.folder / f"{kind}.safetensors" for kind in networks}
-    present = [str(path) for path in paths.values() if path.exists()]
-    if present and not force:
-        raise InputError(f"{', '.join(present)}: exists already; --force replaces, or other --out")
-    for kind, (network, info) in networks.items():
-        path = paths[kind]
-        save(path, network, info)
+        path = folder / f"{kind}.safetensors"
+        network = loaded.face_net if isinstance(loaded, Teacher) else loaded
+        networks[path] = network, replace(info, classes=classes)
         options = ", ".join(f"{name} {value}" for name, value in info.network.items())
         facts[kind] = f"{path} ({info.num_classes} identities; {options})"
-    facts["class order"] = (
-        "not known; --data ROOT says it"
-        if classes is None
-        else ", ".join(classes[:8]) + ", …" * (len(classes) > 8)
-    )
-    return facts
+    present = [str(path) for path in networks if path.exists()]
+    if present and not force:
+        raise InputError(f"{', '.join(present)}: exists already; use --force or another --out")
+    for path, (network, info) in networks.items():
+        save(path, network, info)
+    names = ["unknown; add --data ROOT"] if classes is None else classes
+    return facts | {"class order": ", ".join(names[:8]) + ", …" * (len(names) > 8)}
 
 
 def _classes(root: Path, dataset: str) -> list[str]:

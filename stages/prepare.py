@@ -2,257 +2,318 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from deskpro.cache.files import write_aside
-from deskpro.cache.lock import BuildLock
-from deskpro.stages.base import device as devices
-from deskpro.stages.base import ranks
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.files import write_bytes, write_text
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import STEPS, Prepare
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.file_index import FileIndex
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.index import Problem
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES
-from deskpro.stages.preparation import contact_sheet as contact_sheet
-from deskpro.stages.preparation import listing
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
-from deskpro.stages.preparation.faces import BOXES, Box
-from deskpro.stages.preparation.listing import Prepared
-from deskpro.stages.preparation.masks import MASKS
-from deskpro.stages.preparation.parsing import PARSERS
-from deskpro.stages.preparation.record import Entry, Ledger, Siblings, perform
-from deskpro.stages.preparation.restoration import RESTORERS
-from deskpro.stages.preparation.samples import Places, Sample, companions, find_samples
-from deskpro.stages.preparation.schemes import SCHEMES
-from deskpro.stages.preparation.step import Step
+from deskpro.stages.preparation.methods import METHODS
+from deskpro.stages.preparation.record import (
+    Prepared,
+    Record,
+    Records,
+    digests,
+    images_by_stem,
+    unfinished,
+)
+from deskpro.stages.preparation.samples import (
+    KINDS,
+    Sample,
+    companions,
+    find_samples,
+    is_own_folder,
+)
+from deskpro.stages.preparation.step import Outcome, Step
 
 _LISTED = 40
-"""Problems in one error message; prepare.csv lists all that were left out."""
+"""Problems in one error message; prepare.csv lists all images that were left out."""
+
+
+_NETWORK_FILES = (
+    "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin",
+)  # fmt: skip
+"""Of a folder in the format of transformers; those that it lacks don't count."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """file_index: file that remembers the content of files, by size and time of change."""
+class PrepareResult(Result):
+    """summary: counts by name, as `listing.summary` gives; skipped: suffix → files that are no
+    images; removed: images that are no longer in the raw dataset."""
 
-    file_index: Path
+    summary: Mapping[str, object]
+    left_out: int
+    removed: int
+    skipped: Mapping[str, int]
+    enlarged: bool
+    listing: Path
+    page: Path
 
 
-@dataclass(frozen=True)
-class Outputs:
+class PrepareData(Stage):
+    """Prepares every image of the raw dataset; files that are up to date are kept."""
+
+    name = "prepare"
+    params = (
+        "data_train",
+        "prepare.own",
+        "prepare.steps",
+        *(f"prepare.{step}" for step in STEPS),
+        "prepare.unusable",
+    )
+    required = True
+
+    @property
+    def settings(self) -> Prepare:
+        return self.options.prepare or Prepare()
+
+    @property
+    def home(self) -> RunFolder:
+        return RunFolder(self.options.data.root / ".prepare")
+
+    def check(self) -> None:
+        if self.options.prepare is None:
+            raise InputError(
+                "the recipe has no section prepare, which names the raw dataset. Set prepare.root; "
+                "deskpro prepare --explain shows the other options"
+            )
+
+    def deps(self) -> list[Dep]:
+        settings = self.settings
+        found = []
+        if settings.root is not None:
+            layout = LAYOUTS[self.options.data_train]
+            if is_own_folder(settings.root, self.options.data_train):
+                found.append(Dep("the raw images", settings.root, "**/*"))
+            else:
+                bodies = layout.bodies(settings.root)
+                for split, pattern in layout.files.items():
+                    found.append(Dep(f"the raw images of {split}", bodies, pattern))
+            for name in ("clothes.csv", *layout.scenes.values()):
+                found.append(Dep(name, settings.root / name))
+        if settings.parsing.method == "labels" and settings.parsing.labels is not None:
+            found.append(Dep("the label maps", settings.parsing.labels, "**/*"))
+        if settings.parsing.model is not None:
+            for name in _NETWORK_FILES:
+                found.append(
+                    Dep(f"prepare.parsing.model, {name}", Path(settings.parsing.model) / name)
+                )
+        restoration = settings.restoration
+        if restoration.method == "pictures" and restoration.pictures is not None:
+            found.append(Dep("the HR images", restoration.pictures, "**/*"))
+        models = {"face": settings.face.model, "restoration": restoration.model}
+        found += [Dep(f"prepare.{step}.model", path) for step, path in models.items() if path]
+        return found
+
+    def outs(self) -> list[Path]:
+        return [self.options.data.root / "prepare.csv"]
+
+    def run(self, job: Job) -> Result:
+        """Each step runs on all images before the next.
+
+        Raises:
+            InputError: images cannot be used and `prepare.unusable` is "refuse"; all others are
+                done.
+        """
+        settings, root = self.settings, self.options.data.root
+        found = find_samples(settings.root or root, self.options.data_train, settings.own)
+        _refuse(found.problems)
+        steps = _steps(settings, root, self.options.device)
+        outputs = Outputs(root / "prepare.csv", root / "prepare.html")
+        records = {name: Records(root, name) for name in ("body", *STEPS)}
+        resident = images_by_stem(root)
+        made = records["body"].ids() | {sample.id for sample in found.samples}
+        _refuse_foreign_files(settings, resident, {root / "imgs" / id_ for id_ in made}, outputs)
+        outputs.listing.unlink(missing_ok=True)  # it exists only while the set is complete
+        remove_partials(root)
+        _copy_companions(self.options, settings, found.samples, job.index)
+        before = [records[name] for name in records.keys() - {step.name for step in steps}]
+        images = [Prepared(sample) for sample in found.samples]
+        for image in images:
+            for earlier in before:
+                image.facts |= earlier.facts(image.sample.id)
+        for step in steps:
+            usable = [image for image in images if image.problem is None]
+            todo = unfinished(step, usable, records[step.name], resident, job.index)
+            _perform(step, images, todo, records[step.name], self.options)
+        images.sort(key=lambda image: image.sample.id)
+        removed = _finish(self.options, steps, images, records, job.index, outputs)
+        return PrepareResult(
+            summary=listing.summary(images),
+            left_out=sum(image.problem is not None for image in images),
+            removed=removed,
+            skipped=found.skipped,
+            enlarged="restoration" in settings.steps and settings.restoration.method == "bicubic",
+            listing=outputs.listing,
+            page=outputs.page,
+        )
+
+
+class Outputs(NamedTuple):
     """listing: prepare.csv in the prepared set, written last; page: the contact sheet."""
 
     listing: Path
     page: Path
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Prepare every image of the raw dataset; what is done already is left as it is.
-
-    Each image goes through the steps in turn; its files are complete or absent. Of several
-    processes each prepares batches of its own. Raises InputError, after all that can be done is
-    done, where images can't be used and `prepare.unusable` is "refuse". Returns the facts for the
-    summary.
-    """
-    settings = options.prepare or Prepare()
-    root = options.data.root
-    found = find_samples(settings.root or root, options.data_train, settings.own)
-    _refuse(found.problems)
-    samples = found.samples
-    ledgers: dict[str, Ledger] = {}
-    steps = _steps(options, settings, ledgers)
-    with ranks.join() as team, ExitStack() as held:
-        if team.rank == 0:
-            held.callback(BuildLock(root / ".prepare" / "set").release)
-            _refuse_foreign_files(options, settings, samples, outputs)
-            outputs.listing.unlink(missing_ok=True)  # until all is done there is none
-            remove_partials(root)
-            _copy_companions(options, settings, samples)
-        team.share(None)
-        siblings = Siblings(root)
-        for step in steps:
-            ledgers[step.name] = Ledger(root, step.name, team.rank)
-        file_index = FileIndex(inputs.file_index if team.rank == 0 else None)
-        batches = [samples[i : i + settings.batch] for i in range(0, len(samples), settings.batch)][
-            team.rank :: team.size
-        ]
-        done: list[Prepared] = []
-        with bar("prepare", sum(map(len, batches)), "images") as progress:
-            for batch in batches:
-                done += _through(steps, batch, ledgers, siblings, file_index)
-                progress.advance(len(batch))
-        everyone = [each for part in team.gather(done) for each in part]
-        if team.rank == 0:
-            file_index.save()
-            everyone.sort(key=lambda each: each.sample.id)
-            removed = _finish(options, settings, steps, everyone, inputs, outputs)
-        # The others learn what went wrong with theirs from the first, which speaks for all.
-        removed = team.share(removed if team.rank == 0 else 0)
-    facts = listing.facts(everyone)
-    if any(image.problem for image in everyone):
-        left_out = sum(image.problem is not None for image in everyone)
-        facts["left out"] = f"{left_out} images, listed in {outputs.listing}"
-    if removed:
-        facts["removed"] = f"{removed} images that are no longer in {settings.root}"
-    if found.passed_over:
-        facts["passed over"] = f"no images: {listing.counted(found.passed_over)}"
-    if "restoration" in settings.steps and settings.restoration.method == "bicubic":
-        facts["note"] = "HR faces are bicubic enlargements: nothing was restored"
-    return facts | {"listing": outputs.listing, "contact sheet": outputs.page}
+def _steps(settings: Prepare, root: Path, device: str) -> list[Step]:
+    methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
+    if settings.root is not None:
+        methods.insert(0, Bodies)
+    return [method(settings, root, device) for method in methods]
 
 
-def _refuse_foreign_files(
-    options: Options, settings: Prepare, samples: Sequence[Sample], outputs: Outputs
+def _perform(
+    step: Step, images: Sequence[Prepared], todo: set[str], records: Records, options: Options
 ) -> None:
-    """Refuse to mix with images, or replace pages, that prepare didn't make."""
-    root = options.data.root
-    made = {*Ledger(root, "body").ids(), *(sample.id for sample in samples)}
-    foreign_files = [
-        path
-        for path in sorted((root / "imgs").rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.relative_to(root / "imgs").as_posix() not in made
+    """Run a step on the images `todo`, in batches; only this process writes.
+
+    The records of a batch are on disk before its files: after a crash in between, the files that
+    exist are known, and the others are written by the same command.
+    """
+    by_id = {image.sample.id: image for image in images}
+    size, launch = (options.prepare or Prepare()).batch, options.launch
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    items = [
+        tuple(replace(p.sample, facts=p.facts) for p in batch if p.sample.id in todo)
+        for batch in batches
     ]
-    if settings.root is not None and foreign_files:
-        raise InputError(
-            f"{root}: {len(foreign_files)} images in imgs/ weren't made by prepare, such as "
-            f"{foreign_files[0].name}. Set data.root to a folder of its own"
-        )
-    if not [*(root / ".prepare").glob("*.jsonl")]:
-        for path in (outputs.listing, outputs.page):
-            if path.exists():
-                raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
+    with bar(f"prepare {step.name}", len(todo), "images") as progress, ThreadPoolExecutor() as pool:
+        for samples, outcomes in Engine(launch).map(step.worker, filter(None, items)):
+            paths = [step.path(step.writes, sample) for sample in samples]
+            new = []
+            for sample, path, outcome in zip(samples, paths, outcomes, strict=True):
+                image = by_id[sample.id]
+                image.facts |= outcome.facts
+                image.problem = outcome.problem
+                key = image.keys[step.name]
+                new.append(Record.of(sample.id, key, records.name(path), outcome))
+            records.add(new)
+            list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))
+            progress.advance(len(samples))
 
 
-def _steps(options: Options, settings: Prepare, ledgers: dict[str, Ledger]) -> list[Step]:
-    places = Places(options.data.root)
-    scheme = SCHEMES[settings.parsing.scheme]
-    device = str(devices.pick(options.device))
-
-    def box(id_: str) -> Box | None:
-        faces = ledgers.get("face") or ledgers.setdefault("face", Ledger(places.root, "face"))
-        entry = faces.latest(id_)
-        if entry is None or entry.facts.get("left") is None:
-            return None
-        return Box(entry.facts["left"], entry.facts["top"], entry.facts["side"])
-
-    makers = {
-        "parsing": lambda: PARSERS[settings.parsing.method](
-            settings.parsing, places, settings.root, device
-        ),
-        "mask": lambda: MASKS[settings.mask.method](places, scheme),
-        "face": lambda: BOXES[settings.face.method](settings.face, places, scheme),
-        "restoration": lambda: RESTORERS[settings.restoration.method](
-            settings.restoration, places, settings.root, device, box
-        ),
-    }
-    bodies = [Bodies(places)] if settings.root is not None else []
-    return [*bodies, *(makers[name]() for name in settings.steps)]
-
-
-def _through(
-    steps: Sequence[Step],
-    batch: Sequence[Sample],
-    ledgers: dict[str, Ledger],
-    siblings: Siblings,
-    file_index: FileIndex,
-) -> list[Prepared]:
-    """A batch through every step; an image with a problem goes no further."""
-    images = [Prepared(sample) for sample in batch]
-    for step in steps:
-        going = [image for image in images if image.problem is None]
-        taken = [image.sample for image in going]
-        made = perform(step, taken, ledgers[step.name], siblings, file_index)
-        for image, (key, outcome) in zip(going, made, strict=True):
-            image.take(step, key, outcome)
-    return images
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_bytes(path, content)
 
 
 def _finish(
     options: Options,
-    settings: Prepare,
     steps: Sequence[Step],
     images: Sequence[Prepared],
-    inputs: Inputs,
+    records: Mapping[str, Records],
+    file_index: FileIndex,
     outputs: Outputs,
 ) -> int:
-    """What only the first process does, after all are done; how many images went away since."""
+    """Delete what is no longer wanted, write page and listing; the number of vanished images."""
+    settings, root = options.prepare or Prepare(), options.data.root
+    _refuse_unusable(images, settings)
+    vanished: set[str] = set()
+    for step in steps:
+        own = records[step.name]
+        good = {p.sample.id: p.keys[step.name] for p in images if p.problem is None}
+        for id_ in own.ids() - good.keys():
+            own.withdraw(id_, file_index)
+        vanished |= own.ids() - {image.sample.id for image in images}
+        own.compact(good)
+    table = listing.table(images, settings.root or root)
+    contact_sheet.write(outputs.page, table, settings, root, options.data_train)
+    write_text(outputs.listing, table.to_csv(index=False))
+    return len(vanished)
+
+
+def _refuse_unusable(images: Sequence[Prepared], settings: Prepare) -> None:
     bad = [image for image in images if image.problem is not None]
     _refuse([Problem(p.sample.source, str(p.problem)) for p in bad if p.foreign])
+    hint = "--set prepare.unusable=leave-out prepares the others"
     if settings.root is None:
-        hint = "; mend it, or move the image out of imgs/"
-    else:
-        hint = "; mend it, or --set prepare.unusable=leave-out goes on without"
+        hint = "move the image out of imgs/"
     if settings.unusable == "refuse" or settings.root is None:
-        _refuse([Problem(p.sample.source, f"{p.problem}{hint}") for p in bad])
+        _refuse([Problem(p.sample.source, f"{p.problem}. Fix it, or {hint}") for p in bad])
     if len(bad) == len(images):
         first = Problem(bad[0].sample.source, str(bad[0].problem))
         raise InputError(f"none of {len(bad)} images can be prepared; {first}")
-    root, file_index = options.data.root, FileIndex(inputs.file_index)
-    gone: set[str] = set()
-    for step in steps:
-        ledger = Ledger(root, step.name)
-        good = {p.sample.id: p.keys[step.name] for p in images if p.problem is None}
-        for id_ in {*ledger.ids()} - good.keys():
-            ledger.withdraw(id_, file_index)
-        gone |= {*ledger.ids()} - {image.sample.id for image in images}
-        ledger.seal(good)
-    done = {step.name for step in steps}
-    listing.recall(images, [Ledger(root, name) for name in ("body", *STEPS) if name not in done])
-    table = listing.table(images, settings.root or root)
-    contact_sheet.write(outputs.page, table, Places(root), settings, options.data_train)
-    with write_aside(outputs.listing) as aside:
-        table.to_csv(aside, index=False)
-    return len(gone)
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
     if not problems:
         return
-    lines = [f"{len(problems)} images can't be prepared:", *map(str, problems[:_LISTED])]
+    count = f"{len(problems)} image{'s' * (len(problems) > 1)}"
+    lines = [f"{count} can't be prepared:", *map(str, problems[:_LISTED])]
     if len(problems) > _LISTED:
         lines.append(f"… and {len(problems) - _LISTED} more")
     raise InputError("\n  ".join(lines))
 
 
+def _refuse_foreign_files(
+    settings: Prepare,
+    resident: Mapping[Path, Sequence[Path]],
+    bodies: Collection[Path],
+    outputs: Outputs,
+) -> None:
+    """Refuse to mix with images, or replace pages, that prepare did not write."""
+    root = outputs.listing.parent
+    images = [path for same in resident.values() for path in same]
+    foreign = sorted(p for p in images if p.is_relative_to(root / "imgs") and p not in bodies)
+    if settings.root is not None and foreign:
+        raise InputError(
+            f"{root / 'imgs'}: {len(foreign)} images were not written by prepare, e.g. "
+            f"{foreign[0].name}. Set data.root to another folder"
+        )
+    if not [*(root / ".prepare").glob("*.jsonl")]:
+        for path in (outputs.listing, outputs.page):
+            if path.exists():
+                raise InputError(f"{path}: was not written by prepare. Move or delete it")
+
+
 def remove_partials(root: Path) -> None:
-    """Remove what a kill left half-written."""
-    for folder in ("imgs", "labels", "mask", "lr_face", "hr_face", ".prepare", ""):
-        here = root / folder
-        for path in here.rglob(".*.partial*") if folder else here.glob(".*.partial*"):
-            path.unlink(missing_ok=True)
+    """Remove what an interruption left half-written."""
+    paths = [*root.glob(".*.partial*")]
+    for folder in (*KINDS, ".prepare"):
+        paths += (root / folder).rglob(".*.partial*")
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
-def _copy_companions(options: Options, settings: Prepare, samples: Sequence[Sample]) -> None:
-    """Lists beside the raw images go with them; clothes that names say are listed."""
+def _copy_companions(
+    options: Options, settings: Prepare, samples: Sequence[Sample], file_index: FileIndex
+) -> None:
+    """Copy the lists beside the raw images; write clothes.csv for clothes that names contain."""
     if settings.root is None:
         return
     root = options.data.root
-    files = {path.name: path.read_bytes() for path in companions(settings.root, options.data_train)}
+    files = {root / p.name: p.read_bytes() for p in companions(settings.root, options.data_train)}
     worn = [(sample.id, sample.clothes) for sample in samples if sample.clothes]
     if worn:
         table = pd.DataFrame(sorted(worn), columns=["path", "clothes"])
-        files["clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
-    ledger, file_index = Ledger(root, "companions"), FileIndex(None)
-    for name, content in files.items():
-        path = root / name
-        if (
-            path.exists()
-            and path.read_bytes() != content
-            and not ledger.owns(name, path, file_index)
-        ):
-            raise InputError(f"{path}: isn't what prepare wrote. Move or delete it")
-        ledger.add([Entry(name, "", {name: hashlib.sha256(content).hexdigest()})])
-        with write_aside(path) as aside:
-            aside.write_bytes(content)
-    for name in {*ledger.ids()} - files.keys():
-        ledger.withdraw(name, file_index)
-    ledger.seal(dict.fromkeys(files, ""))
+        files[root / "clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
+    records = Records(root, "companions")
+    for path, digest in digests(files, file_index).items():
+        record = Record.of(path.name, "", path.name, Outcome(files[path]))
+        same = digest == record.files[path.name]
+        if path.exists() and not same and not records.owns(path.name, path, digest):
+            raise InputError(f"{path}: was not written by prepare. Move or delete it")
+        records.add([record])
+        write_bytes(path, files[path])
+    for name in records.ids() - {path.name for path in files}:
+        records.withdraw(name, file_index)
+    records.compact({path.name: "" for path in files})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,245 +11,223 @@ import pandas as pd
 
 from deskpro.cache.errors import CacheError
 from deskpro.cache.files import write_aside
-from deskpro.cache.reader import ZarrReader
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.reporting import histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
-from deskpro.stages.targets.comparison import Compared, compare
+from deskpro.stages.targets.comparison import compare
 
 SHRUNK = {"query": (144, 288), "gallery": (96, 192), "face": (112, 112)}
-"""Width and height that an image is shrunk to fit, by where it is shown: about twice what it has
-on the page, for dense screens."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of a run; all but `metrics` may be absent, and their part is then left out.
-
-    metrics, queries, ranked, breakdown: what eval wrote; student_history, teacher_history: CSV, a
-    row per epoch; config: the resolved options; manifests: folder of the stages' records; left_out:
-    CSV of samples not used; cache: the zarr store; student: its weights.
-    """
-
-    metrics: Path
-    queries: Path
-    ranked: Path
-    breakdown: Path
-    student_history: Path
-    teacher_history: Path
-    config: Path
-    manifests: Path
-    left_out: Path
-    cache: Path
-    student: Path
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """report: HTML."""
-
-    report: Path
+"""Width and height that an image is shrunk to fit, by where it is shown: about twice its size on
+the page, for dense screens."""
 
 
 def run(
-    options: Options, inputs: Inputs, outputs: Outputs, *, good: int, failed: int, samples: int
+    options: Options, folder: RunFolder, out: Path, *, good: int, failed: int, samples: int
 ) -> dict[str, object]:
-    """Show up to `good` and `failed` queries and `samples` training samples beside all figures.
+    """Write the page of an evaluated run to `out`; equal inputs give equal bytes.
 
-    Returns the facts for the summary. Raises InputError where there is no evaluation to report.
+    All files of the run but metrics.json may be absent: their part is then left out.
+
+    Args:
+        options: those that the run was evaluated with.
+        good, failed: number of queries to show with their ranked lists.
+        samples: number of training samples on which student and teacher are compared.
+
+    Returns:
+        The facts for the summary.
+
+    Raises:
+        InputError: there is no evaluation to report.
     """
-    metrics = _metrics(inputs.metrics)
-    show = Thumbnails(SHRUNK)
+    metrics = _metrics(folder.metrics)
     root = Path(metrics["data"]["root"])
     root = root if root.is_dir() else options.test_root  # the images may have moved since
-    cards, no_cards = _cards(metrics, root, inputs, show, good, failed)
-    comparisons, no_comparisons = _comparisons(options, inputs, samples)
+    show = Thumbnails(SHRUNK)
+    cards, no_cards = _cards(metrics, root, folder.path, show, good, failed)
+    comparisons, no_comparisons = _comparisons(options, folder, samples)
     parts = {
-        "title": inputs.metrics.parent.resolve().name,
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "title": folder.path.resolve().name,
         "metrics": metrics,
-        **_results(metrics, inputs),
+        **_results(metrics, folder.path),
         "cards": cards,
         "no_cards": no_cards,
         "comparisons": comparisons,
         "no_comparisons": no_comparisons,
-        **_training(options, inputs),
-        **_origin(options, metrics, root, inputs),
+        **_training(options, folder),
+        **_provenance(options, metrics, root, folder),
     }
     page = render("report", parts)
-    with write_aside(outputs.report) as aside:
+    with write_aside(out) as aside:
         aside.write_text(page, encoding="utf-8")
+    outcomes = [card["outcome"] for card in cards]
     facts: dict[str, object] = {
-        "queries": no_cards
-        or "  ".join(
-            f"{sum(card.outcome == outcome for card in cards)} {outcome}"
-            for outcome in ("good", "failed")
-        ),
+        "queries": no_cards or f"{outcomes.count('good')} good  {outcomes.count('failed')} failed",
         "training samples": no_comparisons or len(comparisons),
     }
     if show.missing:
-        facts["missing"] = f"{show.missing} images can't be read: placeholders stand for them"
+        facts["missing"] = f"{show.missing} images cannot be read and are shown as placeholders"
     if not root.is_dir():
-        facts["images"] = f"not at {root}; --set data.root=DIR says where they are"
-    return facts | {"report": f"{outputs.report} ({len(page.encode()) / 1e6:.1f} MB)"}
+        facts["images"] = f"not found at {root}; to name their folder: --set data.root=DIR"
+    return facts | {"report": f"{out} ({len(page.encode()) / 1e6:.1f} MB)"}
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    """What eval found; InputError where there is none, or one of another version."""
+    """The content of metrics.json; InputError where there is none of this version."""
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for protocol in metrics["protocols"].values():
+            for numbers in protocol["streams"].values():
+                _ = numbers["cmc"], numbers["interval"]["mAP"]
+        results.widest(next(iter(metrics["protocols"].values()))["streams"])
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no evaluation in this run folder. Make one first: make eval"
-        ) from None
+        raise InputError(f"{path}: no such file. To evaluate the run: make eval") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: unreadable ({error}). Make it anew: make eval FORCE=1") from None
-    protocols = metrics.get("protocols") if isinstance(metrics, dict) else None
-    if not isinstance(protocols, dict) or not all(p.get("streams") for p in protocols.values()):
         raise InputError(
-            f"{path}: written by another version: it must name its protocols and their streams. "
-            "Make it anew: make eval FORCE=1"
-        )
+            f"{path}: cannot be read ({error}). To evaluate again: make eval FORCE=1"
+        ) from None
+    except (AttributeError, LookupError, StopIteration, TypeError):
+        raise InputError(
+            f"{path}: written by another version. To evaluate again: make eval FORCE=1"
+        ) from None
     return metrics
 
 
-def _results(metrics: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     protocols = metrics["protocols"]
-    name, primary = next(iter(protocols.items()))
-    stream = results.widest(primary)
-    table = record.read_table(inputs.breakdown)
+    name, protocol = next(iter(protocols.items()))
+    stream = results.widest(protocol["streams"])
+    table = record.read_table(folder / "breakdown.csv")
+    cameras = _has_cameras(metrics)
     return {
         "primary": name,
         "widest": stream,
-        "headline": primary["streams"][stream],
-        "legend": results.legend(protocols),
-        "accuracy": results.accuracy(protocols),
-        "by_face": results.by_face(protocols),
-        "cmc": results.cmc_charts(protocols),
-        "by_camera": results.breakdown(table, name, stream, "camid") if _cameras(metrics) else [],
-        "cameras": _cameras(metrics),
+        "accuracy_chart": results.accuracy_chart(protocols),
+        "cmc_charts": results.cmc_charts(protocols),
+        "by_camera": results.breakdown(table, name, stream, "camid") if cameras else [],
         "by_identity": results.breakdown(table, name, stream, "pid", worst=10),
+        "cameras": cameras,
     }
 
 
-def _cameras(metrics: Mapping[str, Any]) -> bool:
-    """Whether the data have cameras; where they haven't, each image counts as one of its own."""
+def _has_cameras(metrics: Mapping[str, Any]) -> bool:
+    """Whether the dataset names cameras; if not, each image counts as a camera."""
     layout = LAYOUTS.get(metrics["data"]["dataset"])
     return layout is None or any("camid" in rule.groupindex for rule in layout.rules)
 
 
 def _cards(
-    metrics: Mapping[str, Any],
-    root: Path,
-    inputs: Inputs,
-    show: Thumbnails,
-    good: int,
-    failed: int,
-) -> tuple[list[ranked.Card], str]:
-    """The ranked lists of the primary protocol's widest stream, or why there are none."""
-    queries, lists = (record.read_table(path) for path in (inputs.queries, inputs.ranked))
+    metrics: Mapping[str, Any], root: Path, folder: Path, show: Thumbnails, good: int, failed: int
+) -> tuple[list[dict[str, Any]], str]:
+    """The ranked lists of the first protocol's widest stream, or why there are none."""
+    queries, lists = (record.read_table(folder / name) for name in ("queries.csv", "ranked.csv"))
     if queries is None or lists is None:
-        absent = inputs.queries if queries is None else inputs.ranked
-        return [], f"{absent.name} isn't in the run folder, so no ranked list can be shown."
+        absent = "queries.csv" if queries is None else "ranked.csv"
+        return [], f"{absent} is not in the run folder."
     name, protocol = next(iter(metrics["protocols"].items()))
-    mine = (queries["protocol"] == name) & (queries["stream"] == results.widest(protocol))
-    numeric = queries[mine].astype({"ap": float, "first": float, "positives": float})
+    stream = results.widest(protocol["streams"])
+    mine = queries[(queries["protocol"] == name) & (queries["stream"] == stream)]
+    numeric = mine.astype({"ap": float, "first": float, "positives": float})
     # Single-shot draws repeat a query: the lists are of the first draw.
     chosen = ranked.choose(numeric.drop_duplicates("sample_id"), good, failed)
-    return ranked.cards(chosen, lists, _paths(root, metrics["data"]["dataset"]), show), ""
+    index = _index(root, metrics["data"]["dataset"], "query", "gallery")
+    paths: dict[str, Any] = {row["sample_id"]: row for row in index.to_dict("records")}
+    cards = ranked.cards(chosen, lists, paths, show)
+    return cards, "" if cards else "No queries were requested."
 
 
-def _paths(root: Path, dataset: str) -> dict[str, dict[str, Any]]:
-    """sample_id → paths of its images; nothing where the images aren't here any more."""
+def _index(root: Path, dataset: str, *splits: str) -> pd.DataFrame:
+    """The table of images; without rows where they are not at `root`."""
     if not root.is_dir() or dataset not in LAYOUTS:
-        return {}
-    index, _ = read_index(root, LAYOUTS[dataset], ("query", "gallery"))
-    rows = index[["imgs", "lr_face", "hr_face"]].to_dict("records")
-    return dict(zip(index["sample_id"], rows, strict=True))
+        return pd.DataFrame({"split": []})
+    return read_index(root, LAYOUTS[dataset], splits)[0]
 
 
 def _comparisons(
-    options: Options, inputs: Inputs, samples: int
-) -> tuple[list[tuple[Compared, dict[str, str | None]]], str]:
+    options: Options, folder: RunFolder, samples: int
+) -> tuple[list[dict[str, Any]], str]:
     """Training samples with their images as data URIs, or why there are none."""
     if not samples:
-        return [], "No training sample was asked for."
-    for path, what in ((inputs.cache, "target cache"), (inputs.student, "student")):
+        return [], "No training samples were requested."
+    for path in (folder.targets, folder.student):
         if not path.exists():
-            return [], f"There is no {what} ({path.name}) in the run folder."
+            return [], f"{path.name} is not in the run folder."
     data = options.data
+    sizes = data.face_size, data.body_size
     try:
         compared = compare(
-            inputs.cache,
-            inputs.student,
-            data.root,
-            options.data_train,
-            (data.face_size, data.body_size),
-            samples,
+            folder.targets, folder.student, data.root, options.data_train, sizes, samples
         )
     except (InputError, CacheError) as error:
-        return [], f"It could not be made: {error}."
+        return [], f"{error}."
     kinds = ("body", "attention", "target", "lr_face", "hr_face")
-    shown = [
-        {
-            kind: None if (pixels := getattr(each, kind)) is None else from_pixels(pixels)
-            for kind in kinds
-        }
-        for each in compared
-    ]
-    return list(zip(compared, shown, strict=True)), ""
+    pixels = [{kind: getattr(each, kind) for kind in kinds} for each in compared]
+    return [
+        vars(each) | {k: None if array is None else from_pixels(array) for k, array in of.items()}
+        for each, of in zip(compared, pixels, strict=True)
+    ], ""
 
 
-def _training(options: Options, inputs: Inputs) -> dict[str, Any]:
-    read = {
-        "student": record.read_table(inputs.student_history, text=False),
-        "teacher": record.read_table(inputs.teacher_history, text=False),
-    }
+def _training(options: Options, folder: RunFolder) -> dict[str, Any]:
+    parts = []
+    heads, metrics_table = [], None
+    for who in ("student", "teacher"):
+        history = record.read_table(folder.history(who), text=False)
+        if history is None or history.empty:
+            continue
+        _, metrics = histories.split(history.columns)
+        others = [name for name in history.columns if name not in ("epoch", *metrics)]
+        table = histories.numbers(history, others)
+        parts.append({"who": who, "charts": histories.charts(who, history), "table": table})
+        if who == "student" and metrics:
+            heads = histories.heads(history)
+            metrics_table = histories.numbers(history, metrics)
     return {
-        "training": [
-            {"who": who, "curves": histories.curves(who, history), "numbers": numbers}
-            for who, history in read.items()
-            if (numbers := histories.numbers(history)) is not None
-        ],
-        "heads": histories.heads(read["student"]),
-        "heads_numbers": histories.numbers(read["student"], metrics=True),
+        "training": parts,
+        "measures": heads,
+        "metrics_table": metrics_table,
         "temperature": options.kd_loss.T,
     }
 
 
-def _origin(
-    options: Options, metrics: Mapping[str, Any], test_root: Path, inputs: Inputs
+def _provenance(
+    options: Options, metrics: Mapping[str, Any], test_root: Path, folder: RunFolder
 ) -> dict[str, Any]:
     """The data, the options and what everything was made from."""
-    tables: list[tuple[str, pd.DataFrame]] = []
-    for root, dataset, names in (
-        (options.data.root, options.data_train, ("train",)),
-        (test_root, metrics["data"]["dataset"], ("query", "gallery")),
-    ):
-        if root.is_dir() and dataset in LAYOUTS:
-            index, _ = read_index(root, LAYOUTS[dataset], names)
-            tables += [(name, index[index["split"] == name]) for name in names]
-    sealed: dict[str, str] = {}
-    used, why = None, ""
-    if inputs.cache.exists():
+    train = _index(options.data.root, options.data_train, "train")
+    test = _index(test_root, metrics["data"]["dataset"], "query", "gallery")
+    tables = [
+        (str(name), rows)
+        for table in (train, test)
+        for name, rows in table.groupby("split", sort=False)
+    ]
+    fingerprint: dict[str, str] = {}
+    used, problem = None, ""
+    if folder.targets.exists():
         try:
-            reader = ZarrReader(inputs.cache)
-            sealed, used = record.fingerprint(reader.fingerprint), reader.schema.samples
+            store = TargetStore(folder.targets)
+            used = store.samples
+            for group in store.groups():
+                values = record.flatten(MappedReader(folder.targets, group).fingerprint)
+                fingerprint |= {f"{group}: {name}": value for name, value in values.items()}
         except CacheError as error:
-            why = str(error)
-    stages = record.stages(inputs.manifests)
-    left_out = record.read_table(inputs.left_out)
+            problem = str(error)
+    stages = record.stages(folder.manifest("eval").parent)
+    left_out = record.read_table(folder.left_out)
     return {
-        "splits": record.splits(tables, used, _cameras(metrics)),
+        "splits": record.splits(tables, used, _has_cameras(metrics)),
         "left_out": [] if left_out is None else left_out.to_dict("records"),
         "stages": stages,
+        "evaluated": next((stage["finished"] for stage in stages if stage["name"] == "eval"), ""),
         "versions": stages[-1]["versions"] if stages else {},
-        "fingerprint": sealed,
-        "no_fingerprint": why,
+        "fingerprint": fingerprint,
+        "cache_problem": problem,
         "is_digest": record.is_digest,
-        "config": record.read_text(inputs.config),
+        "config": record.read_text(folder.path / "config.yaml"),
     }

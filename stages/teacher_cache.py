@@ -1,272 +1,336 @@
-"""Stage one: run the teacher once over HR faces and masks, and cache what it says."""
+"""Stage one: compute the targets of every view of every training sample, and store them.
+
+One pass over the images fills all groups of targets that lack chunks. The work is a list of items
+that a worker computes in any process; this process alone writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import torch
-
-from deskpro.cache.lock import require_unlocked
-from deskpro.cache.reader import ZarrReader
-from deskpro.cache.schema import Column, Schema
-from deskpro.cache.writer import TargetWriter, Team
-from deskpro.stages.base import device as devices
-from deskpro.stages.base import ranks
+from deskpro.cache.errors import CacheError
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.check import check_data
-from deskpro.stages.data.index import class_order, read_index
-from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, iterate, load
-from deskpro.stages.data.views import DrawnViews, StoredViews, View
-from deskpro.stages.models.lmbn import HEADS, map_size
-from deskpro.stages.models.weights import ModelInfo, load_teacher
-from deskpro.stages.targets.provenance import (
-    HASHED,
-    hash_columns,
-    image_differences,
-    option_differences,
-    recipe_fingerprint,
-    teacher_fingerprint,
-)
-from deskpro.stages.targets.teachers import LiveTeacher, decode, divergence, encode, stored_fields
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
+from deskpro.stages.data.layouts import KINDS, LAYOUTS, image_folders
+from deskpro.stages.targets.kinds import TARGETS
 
-BATCH_VIEWS = 1024
-"""Looks that a loaded batch holds at most: samples × views."""
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from deskpro.cache.file_index import FileIndex
+    from deskpro.cache.fingerprint import Difference
+    from deskpro.cache.schema import Column
+    from deskpro.cache.writer import GroupWriter
+    from deskpro.stages.targets.worker import Item, ItemTarget, Worker
+
+SEAL = "index/zarr.json"
+"""Written last into the folder of a group of targets."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """teacher: its weights; file_index: known images."""
+class TeacherCacheResult(Result):
+    """data: samples, identities, left_out, vanished, listing; kept: target → chunks that were
+    there, of `chunks`; bytes: of the whole store."""
 
-    teacher: Path
-    file_index: Path
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """cache: the zarr store; left_out: CSV of samples not used.
-
-    replace: an unfinished cache that was begun otherwise may be given up, but for what is the same.
-    """
-
-    cache: Path
-    left_out: Path
-    replace: bool = False
+    data: Mapping[str, Any]
+    views: int
+    plain_view: bool
+    kept: Mapping[str, int]
+    chunks: int
+    bytes: int
+    path: Path
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Cache logits and attention of every view of every complete training sample.
+class TeacherCache(Stage):
+    """Stores every target of every view of every complete training sample."""
 
-    An unfinished cache of the same fingerprint is continued; blocks of an earlier one that would
-    come out the same are taken over. Started by torchrun, each process computes blocks of its own.
-    Returns the facts for the summary.
-    """
-    device = devices.pick(options.device)
-    data, settings = options.data, options.cache
+    name = "teacher-cache"
+    params = (
+        "data_train",
+        "data.incomplete",
+        "data.face_size",
+        "data.body_size",
+        "views",
+        "cache.views",
+        "cache.plain_view",
+        "cache.block",
+        "cache.precision",
+        "cache.logits_dtype",
+        "student.backbone",
+    )
 
-    teacher, info = load_teacher(inputs.teacher)
-    with ranks.join() as team:
-        if team.rank == 0:
-            require_unlocked(outputs.cache)
-        with (
-            team.rank_zero_first()
-        ):  # it decodes and hashes; the others find that in the file index
-            checked = check_data(
-                data.root,
-                options.data_train,
-                incomplete=data.incomplete,
-                file_index=inputs.file_index,
-            ).require()
-            train = checked.split("train")
-            hashes = hash_columns(train, inputs.file_index)
-        classes = _classes(train, info, inputs.teacher)
+    @property
+    def home(self) -> RunFolder:
+        return RunFolder(self.folder.upstream)
+
+    @property
+    def teacher(self) -> Path:
+        """The weights: `pre_train` where given, else those of train-teacher."""
+        return self.options.pre_train or self.folder.teacher
+
+    def upstream(self) -> str | None:
+        if self.options.pre_train is None:
+            return "train-teacher"
+        return None if self.options.prepare is None else "prepare"
+
+    def _images(self) -> list[Dep]:
+        options = self.options
+        folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
+        return [Dep(role, *place) for role, place in folders.items()]
+
+    def deps(self) -> list[Dep]:
+        return [Dep("the teacher", self.teacher), *self._images()]
+
+    def outs(self) -> list[Path]:
+        return [self.folder.targets / target.group / SEAL for target in TARGETS.values()]
+
+    def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
+        """As the manifest says; where that is not enough, as the store itself knows.
+
+        A store without a manifest is complete if it was made of these options and images: its
+        stage was killed in between. Images that changed are named by sample. More views are added.
+        """
+        found = super().stale(record, digests)
+        if {reason.kind for reason in found} & {"no-record", "out"}:
+            return self._differences(digests) or [found[0]._replace(effect="extend")]
+        images = {dep.role for dep in self._images()}
+        if any(reason.name in images for reason in found) or (digests.deep and not found):
+            found = [reason for reason in found if reason.name not in images]
+            found += self._changed_images(digests)
+        return [_more_views(reason) for reason in found]
+
+    def _differences(self, digests: Digests) -> list[Reason]:
+        """How options, teacher and images differ from those of the stored targets."""
+        from deskpro.stages.targets import provenance
+
+        try:
+            differing = provenance.option_differences(
+                self.folder.targets, self.options, self.teacher, TARGETS, may_grow=True
+            )
+        except CacheError:  # damaged: it is rebuilt, not resumed
+            return [Reason("out", str(self.folder.targets))]
+        return [*map(_reason, differing), *self._changed_images(digests)]
+
+    def _changed_images(self, digests: Digests) -> list[Reason]:
+        from deskpro.cache.store import TargetStore
+        from deskpro.stages.data.index import read_index
+        from deskpro.stages.targets import provenance
+
+        options = self.options
+        index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+        store = TargetStore(self.folder.targets)
+        files, deep = digests.index, digests.deep
+        return [
+            _reason(difference)
+            for difference in provenance.image_differences(store, index, TARGETS, files, deep=deep)
+        ]
+
+    def run(self, job: Job) -> Result:
+        from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.views import DrawnViews
+        from deskpro.stages.targets import provenance
+        from deskpro.stages.targets.worker import Worker
+
+        options, data, settings = self.options, self.options.data, self.options.cache
+        incomplete, dataset = data.incomplete, options.data_train
+        checked = check_data(data.root, dataset, incomplete=incomplete, index=job.index).require()
+        train = checked.split("train")
+        classes = _classes(train, self.teacher)
         drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
         views = drawn.table(settings.views)
-        attention_size = map_size(data.body_size)
-        writer = TargetWriter(
-            outputs.cache,
-            Schema(
-                len(train),
-                settings.views,
-                settings.block,
-                stored_fields(len(classes), attention_size, settings.logits_dtype),
-            ),
-            _columns(train, classes, views, hashes),
-            {
-                **teacher_fingerprint(inputs.teacher),
-                "classes": classes,
-                **recipe_fingerprint(options),
-            },
-            replace=outputs.replace,
+        columns = _columns(train, classes, views, job.index)
+        teacher = provenance.teacher_fingerprint(self.teacher) | {"classes": classes}
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(self._writer(name, train, columns, teacher, job))
+                for name in TARGETS
+            }
+            make_worker = partial(Worker, options, self.teacher, train, views)
+            _fill(writers, make_worker, options)
+            for writer in writers.values():
+                writer.seal()
+        files = [file for file in self.folder.targets.rglob("*") if file.is_file()]
+        return TeacherCacheResult(
+            data=checked.facts(self.folder.left_out),
+            views=settings.views,
+            plain_view=settings.plain_view,
+            kept={name: writer.there for name, writer in writers.items()},
+            chunks=next(iter(writers.values())).schema.blocks * settings.views,
+            bytes=sum(file.stat().st_size for file in files),
+            path=self.folder.targets,
+        )
+
+    def _writer(
+        self,
+        name: str,
+        train: pd.DataFrame,
+        columns: dict[str, Column],
+        teacher: Mapping[str, Any],
+        job: Job,
+    ) -> GroupWriter:
+        """The writer of a target's group."""
+        from deskpro.cache.schema import Schema
+        from deskpro.cache.writer import GroupWriter
+        from deskpro.stages.targets import provenance
+        from deskpro.stages.targets.kinds import stored_fields
+
+        options, settings, target = self.options, self.options.cache, TARGETS[name]
+        sizes = provenance.settings_of(options, len(teacher["classes"]))
+        return GroupWriter(
+            self.folder.targets,
+            target.group,
+            Schema(len(train), settings.views, settings.block, stored_fields(name, sizes)),
+            columns,
+            provenance.fingerprint(name, options, teacher),
+            depends=provenance.columns(name),
+            valid=train[list(target.sees)].notna().all(axis=1).to_numpy(),
+            replace=job.force,
             reuse=settings.reuse,
-            team=Team(team.rank, team.size, team.share, team.gather),
+            deep=job.force,
         )
-        images = ImageDataset(
-            train, {"hr_face": data.face_size, "mask": data.body_size}, StoredViews(views)
-        )
-        teach = LiveTeacher(teacher, attention_size, settings.precision, device)
-        try:
-            _fill(writer, images, teach, options, device)
-            writer.seal()
-        finally:
-            writer.close()
-    facts = {
-        **checked.facts(outputs.left_out),
-        "views": f"{settings.views} of each sample" + settings.plain_view * ", the first plain",
-    }
-    if writer.there:
-        total = writer.schema.blocks * writer.schema.views
-        facts["continued"] = f"{writer.there} of {total} (block, view) were there"
-    return facts | {"cache": f"{outputs.cache} ({_megabytes(outputs.cache):.1f} MB)"}
 
 
-def differences(options: Options, inputs: Inputs, cache: Path) -> list[str]:
-    """How options, teacher and images that are here differ from those of a finished cache.
+def _reason(difference: Difference) -> Reason:
+    from deskpro.cache.fingerprint import describe
 
-    More views than it has are no difference: they would be added.
-    """
-    lines = option_differences(ZarrReader(cache), options, inputs.teacher, may_grow=True)
-    return lines + changed_images(options, cache, inputs.file_index)
+    return Reason("store", describe([difference])[0])
 
 
-def changed_images(options: Options, cache: Path, file_index: Path) -> list[str]:
-    """How the training images that are here differ from those of a cache, naming samples."""
-    index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
-    return image_differences(ZarrReader(cache), index, file_index)
+def _more_views(reason: Reason) -> Reason:
+    """More views are added to the cache."""
+    grows = reason.name == "cache.views" and isinstance(reason.before, int)
+    if grows and int(str(reason.now)) > int(str(reason.before)):
+        return reason._replace(effect="extend")
+    return reason
 
 
 def _fill(
-    writer: TargetWriter,
-    images: ImageDataset,
-    teach: LiveTeacher,
-    options: Options,
-    device: torch.device,
+    writers: Mapping[str, GroupWriter], make_worker: Callable[[], Worker], options: Options
 ) -> None:
-    """Compute this process's blocks; each is written while the next is computed.
-
-    A batch is some samples of a block under one view: its targets are the same bytes whichever
-    other views, blocks or processes there are. A sample's files are decoded once for up to
-    `LOOKS / cache.batch` views, so that memory is bounded.
-    """
-    schema, size = writer.schema, options.cache.batch
-    plan = [
-        (block, views, rows)
-        for block in writer.mine
-        for views in batched(writer.views(block), max(BATCH_VIEWS // size, 1))
-        for rows in batched(range(*schema.rows(block).indices(schema.samples)), size)
-    ]
-    batches = [[(row, views) for row in rows] for _, views, rows in plan]
-    # One batch ahead per worker: a batch holds several views of its samples.
-    loader = iterate(load(MultiViewDataset(images), batches, options.data.workers, device, ahead=1))
-    total = sum(len(views) * len(rows) for _, views, rows in plan)
+    """Compute what the groups lack; each item is written while the next is computed."""
+    items = _items(writers)
+    total = sum(len(item.rows) * len(item.views) for item in items)
     writing: Future[None] | None = None
     with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
-        for block, parts in groupby(zip(plan, loader, strict=True), lambda part: part[0][0]):
-            first, missing = schema.rows(block).start, writer.views(block)
-            shape = (schema.rows(block).stop - first, len(missing))
-            targets = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in schema.fields.items()}
-            kl = np.zeros((len(missing), len(HEADS)))
-            for (_, views, rows), batch in parts:
-                part = slice(rows[0] - first, rows[-1] + 1 - first)
-                for i, view in enumerate(views):
-                    rendered = {
-                        kind: batch[kind][:, i] for kind in ("hr_face", "mask", "view_params")
-                    }
-                    said, at = teach(rendered), missing.index(view)
-                    stored = encode(said, options.cache.logits_dtype)
-                    stored["pixels"] = batch["pixels"][:, i].numpy().view(np.uint64)
-                    for name, values in stored.items():
-                        targets[name][part, at] = values
-                    if options.cache.logits_dtype != "float16":
-                        kl[at] += _lost(said["logits"], stored, options.kd_loss.T)
-                    progress.advance(len(rows))
-            facts = {}
-            if options.cache.logits_dtype != "float16":
-                facts = {
-                    view: {"T": options.kd_loss.T, "kl": [float(f"{k:.6g}") for k in each]}
-                    for view, each in zip(missing, kl / shape[0], strict=True)
-                }
+        for item, results in _computed(items, make_worker, options, progress.advance):
             if writing is not None:
                 writing.result()  # a full disk is noticed here
-            writing = background.submit(writer.write, block, targets, facts)
+            writing = background.submit(_write, writers, item, results)
         if writing is not None:
             writing.result()
 
 
-def _lost(logits: torch.Tensor, stored: dict[str, np.ndarray], temperature: float) -> np.ndarray:
-    """What storing cost against float16: KL divergence by head, summed over the batch."""
-    tensors = {name: torch.from_numpy(v) for name, v in stored.items() if name != "pixels"}
-    kept = decode(tensors)["logits"]
-    return divergence(logits.half().cpu(), kept, temperature).numpy()
+def _computed(
+    items: list[Item],
+    make_worker: Callable[[], Worker],
+    options: Options,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[Item, Mapping[str, ItemTarget]]]:
+    """Each item with its targets; by this process in one stream, which loads images ahead."""
+    launch = options.launch
+    if not items:
+        return
+    if launch.engine == "local" and launch.workers == 1:
+        yield from zip(items, make_worker().run(items, advance), strict=True)
+        return
+    for item, results in Engine(launch).map(make_worker, items):
+        advance(len(item.rows) * len(item.views))
+        yield item, results
 
 
-def batched(things: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """The things in order, `size` at a time."""
-    for start in range(0, len(things), size):
-        yield things[start : start + size]
+def _items(writers: Mapping[str, GroupWriter]) -> list[Item]:
+    """What the groups lack: one item for targets of a block that lack the same views."""
+    from deskpro.stages.targets.worker import Item
+
+    lacking: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, writer in writers.items():
+        for block, views in writer.missing.items():
+            lacking.setdefault((block, tuple(views)), []).append(name)
+    schema = next(iter(writers.values())).schema
+    items = [
+        Item(block, range(*schema.rows(block).indices(schema.samples)), views, tuple(names))
+        for (block, views), names in lacking.items()
+    ]
+    return sorted(items, key=lambda item: (item.names, item.block))
+
+
+def _write(
+    writers: Mapping[str, GroupWriter], item: Item, results: Mapping[str, ItemTarget]
+) -> None:
+    for name, result in results.items():
+        facts = {
+            view: {fact: [float(f"{value:.6g}") for value in means] for fact, means in each.items()}
+            for view, each in result.facts.items()
+        }
+        writers[name].write(item.block, result.arrays, facts)
 
 
 def _columns(
-    train: pd.DataFrame, classes: list[str], views: np.ndarray, hashes: dict[str, np.ndarray]
+    train: pd.DataFrame, classes: list[str], views: np.ndarray, files: FileIndex
 ) -> dict[str, Column]:
-    """What is known of each sample before the teacher has spoken."""
-    index = {pid: i for i, pid in enumerate(classes)}
-    return {
+    """What is known of each sample before any target is computed."""
+    import numpy as np
+
+    from deskpro.cache.schema import Column
+    from deskpro.stages.data.index import content_hashes
+    from deskpro.stages.data.views import View
+    from deskpro.stages.targets import provenance
+
+    position = {pid: i for i, pid in enumerate(classes)}
+    labels = train["pid"].map(position).to_numpy(np.int64)
+    fractions = "fractions of the image: " + ", ".join(View._fields)
+    columns = {
         "sample_id": Column(
             train["sample_id"].to_numpy(object),
             ("sample",),
             description="path of the body image below its folder",
         ),
         "label": Column(
-            train["pid"].map(index).to_numpy(np.int64),
-            ("sample",),
-            description="class index, into the fingerprint's classes",
+            labels, ("sample",), description="class index, into the fingerprint's classes"
         ),
-        "views": Column(
-            views,
-            ("sample", "view", "parameter"),
-            description="fractions of the image: " + ", ".join(View._fields),
-        ),
-        **{
-            name: Column(
-                values, ("sample", "byte"), description=f"SHA-256 of the {HASHED[name]} file"
-            )
-            for name, values in hashes.items()
-        },
+        "views": Column(views, ("sample", "view", "parameter"), description=fractions),
     }
+    for kind in provenance.kinds_seen(TARGETS):
+        hashes = content_hashes(train[kind].tolist(), files)
+        text = f"SHA-256 of the {kind} file"
+        columns[f"{kind}_sha256"] = Column(hashes, ("sample", "byte"), description=text)
+    return columns
 
 
-def _classes(train: pd.DataFrame, teacher: ModelInfo, path: Path) -> list[str]:
-    """The class order of the teacher's logits; it can't say anything about people it doesn't know.
+def _classes(train: pd.DataFrame, weights: Path) -> list[str]:
+    """The class order of the teacher's logits; it must know every identity.
 
     A published checkpoint doesn't name its identities: theirs is then the order of the training
     set, which must have as many.
     """
-    found = class_order(train["pid"])
+    from deskpro.stages.data.index import class_order
+    from deskpro.stages.models.weights import read_metadata
+
+    teacher, found = read_metadata(weights, "teacher"), class_order(train["pid"])
     if teacher.classes is None:
         if len(found) != teacher.num_classes:
             raise InputError(
-                f"{path}: trained on {teacher.num_classes} identities, the training set has "
-                f"{len(found)}. Give it the set that the teacher was trained on (data.root)"
+                f"{weights}: trained on {teacher.num_classes} identities, the training set has "
+                f"{len(found)}. Set data.root to the set that the teacher was trained on"
             )
         return found
     unknown = sorted(set(found) - set(teacher.classes))
     if unknown:
         raise InputError(
-            f"{path}: doesn't know {len(unknown)} of the {len(found)} training identities: "
+            f"{weights}: doesn't know {len(unknown)} of the {len(found)} training identities: "
             f"{', '.join(unknown[:10])}{', …' if len(unknown) > 10 else ''}. Train a teacher on "
-            "this set: make train-teacher FORCE=1"
+            "this set",
+            command="train-teacher --force",
         )
     return teacher.classes
-
-
-def _megabytes(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

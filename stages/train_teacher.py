@@ -1,144 +1,109 @@
-"""Train a teacher on HR faces, where none is at hand: cross-entropy and batch-hard triplet loss."""
+"""Train a teacher on HR faces, where there is none: cross-entropy and batch-hard triplet loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from deskpro.stages.base import device as devices
-from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import bar
-from deskpro.stages.data.check import check_data
-from deskpro.stages.data.index import class_order
-from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
-from deskpro.stages.data.sampler import PKSampler
-from deskpro.stages.data.views import DrawnViews
-from deskpro.stages.losses import cross_entropy, triplet
-from deskpro.stages.models.lmbn import LMBN
-from deskpro.stages.models.warm_start import warm_start
-from deskpro.stages.models.weights import ModelInfo, save
-from deskpro.stages.training.checkpoints import Checkpoints
-from deskpro.stages.training.loop import Losses, fit, repeated, setup_model
-from deskpro.stages.training.monitor import open_loggers
-from deskpro.stages.training.schedule import default_peak
-from deskpro.stages.training.signals import stop_requests
+from deskpro.stages.base import distributed
+from deskpro.stages.base.options import NETWORK_PARAMS
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
+from deskpro.stages.data.layouts import KINDS, image_folders
+from deskpro.stages.losses.terms import teacher_terms
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """file_index: known images; provenance: by name,
-    everything that the weights depend on, for checkpoints."""
+class TrainTeacherResult(Result):
+    """data: samples, identities, left_out, vanished, listing; training: as `recipe.train` gives."""
 
-    file_index: Path
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """teacher: weights; history: CSV, a row per epoch; left_out: CSV of samples not used;
-    checkpoints, tensorboard: folders; replace: checkpoints of another recipe may be removed."""
-
-    teacher: Path
-    history: Path
-    left_out: Path
-    checkpoints: Path
-    tensorboard: Path
-    replace: bool = False
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    path: Path
 
 
-def run(options: Options, inputs: Inputs, outputs: Outputs) -> dict[str, object]:
-    """Train on every complete training sample; returns the facts for the summary."""
-    device = devices.pick(options.device)
-    recipe, data = options.train_teacher, options.data
+class TrainTeacher(Stage):
+    """Trains the teacher on every complete training sample."""
 
-    # All kinds and splits, not just HR faces: nothing must be found wrong after hours of work.
-    checked = check_data(
-        data.root, options.data_train, incomplete=data.incomplete, file_index=inputs.file_index
-    ).require()
-    train = checked.split("train")
-    classes = class_order(train["pid"])
-    index = {pid: i for i, pid in enumerate(classes)}
-    labels = train["pid"].map(index).to_numpy(np.int64, copy=True)
-
-    sampler = PKSampler(
-        labels, recipe.batchid, recipe.batchimage, views=recipe.epochs, seed=recipe.seed
+    name = "train-teacher"
+    params = (
+        "data_train",
+        "data.incomplete",
+        "data.face_size",
+        *(f"teacher.{name}" for name in NETWORK_PARAMS),
+        "train_teacher",
     )
-    if not len(sampler):
-        raise InputError(
-            f"{len(classes)} training identities make no batch of batchid {recipe.batchid}: "
-            f"--set train_teacher.batchid={max(len(classes), 2)} or less"
-        )
-    views = DrawnViews(recipe.views, train["sample_id"].tolist())
-    images = ImageDataset(train, {"hr_face": data.face_size}, views, quick=["hr_face"])
-    loader = load(images, sampler, data.workers, device)
+    distributed = True
 
-    torch.manual_seed(recipe.seed)
-    network = LMBN(len(classes), **options.teacher.arguments)
-    start = options.teacher.pre_train
-    started = warm_start(network, start).facts(start) if start is not None else {}
-    network.to(device)
-    targets = torch.from_numpy(labels).to(device)
+    @property
+    def home(self) -> RunFolder:
+        return RunFolder(self.folder.upstream)
 
-    forward = setup_model(network, recipe)
+    def upstream(self) -> str | None:
+        return None if self.options.prepare is None else "prepare"
 
-    def batches(epoch: int, start: int) -> Iterable[Mapping[str, Any]]:
-        sampler.set_epoch(epoch, start)
-        return iterate(loader)
+    def _images(self) -> list[Dep]:
+        """All kinds: which samples are complete, and so used, depends on all four."""
+        options = self.options
+        folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
+        return [Dep(role, *place) for role, place in folders.items()]
 
-    def terms(batch: Mapping[str, Any]) -> Losses:
-        faces = images_of(batch, "hr_face", device, channels_last=recipe.channels_last)
-        output = forward(faces)
-        label, loss = targets[batch["row"].to(device, non_blocking=True)], recipe.loss
-        losses = {
-            "ce": loss.cross_entropy
-            * cross_entropy(output.logits, label, label_smoothing=loss.label_smoothing),
-            "triplet": loss.triplet * triplet(output.embeddings, label, margin=loss.margin),
-        }
-        return Losses(losses, {})
+    def deps(self) -> list[Dep]:
+        start = self.options.teacher.pre_train
+        return self._images() + ([] if start is None else [Dep("teacher.pre_train", start)])
 
-    steps = min(len(sampler) * recipe.epochs, recipe.max_steps or len(sampler) * recipe.epochs)
-    checkpoints = Checkpoints(
-        outputs.checkpoints, inputs.provenance, options.checkpoints.every, options.checkpoints.keep
-    )
-    with (
-        stop_requests() as stop,
-        bar("train-teacher", steps, "steps") as progress,
-        open_loggers(outputs.history, outputs.tensorboard, options.tensorboard) as loggers,
-    ):
-        history = fit(
-            network,
-            batches,
-            terms,
-            training=recipe,
-            peak_lr=recipe.lr or default_peak(recipe.batchid * recipe.batchimage),
+    def outs(self) -> list[Path]:
+        return [self.folder.teacher]
+
+    def scratch(self) -> list[Path]:
+        return [self.folder.checkpoints("teacher")]
+
+    def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
+        """Other images are a notice: a teacher of other images still teaches."""
+        images = {dep.role for dep in self._images()}
+        return [
+            reason._replace(effect="notice") if reason.name in images else reason
+            for reason in super().stale(record, digests)
+        ]
+
+    def run(self, job: Job) -> Result:
+        import torch
+
+        from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.views import DrawnViews
+        from deskpro.stages.models.lmbn import LMBN
+        from deskpro.stages.models.warm_start import warm_start
+        from deskpro.stages.training import recipe
+
+        options, settings = self.options, self.options.train_teacher
+        device = distributed.pick_device(options.device)
+        with distributed.rank_zero_first():
+            # All kinds and splits: nothing must be found wrong after hours of work.
+            incomplete = options.data.incomplete
+            root, dataset = options.data.root, options.data_train
+            checked = check_data(root, dataset, incomplete=incomplete, index=job.index).require()
+        table = checked.split("train")
+        views = DrawnViews(settings.views, table["sample_id"].tolist())
+        data = recipe.training_set(table, views, settings.epochs)
+        torch.manual_seed(settings.seed)
+        network = LMBN(len(data.classes), **options.teacher.arguments)
+        start = options.teacher.pre_train
+        setup = recipe.Setup(
+            kind="teacher",
+            options=options,
+            network=network,
+            arguments=options.teacher.arguments,
+            start=None if start is None else warm_start(network, start).facts(start),
+            data=data,
             device=device,
-            bar=progress,
-            checkpoints=checkpoints,
-            replace=outputs.replace,
-            names=lambda batch: train["sample_id"].iloc[batch["row"].tolist()].tolist(),
-            stop=stop,
-            loggers=loggers,
+            images={"face": "hr_face"},
+            call=lambda forward, images: {"face": forward(images["face"])},
+            terms=teacher_terms(),
+            files=recipe.Files.of("teacher", self.folder),
         )
-    info = ModelInfo(
-        kind="teacher",
-        network=options.teacher.arguments,
-        num_classes=len(classes),
-        classes=classes,
-        face_size=data.face_size,
-        body_size=None,
-    )
-    save(outputs.teacher, network, info)
-    return {
-        **checked.facts(outputs.left_out),
-        **repeated(sampler),
-        **started,
-        "steps": f"{history.steps}, {recipe.batchid}×{recipe.batchimage} images each",
-        "last loss": f"{history.rows[-1]['total']:.3f}",
-        "teacher": outputs.teacher,
-    }
+        training = recipe.train(setup, job)
+        return TrainTeacherResult(
+            checked.facts(self.folder.left_out), training, self.folder.teacher
+        )

@@ -25,21 +25,22 @@ from torchvision import transforms
 from deskpro.cache.files import write_aside
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.schema import Column, Field, Schema
-from deskpro.cache.writer import TargetWriter
+from deskpro.cache.writer import GroupWriter
 from deskpro.pipeline.config import override
 from deskpro.stages import teacher_cache, train_student
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.data.loader import ImageDataset, load
+from deskpro.stages.data.loader import ImageDataset, batched, load
 from deskpro.stages.data.views import MEAN, STD, DrawnViews, StoredViews
-from deskpro.stages.evaluation.feature_store import FeatureStore
-from deskpro.stages.evaluation.features import batched
+from deskpro.stages.evaluation.feature_store import GROUP, FeatureStore
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank
-from deskpro.stages.models.lmbn import LMBN, map_size
+from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, save
-from deskpro.stages.targets.teachers import LiveTeacher, stored_fields
+from deskpro.stages.targets.kinds import TARGETS, stored_fields
+from deskpro.stages.targets.provenance import settings_of
+from deskpro.stages.targets.teachers import LiveTeacher
 
 OUT = Path("runs/bench/bench.json")
 
@@ -83,8 +84,7 @@ def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
 
 def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str, np.ndarray]:
     """A store of random targets of full-size images; returns its arrays."""
-    fields = stored_fields(classes, map_size((384, 128)), "float16")
-    schema = Schema(samples, views, 256, fields)
+    settings = settings_of(Options(), classes)
     rng = np.random.default_rng(0)
     names = np.asarray([f"bounding_box_train/{i:05d}_c1_0000.jpg" for i in range(samples)], object)
     known = {
@@ -98,23 +98,20 @@ def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str,
             for name in ("hr_face_sha256", "mask_sha256")
         },
     }
-    writer = TargetWriter(path, schema, known, {})
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in fields}
-    for block in writer.mine:
-        rows = schema.rows(block)
-        shape = (rows.stop - rows.start, views)
-        values = {
-            "logits": rng.standard_normal((*shape, 7, classes), np.float32).astype(np.float16),
-            "attention": rng.integers(0, 256, (*shape, *fields["attention"].shape)).astype("u1"),
-            "pixels": rng.integers(0, 2**63, shape).astype(np.uint64),
-        }
-        writer.write(block, values)
-        for name, array in values.items():
-            arrays[name].append(array)
-    writer.seal()
-    return {name: np.concatenate(parts) for name, parts in arrays.items()} | {
-        name: column.values for name, column in known.items()
-    }
+    arrays: dict[str, np.ndarray] = {name: column.values for name, column in known.items()}
+    for name, target in TARGETS.items():
+        fields = stored_fields(name, settings)
+        schema = Schema(samples, views, 256, fields)
+        for field, each in fields.items():
+            values = rng.integers(0, 256, (samples, views, *each.shape))
+            arrays[f"{name}/{field}"] = values.astype(each.dtype)
+        depends = ["sample_id", "views"]
+        with GroupWriter(path, target.group, schema, known, {}, depends=depends) as writer:
+            for block in writer.missing:
+                rows = schema.rows(block)
+                writer.write(block, {field: arrays[f"{name}/{field}"][rows] for field in fields})
+            writer.seal()
+    return arrays
 
 
 def cache_read(folder: Path) -> Iterator[Row]:
@@ -122,16 +119,19 @@ def cache_read(folder: Path) -> Iterator[Row]:
     samples, views = 2048, 4
     arrays = write_store(folder / "read.zarr", samples, views, 632)
     plain = {}
-    for name in ("logits", "attention"):
-        np.save(folder / f"{name}.npy", arrays[name])
+    for name in TARGETS:
+        np.save(folder / f"{name}.npy", arrays[f"{name}/{name}"])
         plain[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, samples, 32), rng.integers(0, views, 32)) for _ in range(50)]
-    reader = MappedReader(folder / "read.zarr", ["logits", "attention"])
+    readers = [
+        MappedReader(folder / "read.zarr", target.group, [name]) for name, target in TARGETS.items()
+    ]
 
     def ours() -> None:
         for rows, seen in pairs:
-            reader.read(rows.tolist(), seen.tolist())
+            for reader in readers:
+                reader.read(rows.tolist(), seen.tolist())
 
     def theirs() -> None:
         for rows, seen in pairs:
@@ -216,12 +216,13 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
         table_, {"hr_face": (face, face), "mask": body},
         DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
     )  # fmt: skip
-    teach = LiveTeacher(teacher, map_size(body), "float32", torch.device("cpu"))
+    settings = settings_of(options, -(-samples // 10))
+    teach = LiveTeacher([*TARGETS], settings, teacher, torch.device("cpu"))
     runs = iter(range(1000))
 
     def ours() -> None:
         out = folder / f"stage{next(runs)}"
-        inputs = teacher_cache.Inputs(weights, folder / "file_index.json")
+        inputs = teacher_cache.Inputs(weights)
         outputs = teacher_cache.Outputs(out / "targets.zarr", out / "left_out.csv")
         teacher_cache.run(options, inputs, outputs)
 
@@ -314,7 +315,7 @@ def training(folder: Path) -> Iterator[Row]:
     cache = folder / "targets.zarr"
     teacher_cache.run(
         options,
-        teacher_cache.Inputs(weights, folder / "file_index.json"),
+        teacher_cache.Inputs(weights),
         teacher_cache.Outputs(cache, folder / "left_out.csv"),
     )
 
@@ -405,12 +406,13 @@ def million(folder: Path) -> Iterator[Row]:
     })  # fmt: skip
     store, rng = folder / "features.zarr", np.random.default_rng(0)
     names = np.asarray([f"{i:07d}" for i in range(schema.samples)], object)
-    writer = TargetWriter(store, schema, {"sample_id": Column(names, ("sample",))}, {})
-    for block in writer.mine:
-        rows = schema.rows(block)
-        values = rng.standard_normal((rows.stop - rows.start, 1, 1, 512), np.float32)
-        writer.write(block, {"features": (values / 512**0.5).astype(np.float16)})
-    writer.seal()
+    columns = {"sample_id": Column(names, ("sample",))}
+    with GroupWriter(store, GROUP, schema, columns, {}, depends=[*columns]) as writer:
+        for block in writer.missing:
+            rows = schema.rows(block)
+            values = rng.standard_normal((rows.stop - rows.start, 1, 1, 512), np.float32)
+            writer.write(block, {"features": (values / 512**0.5).astype(np.float16)})
+        writer.seal()
     pairs = []
     for side in ("rank", "products"):
         command = [sys.executable, "-m", "tests.bench", f"--{side}", str(store)]

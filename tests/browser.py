@@ -23,7 +23,7 @@ _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-
 
 
 class Page:
-    """A tab; `events` holds everything that it reported, in order."""
+    """A tab; `events` lists everything that it reported, in order."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -36,7 +36,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; what is reported meanwhile is kept."""
+        """Send a command and return its result; events that arrive meanwhile are kept."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
         if self._session:
@@ -108,10 +108,10 @@ class Page:
         ends = time.monotonic() + patience
         while b"\0" not in self._rest:
             if not select.select([self._from], [], [], max(ends - time.monotonic(), 0))[0]:
-                raise TimeoutError("the browser said nothing")
+                raise TimeoutError(f"no message from the browser within {patience:.0f} s")
             read = os.read(self._from, 1 << 20)
             if not read:
-                raise EOFError("the browser ended")
+                raise EOFError("the browser has ended")
             self._rest += read
         line, self._rest = self._rest.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
@@ -122,7 +122,7 @@ class Page:
 
 @contextmanager
 def browse(profile: Path) -> Iterator[Page]:
-    """A page of a browser of its own, whose files lie in `profile`; it ends with the block."""
+    """A page of a new browser with its files in `profile`; it ends with the block."""
     assert CHROMIUM is not None
     command_read, command_write = _pipe()
     answer_read, answer_write = _pipe()
@@ -144,7 +144,7 @@ def browse(profile: Path) -> Iterator[Page]:
     try:
         yield Page(command_write, answer_read)
     finally:
-        os.close(command_write)  # it ends when its commands do
+        os.close(command_write)  # the browser ends when its pipe is closed
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import Name
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import class_order, read_index
-from deskpro.stages.data.layouts import LAYOUTS, Name
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLITS, Layout, list_images
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
 
@@ -22,7 +28,7 @@ def first(root: Path, kind: str, folder: str = TRAIN) -> Path:
     return sorted((root / kind / folder).glob("*.jpg"))[0]
 
 
-def test_the_index_lists_every_picture_once(data: Path) -> None:
+def test_the_index_lists_every_image_once(data: Path) -> None:
     table, problems = read_index(data, LAYOUTS["benchmark"])
     assert not problems
     assert table["sample_id"].is_unique
@@ -111,7 +117,7 @@ def test_a_sample_without_any_face_file_is_left_out_and_listed(data: Path, tmp_p
     assert name in (tmp_path / "left_out.csv").read_text()
 
 
-def test_an_identity_with_one_picture_is_a_problem_or_vanishes(data: Path) -> None:
+def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path) -> None:
     pid = first(data, "imgs").name.split("_")[0]
     own = sorted((data / "imgs" / TRAIN).glob(f"{pid}_*.jpg"))
     for image in own[1:]:
@@ -125,18 +131,36 @@ def test_an_identity_with_one_picture_is_a_problem_or_vanishes(data: Path) -> No
     assert checked.split("train")["pid"].nunique() == TINY.train_identities - 1
 
 
-def test_the_memo_forgets_a_picture_that_changed(data: Path, tmp_path: Path) -> None:
-    file_index = tmp_path / "file_index.json"
-    assert not check_data(data, "benchmark", file_index=file_index).problems
-    assert not check_data(data, "benchmark", file_index=file_index).problems
+def test_images_are_read_once_unless_they_change(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, opened = FileIndex(tmp_path / "index"), list[Path]()
+    time.sleep(2.1)  # younger files are read again
+    monkeypatch.setattr(
+        Image, "open", lambda path, open=Image.open: [opened.append(path), open(path)][1]
+    )
+    assert not check_data(data, "benchmark", index=index).problems
+    once = len(opened)
+    assert once == len({*opened}) > 20
+    assert not check_data(data, "benchmark", index=index).problems
+    assert len(opened) == once
     image = first(data, "imgs")
     image.write_bytes(image.read_bytes()[:-300])
-    assert [p.path for p in check_data(data, "benchmark", file_index=file_index).problems] == [
+    assert [problem.path for problem in check_data(data, "benchmark", index=index).problems] == [
         image
     ]
 
 
-def test_check_data_says_what_is_there_and_exits_2_on_problems(project: Project) -> None:
+def test_a_broken_link_is_named(data: Path) -> None:
+    image = first(data, "lr_face", "query")
+    image.unlink()
+    image.symlink_to("nowhere.jpg")
+    assert [str(each) for each in check_data(data, "benchmark").problems] == [
+        f"{image}: broken link"
+    ]
+
+
+def test_check_data_lists_what_it_finds_and_exits_2_on_problems(project: Project) -> None:
     result = project("check-data")
     assert result.code == 0
     assert "20 samples of 4 identities" in result.err
@@ -237,7 +261,7 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
             Image.new("RGB", (8, 16)).save(path)
 
     for split, listing in LAYOUTS[dataset].scenes.items():
-        names = [path.name for path in LAYOUTS[dataset].images(root, split)]
+        names = LAYOUTS[dataset].images(root, split)
         (root / listing).write_text("".join(f"{name},{i}\n" for i, name in enumerate(names)))
 
     checked = check_data(root, dataset, needs=("imgs",), test_needs=("imgs",)).require()
@@ -288,11 +312,9 @@ def test_a_blank_says_nothing_and_names_must_be_text_written_in_one_way(data: Pa
     Path(os.fsdecode(os.fsencode(query.parent) + b"/1_c1_\xff.jpg")).write_bytes(query.read_bytes())
     pid = query.name.split("_")[0]
     query.rename(query.with_name(query.name.replace(pid, str(int(pid)), 1)))
-    said = [str(problem.what) for problem in read_index(data, LAYOUTS["benchmark"])[1]]
-    assert any("isn't UTF-8" in what for what in said)
-    assert any(
-        f"identities {int(pid):d}".split()[0] in what and "one number" in what for what in said
-    )
+    found = [problem.what for problem in read_index(data, LAYOUTS["benchmark"])[1]]
+    assert any("isn't UTF-8" in what for what in found)
+    assert any(f"{int(pid)} differ only in leading zeros" in what for what in found)
 
 
 def test_scenes_are_those_of_their_split(tmp_path: Path) -> None:
@@ -309,3 +331,63 @@ def test_scenes_are_those_of_their_split(tmp_path: Path) -> None:
     assert table["scene"].tolist() == ["t1", "q10", "g10"]
     (tmp_path / "test-set-query-bbox.txt").write_text("P1_C1_1.jpg,\n")
     assert "must be image,scene" in str(read_index(tmp_path, LAYOUTS["deepchange"])[1][0])
+
+
+@pytest.mark.parametrize("pattern", ["a/*", "*/*", "[bc]/*/*", "*/x*", "nowhere/*"])
+def test_images_are_listed_as_pathlib_finds_them(pattern: str, tmp_path: Path) -> None:
+    names = (
+        "a/2.jpg a/10.PNG a/x.txt a/.hid.jpg a-b/x1.jpeg b/c/x.jpg c/b/1.jpg c/b/d/1.jpg top.png"
+    )
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to("a")
+    (tmp_path / "a" / "broken.jpg").symlink_to("nowhere")
+    expected = [
+        path.relative_to(tmp_path).as_posix()
+        for path in sorted(tmp_path.glob(pattern))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    assert list_images(tmp_path, pattern) == expected
+
+
+def test_any_depth_is_listed_once_through_links(tmp_path: Path) -> None:
+    for name in ("b/c/1.jpg", "a.jpg", "b.jpg", ".hidden/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert list_images(tmp_path, "**/*") == ["a.jpg", "b/c/1.jpg", "b.jpg"]
+
+
+def test_listing_loads_no_table_library(data: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from deskpro.stages.data.layouts import LAYOUTS\n"
+        f"assert len(LAYOUTS['benchmark'].images(Path({str(data)!r}), 'train', 'mask')) == 20\n"
+        "sys.exit(bool({'pandas', 'numpy', 'torch'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_layout_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Layout(
+        "<folder>/<camid>/<pid>+<clothes>+<scene>.jpg",
+        (re.compile(r"[^/]+/(?P<camid>\d)/(?P<pid>\w+)\+(?P<clothes>\w*)\+(?P<scene>\w+)\.jpg"),),
+        {split: f"{split}-part/*/*" for split in SPLITS},
+    )
+    monkeypatch.setitem(LAYOUTS, "street", row)
+    for split in SPLITS:
+        for name in ("1/ada+red+park.jpg", "2/ada++hall.jpg"):
+            path = tmp_path / f"{split}-part" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 16)).save(path)
+    checked = check_data(tmp_path, "street", needs=("imgs",), test_needs=("imgs",)).require()
+    query = checked.split("query")
+    assert query["sample_id"].tolist() == [
+        "query-part/1/ada+red+park.jpg",
+        "query-part/2/ada++hall.jpg",
+    ]
+    facts = query[[*Name._fields]].to_dict("records")
+    assert facts == [
+        {"pid": "ada", "camid": 1, "clothes": "red", "scene": "park"},
+        {"pid": "ada", "camid": 2, "clothes": None, "scene": "hall"},
+    ]

@@ -1,9 +1,13 @@
-"""Losses against their definitions, written out plainly; every entry of LOSSES by the contract."""
+"""Losses against their definitions, written out plainly; every row of TERMS by the contract."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,45 +15,160 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deskpro.stages.losses import LOSSES, attention, cross_entropy, distillation, triplet
-from deskpro.stages.training.schedule import learning_rate
+from deskpro.stages.base.options import Options
+from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
+from deskpro.stages.losses.terms import (
+    TERMS,
+    Term,
+    active_terms,
+    compute_losses,
+    is_loss,
+    params,
+    targets_needed,
+    teacher_terms,
+)
+from deskpro.stages.models.lmbn import Output
+from deskpro.stages.training.loop import learning_rate
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
-PREDICTIONS = {
-    "cross_entropy": ((6, 7, 3), LABELS, {}),
-    "triplet": ((6, 3, 8), LABELS, {}),
-    "distillation": ((6, 7, 3), torch.randn(6, 7, 3), {"temperature": 5.0}),
-    "attention": ((6, 1, 4, 2), torch.rand(6, 1, 4, 2), {}),
-}
+SHAPES = {"logits": (7, 3), "features": (7, 8), "embeddings": (3, 8), "attention": (1, 4, 2)}
+"""Of a sample, by field of Output; a target of the same name has the same shape."""
 
 
-def test_every_loss_is_covered_here() -> None:
-    assert set(PREDICTIONS) == set(LOSSES)
+def an_output(seed: int, samples: int = 6) -> Output:
+    random = torch.Generator().manual_seed(seed)
+    return Output(**{k: torch.rand(samples, *s, generator=random) for k, s in SHAPES.items()})
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def a_loss(term: Term) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """A prediction for a term, and the term's loss as a function of it."""
+    target = LABELS if term.target == "label" else getattr(an_output(1), term.target)
+    options = {name: attrgetter(path)(Options()) for name, path in term.settings.items()}
+    return getattr(an_output(0), term.output), lambda x: term.loss(x, target, **options)
+
+
+@pytest.mark.parametrize("name", TERMS)
 def test_a_loss_is_a_finite_scalar_that_descent_makes_smaller(name: str) -> None:
-    shape, target, settings_ = PREDICTIONS[name]
-    torch.manual_seed(0)
-    prediction = torch.randn(shape).requires_grad_()
-    before = LOSSES[name](prediction, target, **settings_)
+    prediction, loss = a_loss(TERMS[name])
+    before = loss(prediction.requires_grad_())
     assert before.shape == ()
     assert before.dtype == torch.float32
     before.backward()
     assert prediction.grad is not None
     assert torch.isfinite(prediction.grad).all()
-    after = LOSSES[name](prediction - 1e-2 * prediction.grad, target, **settings_)
-    assert 0 <= after < before
+    assert 0 <= loss(prediction - 1e-2 * prediction.grad) < before
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TERMS)
 def test_a_loss_is_computed_in_float32_whatever_the_network_gave(name: str) -> None:
-    shape, target, settings_ = PREDICTIONS[name]
-    prediction = torch.randn(shape)
-    half = LOSSES[name](prediction.bfloat16(), target, **settings_)
+    prediction, loss = a_loss(TERMS[name])
+    half = loss(prediction.bfloat16())
     assert half.dtype == torch.float32
-    full = LOSSES[name](prediction.bfloat16().float(), target, **settings_)
-    torch.testing.assert_close(half, full)
+    torch.testing.assert_close(half, loss(prediction.bfloat16().float()))
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_options_of_a_term_exist(name: str) -> None:
+    for path in params([TERMS[name]]):
+        assert isinstance(attrgetter(path)(Options()), float | bool)
+
+
+def losses_of(
+    options: object, terms: dict[str, Term] = TERMS, **more: Any
+) -> dict[str, torch.Tensor]:
+    """The losses of a batch of six samples."""
+    outputs = {"face": an_output(0), "body": an_output(2)}
+    return compute_losses(
+        terms, options, outputs, {**an_output(1)._asdict(), "label": LABELS}, **more
+    )
+
+
+def test_distillation_takes_its_weight_off_the_faces_classification() -> None:
+    options = Options()
+    whole = {name: float(a_loss_of(term)) for name, term in TERMS.items()}
+    weights = {"ce_face": 1 - 0.7, "kd": 0.7, "attention": 7.0}
+    found = losses_of(options)
+    assert [*found] == [*TERMS]
+    for name, loss in found.items():
+        assert float(loss) == pytest.approx(weights.get(name, 1.0) * whole[name], rel=1e-6)
+
+
+def a_loss_of(term: Term) -> torch.Tensor:
+    output = {"face": an_output(0), "body": an_output(2)}[term.stream]
+    return a_loss(term)[1](getattr(output, term.output))
+
+
+@pytest.mark.parametrize(
+    ("changes", "streams", "needed"),
+    [
+        ({}, ("face", "body"), {"logits", "attention"}),
+        ({}, ("face",), {"logits"}),
+        ({}, ("body",), {"attention"}),
+        ({"kd_loss": {"enable": False}}, ("face", "body"), {"attention"}),
+        ({"kd_loss": {"alpha": 0.0}, "mse": {"mse_weight": 0.0}}, ("face", "body"), set()),
+    ],
+)
+def test_a_student_needs_the_targets_of_its_terms(
+    changes: dict[str, Any], streams: tuple[str, ...], needed: set[str]
+) -> None:
+    options = Options.model_validate(changes)
+    assert targets_needed(options, streams) == needed
+    terms = active_terms(options, streams)
+    assert {term.target for term in terms.values()} == needed | {"label"}
+    assert {f"{loss}_{stream}" for loss in ("ce", "triplet") for stream in streams} <= {*terms}
+
+
+def test_a_teacher_has_the_terms_without_targets() -> None:
+    assert {*teacher_terms()} == {"ce", "triplet"}
+    options = Options().train_teacher
+    found = compute_losses(teacher_terms(), options, {"face": an_output(0)}, {"label": LABELS})
+    assert torch.equal(found["ce"], a_loss_of(TERMS["ce_face"]))
+    assert all(map(is_loss, (*TERMS, *found, "total")))
+    assert not is_loss("agree_global")
+
+
+@pytest.mark.parametrize("target", ["logits", "attention"])
+def test_a_sample_without_a_target_is_left_out_of_the_mean(target: str) -> None:
+    options, valid = Options(), torch.tensor([True, False, True, True, False, True])
+    found, all_there = losses_of(options, valid={target: valid}), losses_of(options)
+    for name, term in TERMS.items():
+        if term.target != target:
+            assert torch.equal(found[name], all_there[name])
+            continue
+        output = {"face": an_output(0), "body": an_output(2)}[term.stream]
+        rows = {term.stream: Output(*(x[valid] for x in output if x is not None))}
+        few = {target: getattr(an_output(1), target)[valid]}
+        assert torch.equal(found[name], compute_losses({name: term}, options, rows, few)[name])
+    ones = torch.ones(6, dtype=torch.bool)
+    assert losses_of(options, valid={target: ones}) == all_there
+    none = losses_of(options, valid={target: ~ones})
+    assert all(float(none[n]) == 0 for n, term in TERMS.items() if term.target == target)
+
+
+def test_pairs_are_those_of_all_ranks() -> None:
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x])
+
+    found, alone = losses_of(Options(), gather=doubled), losses_of(Options())
+    for name, term in TERMS.items():
+        same = torch.equal(found[name], alone[name])
+        assert same or term.pairs, name
+
+
+def test_a_loss_that_is_added_is_computed_with_its_option() -> None:
+    def scaled_error(x: torch.Tensor, target: torch.Tensor, *, scale: float) -> torch.Tensor:
+        return scale * (x - target).square().mean()
+
+    options = SimpleNamespace(mine=SimpleNamespace(weight=2.0, on=True, scale=3.0))
+    term = Term(
+        scaled_error, "body", "features", "features", "mine.weight", enabled="mine.on",
+        settings={"scale": "mine.scale"},
+    )  # fmt: skip
+    expected = 6 * (an_output(2).features - an_output(1).features).square().mean()
+    torch.testing.assert_close(losses_of(options, {"mine": term})["mine"], expected)
+    assert params([term]) == {"mine.weight", "mine.on", "mine.scale"}
+    options.mine.on = False
+    assert losses_of(options, {"mine": term})["mine"] == 0
 
 
 def numbers(*shape: int) -> st.SearchStrategy[np.ndarray]:
@@ -101,7 +220,7 @@ def test_distillation_is_t_squared_times_the_divergence(
     assert found.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_distillation_is_zero_only_for_the_teachers_own_opinion() -> None:
+def test_distillation_is_zero_only_for_the_teachers_own_prediction() -> None:
     teacher = torch.randn(4, 7, 5)
     assert distillation(teacher + 3, teacher, temperature=2.0) < 1e-6  # a shift changes nothing
     assert distillation(teacher.flip(-1), teacher, temperature=2.0) > 0.1

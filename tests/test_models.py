@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +12,21 @@ import pytest
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, drop_top_rows, map_size
+from deskpro.stages.models.backbones import BACKBONES
+from deskpro.stages.models.lmbn import LMBN, drop_top_rows
 from deskpro.stages.models.osnet import CHANNELS, OSBlock
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import ModelInfo, describe, load_student, load_teacher, save
+from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata, save
 
 
 @pytest.mark.parametrize("width", CHANNELS)
 def test_every_width_gives_seven_heads(width: float) -> None:
     network = LMBN(5, width=width, feature_dim=32, attention=True).eval()
     output = network(torch.zeros(2, 3, 64, 32))
-    assert output.logits.shape == (2, len(HEADS), 5)
-    assert output.features.shape == (2, len(HEADS), 32)
-    assert output.embeddings.shape == (2, len(TRIPLET_HEADS), 32)
+    assert output.logits.shape == (2, len(LMBN.heads), 5)
+    assert output.features.shape == (2, len(LMBN.heads), 32)
+    assert output.embeddings.shape == (2, len(LMBN.triplet_heads), 32)
     assert output.attention is not None
     assert output.attention.shape == (2, 1, 8, 4)
 
@@ -33,7 +37,7 @@ def test_any_input_size_will_do_and_the_map_is_as_large_as_said(side: int) -> No
     output = network(torch.zeros(1, 3, side, 40))
     assert output.logits.shape == (1, 7, 3)
     assert output.attention is not None
-    assert tuple(output.attention.shape[2:]) == map_size((side, 40))
+    assert tuple(output.attention.shape[2:]) == network.map_size((side, 40))
 
 
 @pytest.mark.parametrize("mode", ["face", "body", "all"])
@@ -141,7 +145,9 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     student = Student(3, width=0.25, feature_dim=16)
     save(path, student, DESCRIPTION)
     loaded, description = load_student(path)
-    assert description == DESCRIPTION == describe(path)
+    heads = {stream: list(LMBN.heads) for stream in ("face", "body")}
+    assert description == replace(DESCRIPTION, heads=heads, stride=8) == read_metadata(path)
+    assert description.backbone == "osnet"
     assert not loaded.training
     for name, tensor in student.state_dict().items():
         np.testing.assert_array_equal(tensor, loaded.state_dict()[name])
@@ -151,7 +157,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_a_weights_file_of_the_wrong_kind_or_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     save(path, Student(3, width=0.25, feature_dim=16), DESCRIPTION)
-    with pytest.raises(InputError, match="holds a student, a teacher is needed"):
+    with pytest.raises(InputError, match="is a student, a teacher is needed"):
         load_teacher(path)
     with pytest.raises(InputError, match="no such weights file"):
         load_teacher(tmp_path / "absent.safetensors")
@@ -168,3 +174,96 @@ def test_a_student_gives_the_same_on_cuda() -> None:
     expected = student(*inputs).features
     found = student.cuda()(*(x.cuda() for x in inputs)).features.cpu()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+TINY_BACKBONE = """
+from torch import nn
+
+from deskpro.stages.models.backbones import Backbone
+
+
+def tiny(width: float = 1.0, block: str = "osnet") -> Backbone:
+    return Backbone(
+        trunk=nn.Conv2d(3, 4, 3, stride=4, padding=1),
+        channels=4,
+        stride=4,
+        branch=lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        out_channels=6,
+        bottleneck=lambda: nn.Conv2d(6, 6, 1),
+    )
+"""
+
+
+def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function of its row, and its name: a student of it trains, is saved and loaded."""
+    (tmp_path / "tiny_backbone.py").write_text(TINY_BACKBONE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(BACKBONES, "tiny", importlib.import_module("tiny_backbone").tiny)
+    torch.manual_seed(0)
+    options = {"backbone": "tiny", "width": 1.0, "block": "osnet", "feature_dim": 8}
+    student = Student(3, **options)
+    faces, bodies, label = torch.rand(6, 3, 32, 32), torch.rand(6, 3, 64, 32), torch.arange(6) % 3
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    losses = []
+    for _ in range(2):
+        output = student(faces, bodies)
+        assert output.attention is not None
+        assert output.attention.shape == (6, 1, 16, 8)
+        loss = torch.nn.functional.cross_entropy(output.logits.mean(1), label)
+        loss = loss + output.attention.square().mean() + output.embeddings.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    assert student.streams["body"].map_size((64, 32)) == (16, 8)
+
+    info = ModelInfo("student", options, 3, None, (32, 32), (64, 32))
+    save(tmp_path / "student.safetensors", student, info)
+    loaded, info = load_student(tmp_path / "student.safetensors")
+    assert (info.backbone, info.stride) == ("tiny", 4)
+    assert info.heads is not None
+    assert sum(map(len, info.heads.values())) == output.logits.shape[1]
+    student.eval()
+    assert torch.equal(loaded(faces, bodies).features, student(faces, bodies).features)
+
+    monkeypatch.delitem(BACKBONES, "tiny")
+    with pytest.raises(InputError, match="unknown backbone tiny"):
+        load_student(tmp_path / "student.safetensors")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_as_its_row_describes(name: str) -> None:
+    parts = BACKBONES[name](width=0.25, block="osnet")
+    side = 4 * parts.stride
+    found = parts.trunk(torch.zeros(2, 3, side, 2 * side))
+    assert found.shape == (2, parts.channels, 4, 8)
+    first, second = parts.branch(), parts.branch()
+    assert {id(p) for p in first.parameters()}.isdisjoint(map(id, second.parameters()))
+    deep = first(found)
+    assert deep.shape[1] == parts.out_channels
+    assert parts.bottleneck()(deep).shape == deep.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_size_of_the_map_leaves_the_network_unchanged(training: bool) -> None:
+    network = LMBN(3, width=0.25, feature_dim=16, attention=True).train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert network.map_size((64, 32)) == (8, 4)
+    assert all(module.training == training for module in network.modules())
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_weights_are_written_through_python_files(tmp_path: Path) -> None:
+    """So that the tests of crashes see every write."""
+    opened: list[str] = []
+    recording = [True]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if recording and event == "open" and "w" in str(arguments[1]):
+            opened.append(Path(str(arguments[0])).suffix)
+
+    sys.addaudithook(hook)
+    save(tmp_path / "student.safetensors", Student(3, width=0.25, feature_dim=16), DESCRIPTION)
+    recording.clear()
+    assert {".safetensors", ".json"} <= set(opened)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import FaceBox, Restoration
+from deskpro.stages.base.prepare_options import STEPS, FaceBox, Parsing, Prepare, Restoration
 from deskpro.stages.preparation.faces import (
     AT_EDGE,
     BACK,
@@ -27,15 +29,18 @@ from deskpro.stages.preparation.faces import (
     YuNet,
     square,
 )
-from deskpro.stages.preparation.restoration import Spandrel
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.preparation.masks import Regions
+from deskpro.stages.preparation.methods import METHODS
+from deskpro.stages.preparation.parsing import LabelFiles
+from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
 from deskpro.stages.preparation.step import Unusable, optional, read_image
 from tests.conftest import REPOSITORY
 
 ATR = SCHEMES["atr"]
 HAIR, FACE, SHIRT = (ATR.names.index(name) for name in ("Hair", "Face", "Upper-clothes"))
-PLACES = Places(Path("nowhere"))
+ROOT = Path("nowhere")
 HEADS = {
     "lip": {"Hat", "Hair", "Sunglasses", "Face"},
     "atr": {"Hat", "Hair", "Sunglasses", "Face"},
@@ -77,6 +82,34 @@ def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> No
     assert not unknown_classes(labels, scheme)
     labels[0, 0] = 255
     assert unknown_classes(labels, scheme) == [255]
+
+
+# Methods
+
+
+def test_the_options_have_the_names_of_all_methods_and_schemes() -> None:
+    assert tuple(METHODS) == STEPS
+    for step, methods in METHODS.items():
+        field = type(getattr(Prepare(), step)).model_fields["method"]
+        assert get_args(field.annotation) == tuple(methods)
+        assert all(method.name == step and method.does for method in methods.values())
+    assert get_args(Parsing.model_fields["scheme"].annotation) == tuple(SCHEMES)
+
+
+def test_another_process_builds_the_same_step(tmp_path: Path) -> None:
+    sections = {
+        "parsing": {"labels": tmp_path},
+        "face": {"margin": 0.4},
+        "restoration": {"pictures": tmp_path, "size": 32},
+    }
+    settings = Prepare.model_validate(sections)
+    for method in (LabelFiles, Regions, Head, Bicubic, HighResolution):
+        step = method(settings, ROOT, "auto")
+        step.unpicklable = lambda: None  # type: ignore[attr-defined]  # stands for a network
+        copy = pickle.loads(pickle.dumps(step.worker))()
+        assert type(copy) is method
+        assert (copy.settings, copy.root, copy.device) == (settings, ROOT, "auto")
+        assert copy.provenance() == step.provenance()
 
 
 # Face boxes
@@ -126,7 +159,7 @@ def person(*heads: tuple[int, int, int], face: float = 0.6) -> np.ndarray:
 
 
 def found(labels: np.ndarray | None, **options: float) -> tuple[object, ...]:
-    head = Head(FaceBox(margin=0.25, **options), PLACES, ATR)
+    head = Head(Prepare(face=FaceBox(margin=0.25, **options)), ROOT, "cpu")
     return tuple(head.find(Image.new("RGB", (64, 128)), labels))
 
 
@@ -163,7 +196,7 @@ def test_a_box_at_the_edge_is_moved_into_the_picture_and_said() -> None:
 def test_a_scheme_without_a_face_class_takes_any_head() -> None:
     labels = np.zeros((128, 64), np.uint8)
     labels[20:40, 22:42] = 1
-    head = Head(FaceBox(), PLACES, SCHEMES["pascal"])
+    head = Head(Prepare(parsing=Parsing(scheme="pascal")), ROOT, "cpu")
     assert head.find(Image.new("RGB", (64, 128)), labels).decision == FOUND
 
 
@@ -185,7 +218,8 @@ def portrait() -> Image.Image:
 
 
 def detect(yunet: Path, image: Image.Image, labels: np.ndarray | None = None, **options: object):  # type: ignore[no-untyped-def]
-    return YuNet(FaceBox(method="yunet", model=yunet, **options), PLACES, ATR).find(image, labels)  # type: ignore[arg-type]
+    face = FaceBox(method="yunet", model=yunet, **options)  # type: ignore[arg-type]
+    return YuNet(Prepare(face=face), ROOT, "cpu").find(image, labels)
 
 
 def test_yunet_finds_a_real_face_at_any_size(yunet: Path, portrait: Image.Image) -> None:
@@ -231,7 +265,7 @@ def test_a_file_that_is_no_detector_is_refused_in_one_line(tmp_path: Path) -> No
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
     with pytest.raises(InputError, match=r"broken\.onnx: OpenCV can't load it as YuNet"):
-        YuNet(FaceBox(method="yunet", model=broken), PLACES, ATR)
+        YuNet(Prepare(face=FaceBox(method="yunet", model=broken)), ROOT, "cpu")
 
 
 # Restoration
@@ -264,8 +298,8 @@ def test_a_restoration_network_is_loaded_from_its_file(make: object, tmp_path: P
     torch.manual_seed(0)
     file = tmp_path / "network.pth"
     torch.save(make().state_dict(), file)  # type: ignore[operator]
-    options = Restoration(method="spandrel", model=file)
-    network = Spandrel(options, PLACES, None, "cpu", lambda id_: None)
+    settings = Prepare(restoration=Restoration(method="spandrel", model=file))
+    network = Spandrel(settings, ROOT, "cpu")
     noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     face = Image.fromarray(noise).resize((40, 40))
     sample = Sample("train/1_c1_0.jpg", Path("x"), "train", "1", 1)
@@ -301,7 +335,7 @@ def test_a_file_that_is_no_network_is_refused_in_one_line(content: bytes, tmp_pa
     file = tmp_path / "network.pth"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"network\.pth: no network that spandrel can load"):
-        Spandrel(Restoration(method="spandrel", model=file), PLACES, None, "cpu", lambda id_: None)
+        Spandrel(Prepare(restoration=Restoration(method="spandrel", model=file)), ROOT, "cpu")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
@@ -327,11 +361,11 @@ def test_a_restoration_network_gives_on_a_gpu_what_it_gives_on_a_cpu(tmp_path: P
     torch.manual_seed(0)
     file = tmp_path / "network.pth"
     torch.save(small_restoreformer().state_dict(), file)
-    options = Restoration(method="spandrel", model=file)
+    settings = Prepare(restoration=Restoration(method="spandrel", model=file))
     face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     sample = Sample("train/1_c1_0.jpg", Path("x"), "train", "1", 1)
     here, there = (
-        np.asarray(Spandrel(options, PLACES, None, device, lambda id_: None).restore(face, sample))
+        np.asarray(Spandrel(settings, ROOT, device).restore(face, sample))
         for device in ("cpu", "cuda:0")
     )
     assert np.abs(here.astype(int) - there.astype(int)).mean() < 1

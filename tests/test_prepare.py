@@ -20,15 +20,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from deskpro.cache.lock import BuildLock
-from deskpro.stages.base.prepare_options import Parsing
+from deskpro.stages import prepare as stage
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
-from deskpro.stages.preparation.samples import Places
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
+from tests.crash import crashes
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
 
@@ -66,15 +67,8 @@ class Preparation:
         return pd.read_csv(self.made / "prepare.csv", dtype={"pid": str}).set_index("sample_id")
 
     def digests(self) -> dict[str, str]:
-        """What was made, hidden notes of the way there left out."""
-        return {
-            str(path.relative_to(self.made)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.made.rglob("*"))
-            if path.is_file()
-            and "manifests" not in path.parts
-            and path.name != "checked.json"
-            and path.suffix != ".lock"
-        }
+        """Of the prepared set."""
+        return digests(self.made)
 
 
 def write_recipe(path: Path, data_train: str, made: Path, prepare: dict[str, Any]) -> None:
@@ -119,9 +113,9 @@ def head_iou(made: Path, true: Path, splits: tuple[str, ...]) -> float:
 def test_true_label_maps_give_the_true_masks_and_training_runs(
     preparation: Preparation, raw_benchmark: Path
 ) -> None:
-    said = preparation.ok("eval.ranks=[1]", stage="all").err
-    assert "prepare: done" in said
-    assert "HR faces are bicubic enlargements: nothing was restored" in said
+    log = preparation.ok("eval.ranks=[1]", stage="all").err
+    assert "prepare: done" in log
+    assert "HR faces are bicubic enlargements: nothing was restored" in log
     assert (preparation.run / "metrics.json").is_file()
     iou = head_iou(preparation.made, raw_benchmark, (TRAIN, "query", GALLERY))
     assert iou >= 0.95
@@ -170,36 +164,72 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     assert "has 18 classes, LIP has 20" in result.err
 
 
-def test_killed_at_random_it_ends_identical(preparation: Preparation) -> None:
+def test_killed_half_way_it_ends_identical(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=2")
     expected = preparation.digests()
     program = Path(sys.executable).with_name("deskpro")
     command = [program, "prepare", "--config", preparation.config, "--set", "prepare.batch=2"]
-    random = np.random.default_rng(0)
     shutil.rmtree(preparation.made)
-    for share in (0.1, 0.4, 0.7, 0.9):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        enough = share * len(expected)
-        while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= enough:
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len([*preparation.made.rglob("*.*")]) <= len(expected) / 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (preparation.made / "prepare.csv").exists()
     preparation.ok("prepare.batch=2")
     assert preparation.digests() == expected
 
 
-@pytest.mark.slow
-def test_several_processes_prepare_what_one_does(preparation: Preparation) -> None:
-    preparation.ok("prepare.batch=3")
-    expected = preparation.digests()
-    shutil.rmtree(preparation.made)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "--", "deskpro"]  # fmt: skip
-    arguments = ["prepare", "--config", str(preparation.config), "--set", "prepare.batch=3"]
-    done = subprocess.run([*torchrun, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert preparation.digests() == expected
+def digests(root: Path) -> dict[str, str]:
+    """Of all files but locks, manifests and what was being written, by path."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".lock"
+        and ".partial" not in path.name
+        and "manifests" not in path.parts
+        and path.name != "checked.json"
+    }
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["from nothing", "after another option"])
+def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
+    again: bool, raw_benchmark: Path, tmp_path: Path
+) -> None:
+    raw, made, finished = (tmp_path / name for name in ("raw", "made", "finished"))
+    path = min((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))
+    for file in (path, raw_benchmark / "labels" / TRAIN / f"{path.stem}.png"):
+        copy = raw / file.relative_to(raw_benchmark)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    settings = {"root": raw, "parsing": {"labels": raw / "labels"}, "batch": 1, "shown": 0}
+    options = Options.model_validate(
+        {"data": {"root": made}, "data_train": "benchmark", "prepare": settings}
+    )
+    tight = options.model_copy(
+        update={"prepare": Prepare.model_validate(settings | {"face": {"margin": 0.0}})}
+    )
+
+    def call(chosen: Options = options) -> None:
+        inputs = stage.Inputs(tmp_path / "checked.json")
+        stage.run(chosen, inputs, stage.Outputs(made / "prepare.csv", made / "prepare.html"))
+
+    def start() -> None:
+        shutil.rmtree(made, ignore_errors=True)
+        if again:
+            shutil.copytree(finished, made)
+
+    call()
+    wanted = digests(made)
+    call(tight)
+    made.rename(finished)
+    for point in crashes(start, call, made):
+        before = digests(made)
+        if "prepare.csv" in before and not again:
+            assert before == wanted, point
+        call()
+        assert digests(made) == wanted, point
 
 
 def corrupt_body(raw: Path, name: str) -> str:
@@ -237,7 +267,7 @@ def no_label_map(raw: Path, name: str) -> str:
     "damage",
     [corrupt_body, label_map_of_another_size, unknown_class, coloured_label_map, no_label_map],
 )
-def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
+def test_an_image_that_cannot_be_used_is_refused_or_left_out(
     damage: Callable[[Path, str], str], preparation: Preparation
 ) -> None:
     name = sorted((preparation.raw / "imgs" / TRAIN).glob("*.jpg"))[1].name
@@ -245,14 +275,14 @@ def test_a_picture_that_cannot_be_used_is_refused_or_left_out(
     result = preparation()
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert "1 images can't be prepared" in result.err
+    assert "1 image can't be prepared" in result.err
     [line] = [line for line in result.err.splitlines() if name in line]
     assert why in line or why in result.err
     assert "prepare.unusable=leave-out" in result.err
     assert not (preparation.made / "prepare.csv").exists()
 
-    said = preparation.ok("prepare.unusable=leave-out").err
-    assert "1 images, listed in" in said
+    log = preparation.ok("prepare.unusable=leave-out").err
+    assert "1 images, listed in" in log
     listing = preparation.listing()
     [left_out] = listing.index[listing["problem"].notna()]
     assert left_out == f"{TRAIN}/{name}"
@@ -267,8 +297,8 @@ def test_two_people_are_counted_and_shown(preparation: Preparation) -> None:
     labels = np.array(Image.open(path))
     labels[100:116, 2:16] = SCHEMES["atr"].names.index("Face")
     Image.fromarray(labels).save(path)
-    said = preparation.ok().err
-    assert "1 several" in said
+    log = preparation.ok().err
+    assert "1 several" in log
     listing = preparation.listing()
     row = listing.loc[f"{TRAIN}/{path.stem}.jpg"]
     assert row["doubts"] == "several"
@@ -276,7 +306,7 @@ def test_two_people_are_counted_and_shown(preparation: Preparation) -> None:
     assert "More than one head or face" in (preparation.made / "prepare.html").read_text()
 
 
-def test_another_option_makes_anew_only_what_depends_on_it(preparation: Preparation) -> None:
+def test_another_option_recomputes_only_what_depends_on_it(preparation: Preparation) -> None:
     preparation.ok()
 
     def written(kind: str) -> dict[Path, int]:
@@ -292,7 +322,7 @@ def test_another_option_makes_anew_only_what_depends_on_it(preparation: Preparat
     assert "is fresh" in preparation.ok("prepare.face.margin=0.4").err
 
 
-def test_raw_pictures_that_come_and_go_are_followed(preparation: Preparation) -> None:
+def test_raw_images_that_come_and_go_are_followed(preparation: Preparation) -> None:
     preparation.ok()
     gone = sorted((preparation.raw / "imgs" / GALLERY).glob("*.jpg"))[0]
     new = gone.with_name("0099_c1_0001.jpg")
@@ -323,14 +353,14 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     content = mine.read_bytes()
     result = preparation("--force", "prepare.batch=4")
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote. Move or delete it" in result.err
+    assert f"{mine}: was not written by prepare. Move or delete it" in result.err
     assert mine.read_bytes() == content
     steps = "prepare.steps=[parsing,face,restoration]"
     preparation.ok("--force", steps)
     assert mine.read_bytes() == content
 
 
-def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparation) -> None:
+def test_what_was_fixed_by_hand_after_a_refusal_is_kept(preparation: Preparation) -> None:
     lost = sorted((preparation.raw / "labels" / TRAIN).glob("*.png"))[0]
     content = lost.read_bytes()
     lost.unlink()
@@ -340,7 +370,7 @@ def test_what_was_mended_by_hand_after_a_refusal_is_kept(preparation: Preparatio
     lost.write_bytes(content)
     result = preparation()
     assert result.code == 2
-    assert f"{mine}: isn't what prepare wrote" in result.err
+    assert f"{mine}: was not written by prepare" in result.err
     mine.unlink()
     preparation.ok()
 
@@ -360,7 +390,7 @@ def test_a_file_of_another_extension_in_the_way_is_refused(
     assert mine.is_file()
 
 
-def test_a_folder_with_other_pictures_is_not_mixed_with(
+def test_a_folder_with_other_images_is_not_mixed_with(
     preparation: Preparation, raw_benchmark: Path
 ) -> None:
     shutil.copytree(raw_benchmark / "imgs", preparation.made / "imgs")
@@ -368,7 +398,7 @@ def test_a_folder_with_other_pictures_is_not_mixed_with(
     shutil.copy(sorted((preparation.made / "imgs" / TRAIN).iterdir())[0], stray)
     result = preparation()
     assert result.code == 2
-    assert "1 images in imgs/ weren't made by prepare, such as 0777_c1_0001.jpg" in result.err
+    assert "imgs: 1 images were not written by prepare, e.g. 0777_c1_0001.jpg" in result.err
     # Without a raw set the images there are the ones that are prepared.
     result = preparation("prepare.root=null", "prepare.unusable=leave-out")
     assert result.code == 2
@@ -384,7 +414,7 @@ def test_a_page_that_prepare_did_not_write_is_kept(preparation: Preparation) -> 
     (preparation.made / "prepare.html").write_text("my notes")
     result = preparation()
     assert result.code == 2
-    assert "prepare.html: isn't what prepare wrote" in result.err
+    assert "prepare.html: was not written by prepare" in result.err
     assert (preparation.made / "prepare.html").read_text() == "my notes"
 
 
@@ -400,7 +430,7 @@ def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     # Nor by a recipe that doesn't say how it is made.
     result = preparation("prepare=null", stage="check-data")
     assert result.code == 2
-    assert "its preparation isn't done; type make prepare" in result.out
+    assert "its preparation is not complete. Type: make prepare" in result.out
 
 
 def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path) -> None:
@@ -434,11 +464,18 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
 
 def test_two_at_once_are_refused(preparation: Preparation) -> None:
     preparation.made.mkdir()
-    lock = BuildLock(preparation.made / ".prepare" / "set")
-    result = preparation()
-    lock.release()
+    holder = (
+        "import sys, time; from pathlib import Path; from deskpro.cache.lock import hold\n"
+        "with hold(Path(sys.argv[1]), 'prepare'): print('held', flush=True); time.sleep(60)"
+    )
+    lock = str(preparation.made / ".prepare" / "set")
+    with subprocess.Popen([sys.executable, "-c", holder, lock], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        result = preparation()
+        other.kill()
     assert result.code == 2
-    assert f"process {os.getpid()} on" in result.err
+    assert f"process {other.pid} on" in result.err
     preparation.ok()
 
 
@@ -457,7 +494,7 @@ def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
     } == {k: v for k, v in alone.items() if k[:4] in ("imgs", "mask", "lr_f")}
 
 
-def test_hr_faces_are_cut_from_hr_pictures(preparation: Preparation, tmp_path: Path) -> None:
+def test_hr_faces_are_cut_from_hr_images(preparation: Preparation, tmp_path: Path) -> None:
     sharp = tmp_path / "sharp"
     for path in (preparation.raw / "imgs").rglob("*.jpg"):
         large = Image.open(path).resize((256, 512), Image.Resampling.BICUBIC)
@@ -503,7 +540,7 @@ def test_a_published_dataset_keeps_its_names_and_rules(
     assert after[["lr_face", "hr_face", "mask"]].notna().all().all()
 
 
-def test_a_folder_of_ones_own_is_prepared_and_trained_on(
+def test_a_folder_of_own_images_is_prepared_and_trained_on(
     preparation: Preparation, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
     photos = tmp_path / "photos"
@@ -518,7 +555,7 @@ def test_a_folder_of_ones_own_is_prepared_and_trained_on(
         shutil.copy(labels, copied)
     own = {"name": r"(?P<pid>[^/]+)/c(?P<camid>\d) .*", "test": 0.4}
     write_recipe(tmp_path / "own.yaml", "own", tmp_path / "made", {
-        "root": str(photos / "pictures"), "own": own, "restoration": {"size": 32},
+        "root": str(photos / "images"), "own": own, "restoration": {"size": 32},
         "parsing": {"labels": str(photos / "labels")},
     })  # fmt: skip
     prepare = Preparation(
@@ -553,18 +590,21 @@ def test_a_photograph_on_its_side_is_stored_upright(
     ("option", "message"),
     [
         ("prepare.root=nowhere", "nowhere: no such folder. Set prepare.root"),
-        ("prepare.parsing.labels=null", "prepare.parsing.labels: needed by the method labels"),
-        ("prepare.parsing.method=guess", "must be one of labels, segformer"),
-        ("prepare.parsing.scheme=coco", "must be one of lip, atr, pascal, cihp"),
-        ("prepare.face.method=yunet", "prepare.face.model: needed by the method yunet"),
-        ("prepare.restoration.method=spandrel", "prepare.restoration.model: needed by"),
-        ("prepare.restoration.method=pictures", "no such folder. The method pictures needs"),
-        ("prepare.steps=[mask,paint]", "must be one of parsing, mask, face, restoration"),
+        ("prepare.parsing.labels=null", "prepare.parsing.labels None: no such folder"),
+        ("prepare.parsing.method=guess", "must be 'labels' or 'segformer', found 'guess'"),
+        ("prepare.parsing.scheme=coco", "must be 'lip', 'atr', 'pascal' or 'cihp'"),
+        ("prepare.face.method=yunet", "prepare.face.model: not set. Set it to YuNet's ONNX file"),
+        ("prepare.restoration.method=spandrel", "prepare.restoration.model: not set"),
+        (
+            "prepare.restoration.method=pictures",
+            "prepare.restoration.pictures None: no such folder",
+        ),
+        ("prepare.steps=[mask,paint]", "must be 'parsing', 'mask', 'face' or 'restoration'"),
         ("prepare.own.name=(", "must be a regular expression"),
         ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said_before_anything_is_made(
+def test_what_is_missing_or_wrong_is_refused_before_any_work(
     option: str, message: str, preparation: Preparation
 ) -> None:
     result = preparation(option)
@@ -599,13 +639,13 @@ def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) 
 
 
 def test_explain_shows_every_class_and_method(command: Callable[..., Result]) -> None:
-    said = command("prepare", "--explain").out
+    text = command("prepare", "--explain").out
     for scheme in SCHEMES.values():
         for i, name in enumerate(scheme.names):
-            assert f"{i} {name}" in said
+            assert f"{i} {name}" in text
     for name in ("labels", "segformer", "regions", "head", "yunet", "bicubic", "spandrel"):
-        assert f"method={name}" in said
-    assert "held out" in said
+        assert f"method={name}" in text
+    assert "held out" in text
 
 
 def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -> None:
@@ -626,9 +666,9 @@ def test_a_hostile_name_is_text_on_the_contact_sheet(preparation: Preparation) -
 def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: Path) -> None:
     train_segformer(raw_benchmark, tmp_path, steps=20)
     bodies = [read_image(path) for path in sorted((raw_benchmark / "imgs" / TRAIN).glob("*.jpg"))]
-    options = Parsing(method="segformer", model=str(tmp_path))
+    settings = Prepare(parsing=Parsing(method="segformer", model=str(tmp_path)))
     here, there = (
-        np.stack(SegFormer(options, Places(tmp_path), None, device).parse(bodies))
+        np.stack(SegFormer(settings, tmp_path, device).parse(bodies))
         for device in ("cpu", "cuda:0")
     )
     assert (here == there).mean() > 0.99

@@ -11,6 +11,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +23,14 @@ import pandas as pd
 import pytest
 import torch
 
-from deskpro.cache.reader import open_reader
+from deskpro.cache.reader import MappedReader
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
-from deskpro.stages.models.weights import describe, load_student, load_teacher
+from deskpro.stages.models.weights import load_student, load_teacher, read_metadata
+from deskpro.stages.targets.kinds import TARGETS
 from tests.conftest import Project, Result, run_process
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
@@ -256,6 +259,91 @@ def test_a_storage_larger_than_its_file_is_refused_before_memory_is_taken(tmp_pa
         published.read_state(path)
 
 
+def rewritten(path: Path, change: Callable[[str, bytes], list[tuple[str, bytes]]]) -> Path:
+    """An archive of torch's with other entries: `change` gives those for each of its own."""
+    torch.save({"a": torch.arange(4.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of equal names
+        for name, content in entries:
+            for new in change(name, content):
+                archive.writestr(*new)
+    return path
+
+
+def test_a_storage_shorter_than_its_tensors_is_refused(tmp_path: Path) -> None:
+    """Some versions of torch would read beyond the end of the record."""
+    path = rewritten(
+        tmp_path / "short.pth", lambda name, data: [(name, data[:8] if "data/0" in name else data)]
+    )
+    with pytest.raises(InputError, match="larger than the file"):
+        published.read_state(path)
+
+
+@pytest.mark.parametrize("alike", [str, str.upper])
+def test_entries_whose_names_are_equal_to_torch_are_refused(
+    alike: Callable[[str], str], tmp_path: Path
+) -> None:
+    def twice(name: str, content: bytes) -> list[tuple[str, bytes]]:
+        if "data/0" not in name:
+            return [(name, content)]
+        folder, key = name.rsplit("data/", 1)
+        return [(folder + alike("data/") + key, content[:4]), (name, content)]
+
+    with pytest.raises(InputError, match="equal names"):
+        published.read_state(rewritten(tmp_path / "twice.pth", twice))
+
+
+def test_a_program_under_another_case_is_refused(tmp_path: Path) -> None:
+    path = rewritten(
+        tmp_path / "program.pth",
+        lambda name, data: [(name, data), (name.replace("data.pkl", "CONSTANTS.PKL"), b"")][
+            : 1 + name.endswith("data.pkl")
+        ],
+    )
+    with pytest.raises(InputError, match="TorchScript"):
+        published.read_state(path)
+
+
+def test_a_tar_archive_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "pickle")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        published.read_state(path)
+
+
+def legacy(*parts: bytes) -> bytes:
+    """torch's format of before 1.6: magic number, version and system, then these pickles."""
+    return pickle.dumps(0x1950A86A20F9469CFC6C, 2) + 2 * pickle.dumps(1001, 2) + b"".join(parts)
+
+
+_PID = b"((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\nNtQ"
+
+
+@pytest.mark.parametrize(
+    "size, keys, refusal",
+    [
+        (b"(I4\nt", [], "storages without values"),
+        (b"(I5\nt", ["0"], "out of bounds"),
+        (b"(I100000000\nt", ["0"], "out of bounds"),
+    ],
+)
+def test_a_tensor_never_shows_memory_that_is_not_the_files(
+    size: bytes, keys: list[str], refusal: str, tmp_path: Path
+) -> None:
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + _PID + b"I0\n" + size + b"(I1\ntI00\nNtR"
+    path = tmp_path / "file.pth"
+    values = (4).to_bytes(8, "little") + torch.arange(4.0).numpy().tobytes()
+    path.write_bytes(legacy(b"(dS'a'\n" + tensor + b"s.", pickle.dumps(keys, 2), values))
+    with pytest.raises(InputError, match=refusal):
+        published.read_state(path)
+    good = tensor.replace(size, b"(I4\nt")
+    path.write_bytes(legacy(b"(dS'a'\n" + good + b"s.", pickle.dumps(["0"], 2), values))
+    assert published.read_state(path)["a"].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("new_format", [True, False])
 def test_what_training_programs_leave_in_a_checkpoint_does_no_harm(
     new_format: bool, tmp_path: Path
@@ -299,7 +387,7 @@ def test_import_writes_both_networks_with_the_class_order(
         assert beside["classes"] == pids
         assert beside["num_classes"] == 4
         assert beside["network"]["block"] == "published"
-        assert describe(out / f"{kind}.safetensors").kind == kind
+        assert read_metadata(out / f"{kind}.safetensors").kind == kind
 
 
 def test_import_refuses_a_set_of_another_number_of_identities(
@@ -318,7 +406,7 @@ def test_a_published_teacher_goes_straight_into_the_cache(project: Project, tmp_
     path = tmp_path / "celeb_teacher.pth"
     torch.save({"state_dict": small_state(4)}, path)
     project.ok("teacher-cache", "--set", f"pre_train={path}")
-    reader = open_reader(project.run / "targets.zarr")
+    reader = MappedReader(project.run / "targets.zarr", TARGETS["logits"].group)
     assert reader.fingerprint["teacher"]["network"]["block"] == "published"
     torch.save({"state_dict": small_state(7)}, path)
     result = project("teacher-cache", "--set", f"pre_train={path}", "--run", str(tmp_path / "b"))
@@ -368,13 +456,15 @@ def published_run(
 def test_teacher_cache_holds_the_published_logits_and_attention(
     published_run: tuple[Path, list[str]], expected: Any
 ) -> None:
-    reader = open_reader(published_run[0] / "targets.zarr")
+    root = published_run[0] / "targets.zarr"
+    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
+    reader = readers["logits"]
     names = [Path(sample).name for sample in reader.column("sample_id")]
     assert names == expected["train_names"].tolist()
     assert reader.fingerprint["classes"] == PIDS
     pids = [PIDS[label] for label in reader.column("label")]
     assert pids == [name.split("_")[0] for name in names]
-    cached = reader.read(range(24), [0] * 24)
+    cached = {name: each.read(range(24), [0] * 24)[name] for name, each in readers.items()}
     assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3
     error = np.abs(cached["attention"] / 255 - expected["attention_target"])
     assert error.max() <= 0.5 / 255 + 1e-6
@@ -424,7 +514,7 @@ def test_import_writes_identities_sorted_as_strings(
     again = command("import-checkpoint", str(checkpoint), "--out", str(tmp_path), "--data", root)
     assert again.code == 2
     assert "teacher.safetensors" in again.err
-    assert "exists already; --force replaces" in again.err
+    assert "exists already; use --force or another --out" in again.err
 
 
 @pytest.mark.parametrize("split", ["train", "query", "gallery"])
@@ -457,7 +547,7 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     from deskpro.stages.data.layouts import LAYOUTS
     from deskpro.stages.data.loader import ImageDataset, images_of
     from deskpro.stages.data.views import attention_target
-    from deskpro.stages.training.schedule import default_peak, learning_rate
+    from deskpro.stages.training.loop import default_peak, learning_rate
 
     wanted = json.loads((reference / "expected_losses.json").read_text())
     table, _ = read_index(reference / "prepared_sample", LAYOUTS["celeb"], ("train",))

@@ -6,9 +6,9 @@ import re
 import tomllib
 
 import yaml
+from deskpro.pipeline.ablation import STUDIES
 
 from deskpro.pipeline import config
-from deskpro.pipeline.ablation import STUDIES
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation.methods import METHODS

@@ -1,13 +1,15 @@
-"""The report: what it shows, that it needs nothing else, and that nothing in the data breaks it."""
+"""The report: its content, that it is self-contained, and that no data break it."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -17,11 +19,11 @@ from PIL import Image
 
 from deskpro.pipeline import runner as running
 from deskpro.pipeline.config import load
-from deskpro.pipeline.report_command import report
+from deskpro.pipeline.inspect_cli import report
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.reporting import figures as charts
-from deskpro.stages.reporting import histories, ranked
+from deskpro.stages.reporting import figures, histories, ranked
+from deskpro.stages.reporting import page as page_module
 from deskpro.stages.reporting.images import Thumbnails
 from deskpro.stages.reporting.page import percent
 from tests.browser import CHROMIUM, Page, browse
@@ -41,7 +43,7 @@ def needs_browser(test: Callable[..., None]) -> Callable[..., None]:
 def evaluated(
     tiny_benchmark: Path, tiny_student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run evaluated on data of its own, of which a query has a hostile name; read it only."""
+    """An evaluated run on its own copy of the data, one query with a hostile name; read-only."""
     folder = tmp_path_factory.mktemp("reported")
     data, run = folder / "data", RunFolder(folder / "run")
     shutil.copytree(tiny_benchmark, data)
@@ -53,6 +55,7 @@ def evaluated(
     for kind in ("imgs", "lr_face", "hr_face", "mask"):
         for path in (data / kind / "query").glob(f"{first.stem}.*"):
             path.rename(path.with_stem(hostile))
+    copy_into_gallery(data, sorted((data / "imgs" / "query").iterdir())[-1].stem)
     clothes = data / "clothes.csv"
     clothes.write_text(clothes.read_text().replace(f"query/{first.stem}.", f"query/{hostile}."))
     write_recipe(folder / "tiny.yaml", data)
@@ -60,8 +63,18 @@ def evaluated(
     return run.path
 
 
+def copy_into_gallery(data: Path, query: str) -> None:
+    """Make a gallery image of the same identity and another camera equal: a match at rank 1."""
+    pid, camera, _ = query.split("_", 2)
+    galleries = (data / "imgs" / "bounding_box_test").glob(f"{pid}_*")
+    other = next(path.stem for path in sorted(galleries) if path.stem.split("_")[1] != camera)
+    for kind in ("imgs", "lr_face"):
+        for path in (data / kind / "query").glob(f"{query}.*"):
+            shutil.copy(path, data / kind / "bounding_box_test" / f"{other}{path.suffix}")
+
+
 def make(run: Path, *arguments: str) -> Path:
-    """`deskpro report RUN --out … ARGUMENTS`, and its file, out of the run's way."""
+    """`deskpro report RUN ARGUMENTS` and its file."""
     result = CliRunner().invoke(report, [str(run), *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return run / "report.html"
@@ -99,12 +112,12 @@ def shown(page: Page, what: str) -> list[str]:
 
 
 @needs_browser
-def test_it_opens_from_a_file_without_a_word_and_asks_for_nothing_else(
+def test_it_opens_from_a_file_without_messages_and_requests_nothing_else(
     page: Page, page_file: Path
 ) -> None:
     assert page.evaluate("document.readyState") == "complete"
-    said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-    assert page.named(*said) == []
+    messages = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    assert page.named(*messages) == []
     urls = [event["request"]["url"] for event in page.named("Network.requestWillBeSent")]
     assert [url for url in urls if not url.startswith("data:")] == [page_file.as_uri()]
     broken = "Array.from(document.images).filter(i => !i.naturalWidth).length"
@@ -139,8 +152,8 @@ def test_filter_search_and_sort_by_mouse(page: Page) -> None:
     for outcome in ("failed", "good"):
         page.click(f"input[value={outcome}]")
         assert shown(page, "outcome") == [outcome] * outcomes.count(outcome)
-        said = page.evaluate("document.querySelector('[aria-live]').textContent")
-        assert said == f"{outcomes.count(outcome)} of {len(outcomes)} queries shown"
+        status = page.evaluate("document.querySelector('[aria-live]').textContent")
+        assert status == f"{outcomes.count(outcome)} of {len(outcomes)} queries shown"
     page.click("input[value=all]")
     pid = shown(page, "pid")[0]
     page.click("#search")
@@ -148,7 +161,7 @@ def test_filter_search_and_sort_by_mouse(page: Page) -> None:
     assert {*shown(page, "pid")} == {pid}
     page.call("Input.insertText", text="nobody")
     assert shown(page, "pid") == []
-    assert "No query fits" in page.evaluate("document.querySelector('[aria-live]').textContent")
+    assert "No query matches" in page.evaluate("document.querySelector('[aria-live]').textContent")
 
 
 @needs_browser
@@ -185,7 +198,7 @@ def test_no_page_is_wider_than_its_screen(page: Page, width: int) -> None:
 
 
 @needs_browser
-def test_headings_in_order_every_picture_told_and_every_table_headed(page: Page) -> None:
+def test_headings_are_in_order_and_images_and_tables_are_labelled(page: Page) -> None:
     levels = page.evaluate(
         "Array.from(document.querySelectorAll('h1,h2,h3,h4,h5,h6')).map(h => +h.tagName[1])"
     )
@@ -232,7 +245,7 @@ def luminance(colour: str) -> float:
 
 
 @needs_browser
-def test_print_shows_what_is_folded_or_filtered_away_and_hides_the_controls(page: Page) -> None:
+def test_print_shows_collapsed_and_filtered_parts_and_hides_the_controls(page: Page) -> None:
     page.click("input[value=good]")
     page.media("print")
     page.size(720, 1000)
@@ -245,7 +258,7 @@ def test_print_shows_what_is_folded_or_filtered_away_and_hides_the_controls(page
     assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
 
 
-def test_its_figures_are_those_of_the_evaluation(evaluated: Path, page_file: Path) -> None:
+def test_its_numbers_are_those_of_the_evaluation(evaluated: Path, page_file: Path) -> None:
     text = page_file.read_text()
     metrics = json.loads((evaluated / "metrics.json").read_text())
     for name, protocol in metrics["protocols"].items():
@@ -267,26 +280,32 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evaluated, tmp_path / "run"))
 
 
-def test_without_cache_or_student_the_attention_is_left_out_and_that_is_said(run: Path) -> None:
+def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.html"
+    make(evaluated, "--good", "20", "--failed", "20", "--samples", "3", "--out", str(again))
+    assert again.read_bytes() == page_file.read_bytes()
+
+
+def test_without_cache_or_student_the_attention_is_left_out_with_the_reason(run: Path) -> None:
     shutil.rmtree(run / "targets.zarr")
     text = make(run).read_text()
-    assert "This part is left out. There is no target cache (targets.zarr)" in text
-    assert "There is no target cache in the run folder." in text
+    assert "Not shown: targets.zarr is not in the run folder." in text
+    assert "The run folder has no target cache." in text
     (run / "student.safetensors").unlink()
-    assert "This part is left out." in make(run).read_text()
+    assert "Not shown: targets.zarr" in make(run).read_text()
 
 
-def test_nothing_asked_for_is_nothing_shown(run: Path) -> None:
+def test_zero_requested_shows_none(run: Path) -> None:
     text = make(run, "--good", "0", "--failed", "0", "--samples", "0").read_text()
-    assert "No query was asked for." in text
-    assert "No training sample was asked for." in text
+    assert "No queries were requested." in text
+    assert "No training samples were requested." in text
 
 
 def test_a_damaged_cache_is_said_and_stops_nothing(run: Path) -> None:
-    for chunk in (run / "targets.zarr" / "logits" / "c").rglob("*"):
+    for chunk in (run / "targets.zarr" / "teachers").rglob("c.*"):
         if chunk.is_file():
             chunk.write_bytes(b"nothing")
-    assert "It could not be made: " in make(run).read_text()
+    assert "Not shown: " in make(run).read_text()
 
 
 def test_a_run_without_its_other_files_still_has_a_report(run: Path) -> None:
@@ -294,14 +313,12 @@ def test_a_run_without_its_other_files_still_has_a_report(run: Path) -> None:
                  "teacher_history.csv", "config.yaml", "left_out.csv"):  # fmt: skip
         (run / name).unlink()
     text = make(run).read_text()
-    for sentence in ("queries.csv isn&#39;t in the run folder", "holds no training history",
-                     "has no comparison with a teacher", "holds no config.yaml"):  # fmt: skip
+    for sentence in ("queries.csv is not in the run folder", "has no training history",
+                     "has no comparison with a teacher", "has no config.yaml"):  # fmt: skip
         assert sentence in text
 
 
-def test_pictures_that_are_gone_are_placeholders_and_may_have_moved(
-    run: Path, tmp_path: Path
-) -> None:
+def test_missing_images_are_placeholders_and_may_have_moved(run: Path, tmp_path: Path) -> None:
     metrics = run / "metrics.json"
     record = json.loads(metrics.read_text())
     record["data"]["root"] = str(tmp_path / "nowhere")
@@ -309,16 +326,16 @@ def test_pictures_that_are_gone_are_placeholders_and_may_have_moved(
     assert "image not found" not in make(run).read_text()  # data.root still has them
     text = make(run, "--set", f"data.root={tmp_path / 'nowhere'}").read_text()
     assert "image not found" in text
-    assert "any more: " in text
-    assert "It could not be made: " in text
+    assert "The images are not found at" in text
+    assert "Not shown: " in text
 
 
-def test_without_an_evaluation_it_says_what_to_type(run: Path) -> None:
+def test_without_an_evaluation_the_error_names_the_command(run: Path) -> None:
     (run / "metrics.json").write_text('{"streams": {}}')
     with pytest.raises(InputError, match=r"another version.*make eval FORCE=1"):
         make(run)
     (run / "metrics.json").unlink()
-    with pytest.raises(InputError, match=r"no evaluation.*make eval"):
+    with pytest.raises(InputError, match=r"no metrics\.json.*make eval"):
         make(run)
 
 
@@ -328,8 +345,9 @@ def test_a_student_of_one_stream_has_a_report(
     with_cache(project, tiny_run, tiny_benchmark).ok("eval", "--set", "forward_mode=body")
     text = make(project.run).read_text()
     assert "This network has no face stream" in text
-    assert "The teacher&#39;s opinion" in text or "The teacher's opinion" in text
-    assert "The student's opinion" not in text
+    assert "Teacher&#39;s prediction" in text or "Teacher's prediction" in text
+    assert "Student&#39;s prediction" not in text
+    assert "Student's prediction" not in text
     assert "has no comparison with a teacher" in text
 
 
@@ -344,7 +362,7 @@ def test_queries_are_chosen_by_average_precision_and_never_twice() -> None:
     assert len(ranked.choose(queries, 9, 9)) == 6
 
 
-def test_thumbnails_shrink_only_and_forgive_what_is_no_picture(tmp_path: Path) -> None:
+def test_thumbnails_only_shrink_and_skip_files_that_are_no_images(tmp_path: Path) -> None:
     Image.new("RGB", (400, 100)).save(tmp_path / "wide.png")
     Image.new("L", (10, 20)).save(tmp_path / "small.jpg")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8nothing")
@@ -359,38 +377,63 @@ def test_thumbnails_shrink_only_and_forgive_what_is_no_picture(tmp_path: Path) -
     assert show.missing == 2
 
 
+def test_colours_of_figures_are_those_of_the_page() -> None:
+    css = Path(page_module.__file__).with_name("report.css").read_text().split("@media")[0]
+    assert figures.COLOURS.items() <= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css)).items()
+
+
+def test_an_inline_chart_has_text_variables_for_colours_and_no_style() -> None:
+    drawn = figures.to_svg(
+        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}), "n", "<b>", "a & b"
+    )
+    assert drawn == figures.to_svg(
+        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}), "n", "<b>", "a & b"
+    )
+    root = ElementTree.fromstring(drawn)
+    assert {"face", "all", "rank", "queries matched, %"} <= {t.text for t in root.iter("text")}
+    assert [root.find("title").text, root.find("desc").text] == ["<b>", "a & b"]  # type: ignore[union-attr]
+    assert "style" not in drawn
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == set()
+    assert {"var(--face)", "var(--all)", "var(--rule)"} <= set(re.findall(r"var\(--\w+\)", drawn))
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "wanted"),
-    [
-        (0, 1, [0, 0.5, 1]),
-        (0, 101, [0, 50, 100, 150]),
-        (0, 0, [0, 0.5, 1]),
-        (3, 9, [2, 4, 6, 8, 10]),
-    ],
+    "values", [[1.0, math.nan, 3.0], [math.inf, 1.0], [math.nan], [0.0], [-2.0]]
 )
-def test_axis_marks_are_round_and_span_the_values(
-    low: float, high: float, wanted: list[float]
-) -> None:
-    assert charts.ticks(low, high) == pytest.approx(wanted)
+def test_charts_leave_out_values_that_are_not_finite(values: list[float]) -> None:
+    chart = figures.history_chart("x", range(len(values)), values, "face")
+    for figure in (chart, figures.spark(values, 3.0, "all")):
+        assert "nan" not in figures.to_svg(figure, "n", "x")
 
 
-def test_charts_pass_over_what_is_not_finite_and_escape_names() -> None:
-    line = charts.Line("x", [0, 1, 2], [1.0, float("nan"), 3.0])
-    drawn = charts.chart("<b>", "a & b", [line], name="n", x_label="epoch")
-    assert "nan" not in drawn
-    assert '<title id="n-t">&lt;b&gt;</title>' in drawn
-    assert charts.chart("none", "", [], name="m", x_label="x").startswith("<svg")
+def test_bars_of_runs_with_any_name_are_labelled(tmp_path: Path) -> None:
+    rows = [
+        figures.Interval("market", name, 0.5, math.nan, 0.6) for name in ("_a", "$b$", "c<", "d")
+    ]
+    drawn = figures.to_svg(figures.bars(rows, "mAP"), "n", "mAP")
+    texts = {text.text for text in ElementTree.fromstring(drawn).iter("text")}
+    assert {"_a", "$b$", "c<", "d", "market"} <= texts
+    figures.write_png(figures.bars(rows, "mAP"), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
 
 
-def test_a_history_becomes_curves_heads_and_tables() -> None:
+def test_losses_and_metrics_are_known_by_the_order_of_columns() -> None:
     history = pd.DataFrame(
-        {"epoch": [0, 1], "lr": [1e-3, 1e-5], "ce_face": [2.0, 1.0], "total": [3.0, 2.0],
-         "agree_global": [0.1, 0.6], "divergence_global": [1.0, 0.5], "images_per_s": [9.0, 9.0]}
+        {"epoch": [0, 1], "lr": [1e-3, 1e-5], "ce_face": [2.0, 1.0], "novel": [1.0, 1.0],
+         "total": [3.0, 2.0], "agree_part_0": [0.1, 0.6], "divergence_part_0": [1.0, 0.5],
+         "gap": [4.0, 5.0], "images_per_s": [9.0, 9.0]}
     )  # fmt: skip
-    assert len(histories.curves("student", history)) == 3
-    assert histories.heads(history)[0]["agree"] == (0.1, 0.6)
+    losses, metrics = histories.split(history.columns)
+    assert losses == ["ce_face", "novel", "total"]
+    assert metrics == ["agree_part_0", "divergence_part_0", "gap"]
+    charts = histories.charts("student", history)
+    assert [re.findall("<title[^>]*>(.*?)</title>", chart)[0] for chart in charts] == [
+        f"student: {name} by epoch" for name in ("total", "ce face", "novel", "lr")
+    ]
+    agreement, divergence, gap = histories.heads(history)
+    assert agreement["heads"]["part 0"][:2] == ("10.0", "60.0")
+    assert divergence["heads"]["part 0"][:2] == ("1", "0.5")
+    assert gap["title"] == "gap"
     assert histories.heads(history[["epoch", "total"]]) == []
-    numbers = histories.numbers(history, metrics=True)
-    assert numbers is not None
-    assert numbers["columns"] == ["epoch", "agree_global", "divergence_global"]
-    assert histories.numbers(None) is None
+    assert histories.numbers(history, ["gap"])["rows"] == [["0", "4"], ["1", "5"]]

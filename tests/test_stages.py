@@ -21,12 +21,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from deskpro.cache.reader import open_reader
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.pipeline import config
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, attention_target
 from deskpro.stages.models.weights import load_student, load_teacher
+from deskpro.stages.targets.kinds import TARGETS
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
 from tests.conftest import REPOSITORY, Project, run_process
 
@@ -76,27 +78,29 @@ def test_eval_makes_everything_before_it_and_announces_that(project: Project) ->
 @pytest.mark.finished("teacher-cache")
 def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) -> None:
     project.ok("teacher-cache")
-    reader = open_reader(project.run / "targets.zarr")
+    root = project.run / "targets.zarr"
+    stored = TargetStore(root)
+    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
     options = config.load(project.config)
-    index = reader.column("sample_id").tolist()
+    index = stored.column("sample_id").tolist()
     table = pd.DataFrame(
         {kind: [str(project.data / kind / sample) for sample in index]
          for kind in ("hr_face", "mask")}
     )  # fmt: skip
     views = DrawnViews(options.views, index, plain_view=True)
-    np.testing.assert_array_equal(reader.column("views"), views.table(3))
+    np.testing.assert_array_equal(stored.column("views"), views.table(3))
     images = ImageDataset(table, {"hr_face": (32, 32), "mask": (64, 32)}, views)
     teacher, described = load_teacher(project.run / "teacher.safetensors")
     pids = [Path(sample).name.split("_")[0] for sample in index]
-    assert described.classes == class_order(pids) == reader.fingerprint["classes"]
+    assert described.classes == class_order(pids) == readers["logits"].fingerprint["classes"]
     labels = [described.classes.index(pid) for pid in pids]
-    assert reader.column("label").tolist() == labels
+    assert stored.column("label").tolist() == labels
 
     for row, view in ((0, 0), (7, 1), (19, 2)):
         batch = torch.utils.data.default_collate([images[row, view]])
         logits = teacher(images_of(batch, "hr_face", torch.device("cpu"))).logits
         target = attention_target(batch["mask"], (8, 4))
-        cached = reader.read([row], [view])
+        cached = {name: reader.read([row], [view])[name] for name, reader in readers.items()}
         np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=1e-3)
         np.testing.assert_allclose(cached["attention"] / 255, target, atol=0.5 / 255 + 1e-6)
 
@@ -152,9 +156,7 @@ def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> No
 
 
 @pytest.mark.parametrize("size", [(61, 31), (38, 45)])
-def test_pictures_of_any_size_go_through_every_stage(
-    size: tuple[int, int], project: Project
-) -> None:
+def test_images_of_any_size_go_through_every_stage(size: tuple[int, int], project: Project) -> None:
     sets = (f"data.body_size={list(size)}", "train_student.max_steps=1",
             "train_teacher.max_steps=1", "data.face_size=[33, 47]")  # fmt: skip
     project.ok("eval", *(part for text in sets for part in ("--set", text)))
@@ -267,7 +269,7 @@ def test_what_does_not_matter_makes_nothing_stale(project: Project) -> None:
 
 
 @pytest.mark.finished("train-teacher")
-def test_a_teacher_that_does_not_know_somebody_is_refused(project: Project, tmp_path: Path) -> None:
+def test_a_teacher_without_some_identity_is_refused(project: Project, tmp_path: Path) -> None:
     project.ok("train-teacher")
     for kind in ("imgs", "lr_face", "hr_face", "mask"):
         folder = project.data / kind / "bounding_box_train"
@@ -323,7 +325,7 @@ def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) 
 
 
 @pytest.mark.finished("eval")
-def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
+def test_an_absent_face_does_not_count_and_nothing_is_nan(project: Project) -> None:
     project.ok("eval")
     report = json.loads((project.run / "metrics.json").read_text())
     assert report["data"]["without face"]["query"] + report["data"]["without face"]["gallery"] > 0
@@ -336,7 +338,7 @@ def test_an_absent_face_has_no_say_and_nothing_is_nan(project: Project) -> None:
 
 
 @pytest.mark.finished("eval")
-def test_the_mirror_image_counts_as_much_as_the_picture(project: Project) -> None:
+def test_the_mirrored_image_counts_as_much_as_the_image(project: Project) -> None:
     """With flip, a mirrored query gallery gives the same features, so the same numbers."""
     from PIL import Image
 
@@ -373,6 +375,14 @@ def test_a_gpu_that_is_not_there_is_an_error(project: Project) -> None:
     result = project("train-teacher", "--set", "device=cuda:99")
     assert result.code == 2
     assert "device cuda:99: this machine has" in result.err
+
+
+def test_training_stages_and_terms_are_imported_without_torch() -> None:
+    modules = "stages.train_student", "stages.train_teacher", "stages.losses.terms"
+    code = f"import sys, {', '.join(f'deskpro.{m}' for m in modules)}\n" + (
+        "sys.exit(bool({'torch', 'pandas', 'zarr'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
@@ -444,7 +454,8 @@ def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> 
     rows = json.loads((project.run / "ablation-storage.json").read_text())
     assert {row["variant"] for row in rows} == {"float16", "int8", "teacher"}
     stores = (project.run, project.run / "ablation" / "int8")
-    kinds = [open_reader(run / "targets.zarr").schema.fields["logits"].dtype for run in stores]
+    groups = [MappedReader(run / "targets.zarr", TARGETS["logits"].group) for run in stores]
+    kinds = [group.schema.fields["logits"].dtype for group in groups]
     assert kinds == ["float16", "int8"]
     assert "teacher-cache: done" not in project.ok("ablation", "--study", "storage", *short).err
 
@@ -466,28 +477,28 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
     stored, stored_losses = train(*steps)
     assert len(stored_losses) == 6  # a step an epoch
 
-    asked, asked_losses = train(*live)
+    live_weights, live_losses = train(*live)
     # The first step sees the rounding alone; Adam, which divides by the gradient's size, then
     # takes tiny gradients apart. 0.1 is stored as 26/255, hence the attention's coarser bound.
-    first = (stored_losses.iloc[0] - asked_losses.iloc[0]).abs()
+    first = (stored_losses.iloc[0] - live_losses.iloc[0]).abs()
     assert first.drop(["attention", "total"]).max() < 1e-5
-    assert first["attention"] < 0.02 * asked_losses["attention"].iloc[0]
-    assert any(not torch.equal(stored[name], asked[name]) for name in stored)
+    assert first["attention"] < 0.02 * live_losses["attention"].iloc[0]
+    assert any(not torch.equal(stored[name], live_weights[name]) for name in stored)
 
-    log = LiveTeacher.__call__
+    exact = LiveTeacher.__call__
 
     def rounded(self: LiveTeacher, batch: Any) -> Targets:
-        said = log(self, batch)
+        targets = exact(self, batch)
         return {
-            "logits": said["logits"].half(),
-            "attention": (said["attention"] * 255).round() / 255,
+            "logits": targets["logits"].half(),
+            "attention": (targets["attention"] * 255).round() / 255,
         }
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
-    asked, asked_losses = train(*live)
-    pd.testing.assert_frame_equal(stored_losses, asked_losses, check_exact=True)
+    live_weights, live_losses = train(*live)
+    pd.testing.assert_frame_equal(stored_losses, live_losses, check_exact=True)
     for name in stored:
-        assert torch.equal(stored[name], asked[name]), name
+        assert torch.equal(stored[name], live_weights[name]), name
 
 
 @pytest.mark.finished("teacher-cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,11 +26,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from deskpro.pipeline import cli, config
 from deskpro.pipeline import runner as running
+from deskpro.stages import train_student
+from deskpro.stages.base import distributed
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.overlay import overlay, side_by_side
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.losses.agreement import agreement
+from deskpro.stages.losses.terms import TERMS
 from deskpro.stages.models.lmbn import HEADS
+from deskpro.stages.training import recipe
 from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
 
@@ -134,7 +141,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     assert same(project.run / "student.safetensors", kept)
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
     assert not (project.run / "student_checkpoints").exists()
-    resumed = re.findall(r"going on after step (\d+)", (project.run / "child.log").read_text())
+    resumed = re.findall(r"resuming at step (\d+)", (project.run / "child.log").read_text())
     assert len({*resumed}) > 2
 
 
@@ -150,7 +157,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
     found = re.match(rf"deskpro: stopped by {asked.name} after step (\d+), saved in .*", last)
     assert found, last
     result = project.ok("train-student", "--force", *sets(*SHORT))
-    assert f"going on after step {found[1]}" in result.err
+    assert f"resuming at step {found[1]}" in result.err
     assert same(project.run / "student.safetensors", kept)
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
 
@@ -163,9 +170,9 @@ def test_a_begun_training_is_not_continued_with_other_options(project: Project) 
     result = project("train-student", *sets(*SHORT, "kd_loss.T=2", "loss.margin=0.5"))
     assert result.code == 2
     assert "kd_loss.T was 5.0, is 2.0; loss.margin was 0.7, is 0.5" in result.err
-    assert "begin anew" in result.err
+    assert "starts over" in result.err
     result = project.ok("train-student", "--force", *sets(*SHORT, "kd_loss.T=2"))
-    assert "going on" not in result.err
+    assert "resuming" not in result.err
 
 
 def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
@@ -179,7 +186,7 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
     newer.write_bytes(newer.read_bytes()[:1000])
     result = project.ok("train-student", "--force", *sets(*SHORT))
     assert f"{newer}: unreadable checkpoint" in result.err
-    assert f"going on after step {int(older.stem.split('-')[1])}" in result.err
+    assert f"resuming at step {int(older.stem.split('-')[1])}" in result.err
     assert same(project.run / "student.safetensors", kept)
 
 
@@ -343,32 +350,30 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         textwrap.dedent("""
         import sys
         import torch
-        from deskpro.stages.base import ranks
-        from deskpro.stages.training.distributed import distribute, gather
+        from deskpro.stages.base import distributed
         from deskpro.stages.losses import cross_entropy, distillation, triplet
         from deskpro.stages.models.student import Student
-        from deskpro.stages.base.options import StudentTraining
 
-        with ranks.join() as team:
-            torch.manual_seed(0)
-            student = Student(5, width=0.25, feature_dim=16).double()
-            faces, bodies = torch.randn(8, 3, 32, 32).double(), torch.randn(8, 3, 64, 32).double()
-            said = torch.randn(8, 7, 5).double()
-            labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-            forward = distribute(student, StudentTraining(), torch.device("cpu"), team)
-            forward.train()
-            for module in student.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-            mine = torch.arange(8).view(4, 2)[team.rank :: team.size].flatten()
-            output = forward(faces[mine], bodies[mine])
-            loss = cross_entropy(output.logits, labels[mine])
-            loss = loss + distillation(output.logits[:, :7], said[mine], temperature=2.0)
-            if "triplets" in sys.argv:
-                loss = loss + triplet(*gather(output.embeddings, labels[mine], team))
-            loss.backward()
-            if team.rank == 0:
-                torch.save([p.grad for p in student.parameters()], sys.argv[1])
+        torch.manual_seed(0)
+        student = Student(5, width=0.25, feature_dim=16).double()
+        faces, bodies = torch.randn(8, 3, 32, 32).double(), torch.randn(8, 3, 64, 32).double()
+        said = torch.randn(8, 7, 5).double()
+        labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        forward = distributed.data_parallel(student, torch.device("cpu"))
+        forward.train()
+        for module in student.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        mine = torch.arange(8).view(4, 2)[distributed.rank() :: distributed.world_size()].flatten()
+        output = forward(faces[mine], bodies[mine])
+        loss = cross_entropy(output.logits, labels[mine])
+        loss = loss + distillation(output.logits[:, :7], said[mine], temperature=2.0)
+        if "triplets" in sys.argv:
+            gathered = map(distributed.all_gather, (output.embeddings, labels[mine]))
+            loss = loss + triplet(*gathered)
+        loss.backward()
+        if distributed.is_main():
+            torch.save([p.grad for p in student.parameters()], sys.argv[1])
     """)
     )
     for options in ([], ["triplets"]):
@@ -391,13 +396,10 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
     command = ["-m", "--", "deskpro", "train-student", *where]
-    odd = torchrun([*command, *sets("batchid=3")])
-    assert odd.returncode != 0
-    assert "batchid 3 can't be shared among 2 processes: --set batchid=2" in odd.stderr
-    alone = torchrun([*command, *sets("batchid=2")])
-    assert "a triplet needs two: --set batchid=4" in alone.stderr
     cpu = torchrun([*command, *sets("batchid=4", "train_student.sync_batch_norm=true")])
-    assert "sync_batch_norm: torch synchronises batch norm on GPUs only" in cpu.stderr
+    refusal = "sync_batch_norm: torch synchronises batch norm on GPUs only"
+    assert cpu.stderr.count(refusal) == 1  # though both meet it
+    assert "Traceback" not in cpu.stderr.split("torch/distributed")[0]
     done = torchrun([*command, *sets("batchid=4", "data.workers=1")])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("train-student: done in") == 1
@@ -411,6 +413,107 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_two_processes_train_one_teacher(project: Project) -> None:
+    where = ["--config", str(project.config), "--run", str(project.run), "--force"]
+    command = ["-m", "--", "deskpro", "train-teacher", *where]
+    done = torchrun([*command, *sets("train_teacher.batchid=4")])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("train-teacher: done in") == 1
+    assert "4×2 samples each" in done.stderr
+    shared = weights(project.run / "teacher.safetensors")
+    assert all(tensor.isfinite().all() for tensor in shared.values())
+    project.ok("train-teacher", "--force", *sets("train_teacher.batchid=4"))
+    alone = weights(project.run / "teacher.safetensors")
+    # Batch statistics and hardest triplets are those of a half of each batch: other weights.
+    assert shared.keys() == alone.keys()
+    assert not torch.equal(shared["backbone.0.conv.weight"], alone["backbone.0.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("batchid", "gathered", "said"),
+    [
+        (3, False, "batchid 3 can't be shared among 2 processes: --set batchid=2"),
+        (2, False, "a triplet needs two: --set batchid=4 or --set train_student.gather_triplets"),
+        (2, True, ""),
+        (6, False, "4 training identities make no batch of batchid 6: --set batchid=4 or less"),
+    ],
+)
+def test_identities_that_ranks_cannot_share_are_refused(
+    batchid: int, gathered: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    labels = np.repeat(np.arange(4), 5)
+    data = recipe.TrainingSet(pd.DataFrame(), labels, [*"abcd"], lambda *_: labels, 3)
+    options = Options.model_validate({"batchid": batchid, "batchimage": 2})
+    wanted = options.recipe("student")._replace(gather_triplets=gathered)
+    if said:
+        with pytest.raises(InputError, match=re.escape(said)):
+            recipe.make_sampler(data, wanted)
+    else:
+        assert {len(batch) for batch in recipe.make_sampler(data, wanted)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "ranks", "local", "found"),
+    [
+        ("auto", 0, 1, 0, "cpu"), ("auto", 0, 2, 1, "cpu"), ("cpu", 2, 2, 1, "cpu"),
+        ("auto", 2, 1, 0, "cuda:0"), ("cuda", 2, 2, 1, "cuda:1"), ("cuda:1", 2, 1, 0, "cuda:1"),
+        ("cuda", 0, 1, 0, None), ("cuda:2", 2, 1, 0, None),
+        ("auto", 1, 2, 0, None), ("cuda", 1, 2, 1, None), ("cuda:0", 2, 2, 0, None),
+    ],
+)  # fmt: skip
+def test_a_rank_has_a_gpu_of_its_own_or_none(
+    name: str, gpus: int, ranks: int, local: int, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    if found is None:
+        with pytest.raises(InputError, match=f"device {name}: "):
+            distributed.pick_device(name)
+        assert not current
+    else:
+        assert str(distributed.pick_device(name)) == found
+        assert current == ([] if found == "cpu" else [int(found[-1])])
+
+
+def test_ranks_exchange_and_a_failure_keeps_its_cause(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        textwrap.dedent("""
+        import time
+        from deskpro.pipeline.failures import report_errors
+        from deskpro.stages.base import distributed
+        from deskpro.stages.base.errors import InputError
+
+        with report_errors(), distributed.shared_errors():
+            me = distributed.rank()
+            assert distributed.all_gather_object({"rank": me}) == [{"rank": 0}, {"rank": 1}]
+            assert distributed.broadcast_object(me + 7) == 7
+            with distributed.rank_zero_first():
+                pass
+            try:
+                with distributed.shared_errors():
+                    if me == 1:
+                        raise InputError("no such image")
+                    distributed.barrier()
+            except InputError as error:
+                print(f"[{me}: {error!r} from {type(error.__cause__).__name__}]", flush=True)
+                raise
+    """)
+    )
+    done = torchrun([str(script)])
+    assert done.returncode != 0
+    assert "[1: InputError('no such image') from NoneType]" in done.stdout
+    assert done.stderr.count("deskpro: no such image") == 1
+    for line in re.findall(r"\[0: .*?\]", done.stdout):  # torchrun may have ended it before
+        assert re.match(r"\[0: InputError\('rank 1 failed: no such image'\) from \w*Error", line)
+    assert "deskpro: rank 1" not in done.stderr
+
+
 def test_when_one_process_fails_all_leave(project: Project) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]
@@ -422,6 +525,76 @@ def test_when_one_process_fails_all_leave(project: Project) -> None:
     assert time.monotonic() - started < 120
     assert not (project.run / "student.safetensors").exists()
     assert not list(project.run.rglob("*partial*"))
+
+
+ADDED = """
+import torch
+from typing import NamedTuple
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.section import Section
+from deskpro.stages.losses.terms import Term
+
+
+class Norm(Section):
+    weight: float = 0.5
+    power: float = 2.0
+
+
+class MyOptions(Options):
+    norm: Norm = Norm()
+
+
+def norm(features: torch.Tensor, labels: torch.Tensor, *, power: float) -> torch.Tensor:
+    return features.float().abs().pow(power).mean()
+
+
+TERM = Term(norm, "body", "features", "label", "norm.weight", settings={"power": "norm.power"})
+"""
+
+
+def test_a_loss_is_added_by_its_row_and_its_option(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "added_loss.py").write_text(ADDED)
+    monkeypatch.syspath_prepend(tmp_path)
+    added = importlib.import_module("added_loss")
+    monkeypatch.setitem(TERMS, "norm_body", added.TERM)
+    plain = config.load(project.config, ("train_student.max_steps=1",))
+    run = RunFolder(project.run)
+    for weight in (0.5, 1.0):
+        changed = {**plain.model_dump(), "norm": {"weight": weight}}
+        paths = (run.path / f"{weight}", run.path / f"{weight}.csv", tmp_path / "c", tmp_path / "t")
+        inputs = train_student.Inputs(run.targets, run.teacher, run.file_index, {"w": weight})
+        facts = train_student.run(
+            added.MyOptions.model_validate(changed),
+            inputs,
+            train_student.Outputs(*paths, replace=True),
+        )
+        assert "norm_body" in str(facts["last loss"])
+    one, two = (pd.read_csv(run.path / f"{weight}.csv").iloc[0] for weight in (0.5, 1.0))
+    assert two["norm_body"] == pytest.approx(2 * one["norm_body"], rel=1e-6)
+    assert one["norm_body"] > 0
+    assert two["total"] - one["total"] == pytest.approx(one["norm_body"], rel=1e-3)
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of a step are finite when its update breaks a weight."""
+    update = torch.optim.Adam.step
+
+    def broken(self: torch.optim.Adam, *args: object) -> object:
+        done = update(self)
+        steps = {int(state["step"]) for state in self.state.values()}
+        if steps == {3}:
+            self.param_groups[0]["params"][0].data[0] = float("inf")
+        return done
+
+    monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    result = project("train-student", *sets(*SHORT, "checkpoints.every=1"))
+    assert result.code == 2
+    assert re.search(r"diverged at step 3 \(epoch 1\): \S+ is not finite", result.err)
+    assert last_step(project) == 2
 
 
 @pytest.mark.cuda

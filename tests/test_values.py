@@ -11,10 +11,10 @@ from tests import values
 
 
 def test_a_tiny_run_gives_the_values_that_are_kept(finished_run: Callable[[str], Path]) -> None:
-    with np.load(values.KEPT) as kept:
-        assert not values.differences(
-            values.collect(finished_run("eval")), dict(kept), tolerance=1e-5
-        )
+    with np.load(values.KEPT) as file:
+        kept = {name: file[name] for name in file if name != "targets/pixels"}
+    found = values.collect(finished_run("eval"))
+    assert not values.differences(found, kept, tolerance=1e-5)
 
 
 def test_a_value_that_differs_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Views: drawn from a counter, and the same look for all four images of a sample."""
+"""Views: drawn from a counter, and the same for all four images of a sample."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_view_is_a_function_of_seed_sample_and_number(seed: int, sample: str, 
 
 
 @given(st.text(max_size=8), st.integers(0, 1000))
-def test_a_view_stays_inside_the_picture_and_within_the_policy(sample: str, number: int) -> None:
+def test_a_view_stays_inside_the_image_and_within_the_policy(sample: str, number: int) -> None:
     view = draw_view(ALWAYS, sample, number)
     assert view.flip in (0, 1)
     assert view.height == view.width == pytest.approx(1 / 1.3)
@@ -75,7 +75,7 @@ def test_odds_are_those_of_the_policy() -> None:
     assert np.mean([view.erase_height > 0 for view in views]) == pytest.approx(0.1, abs=0.03)
 
 
-def test_the_first_view_is_plain_only_if_asked() -> None:
+def test_the_first_view_is_plain_only_on_request() -> None:
     assert View(*DrawnViews(ALWAYS, ["a"], plain_view=True).table(2)[0, 0]) == PLAIN
     assert View(*DrawnViews(ALWAYS, ["a"]).table(2)[0, 0]) != PLAIN
 
@@ -93,7 +93,7 @@ def test_the_plain_view_is_the_reference_preprocessing() -> None:
     st.integers(20, 200),
     st.sampled_from(["jpg", "png"]),
 )
-def test_the_quick_look_is_the_reference_within_2_of_255(
+def test_the_fast_view_is_the_reference_within_2_of_255(
     number: int, height: int, width: int, kind: str
 ) -> None:
     rng = np.random.default_rng(number)
@@ -132,7 +132,7 @@ def centre(pixels: np.ndarray) -> tuple[float, float]:
 
 
 @given(st.integers(0, 10_000), st.floats(0.4, 0.6), st.floats(0.4, 0.6))
-def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
+def test_a_marker_lands_on_the_same_place_in_all_four_images(
     number: int, y: float, x: float
 ) -> None:
     view = draw_view(ALWAYS, "sample", number)
@@ -146,7 +146,7 @@ def test_a_marker_lands_on_the_same_place_in_all_four_pictures(
 
 
 @given(st.integers(0, 10_000))
-def test_all_photographs_are_erased_at_the_same_place_and_masks_not(number: int) -> None:
+def test_all_images_are_erased_at_the_same_place_and_masks_not(number: int) -> None:
     view = draw_view(ALWAYS, "sample", number)
     row = np.asarray([view], np.float32)
     for height, width in SIZES.values():
@@ -161,7 +161,7 @@ def test_all_photographs_are_erased_at_the_same_place_and_masks_not(number: int)
         assert not image[0][:, ~inside].any()
 
 
-def test_pictures_are_normalised_with_imagenet_statistics() -> None:
+def test_images_are_normalised_with_imagenet_statistics() -> None:
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     expected = (np.array([0, 128, 255]) / 255 - MEAN) / STD
     np.testing.assert_allclose(normalise(pixels)[0, :, 0, 0], expected, rtol=1e-6)
@@ -170,7 +170,7 @@ def test_pictures_are_normalised_with_imagenet_statistics() -> None:
 def test_the_attention_target_samples_without_antialiasing_and_lifts_exact_zeros() -> None:
     mask = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     mask[0, 0, 3:5, 3:5] = 255  # half-pixel centres: position (0, 0) of 2×2 samples rows 3 and 4
-    mask[0, 1:] = 255  # clothes and skin have no say
+    mask[0, 1:] = 255  # clothes and skin don't count
     target = attention_target(mask, (2, 2))
     assert target.shape == (1, 1, 2, 2)
     np.testing.assert_allclose(target[0, 0], [[1.0, 0.1], [0.1, 0.1]], rtol=1e-6)

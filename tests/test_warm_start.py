@@ -86,6 +86,18 @@ def test_another_width_is_refused(zoo: tuple[Path, dict[str, torch.Tensor]]) -> 
         warm_start(LMBN(5, width=0.5, feature_dim=16), zoo[0])
 
 
+def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save({"conv1.conv.weight": torch.zeros(1), "layer1.0.weight": torch.zeros(2)}, path)
+    network = LMBN(5, width=0.25, feature_dim=16)
+    with pytest.raises(InputError, match=r"backbone.0.conv.weight is \[1\]"):
+        warm_start(network, path)
+    torch.save({"conv1.conv.weight.x": torch.zeros(1), "conv1.conv.weight": torch.zeros(1)}, path)
+    network.backbone = torch.nn.Conv2d(3, 96, 3)
+    with pytest.raises(InputError, match="no tensor has a name that the network knows"):
+        warm_start(network, path)
+
+
 def test_an_earlier_student_starts_one_for_other_people(project: Project, tmp_path: Path) -> None:
     project.ok("train-student")
     first = tmp_path / "first.safetensors"

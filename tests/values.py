@@ -18,6 +18,17 @@ import zarr
 from safetensors.numpy import load_file
 
 KEPT = Path(__file__).with_name("values.npz")
+ARRAYS = {
+    "targets": (
+        "sample_id",
+        "label",
+        "views",
+        "teachers/default/logits/logits",
+        "masks/attention/attention",
+    ),
+    "features": ("sample_id", "features/features"),
+}
+"""Store → its arrays that are compared. Hashes of pixels are not: they were of both images."""
 
 
 def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
@@ -33,12 +44,10 @@ def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
         if whole:
             values |= {f"{network}/{name}": tensor for name, tensor in tensors.items()}
         values[f"{network}/summary"] = np.stack([_summary(tensors[n]) for n in sorted(tensors)])
-    targets = zarr.open_group(run / "targets.zarr", mode="r")
-    for name in ("sample_id", "label", "views", "logits", "attention", "pixels"):
-        values[f"targets/{name}"] = _plain(targets[name][...])
-    features = zarr.open_group(run / "features.zarr", mode="r")
-    for name in ("sample_id", "features"):
-        values[f"features/{name}"] = _plain(features[name][...])
+    for store, arrays in ARRAYS.items():
+        root = zarr.open_group(run / f"{store}.zarr", mode="r")
+        for array in arrays:
+            values[f"{store}/{Path(array).name}"] = _plain(root[array][...])
     metrics = [*_numbers(json.loads((run / "metrics.json").read_text())["protocols"])]
     return values | {
         "metrics/names": np.array([name for name, _ in metrics]),

@@ -1,18 +1,23 @@
-"""The error that a user can mend."""
+"""Errors that the user can fix."""
 
 
 class InputError(Exception):
-    """Something the user gave can't be used.
+    """Something that the user gave cannot be used.
 
-    The message says what was wrong, the value found, what is allowed and the next command to type.
-    The command line prints it without a traceback and exits with 2.
+    The message says what is wrong, the value found and what is allowed. `command` is a stage with
+    the options to add, as `teacher-cache --force`: the command line prints it with the user's own
+    options as the next command to type. Exit code 2, no traceback.
     """
+
+    def __init__(self, message: str, *, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
 
 
 class Stopped(Exception):
-    """The work was asked to stop, and saved what it had; the message says how to go on.
+    """The work was asked to stop and has saved its progress; the message says how to resume.
 
-    code: what the process exits with, 128 + the signal's number.
+    code: exit code of the process, 128 + the signal's number.
     """
 
     def __init__(self, message: str, code: int) -> None:

@@ -6,13 +6,22 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from deskpro.stages.base.prepare_options import Prepare
-from deskpro.stages.base.section import FilePath, Fraction, Positive, Section, Size, Weight
+from deskpro.stages.base.section import (
+    FilePath,
+    Fraction,
+    NoEffect,
+    Positive,
+    Section,
+    Size,
+    Weight,
+)
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
@@ -32,23 +41,30 @@ def _known(info: ValidationInfo, registry: str) -> tuple[str, ...]:
 class Data(Section):
     """Where the images lie and how large the networks see them."""
 
-    root: FilePath = Path("data/benchmark")
+    root: Annotated[FilePath, NoEffect("contents count, not places")] = Path("data/benchmark")
     """Folder in the prepared layout: {imgs,lr_face,hr_face,mask}/{bounding_box_train,query,…}."""
-    test_root: FilePath | None = None
+    test_root: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """Folder whose query and gallery are evaluated; `root` where not given."""
     body_size: Size = (384, 128)
     """Height and width of body image and mask, pixels."""
     face_size: Size = (224, 224)
     """Height and width of LR and HR face, pixels."""
-    workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes; results don't depend on it."""
+    workers: Annotated[int, Field(ge=0), NoEffect("values don't depend on workers")] = 2
+    """Loader processes."""
     incomplete: Literal["refuse", "leave-out"] = "refuse"
     """Training samples with only some of their face files and mask, and identities with one
     image: an error, or left out and listed."""
 
 
+BACKBONE_NAMES = ("osnet",)
+"""The rows of `models.backbones.BACKBONES`."""
+
+
 class Network(Section):
     """One LMBN network (teacher) or one per stream (student)."""
+
+    backbone: str = "osnet"
+    """What the network stands on: a name of BACKBONE_NAMES."""
 
     width: float = 1.0
     """OSNet's channel multiplier."""
@@ -56,7 +72,7 @@ class Network(Section):
     """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
     feature_dim: Annotated[int, Field(ge=8)] = 512
     """Length of each head's feature."""
-    pre_train: FilePath | None = None
+    pre_train: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""
 
     @property
@@ -64,12 +80,23 @@ class Network(Section):
         """What the network's class takes."""
         return self.model_dump(exclude={"pre_train"})
 
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, backbone: str) -> str:
+        if backbone not in BACKBONE_NAMES:
+            raise ValueError(f"must be one of {', '.join(BACKBONE_NAMES)}")
+        return backbone
+
     @field_validator("width")
     @classmethod
     def _known_width(cls, width: float) -> float:
         if width not in WIDTHS:
             raise ValueError(f"must be one of {', '.join(map(str, WIDTHS))}")
         return width
+
+
+NETWORK_PARAMS = tuple(name for name in Network.model_fields if name != "pre_train")
+"""The options that a network depends on; of `pre_train` the content counts, not the place."""
 
 
 class Loss(Section):
@@ -187,7 +214,7 @@ class Cache(Section):
     """Views per sample."""
     plain_view: bool = True
     """View 0 is the plain image."""
-    batch: Positive = 64
+    batch: Annotated[Positive, NoEffect("values differ by rounding alone")] = 64
     """Images per forward pass of the teacher."""
     block: Positive = 256
     """Samples per block, the unit that is written and resumed."""
@@ -195,9 +222,9 @@ class Cache(Section):
     """Autocast type of the teacher."""
     logits_dtype: Literal["float16", "int8"] = "float16"
     """How logits are stored; int8 has a scale for each head of each view, and halves the cache."""
-    reuse: bool = True
+    reuse: Annotated[bool, NoEffect("equal chunks are kept or computed again")] = True
     """Take over blocks of an earlier cache that would come out the same."""
-    memory: Weight = 2.0
+    memory: Annotated[Weight, NoEffect("where values are kept, not which")] = 2.0
     """GB in which a student may hold all targets, and eval all features, on the GPU or in RAM;
     beyond that they are read from their files."""
 
@@ -205,19 +232,19 @@ class Cache(Section):
 class Checkpointing(Section):
     """What is kept of a training under way. No result depends on it."""
 
-    every: Positive = 1000
+    every: Annotated[Positive, NoEffect("training resumes exactly")] = 1000
     """Steps between two checkpoints; every epoch ends with one in any case."""
-    keep: Positive = 2
+    keep: Annotated[Positive, NoEffect("training resumes exactly")] = 2
     """The last so many are kept until training is done."""
 
 
 class TensorBoard(Section):
     """What is shown of a training under way. No result depends on it."""
 
-    enable: bool = True
-    every: Positive = 20
+    enable: Annotated[bool, NoEffect("only shown")] = True
+    every: Annotated[Positive, NoEffect("only shown")] = 20
     """Steps between two points of a curve."""
-    overlays: Positive = 5
+    overlays: Annotated[Positive, NoEffect("only shown")] = 5
     """Epochs between two images of the attention, the student's beside its target."""
 
 
@@ -241,27 +268,59 @@ class Evaluation(Section):
     face_weight: Fraction = 0.5
     """Of the face stream in `all`; the body stream has the rest."""
     rerank: Rerank = Rerank()
-    batch: Positive = 64
+    batch: Annotated[Positive, NoEffect("values differ by rounding alone")] = 64
     flip: bool = True
     """Add the feature of the mirrored image."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """How features are stored."""
     ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
     """Ranks of the CMC that are printed and saved."""
+
+
+class Launch(Section):
+    """Where blocks of independent work run. No result depends on it at equal `threads`."""
+
+    engine: Annotated[Literal["local", "ray"], NoEffect("where work is done")] = "local"
+    """Processes of this machine, or workers of a Ray cluster."""
+    workers: Annotated[Positive, NoEffect("where work is done")] = 1
+    """Workers; a single local one is this process."""
+    threads: Annotated[Positive | None, NoEffect("values differ by rounding alone")] = None
+    """CPU threads of each worker; where not given, several share this machine's cores."""
+    address: Annotated[
+        Annotated[str, Field(pattern=r"^\S+:\d+$")] | None, NoEffect("where work is done")
+    ] = None
+    """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
+
+
+class Recipe(NamedTuple):
+    """How one network is trained, wherever the options say it."""
+
+    training: Training
+    losses: Section
+    """What has the options of its losses, such as `loss.margin`."""
+    views: Views
+    batchid: int
+    """P: identities in a batch."""
+    batchimage: int
+    """K: images of each identity in a batch."""
+    prefix: str = ""
+    """What precedes batchid and batchimage in `--set`."""
+    sync_batch_norm: bool = False
+    gather_triplets: bool = False
 
 
 class Options(Section):
     """Everything that a recipe says."""
 
-    tag: Annotated[str, Field(pattern=r"^[\w.+-]*$")] = ""
+    tag: Annotated[str, Field(pattern=r"^[\w.+-]*$"), NoEffect("names the run folder")] = ""
     """Appended to the name of the run folder."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), NoEffect("values differ by rounding alone")
+    ] = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_train: str = "benchmark"
     """Name of the training set: says how its file names are read."""
     data_test: str | None = None
     """Name of the evaluated set; `data_train` where not given."""
-    pre_train: FilePath | None = None
+    pre_train: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
     """Teacher weights from elsewhere; `train-teacher` is then not needed."""
     forward_mode: Literal["face", "body", "all"] = "all"
     """Streams of the student."""
@@ -284,6 +343,7 @@ class Options(Section):
     checkpoints: Checkpointing = Checkpointing()
     tensorboard: TensorBoard = TensorBoard()
     eval: Evaluation = Evaluation()
+    launch: Launch = Launch()
 
     @model_validator(mode="after")
     def _prepared_apart(self) -> Options:
@@ -337,12 +397,37 @@ class Options(Section):
         return evaluation
 
     @property
-    def uses_targets(self) -> bool:
-        """Whether the student's losses need the teacher's cached targets."""
-        distils = self.forward_mode != "body" and self.kd_loss.enable and self.kd_loss.alpha > 0
-        attends = self.forward_mode != "face" and self.mse.mse_weight > 0
-        return distils or attends
+    def streams(self) -> tuple[str, ...]:
+        """The student's streams, in the order of its heads."""
+        return ("face", "body") if self.forward_mode == "all" else (self.forward_mode,)
+
+    def recipe(self, network: Literal["teacher", "student"]) -> Recipe:
+        """How a network is trained."""
+        if network == "teacher":
+            own = self.train_teacher
+            return Recipe(own, own, own.views, own.batchid, own.batchimage, "train_teacher.")
+        training = self.train_student
+        return Recipe(
+            training,
+            self,
+            self.views,
+            self.batchid,
+            self.batchimage,
+            sync_batch_norm=training.sync_batch_norm,
+            gather_triplets=training.gather_triplets,
+        )
 
     @property
     def test_root(self) -> Path:
         return self.data.test_root or self.data.root
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

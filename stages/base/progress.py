@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from deskpro.stages.base import ranks
+from deskpro.stages.base.distributed import is_main
 
 _SILENT = 20.0
 """Seconds between two lines where there is no terminal."""
@@ -27,7 +27,7 @@ _SILENT = 20.0
 
 def _console() -> Console:
     """Standard error; nowhere in a process that isn't the first of several."""
-    return Console(stderr=True, highlight=False, quiet=ranks.rank() > 0)
+    return Console(stderr=True, highlight=False, quiet=not is_main())
 
 
 class _Rate(ProgressColumn):

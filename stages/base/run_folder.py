@@ -1,52 +1,72 @@
-"""Where a run keeps what; no more than paths and the manifests in them."""
+"""Where a run keeps what, and whose teacher and targets it uses."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deskpro.cache.files import write_aside
-from deskpro.stages.base.options import Options
+from deskpro.cache.files import write_text
+from deskpro.stages.base.errors import InputError
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
 
-    `shared` is the run whose teacher and cache this one uses; itself where not given. The variants
-    of an ablation are such runs: each has its own student, all have one cache.
+    `source` is the run whose teacher and targets this one uses, itself where not given. It is
+    recorded in `from.json`, so that later commands on the folder need not repeat `--from`.
     """
 
     path: Path
-    shared: Path | None = None
+    source: Path | None = None
 
     @classmethod
-    def of(cls, config: Path, options: Options, given: Path | None) -> RunFolder:
-        """The folder given, or runs/<config name>[-<tag>]."""
-        name = config.stem + (f"-{options.tag}" if options.tag else "")
-        return cls(given or Path("runs") / name)
+    def open(cls, path: Path, source: Path | None = None) -> RunFolder:
+        """The run folder with the source that is given or recorded.
+
+        Raises:
+            InputError: the two differ, or the source is no run folder.
+        """
+        recorded = read_json(path / "from.json")
+        known = None if recorded is None else Path(os.path.normpath(path / str(recorded["from"])))
+        if source is None:
+            source = known
+        elif known is not None and known.resolve() != source.resolve():
+            raise InputError(
+                f"{path}: its targets are those of {known}, --from is {source}. Give another "
+                "folder with --run"
+            )
+        if source is None or source.resolve() == path.resolve():
+            return cls(path)
+        if not (source / "manifests").is_dir():
+            raise InputError(f"--from {source}: no run folder (it has no manifests)")
+        return cls(path, cls.open(source).upstream)
 
     @property
-    def _upstream(self) -> Path:
-        return self.shared or self.path
+    def upstream(self) -> Path:
+        """The run that holds the teacher and the targets."""
+        return self.source or self.path
+
+    def write_source(self) -> None:
+        """Record whose targets this run uses."""
+        if self.source is not None:
+            below = os.path.relpath(self.source.resolve(), self.path.resolve())
+            write_text(self.path / "from.json", json.dumps({"from": below}) + "\n")
 
     @property
     def teacher(self) -> Path:
-        return self._upstream / "teacher.safetensors"
+        return self.upstream / "teacher.safetensors"
 
     @property
     def targets(self) -> Path:
-        return self._upstream / "targets.zarr"
-
-    @property
-    def file_index(self) -> Path:
-        return self._upstream / "checked.json"
+        return self.upstream / "targets.zarr"
 
     @property
     def left_out(self) -> Path:
-        return self._upstream / "left_out.csv"
+        return self.upstream / "left_out.csv"
 
     @property
     def student(self) -> Path:
@@ -60,39 +80,37 @@ class RunFolder:
     def features(self) -> Path:
         return self.path / "features.zarr"
 
-    def history(self, who: str) -> Path:
-        folder = self._upstream if who == "teacher" else self.path
-        return folder / f"{who}_history.csv"
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
 
-    def checkpoints(self, who: str) -> Path:
+    def of(self, network: str) -> Path:
+        """The folder of a network's training: the source's for the teacher."""
+        return self.upstream if network == "teacher" else self.path
+
+    def history(self, network: str) -> Path:
+        return self.of(network) / f"{network}_history.csv"
+
+    def checkpoints(self, network: str) -> Path:
         """Of a training under way; gone when it is done."""
-        return (self._upstream if who == "teacher" else self.path) / f"{who}_checkpoints"
+        return self.of(network) / f"{network}_checkpoints"
 
-    def tensorboard(self, who: str) -> Path:
-        return (self._upstream if who == "teacher" else self.path) / "tensorboard" / who
+    def tensorboard(self, network: str) -> Path:
+        return self.of(network) / "tensorboard" / network
 
     def manifest(self, stage: str) -> Path:
-        """The record of how a stage made its output; written last."""
-        upstream = stage in ("train-teacher", "teacher-cache")
-        return (self._upstream if upstream else self.path) / "manifests" / f"{stage}.json"
+        """How a stage made its output; written last."""
+        return self.path / "manifests" / f"{stage}.json"
 
-    def read_manifest(self, stage: str) -> dict[str, Any] | None:
-        """A stage's record; None where there is none that can be read."""
-        return read_json(self.manifest(stage))
-
-    def begun(self, stage: str) -> Path:
-        """What a stage under way was asked for; a kill before its record is written leaves it."""
-        return self.manifest(stage).with_suffix(".begun")
-
-    def write_manifest(self, stage: str, record: dict[str, Any]) -> None:
-        with write_aside(self.manifest(stage)) as aside:
-            aside.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    def started(self, stage: str) -> Path:
+        """The params and deps of a stage under way; a kill before its manifest leaves it."""
+        return self.manifest(stage).with_suffix(".started")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a file; None where there is none that can be read."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

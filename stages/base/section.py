@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 FilePath = Annotated[Path, Field(strict=False)]
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Marks an option on which no output depends, and says why: `Annotated[int, NoEffect("…")]`.
+
+    Every other option is in the `params` of some stage (tests/house).
+    """
+
+    why: str
 
 
 class Section(BaseModel):

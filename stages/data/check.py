@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.file_index import Facts, FileIndex
+from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.file_index import FileIndex
-from deskpro.stages.data.index import KINDS, SPLITS, Problem, read_index
-from deskpro.stages.data.layouts import LAYOUTS, UNFINISHED
+from deskpro.stages.data.index import Problem, read_index
+from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
 
 _REPORTED = 40
 """Problems in one error message; `check-data` lists all."""
@@ -23,7 +23,7 @@ _REPORTED = 40
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The samples that can be used, those that can't and why, and what must be mended."""
+    """The samples that can be used, those that can't and why, and what must be fixed."""
 
     table: pd.DataFrame
     """As `read_index` gives it; training rows are complete in all the kinds asked for."""
@@ -39,22 +39,20 @@ class CheckedData:
         """Training identities of which no sample is left."""
         return sorted(set(self.left_out["pid"]) - set(self.split("train")["pid"]))
 
-    def facts(self, listing: Path) -> dict[str, object]:
-        """What was used and what was left out, for a stage's summary; writes a list of the latter.
+    def facts(self, listing: Path) -> dict[str, Any]:
+        """What was used and left out: samples, identities, left_out, vanished, listing.
 
         `listing` gets a CSV of sample_id, pid, reason (only the header where all was used).
         """
-        with write_aside(listing) as aside:
-            self.left_out.to_csv(aside, index=False)
-        train, vanished = self.split("train"), self.vanished()
-        facts: dict[str, object] = {
-            "used": f"{len(train)} samples of {train['pid'].nunique()} identities",
+        write_text(listing, self.left_out.to_csv(index=False))
+        train = self.split("train")
+        return {
+            "samples": len(train),
+            "identities": train["pid"].nunique(),
+            "left_out": len(self.left_out),
+            "vanished": self.vanished(),
+            "listing": listing,
         }
-        if len(self.left_out):
-            facts["left out"] = f"{len(self.left_out)} samples, listed in {listing}"
-        if vanished:
-            facts["vanished"] = "identities without a sample left: " + ", ".join(vanished)
-        return facts
 
     def require(self) -> CheckedData:
         """Itself, or InputError with a line per problem."""
@@ -77,9 +75,9 @@ def check_data(
     test_needs: Sequence[str] = ("imgs", "lr_face"),
     incomplete: str = "refuse",
     training: bool = True,
-    file_index: Path | None = None,
+    index: FileIndex | None = None,
 ) -> CheckedData:
-    """Read the index of `root` and open every image of the kinds in `needs`, or `test_needs`.
+    """Read the index of `root` and decode the images of the kinds in `needs`, or `test_needs`.
 
     Where the training split is for `training`, it must be complete: a sample with none of the
     needed face files and mask is one whose face wasn't found: it is left out. One with only some of
@@ -87,8 +85,8 @@ def check_data(
     "leave-out". Images must decode to the end, and a mask must have the size of its body image.
     Test samples may lack any face file.
 
-    `file_index` names a file that remembers which images were already decoded (by size and time of
-    change), so that a stage that runs again doesn't decode all of them again.
+    Images that `index` knows (this user's file index, if not given) aren't read again; one reading
+    gives it digest, size and problem of the others.
     """
     layout = LAYOUTS[dataset]
     if training and not layout.prepared(root) and set(needs) - {"imgs"}:
@@ -98,8 +96,8 @@ def check_data(
             "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
         )
     table, problems = read_index(root, layout, splits)
-    if any((root / ".prepare").glob(f"*{UNFINISHED}")):
-        problems.append(Problem(root, "its preparation isn't done; type make prepare"))
+    if unfinished(root):
+        problems.append(Problem(root, "its preparation is not complete. Type: make prepare"))
     left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
@@ -113,16 +111,15 @@ def check_data(
         for path in table.loc[table["split"] == split, kind]
         if path is not None
     ]
-    sizes = _decode(paths, FileIndex(file_index))
-    problems += [Problem(Path(path), size) for path, size in sizes.items() if isinstance(size, str)]
+    with bar("check-data", len(paths), "images") as progress:
+        files = (index or FileIndex()).probe(paths, image_size, advance=progress.advance)
+    problems += [
+        Problem(Path(path), _unreadable(path, facts.problem))
+        for path, facts in files.items()
+        if facts.problem is not None
+    ]
     if training and "mask" in needs:
-        for body, mask in table.loc[table["split"] == "train", ["imgs", "mask"]].itertuples(
-            index=False
-        ):
-            wanted, found = sizes[body], sizes[mask]
-            if not isinstance(wanted, str) and not isinstance(found, str) and wanted != found:
-                what = f"mask of {found[0]}×{found[1]} pixels, its body image has"
-                problems.append(Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}"))
+        problems += _mismatched_masks(table[table["split"] == "train"], files)
     return CheckedData(table, left_out, problems)
 
 
@@ -159,28 +156,34 @@ def _complete(
     return table.drop(train.index[unusable]), left_out, problems
 
 
-def _decode(paths: list[str], file_index: FileIndex) -> dict[str, tuple[int, int] | str]:
-    """Path → (width, height), or what is wrong with the image."""
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, decoded to its end.
 
-    def decoded(path: str) -> tuple[int, int]:
+    Raises:
+        OSError, SyntaxError, ValueError: It doesn't decode.
+    """
+    try:
         with Image.open(path) as image:
             image.load()
             return image.size
+    except UnidentifiedImageError:
+        raise ValueError("not an image file") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
 
-    def measure(path: str) -> tuple[int, int] | str:
-        try:
-            width, height = file_index.recall(path, "size", lambda: decoded(path))
-            return width, height
-        except UnidentifiedImageError:
-            return "unreadable image: not an image file"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"unreadable image: {' '.join(str(error).split())}"
 
-    sizes: dict[str, tuple[int, int] | str] = {}
-    # Threads will do: pillow decodes outside the GIL.
-    with bar("check-data", len(paths), "images") as bar_, ThreadPoolExecutor() as pool:
-        for path, size in zip(paths, pool.map(measure, paths), strict=True):
-            sizes[path] = size
-            bar_.advance()
-    file_index.save()
-    return sizes
+def _unreadable(path: str, problem: str) -> str:
+    if Path(path).is_symlink() and not Path(path).exists():
+        return "broken link"
+    return f"unreadable image: {problem}"
+
+
+def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> list[Problem]:
+    """Masks whose size is not that of their body image."""
+    problems = []
+    for image, mask in zip(train["imgs"], train["mask"], strict=True):
+        (_, *wanted, unreadable), (_, *found, broken) = files[image], files[mask]
+        if not unreadable and not broken and wanted != found:
+            what = f"mask of {found[0]}×{found[1]} pixels, its body image has"
+            problems.append(Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}"))
+    return problems

@@ -1,26 +1,29 @@
-"""Where each known dataset keeps its images and how it names them. Torch-free.
+"""Where each known dataset keeps its images and how it names them. No torch, no pandas.
 
-To add a dataset: name its layout in `LAYOUTS`. Facts are those of the datasets' own pages.
+To add a dataset: a row in `LAYOUTS`. Facts are those of the datasets' own pages.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+from deskpro.stages.base.names import Name
+
+SPLITS = ("train", "query", "gallery")
+KINDS = ("imgs", "lr_face", "hr_face", "mask")
+"""The four images of a sample, by the name of their folder."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 PREPARED = {
     "train": "bounding_box_train/*",
     "query": "query/*",
     "gallery": "bounding_box_test/*",
 }
 RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
-
-
-UNFINISHED = ".part.jsonl"
-"""How the notes in a prepared set's folder .prepare end while its preparation isn't done."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,13 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Name:
-    """What an image's name says. camid is None where no camera exists."""
-
-    pid: str
-    camid: int | None
-    clothes: str | None
-    scene: str | None = None
-    """What stands for the camera under a protocol of the dataset's own."""
-
-
-@dataclass(frozen=True)
 class Layout:
     """A dataset's folders and naming rule.
 
     files: split → glob below the root (below `imgs/` where it is prepared). rules: one of them must
     match the path from there, never the full path: a parent folder that looks like an id must not
-    be read as one. Groups: pid, and where known camid (a number, or A, B, C for 1, 2, 3), clothes,
-    scene.
+    be read as one. Groups: pid, and where known other fields of `Name`; camid is a number, or A, B,
+    C for 1, 2, 3.
     """
 
     example: str
@@ -74,14 +66,14 @@ class Layout:
         return self.always_prepared or (root / "imgs").is_dir()
 
     def bodies(self, root: Path) -> Path:
-        """The folder from which paths are counted."""
+        """The folder below which the paths of body images are counted."""
         return root / "imgs" if self.prepared(root) else root
 
-    def images(self, root: Path, split: str) -> Iterator[Path]:
-        """The body images of a split, sorted; files that aren't images are passed over."""
-        for path in sorted(self.bodies(root).glob(self.files[split])):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                yield path
+    def images(self, root: Path, split: str, kind: str = "imgs") -> list[str]:
+        """The images of a kind, sorted: paths below `bodies(root)`, or below `root / kind`."""
+        if self.prepared(root):
+            return list_images(root / kind, self.files[split])
+        return list_images(root, self.files[split]) if kind == "imgs" else []
 
     def parse(self, path: str) -> Name | None:
         """What a path below `bodies` says; None where it doesn't follow the rule."""
@@ -89,12 +81,43 @@ class Layout:
         groups = next((match.groupdict() for match in matches if match), None)
         if groups is None:
             return None
-        camera = groups.get("camid")
+        camera = groups.pop("camid", None)
         if camera is not None and camera.isalpha():
             camera = str(ord(camera) - ord("A") + 1)
-        camid = None if camera is None else int(camera)
-        clothes = groups.get("clothes") or (self.outfits.get(camid) if camid is not None else None)
-        return Name(groups["pid"], camid, clothes, groups.get("scene"))
+        name = Name(**groups, camid=None if camera is None else int(camera))
+        if name.clothes is None and name.camid is not None:
+            name = name._replace(clothes=self.outfits.get(name.camid))
+        return name
+
+
+def list_images(folder: Path, pattern: str) -> list[str]:
+    """The image files of a folder that match a pattern: paths below it, sorted part by part.
+
+    Each part of the pattern matches one part of the path; a leading `**` matches any number of
+    folders. Links are followed, hidden files and folders are passed over.
+    """
+    return [*_matches(str(folder), "", pattern.split("/"), set())]
+
+
+def _matches(folder: str, below: str, parts: list[str], seen: set[str]) -> Iterator[str]:
+    part, *rest = parts
+    if part == "**":
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            return
+        seen.add(real)
+    try:
+        found = sorted((each.name, each) for each in os.scandir(folder) if each.name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, entry in found:
+        if part == "**" and entry.is_dir():
+            yield from _matches(entry.path, f"{below}{name}/", parts, seen)
+        elif part != "**" and rest:
+            if fnmatchcase(name, part) and entry.is_dir():
+                yield from _matches(entry.path, f"{below}{name}/", rest, seen)
+        elif fnmatchcase(name, parts[-1]) and name.lower().endswith(IMAGE_SUFFIXES):
+            yield below + name
 
 
 def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
@@ -195,3 +218,22 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "dukemtmc": Layout("<pid>_c<camid>_*.jpg", _MARKET, junk=frozenset({"-1"})),
 }
+
+
+def image_folders(
+    root: Path, dataset: str, kinds: Sequence[str], splits: Sequence[str]
+) -> dict[str, tuple[Path, str]]:
+    """Where the images of some kinds and splits lie: by role, a folder and a pattern below it."""
+    layout = LAYOUTS[dataset]
+    prepared = layout.prepared(root)
+    return {
+        f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
+        for kind in kinds
+        for split in splits
+        if prepared or kind == "imgs"
+    }
+
+
+def unfinished(root: Path) -> bool:
+    """Whether the preparation of a set is under way or was interrupted."""
+    return any((root / ".prepare").glob("*.jsonl")) and not (root / "prepare.csv").exists()

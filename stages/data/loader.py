@@ -6,7 +6,7 @@ import hashlib
 import io
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.views import PLAIN, View, erase, normalise, render_view, render_view_fast
 
+Things = TypeVar("Things", bound=Sequence[Any])
+
+
+def batched(things: Things, size: int) -> list[Things]:
+    """Slices of a sequence in order, `size` long but for the last."""
+    return [things[start : start + size] for start in range(0, len(things), size)]  # type: ignore[misc]
+
 
 def _plain(row: int, view: int) -> np.ndarray:
     return np.asarray(PLAIN, np.float32)
@@ -27,7 +34,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Some kinds of images of every sample under every view.
 
     Item (row, view) is a dict: for each kind uint8 [3, H, W], zeros where the file is absent; `row`
-    and `view` as given; `look`, the view's numbers, float32 [len(View)].
+    and `view` as given; `view_params`, the view's numbers, float32 [len(View)].
     """
 
     def __init__(
@@ -75,7 +82,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def render_views(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
         """A sample under several views, each file decoded once.
 
-        For each kind uint8 [V, 3, H, W]; `look` float32 [V, len(View)].
+        For each kind uint8 [V, 3, H, W]; `view_params` float32 [V, len(View)].
         """
         numbers = np.stack([self.views(row, view) for view in views])
         sample = {"view_params": torch.from_numpy(numbers)}
@@ -119,10 +126,10 @@ def _decode(path: str) -> torch.Tensor:
         encoded = file.read()
     if encoded.startswith(b"\xff\xd8"):
         try:
-            # Inks become RGB by a rule of PIL's own.
+            # CMYK becomes RGB by PIL's rule.
             if decode_jpeg_header(encoded)[2] not in ("CMYK", "YCCK"):
                 return torch.from_numpy(decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
-        except ValueError:  # PIL reads more, and says what is wrong
+        except ValueError:  # PIL reads more files, and its errors are clearer
             pass
     with Image.open(io.BytesIO(encoded)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -131,12 +138,13 @@ def _decode(path: str) -> torch.Tensor:
 class MultiViewDataset(Dataset[dict[str, Any]]):
     """Samples under several views at once, for a teacher.
 
-    Item (row, views) is what `Images.looks` gives, with `row`, and `pixels` int64 [V]: the bits
-    of `pixel_hash`, as torch has few operations on uint64.
+    Item (row, views) is what `ImageDataset.render_views` gives, with `row`, and `pixels`: by name
+    int64 [V], the bits of `pixel_hash`, as torch has few operations on uint64.
     """
 
-    def __init__(self, images: ImageDataset) -> None:
-        self.images = images
+    def __init__(self, images: ImageDataset, hashed: Mapping[str, Sequence[str]]) -> None:
+        """hashed: name → the kinds of images whose pixels are hashed together."""
+        self.images, self.hashed = images, hashed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -144,10 +152,12 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Any]:
         row, views = item
         sample = self.images.render_views(row, views)
-        kinds = [sample[kind].numpy() for kind in self.images.sizes]
-        hashes = [pixel_hash(*(kind[i] for kind in kinds)) for i in range(len(views))]
-        pixels = np.asarray(hashes, np.uint64).view(np.int64)
-        return sample | {"row": row, "pixels": torch.from_numpy(pixels)}
+        pixels = {}
+        for name, kinds in self.hashed.items():
+            images = [sample[kind].numpy() for kind in kinds]
+            hashes = [pixel_hash(*(image[i] for image in images)) for i in range(len(views))]
+            pixels[name] = torch.from_numpy(np.asarray(hashes, np.uint64).view(np.int64))
+        return {**sample, "row": row, "pixels": pixels}
 
 
 def pixel_hash(*images: np.ndarray) -> int:
@@ -176,17 +186,17 @@ def load(
         persistent_workers=workers > 0,
         prefetch_factor=ahead if workers else None,
         collate_fn=_collate,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=device.type == "cuda",
     )
 
 
 def _collate(samples: Any) -> dict[str, Any]:
-    """A batch; `Images` gives whole ones."""
+    """A batch; `ImageDataset` gives whole ones."""
     return samples if isinstance(samples, dict) else default_collate(samples)
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; the parent decides, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -204,7 +214,7 @@ def images_of(
 
 
 def iterate(loader: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The loader's batches; a worker's InputError arrives as its own one line."""
+    """The loader's batches; an InputError of a worker is raised with its own message."""
     try:
         yield from loader
     except InputError as error:

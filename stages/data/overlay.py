@@ -1,4 +1,4 @@
-"""Attention made visible on the image that it is about."""
+"""Attention maps drawn on their images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def overlay(images: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 def side_by_side(
     images: torch.Tensor, attention: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """A row per sample: the image, under the student's attention, under its target.
+    """A row per sample: the image, then with the student's attention, then with its target.
 
     images uint8 [B, 3, H, W], attention and target [B, 1, h, w]: uint8 [3, B·H, 3·W].
     """

@@ -1,4 +1,4 @@
-"""Views: one augmented look at a sample, as explicit fractions of the image.
+"""Views: an augmentation of a sample as explicit fractions of the image.
 
 A view is drawn once, from (seed, sample, view), stored with the targets that were computed for it,
 and applied to body, LR face, HR face and mask, each at its own size. It is never replayed from a
@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 VERSION = 2
-"""Raise it when the same row of numbers would show another look: caches then become stale."""
+"""Raise it when the same row of numbers gives other pixels: target caches then become stale."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics per RGB channel, for images in 0..1."""
 ERASED = (0.4914, 0.4822, 0.4465)
-"""What an erased rectangle is filled with, after normalisation (network.md)."""
+"""What an erased rectangle is filled with, after normalisation, as in the published DeSKPro."""
 
 
 class View(NamedTuple):
@@ -52,26 +52,19 @@ PLAIN = View()
 class Policy(Protocol):
     """What may be drawn (`stages.base.options.Views`)."""
 
-    @property
-    def seed(self) -> int: ...
-    @property
-    def flip(self) -> float: ...
-    @property
-    def crop(self) -> float: ...
-    @property
-    def enlarge(self) -> float: ...
-    @property
-    def erase(self) -> float: ...
-    @property
-    def erase_area(self) -> tuple[float, float]: ...
-    @property
-    def erase_aspect(self) -> tuple[float, float]: ...
+    seed: int
+    flip: float
+    crop: float
+    enlarge: float
+    erase: float
+    erase_area: tuple[float, float]
+    erase_aspect: tuple[float, float]
 
 
 def draw_view(policy: Policy, sample_id: str, index: int) -> View:
     """The view number `index` of a sample: the same whatever other samples or views there are.
 
-    The published augmentation (network.md): mirror; enlarge and crop back at a random place;
+    The augmentation of DeSKPro (arXiv 2208.12023): mirror; enlarge and crop at a random place;
     erase a rectangle whose aspect is drawn uniformly, redrawn until it fits. Area and aspect are
     those of fractions of the sides, so that one rectangle serves images of any shape.
     """
@@ -104,7 +97,7 @@ def _rectangle(rng: np.random.Generator, policy: Policy) -> dict[str, float]:
 
 
 class DrawnViews:
-    """The views of samples, drawn when asked for: float32 [len(View)] by (row, view)."""
+    """The views of samples, drawn at each call: (row, view) → float32 [len(View)]."""
 
     def __init__(self, policy: Policy, sample_ids: Sequence[str], plain_view: bool = False) -> None:
         """plain_view: view 0 of each sample is the plain image."""
@@ -123,7 +116,7 @@ class DrawnViews:
 
 
 class StoredViews:
-    """Views that were stored with their targets: `table` is float32 [samples, views, len(View)]."""
+    """Views stored with their targets: `table` is float32 [samples, views, len(View)]."""
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table
@@ -176,14 +169,14 @@ def render_view(image: Image.Image, view: View, size: tuple[int, int]) -> np.nda
 
 
 def render_view_fast(image: torch.Tensor, view: View, size: tuple[int, int]) -> torch.Tensor:
-    """`look` for training: the same within 2/255, several times faster.
+    """`render_view` for training: the same within 2/255, several times faster.
 
     image: uint8 [3, h, w], best with its channels last in memory, as decoders give it. Returns
     uint8 [3, height, width], perhaps a view of it.
     """
     at = crop_grid(view, size)
     if image.shape[1:] != (at.height, at.width):
-        # As a batch whose strides say that channels are last, or the result won't have them so.
+        # As a batch whose strides are channels-last: the result then is, too.
         batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         image = torch.nn.functional.interpolate(
             batch, (at.height, at.width), mode="bilinear", antialias=True
@@ -218,7 +211,7 @@ def attention_target(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
     mask: uint8 [B, 3, H, W], channel 0 the head region, already under the view. Resized bilinearly
     without antialiasing (half-pixel centres) to `size` = (h, w); exact zeros become 0.1, so that
-    the attention dims the rest of the body but doesn't forbid it (network.md).
+    the attention dims the rest of the body and keeps it, as in DeSKPro (arXiv 2208.12023).
     """
     head = mask[:, :1].float() / 255
     target = torch.nn.functional.interpolate(head, size, mode="bilinear", align_corners=False)

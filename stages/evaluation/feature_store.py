@@ -1,31 +1,72 @@
-"""Features of query and gallery, made once and kept in a store beside the network's run."""
+"""Features of query and gallery, computed once and kept in a store beside the network's run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from deskpro.cache.errors import CacheError
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256
-from deskpro.cache.fingerprint import differences, sample_differences
-from deskpro.cache.reader import ZarrReader, all_bytes, open_reader
+from deskpro.cache.reader import ZarrReader, all_bytes
 from deskpro.cache.schema import Column, Field, Schema
-from deskpro.cache.writer import TargetWriter, Team
+from deskpro.cache.writer import GroupWriter
+from deskpro.stages.base import distributed
+from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.ranks import Ranks
-from deskpro.stages.data.file_index import FileIndex, content_hashes
-from deskpro.stages.evaluation.features import FeatureExtractor, batched, extract_batches
-from deskpro.stages.models.lmbn import HEADS
+from deskpro.stages.data.index import content_hashes
+from deskpro.stages.data.loader import batched
+from deskpro.stages.evaluation.features import FeatureExtractor, extract_batches, open_extractor
 
 BLOCK = 1024
 """Images per block of the store."""
+GROUP = "features"
 _CONTENT = "_sha256"
 """Kind of image + this: the column with the contents of its files."""
+
+
+class Stored(NamedTuple):
+    """Blocks of the store, and how many of them were there."""
+
+    kept: int
+    blocks: int
+
+
+class FeatureWorker:
+    """Computes blocks of features. Made from plain values, so that it can run in any process."""
+
+    def __init__(
+        self, network: Path, kind: str | None, table: pd.DataFrame, options: Options
+    ) -> None:
+        """network: its weights; kind: student, teacher, or None for whichever the file holds."""
+        self.table, self.options, data = table, options, options.data
+        self.device = distributed.pick_device(options.device)
+        self.extractor = open_extractor(network, kind, data.face_size, data.body_size, self.device)
+
+    def __call__(self, rows: range) -> np.ndarray:
+        """The features of neighbouring rows of the table, float32 [rows, 1, H, D]."""
+        return next(self.run([rows]))
+
+    def run(self, blocks: Iterable[range]) -> Iterator[np.ndarray]:
+        """The features of each block in order; images are loaded ahead, also of the next block."""
+        plan = [batched(rows, self.options.eval.batch) for rows in blocks]
+        extracted = extract_batches(
+            self.extractor,
+            self.table,
+            [rows for batches in plan for rows in batches],
+            flip=self.options.eval.flip,
+            workers=self.options.data.workers,
+            device=self.device,
+        )
+        for batches in plan:
+            parts = [next(extracted).features.numpy() for _ in batches]
+            yield np.concatenate(parts)[:, None]
+        next(extracted, None)  # it ends, and so does its progress bar
 
 
 def store_features(
@@ -34,54 +75,40 @@ def store_features(
     network: Path,
     table: pd.DataFrame,
     options: Options,
-    file_index: Path,
-    device: torch.device,
-    team: Ranks,
-) -> str:
-    """See to it that the store holds the features of the table's images, in its order.
+    index: FileIndex,
+) -> Stored:
+    """Bring the store to the features of the table's images, in its order.
 
-    What is there of the same network, options and image contents is kept, whichever run made it;
-    the rest is computed, in blocks, by all processes of the team. Returns, in words, what was done.
+    Blocks that are there of the same network, options and image contents are kept, whichever run
+    made them; the others are computed.
     """
-    with team.rank_zero_first():  # it hashes; the others find that in the file index
-        schema, columns, fingerprint = _wanted(extractor, network, table, options, file_index)
-    if team.share(not team.rank and _is_fresh(path, schema, columns, fingerprint)):
-        return "were there"
-    writer = TargetWriter(
+    schema, columns, fingerprint = _wanted(extractor, network, table, options, index)
+    with GroupWriter(
         path,
+        GROUP,
         schema,
         columns,
         fingerprint,
-        replace=True,  # features are made of what is still here; nothing is lost
-        team=Team(team.rank, team.size, team.share, team.gather),
-    )
-    try:
-        batches = [
-            rows
-            for block in writer.mine
-            for rows in batched(range(*schema.rows(block).indices(len(table))), options.eval.batch)
-        ]
-        described = extract_batches(
-            extractor,
-            table,
-            batches,
-            flip=options.eval.flip,
-            workers=options.data.workers,
-            device=device,
-        )
-        for block in writer.mine:
-            rows = schema.rows(block)
-            count = len(batched(range(rows.start, rows.stop), options.eval.batch))
-            parts = [next(described).features.numpy() for _ in range(count)]
-            dtype = schema.fields["features"].dtype
-            writer.write(block, {"features": np.concatenate(parts)[:, None].astype(dtype)})
-        for _ in described:  # let it end well
-            pass
-        there = writer.there
+        depends=[*columns],
+        replace=True,  # features are computed from what is still here; nothing is lost
+    ) as writer:
+        if writer.missing:
+            make = partial(FeatureWorker, network, extractor.info.kind, table, options)
+            blocks = {range(*schema.rows(b).indices(len(table))): b for b in writer.missing}
+            for rows, features in _computed([*blocks], make, options):
+                writer.write(blocks[rows], {"features": features})
         writer.seal()
-    finally:
-        writer.close()
-    return f"of {there} of {schema.blocks} blocks were there" if there else "were made"
+        return Stored(writer.there, schema.blocks)
+
+
+def _computed(
+    blocks: list[range], make_worker: Callable[[], FeatureWorker], options: Options
+) -> Iterable[tuple[range, np.ndarray]]:
+    """Blocks with their features; by this process in one stream, which loads images ahead."""
+    launch = options.launch
+    if launch.engine == "local" and launch.workers == 1:
+        return zip(blocks, make_worker().run(blocks), strict=True)
+    return Engine(launch).map(make_worker, blocks)
 
 
 def _wanted(
@@ -89,29 +116,20 @@ def _wanted(
     network: Path,
     table: pd.DataFrame,
     options: Options,
-    file_index: Path,
+    index: FileIndex,
 ) -> tuple[Schema, dict[str, Column], dict[str, Any]]:
-    shape = len(HEADS) * len(extractor.kinds), extractor.info.network["feature_dim"]
-    fields = {
-        "features": Field(
-            shape,
-            options.eval.dtype,
-            ("head", "feature"),
-            "1",
-            "features, each of length 1 or 0",
-        )
-    }
-    remembered = FileIndex(file_index)
-    names = table["sample_id"].to_numpy(object)
-    columns = {"sample_id": Column(names, ("sample",))} | {
+    heads = extractor.info.heads or {}
+    shape = sum(map(len, heads.values())), extractor.info.network["feature_dim"]
+    text = "features, each of length 1 or 0"
+    field = Field(shape, "float32", ("head", "feature"), "1", text)
+    columns = {"sample_id": Column(table["sample_id"].to_numpy(object), ("sample",))} | {
         kind + _CONTENT: Column(
-            content_hashes(table[kind].tolist(), remembered),
+            content_hashes(table[kind].tolist(), index),
             ("sample", "byte"),
             description=f"SHA-256 of the {kind} file",
         )
         for kind in extractor.kinds.values()
     }
-    remembered.save()
     fingerprint = {
         "network": {"weights": sha256(network), "kind": extractor.info.kind},
         "sizes": {kind: list(extractor.sizes[kind]) for kind in extractor.kinds.values()},
@@ -120,40 +138,24 @@ def _wanted(
             stream: list(part.indices(shape[0])[:2]) for stream, part in extractor.heads.items()
         },
     }
-    return Schema(len(table), 1, BLOCK, fields), columns, fingerprint
-
-
-def _is_fresh(
-    path: Path, schema: Schema, columns: dict[str, Column], fingerprint: dict[str, Any]
-) -> bool:
-    if not path.exists():
-        return False
-    try:
-        reader = open_reader(path)
-        stored = {name: reader.column(name) for name in columns}
-        return reader.schema == schema and not (
-            differences(reader.fingerprint, fingerprint)
-            or sample_differences(stored, {n: column.values for n, column in columns.items()})
-        )
-    except CacheError:  # unfinished, or damaged: what is sound is taken over
-        return False
+    return Schema(len(table), 1, BLOCK, {"features": field}), columns, fingerprint
 
 
 class FeatureStore:
-    """Features read from their store; held on the device where `budget` (bytes) allows."""
+    """Features read from their store; resident on the device where `budget` (bytes) allows."""
 
     def __init__(self, path: Path, device: torch.device, budget: float) -> None:
         # Read, not mapped: mapped pages would count as this process's memory, all of them in time.
-        self.reader, self.device = ZarrReader(path, ["features"]), device
+        self.reader, self.device = ZarrReader(path, GROUP), device
         field = self.reader.schema.fields["features"]
         self.heads = field.shape[0]
-        self._held: torch.Tensor | None = None
+        self._resident: torch.Tensor | None = None
         if all_bytes(self.reader) * 4 // np.dtype(field.dtype).itemsize <= budget:
             everything = range(self.reader.schema.samples)
-            self._held = torch.cat([part for _, part in self._parts(everything)])
+            self._resident = torch.cat([part for _, part in self._parts(everything)])
 
     def contents(self) -> dict[str, np.ndarray]:
-        """The content of the files that were described: by kind SHA-256, uint8 [N, 32]."""
+        """The content of the image files: by kind SHA-256, uint8 [N, 32]."""
         kinds = [name for name in self.reader.columns if name.endswith(_CONTENT)]
         return {name.removesuffix(_CONTENT): self.reader.column(name) for name in kinds}
 
@@ -163,8 +165,8 @@ class FeatureStore:
 
     def parts(self, rows: range) -> Iterator[tuple[slice, torch.Tensor]]:
         """Neighbouring rows, some at a time: their place among `rows`, and float32 [n, H, D]."""
-        if self._held is not None:
-            yield slice(0, len(rows)), self._held[rows.start : rows.stop]
+        if self._resident is not None:
+            yield slice(0, len(rows)), self._resident[rows.start : rows.stop]
         else:
             yield from self._parts(rows)
 
@@ -177,7 +179,7 @@ class FeatureStore:
             features = torch.from_numpy(np.ascontiguousarray(chunk)).to(self.device).float()
             yield slice(start - rows.start, stop - rows.start), features
 
-    def seen(self, rows: range, weights: torch.Tensor) -> np.ndarray:
+    def present(self, rows: range, weights: torch.Tensor) -> np.ndarray:
         """Which images have a feature in a head that has a weight: bool [len(rows)]."""
         used = weights.nonzero().flatten().tolist()
         parts = [part[:, used].abs().amax((1, 2)) > 0 for _, part in self.parts(rows)]
@@ -192,10 +194,10 @@ class FeatureStore:
         """
         used = weights.nonzero().flatten().tolist()
         scale = weights[used].to(self.device)[:, None]
-        asked = (self.take(queries)[:, used] * scale).flatten(1)
+        query = (self.take(queries)[:, used] * scale).flatten(1)
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
-            few = asked[rows]
+            few = query[rows]
             found = np.empty((len(few), len(others)), np.float32)
             for part, features in self.parts(others):
                 products = few @ features[:, used].flatten(1).T

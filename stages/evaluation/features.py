@@ -1,4 +1,4 @@
-"""Features: what a network makes of every image of a split."""
+"""The features of every image of a split."""
 
 from __future__ import annotations
 
@@ -21,33 +21,42 @@ from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher,
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network with what it needs to look at images.
-
-    heads: stream → its slice of the heads; kinds: stream → the kind of image it sees.
-    """
+    """A network, and what it takes to give it images."""
 
     network: Teacher | Student
     info: ModelInfo
     heads: dict[str, slice]
+    """Stream → its slice of the heads."""
     kinds: dict[str, str]
+    """Stream → the kind of image that it sees."""
     sizes: dict[str, tuple[int, int]]
+    """Kind of image → height and width."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The kinds of images of a test sample that must be readable, body images first."""
         return ("imgs", *(kind for kind in self.kinds.values() if kind != "imgs"))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of heads H and length D of a feature."""
+        return max(part.stop for part in self.heads.values()), self.info.network["feature_dim"]
 
-@dataclass(frozen=True)
-class Features:
-    """What a network makes of a split's images, in the order of `table`.
+    def __call__(self, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The features of images by kind, before normalisation: float32 [B, H, D]."""
+        if isinstance(self.network, Teacher):
+            return self.network(images["hr_face"]).features.float()
+        return self.network(images.get("lr_face"), images.get("imgs")).features.float()
 
-    raw: float32 [N, H, D], inference features of the images as they are. features: float32
-    [N, H, D], summed over image and mirror image where asked, each of length 1. Where a stream's
-    image is absent both are 0: what isn't seen has no say, and nothing is NaN.
+
+class FeatureBatch(NamedTuple):
+    """The features of some rows of a table, float32 [n, H, D]; 0 where a stream's image is missing.
+
+    raw: of the images alone. features: summed over image and mirror image if flipped, each of
+    length 1.
     """
 
-    table: pd.DataFrame
+    rows: list[int]
     raw: torch.Tensor
     features: torch.Tensor
 
@@ -61,29 +70,21 @@ def open_extractor(
 ) -> FeatureExtractor:
     """The network of a weights file: a student, or a teacher, which sees HR faces.
 
-    Where `kind` is None it is whichever the file holds, the student rather than the teacher.
-
-    The sizes are used where the file doesn't say on which its network was trained.
+    Args:
+        kind: "student", "teacher", or None for the student if the file has one, else the teacher.
+        face_size, body_size: used where the file doesn't say on which its network was trained.
     """
     info = read_metadata(path, kind)
     faces = info.face_size or face_size
     sizes = {"lr_face": faces, "hr_face": faces, "imgs": info.body_size or body_size}
     if info.kind == "teacher":
-        teacher, _ = load_teacher(path)
-        streams, kinds = {"face": slice(None)}, {"face": "hr_face"}
-        return FeatureExtractor(teacher.to(device), info, streams, kinds, sizes)
-    student, _ = load_student(path)
+        teacher, info = load_teacher(path)
+        heads, kinds = {"face": slice(0, len(teacher.face_net.heads))}, {"face": "hr_face"}
+        return FeatureExtractor(teacher.to(device), info, heads, kinds, sizes)
+    student, info = load_student(path)
     seen = {"face": "lr_face", "body": "imgs"}
     kinds = {stream: seen[stream] for stream in student.heads}
     return FeatureExtractor(student.to(device), info, student.heads, kinds, sizes)
-
-
-class FeatureBatch(NamedTuple):
-    """Some images' features: their rows; raw and features, float32 [n, H, D]."""
-
-    rows: list[int]
-    raw: torch.Tensor
-    features: torch.Tensor
 
 
 def extract_batches(
@@ -95,7 +96,11 @@ def extract_batches(
     workers: int,
     device: torch.device,
 ) -> Iterator[FeatureBatch]:
-    """The features of batches of a table's rows, in evaluation mode and without gradient."""
+    """The features of batches of a table's rows, in evaluation mode and without gradient.
+
+    Raises:
+        InputError: a feature isn't finite.
+    """
     kinds = extractor.kinds
     images = ImageDataset(table, {kind: extractor.sizes[kind] for kind in kinds.values()})
     wanted = [[(row, 0) for row in batch] for batch in batches]
@@ -104,61 +109,23 @@ def extract_batches(
         for stream, kind in kinds.items()
     }
     total = sum(map(len, batches))
-    with bar("describe", total, "images") as progress, torch.inference_mode():
+    with bar("features", total, "images") as progress, torch.inference_mode():
         loader = iterate(load(images, wanted, workers, device))
         for rows, rendered in zip(batches, loader, strict=True):
             seen = {kind: images_of(rendered, kind, device) for kind in kinds.values()}
-            raw = _features(extractor.network, seen)
-            if not torch.isfinite(raw).all():
-                worst = rows[int((~torch.isfinite(raw)).flatten(1).any(1).nonzero()[0])]
+            raw = summed = extractor(seen)
+            finite = torch.isfinite(raw).flatten(1).all(1)
+            if not finite.all():
+                worst = table["sample_id"].iloc[rows[int(finite.int().argmin())]]
                 raise InputError(
-                    f"{table['sample_id'].iloc[worst]}: its feature isn't finite: these weights "
-                    "are broken. Train them anew, or give others"
+                    f"{worst}: its feature isn't finite; these weights are broken. Train the "
+                    f"{extractor.info.kind} again, or use other weights"
                 )
-            summed = raw
             if flip:
-                mirrored = {kind: pixels.flip(3) for kind, pixels in seen.items()}
-                summed = raw + _features(extractor.network, mirrored)
+                summed = raw + extractor({kind: pixels.flip(3) for kind, pixels in seen.items()})
             found = FeatureBatch([*rows], raw.cpu(), nn.functional.normalize(summed, dim=2).cpu())
             for stream, missing in absent.items():
                 found.raw[missing[rows], extractor.heads[stream]] = 0
                 found.features[missing[rows], extractor.heads[stream]] = 0
             yield found
             progress.advance(len(rows))
-
-
-def extract_features(
-    extractor: FeatureExtractor,
-    table: pd.DataFrame,
-    *,
-    flip: bool,
-    batch: int,
-    workers: int,
-    device: torch.device,
-) -> Features:
-    """The features of every row of a table."""
-    parts = [
-        *extract_batches(
-            extractor,
-            table,
-            batched(range(len(table)), batch),
-            flip=flip,
-            workers=workers,
-            device=device,
-        )
-    ]
-    return Features(
-        table, torch.cat([part.raw for part in parts]), torch.cat([p.features for p in parts])
-    )
-
-
-def batched(rows: range, size: int) -> list[range]:
-    """Rows in order, `size` at a time."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _features(network: Teacher | Student, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """float32 [B, H, D], before normalisation."""
-    if isinstance(network, Teacher):
-        return network(seen["hr_face"]).features.float()
-    return network(seen.get("lr_face"), seen.get("imgs")).features.float()

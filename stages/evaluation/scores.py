@@ -13,7 +13,7 @@ from deskpro.cache.files import write_aside
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import Ranking
-from deskpro.stages.reporting.curve import write_cmc
+from deskpro.stages.reporting import figures
 
 
 def protocol_numbers(
@@ -85,22 +85,21 @@ def write_scores(
     metrics: Path,
 ) -> None:
     """The report as JSON in `metrics`, and beside it: metrics.csv, a row per protocol and stream;
-    queries.csv, a row per protocol, stream and query; breakdown.csv, identities and cameras apart;
+    queries.csv, a row per protocol, stream and query; breakdown.csv, a row per identity and camera;
     ranked.csv, the nearest images of each query; cmc.png. The JSON, by which others know that
     there is an evaluation, is written last."""
     primary = next(iter(report["protocols"].values()))
-    write_cmc(
-        {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()},
-        f"CMC, {next(iter(scores))}",
-        metrics.with_name("cmc.png"),
-    )
+    curves = {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()}
+    title = f"CMC, {next(iter(scores))}: queries matched, %"
+    figures.write_png(figures.cmc(curves, title), metrics.with_name("cmc.png"))
+    queries = _queries(scores, query, faces)
     tables = {
         "metrics.csv": _flat(report),
-        "queries.csv": _queries(scores, query, faces),
-        "breakdown.csv": _apart(_queries(scores, query, faces)),
+        "queries.csv": queries,
+        "breakdown.csv": _breakdown(queries),
         "ranked.csv": _lists(scores, gallery),
     }
-    metrics.unlink(missing_ok=True)  # older numbers must not stand beside newer tables
+    metrics.unlink(missing_ok=True)  # no older numbers beside newer tables
     for name, rows in tables.items():
         with write_aside(metrics.with_name(name)) as aside:
             rows.to_csv(aside, index=False)
@@ -135,8 +134,8 @@ def _queries(
     return pd.concat(parts)[[*columns, "draw", "ap", "inp", "first", "positives"]]
 
 
-def _apart(queries: pd.DataFrame) -> pd.DataFrame:
-    """Every identity and every camera of the queries by itself."""
+def _breakdown(queries: pd.DataFrame) -> pd.DataFrame:
+    """A row per identity and per camera of the queries."""
     queries = queries.assign(rank1=queries["first"].eq(1))
     parts = []
     for by in ("pid", "camid"):

@@ -22,7 +22,6 @@ def agreement(
     same = (logits.argmax(2) == teacher_logits.argmax(2)).float().mean(0)
     student = (logits.float() / temperature).log_softmax(2)
     teacher = (teacher_logits.float() / temperature).log_softmax(2)
-    apart = (teacher.exp() * (teacher - student)).sum(2).mean(0)
-    return {f"agree_{head}": same[i] for i, head in enumerate(heads)} | {
-        f"divergence_{head}": apart[i] for i, head in enumerate(heads)
-    }
+    kl = (teacher.exp() * (teacher - student)).sum(2).mean(0)
+    shares = {f"agree_{head}": same[i] for i, head in enumerate(heads)}
+    return shares | {f"divergence_{head}": kl[i] for i, head in enumerate(heads)}

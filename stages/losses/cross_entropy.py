@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cross_entropy(
@@ -13,9 +15,10 @@ def cross_entropy(
 
     logits float [B, H, C]; labels int64 [B]; the smoothed target keeps 1−ε+ε/C for the label.
     """
-    heads = logits.shape[1]
-    repeated = labels[:, None].expand(-1, heads)
-    losses = F.cross_entropy(
+    from torch.nn import functional
+
+    repeated = labels[:, None].expand(-1, logits.shape[1])
+    losses = functional.cross_entropy(
         logits.float().transpose(1, 2), repeated, reduction="none", label_smoothing=label_smoothing
     )
     return losses.mean(0).sum()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def distillation(
@@ -14,7 +16,9 @@ def distillation(
     logits and teacher_logits float [B, H, C], raw, of the same heads in the same class order.
     T² keeps the gradient's size the same for every T. Float32 scalar.
     """
-    student = F.log_softmax(logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    from torch.nn import functional
+
+    student = functional.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return temperature**2 * divergence.mean(0).sum()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def triplet(embeddings: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.7) -> torch.Tensor:
@@ -12,6 +15,8 @@ def triplet(embeddings: torch.Tensor, labels: torch.Tensor, *, margin: float = 0
     computed from differences: the faster way through dot products loses near-duplicates in
     rounding. An image alone with its identity is its own positive, at distance 0. Float32 scalar.
     """
+    import torch
+
     vectors = embeddings.float().transpose(0, 1)
     distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels[None, :]

@@ -1,23 +1,47 @@
-"""Evaluation protocols by name: who is asked, among whom, and what is not compared.
+"""Evaluation protocols by name: which images are queries and gallery, and what is not compared.
 
-To add one: write its function under `@protocol`; tests/test_metrics.py wants the same rule in
-plain words, and holds the two against each other by itself. The rules are those that the datasets'
-authors publish and public code has; where code disagrees each rule has a name of its own.
+To add one: a row in `PROTOCOLS`, and its rule in plain words in tests/test_metrics.py, which checks
+one against the other. The rules are those of the datasets' authors and of public code; where code
+disagrees each rule has a name of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Codes = Mapping[str, np.ndarray]
-"""Of some images: `camid`, `clothes` and `scene` as int64 codes that query and gallery share."""
-Rule = Callable[[Codes, Codes], np.ndarray]
-"""(a query's codes, [1]; those of the n gallery images of its identity) → bool [n], what is taken
-out. Images of others are never taken out."""
+"""Of some images: the fields of `Name` as int64 codes that query and gallery share."""
+Junk = Callable[[Codes, Codes], np.ndarray]
+"""(codes of a query, [1]; of the n gallery images of its identity) → bool [n], which are removed.
+Images of other identities are never removed."""
+
+
+def no_junk(query: Codes, same: Codes) -> np.ndarray:
+    return np.zeros(len(same["pid"]), bool)
+
+
+def same_camera(query: Codes, same: Codes) -> np.ndarray:
+    return same["camid"] == query["camid"]
+
+
+def same_camera_or_clothes(query: Codes, same: Codes) -> np.ndarray:
+    return (same["camid"] == query["camid"]) | (same["clothes"] == query["clothes"])
+
+
+def same_camera_or_other_clothes(query: Codes, same: Codes) -> np.ndarray:
+    return (same["camid"] == query["camid"]) | (same["clothes"] != query["clothes"])
+
+
+def same_scene(query: Codes, same: Codes) -> np.ndarray:
+    return same["scene"] == query["scene"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +50,9 @@ class Protocol:
 
     name: str
     rule: str
-    junk: Rule
+    junk: Junk
     needs: tuple[str, ...] = ()
-    """What must be known of every image, of `clothes` and `scene`."""
+    """Fields of `Name` that must be known of every image."""
     query_cameras: tuple[int, ...] | None = None
     """Queries are images of these cameras; of all where None."""
     gallery_cameras: tuple[int, ...] | None = None
@@ -57,119 +81,97 @@ def _of_cameras(table: pd.DataFrame, cameras: tuple[int, ...] | None) -> np.ndar
     return table["camid"].isin(cameras).to_numpy()
 
 
-PROTOCOLS: dict[str, Protocol] = {}
-
-
-def protocol(name: str, rule: str, **more: object) -> Callable[[Rule], Rule]:
-    """Register the function below under a name; one function may serve several."""
-
-    def register(junk: Rule) -> Rule:
-        PROTOCOLS[name] = Protocol(name, rule, junk, **more)  # type: ignore[arg-type]
-        return junk
-
-    return register
-
-
 _SKIPPED = "a query without a positive left is not counted"
-_MARKET = "gallery images of the same identity from the same camera are removed"
+_SAME = "gallery images of the same identity from the same"
+_MARKET = f"{_SAME} camera are removed"
+_CHANGED = f"{_SAME} camera or in the same clothes are removed; {_SKIPPED}"
+_UNCHANGED = f"{_SAME} camera or in other clothes are removed; {_SKIPPED}"
 _NOTHING = "nothing is removed"
-_DRAWN = "the gallery is one random image of each identity, mean of 10 seeded draws"
+_DRAWN = (
+    f"of A the gallery is one random image of each identity, mean of 10 seeded draws; {_NOTHING}"
+)
+_CLOTHES = ("clothes",)
+_prcc = partial(Protocol, junk=no_junk, gallery_cameras=(1,))
 
-
-@protocol("market", f"Market rule: {_MARKET}; {_SKIPPED}")
-@protocol(
-    "vcclothes-same-clothes",
-    f"VC-Clothes, same clothes by cameras: images of cameras 2 and 3 only; {_MARKET}; {_SKIPPED}",
-    query_cameras=(2, 3),
-    gallery_cameras=(2, 3),
+_ROWS = (
+    Protocol("market", f"Market rule: {_MARKET}; {_SKIPPED}", same_camera),
+    Protocol(
+        "cloth-changing",
+        f"cloth-changing, as of LTCC: {_CHANGED}",
+        same_camera_or_clothes,
+        _CLOTHES,
+    ),
+    Protocol(
+        "same-clothes",
+        f"same clothes, as of LTCC: {_UNCHANGED}",
+        same_camera_or_other_clothes,
+        _CLOTHES,
+    ),
+    _prcc(
+        "prcc-cloth-changing",
+        f"PRCC, cloth-changing, multi-shot: queries of camera C, gallery all of A; {_NOTHING}",
+        query_cameras=(3,),
+    ),
+    _prcc(
+        "prcc-same-clothes",
+        f"PRCC, same clothes, multi-shot: queries of camera B, gallery all of A; {_NOTHING}",
+        query_cameras=(2,),
+    ),
+    _prcc(
+        "prcc-cloth-changing-single-shot",
+        f"PRCC, cloth-changing, single-shot: queries of camera C, {_DRAWN}",
+        query_cameras=(3,),
+        draws=10,
+    ),
+    _prcc(
+        "prcc-same-clothes-single-shot",
+        f"PRCC, same clothes, single-shot: queries of camera B, {_DRAWN}",
+        query_cameras=(2,),
+        draws=10,
+    ),
+    Protocol(
+        "vcclothes-same-clothes",
+        "VC-Clothes, same clothes by cameras: images of cameras 2 and 3 only; "
+        f"{_MARKET}; {_SKIPPED}",
+        same_camera,
+        query_cameras=(2, 3),
+        gallery_cameras=(2, 3),
+    ),
+    Protocol(
+        "vcclothes-cloth-changing",
+        f"VC-Clothes, cloth-changing by cameras: images of cameras 3 and 4 only; "
+        f"{_MARKET}; {_SKIPPED}",
+        same_camera,
+        query_cameras=(3, 4),
+        gallery_cameras=(3, 4),
+    ),
+    Protocol(
+        "vcclothes-cloth-changing-by-id",
+        f"VC-Clothes, cloth-changing by clothes id: {_CHANGED}",
+        same_camera_or_clothes,
+        _CLOTHES,
+    ),
+    Protocol(
+        "vcclothes-same-clothes-by-id",
+        f"VC-Clothes, same clothes by clothes id: {_UNCHANGED}",
+        same_camera_or_other_clothes,
+        _CLOTHES,
+    ),
+    Protocol("celeb-plain", f"Celeb-reID, plain: {_NOTHING}; {_SKIPPED}", no_junk),
+    Protocol(
+        "celeb-official",
+        f"Celeb-reID, official: the first digit of an image's number is its camera; {_MARKET}; "
+        f"{_SKIPPED}; AP is the trapezoidal area under precision and recall",
+        same_scene,
+        needs=("scene",),
+        trapezoidal=True,
+    ),
+    Protocol(
+        "deepchange",
+        f"DeepChange: {_SAME} tracklet are removed; {_SKIPPED}",
+        same_scene,
+        needs=("scene",),
+    ),
+    Protocol("last", f"LaST: every image is its own camera, {_NOTHING}; {_SKIPPED}", no_junk),
 )
-@protocol(
-    "vcclothes-cloth-changing",
-    f"VC-Clothes, cloth-changing by cameras: images of cameras 3 and 4 only; {_MARKET}; {_SKIPPED}",
-    query_cameras=(3, 4),
-    gallery_cameras=(3, 4),
-)
-def _same_camera(query: Codes, same: Codes) -> np.ndarray:
-    return same["camid"] == query["camid"]
-
-
-@protocol(
-    "cloth-changing",
-    "cloth-changing, as of LTCC: gallery images of the same identity from the same camera or in "
-    f"the same clothes are removed; {_SKIPPED}",
-    needs=("clothes",),
-)
-@protocol(
-    "vcclothes-cloth-changing-by-id",
-    "VC-Clothes, cloth-changing by clothes id: gallery images of the same identity from the same "
-    f"camera or in the same clothes are removed; {_SKIPPED}",
-    needs=("clothes",),
-)
-def _same_camera_or_clothes(query: Codes, same: Codes) -> np.ndarray:
-    return (same["camid"] == query["camid"]) | (same["clothes"] == query["clothes"])
-
-
-@protocol(
-    "same-clothes",
-    "same clothes, as of LTCC: gallery images of the same identity from the same camera or in "
-    f"other clothes are removed; {_SKIPPED}",
-    needs=("clothes",),
-)
-@protocol(
-    "vcclothes-same-clothes-by-id",
-    "VC-Clothes, same clothes by clothes id: gallery images of the same identity from the same "
-    f"camera or in other clothes are removed; {_SKIPPED}",
-    needs=("clothes",),
-)
-def _same_camera_or_other_clothes(query: Codes, same: Codes) -> np.ndarray:
-    return (same["camid"] == query["camid"]) | (same["clothes"] != query["clothes"])
-
-
-@protocol(
-    "prcc-cloth-changing",
-    f"PRCC, cloth-changing, multi-shot: queries of camera C, gallery all of A; {_NOTHING}",
-    query_cameras=(3,),
-    gallery_cameras=(1,),
-)
-@protocol(
-    "prcc-same-clothes",
-    f"PRCC, same clothes, multi-shot: queries of camera B, gallery all of A; {_NOTHING}",
-    query_cameras=(2,),
-    gallery_cameras=(1,),
-)
-@protocol(
-    "prcc-cloth-changing-single-shot",
-    f"PRCC, cloth-changing, single-shot: queries of camera C, of A {_DRAWN}; {_NOTHING}",
-    query_cameras=(3,),
-    gallery_cameras=(1,),
-    draws=10,
-)
-@protocol(
-    "prcc-same-clothes-single-shot",
-    f"PRCC, same clothes, single-shot: queries of camera B, of A {_DRAWN}; {_NOTHING}",
-    query_cameras=(2,),
-    gallery_cameras=(1,),
-    draws=10,
-)
-@protocol("celeb-plain", f"Celeb-reID, plain: {_NOTHING}; {_SKIPPED}")
-@protocol("last", f"LaST: every image is its own camera, {_NOTHING}; {_SKIPPED}")
-def _nothing(query: Codes, same: Codes) -> np.ndarray:
-    return np.zeros(len(same["camid"]), bool)
-
-
-@protocol(
-    "celeb-official",
-    "Celeb-reID, official: the first digit of an image's number is its camera; gallery images "
-    f"of the same identity from the same camera are removed; {_SKIPPED}; AP is the trapezoidal "
-    "area under precision and recall",
-    needs=("scene",),
-    trapezoidal=True,
-)
-@protocol(
-    "deepchange",
-    "DeepChange: gallery images of the same identity from the same tracklet are removed; "
-    f"{_SKIPPED}",
-    needs=("scene",),
-)
-def _same_scene(query: Codes, same: Codes) -> np.ndarray:
-    return same["scene"] == query["scene"]
+PROTOCOLS: dict[str, Protocol] = {row.name: row for row in _ROWS}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from deskpro.stages.base.names import Name
 from deskpro.stages.metrics.protocols import Codes, Protocol
 
 Distances = Callable[[slice], np.ndarray]
@@ -39,7 +40,7 @@ class Ranking:
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
-    """The nearest gallery images of each query, where asked for, of the first draw: query, rank,
+    """The nearest gallery images of each query in the first draw, on request: query, rank,
     sample_id, distance, positive."""
 
     @property
@@ -64,7 +65,7 @@ class Ranking:
 
 
 class _Task(NamedTuple):
-    """A query and the gallery images of its identity, by position, among those shown."""
+    """A query and the gallery images of its identity, by position in the gallery of the draw."""
 
     query: int
     positive: np.ndarray
@@ -91,22 +92,22 @@ def rank_gallery(
     Equal distances are ordered by gallery position. The rank of a positive is one plus the number
     of images before it: that is counted, no order of the gallery is made.
     """
-    tasks = [_tasks(query, gallery, protocol, shown) for shown in _drawn(gallery, protocol, seed)]
+    draws = [_tasks(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
     lists: list[list[Any]] = []
-    asked = np.flatnonzero(protocol.query_mask(query))
+    queries = np.flatnonzero(protocol.query_mask(query))
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
-        for part in _runs(asked, size):
+        for part in _runs(queries, size):
             rows = distances(part)
             if np.isnan(rows).any():  # it would compare as nearer than everything
                 raise ValueError("a distance is not a number")
-            for draw, (shown, every) in enumerate(tasks):
-                seen = rows if shown is None else rows[:, shown]
-                here = [every[q] for q in range(part.start, part.stop) if q in every]
+            for draw, (members, tasks) in enumerate(draws):
+                near = rows if members is None else rows[:, members]
+                here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
                 results = pool.map(
                     positive_ranks,
-                    (seen[task.query - part.start] for task in here),
+                    (near[task.query - part.start] for task in here),
                     (task.positive for task in here),
                     (task.junk for task in here),
                 )
@@ -114,11 +115,11 @@ def rank_gallery(
                     found[draw, task.query] = result
                 if nearest and draw == 0:
                     images = gallery["sample_id"].to_numpy()
-                    images = images if shown is None else images[shown]
+                    images = images if members is None else images[members]
                     for task in here:
-                        near = _nearest(task, seen[task.query - part.start], images, nearest)
-                        lists.append([query["sample_id"].iat[task.query], *near])
-            del rows, seen  # before the next block is made
+                        listed = _nearest(task, near[task.query - part.start], images, nearest)
+                        lists.append([query["sample_id"].iat[task.query], *listed])
+            del rows, near  # before the next block is made
     names = query["sample_id"].to_numpy()
     return Ranking(
         pd.DataFrame(
@@ -128,7 +129,7 @@ def rank_gallery(
             ],
             columns=[*_COLUMNS],
         ).astype(_COLUMNS),
-        len(asked) - len({q for _, q in found}),
+        len(queries) - len({q for _, q in found}),
         _listed(lists),
     )
 
@@ -143,8 +144,7 @@ def positive_ranks(
 ) -> np.ndarray:
     """The ranks (from 1) of the positives, ascending: int64 [P].
 
-    distances float [G]; positive, removed: positions in 0..G−1, int64 [P] and [R]. What is removed
-    takes no place.
+    distances: float [G]; positive, junk: positions in 0..G−1, int64 [P] and [J]. Junk has no rank.
     """
     positive = np.sort(positive)
     at = positive[np.argsort(distances[positive], kind="stable")]
@@ -159,9 +159,9 @@ def positive_ranks(
     for i in np.flatnonzero(tied):
         before[i] += np.count_nonzero(distances[: at[i]] == wanted[i])
     if junk is not None and len(junk):
-        gone = distances[junk]
-        nearer = gone[None, :] < wanted[:, None]
-        as_near = (gone[None, :] == wanted[:, None]) & (junk[None, :] < at[:, None])
+        theirs = distances[junk]
+        nearer = theirs[None, :] < wanted[:, None]
+        as_near = (theirs[None, :] == wanted[:, None]) & (junk[None, :] < at[:, None])
         before -= (nearer | as_near).sum(1)
     return before + 1
 
@@ -183,36 +183,35 @@ def _numbers(ranks: np.ndarray, protocol: Protocol) -> dict[str, Any]:
 
 
 def _tasks(
-    query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, shown: np.ndarray | None
+    query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, rows: np.ndarray | None
 ) -> tuple[np.ndarray | None, dict[int, _Task]]:
-    """What is shown, and by query position each query that has a positive there."""
-    if shown is not None:
-        gallery = gallery.iloc[shown]
-    asked = protocol.query_mask(query)
-    mine, theirs = _codes(query, gallery)
+    """The gallery rows of a draw, and by query position each query with a positive among them."""
+    if rows is not None:
+        gallery = gallery.iloc[rows]
+    query_codes, gallery_codes = _codes(query, gallery)
     members = gallery.groupby("pid", sort=False).indices
     pids = query["pid"].tolist()
     tasks = {}
-    for q in np.flatnonzero(asked):
+    for q in np.flatnonzero(protocol.query_mask(query)):
         same = np.asarray(members.get(pids[q], ()), np.int64)
         junk = protocol.junk(
-            {name: codes[q : q + 1] for name, codes in mine.items()},
-            {name: codes[same] for name, codes in theirs.items()},
+            {name: codes[q : q + 1] for name, codes in query_codes.items()},
+            {name: codes[same] for name, codes in gallery_codes.items()},
         )
         if not junk.all():
             tasks[int(q)] = _Task(int(q), same[~junk], same[junk])
-    return shown, tasks
+    return rows, tasks
 
 
 def _codes(query: pd.DataFrame, gallery: pd.DataFrame) -> tuple[Codes, Codes]:
-    """Columns as int64 codes that both tables share; equal where the values are."""
-    mine, theirs = {}, {}
-    for name in ("camid", "clothes", "scene"):
+    """The facts of names as int64 codes that both tables share; equal where the values are."""
+    tables: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    for name in Name._fields:
         if name in query and name in gallery:
             values = pd.concat([query[name], gallery[name]])
             codes = pd.factorize(values, use_na_sentinel=False)[0]
-            mine[name], theirs[name] = codes[: len(query)], codes[len(query) :]
-    return mine, theirs
+            tables[0][name], tables[1][name] = codes[: len(query)], codes[len(query) :]
+    return tables
 
 
 def _drawn(gallery: pd.DataFrame, protocol: Protocol, seed: int) -> Iterator[np.ndarray | None]:
@@ -221,33 +220,33 @@ def _drawn(gallery: pd.DataFrame, protocol: Protocol, seed: int) -> Iterator[np.
     A draw takes one image of every identity, by a number that comes from (seed, draw, pid): who
     else is in the gallery changes nothing.
     """
-    shown = np.flatnonzero(protocol.gallery_mask(gallery))
+    rows = np.flatnonzero(protocol.gallery_mask(gallery))
     if protocol.draws == 1:
-        yield None if len(shown) == len(gallery) else shown
+        yield None if len(rows) == len(gallery) else rows
         return
-    members = gallery.iloc[shown].groupby("pid").indices
+    members = gallery.iloc[rows].groupby("pid").indices
     for draw in range(protocol.draws):
         chosen = []
-        for pid, rows in members.items():
+        for pid, own in members.items():
             random = np.random.default_rng([seed, draw, zlib.crc32(str(pid).encode())])
-            chosen.append(shown[np.asarray(rows)[random.integers(len(rows))]])
+            chosen.append(rows[np.asarray(own)[random.integers(len(own))]])
         yield np.sort(np.asarray(chosen, np.int64))
 
 
-def _runs(asked: np.ndarray, size: int) -> Iterator[slice]:
-    """Slices of at most `size` queries that together hold all that are asked."""
+def _runs(queries: np.ndarray, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that together cover the queries."""
     start = 0
-    while start < len(asked):
-        first = int(asked[start])
-        stop = int(np.searchsorted(asked, first + size))
-        yield slice(first, int(asked[stop - 1]) + 1)
+    while start < len(queries):
+        first = int(queries[start])
+        stop = int(np.searchsorted(queries, first + size))
+        yield slice(first, int(queries[stop - 1]) + 1)
         start = stop
 
 
 def _nearest(
     task: _Task, row: np.ndarray, names: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A query's nearest images, but for what is removed: names, distances, whether positive."""
+    """A query's nearest images without the junk: names, distances, whether positive."""
     wide = min(count + len(task.junk), len(row))
     near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
     near = near[~np.isin(near, task.junk)]

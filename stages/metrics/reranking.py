@@ -54,7 +54,7 @@ def reranked(
     averaged = [
         _average([raw[j] for j in near[i, :k2]]) if seen[i] else raw[i] for i in range(count)
     ]
-    holders = _holders(averaged[queries:])
+    containing = _by_image(averaged[queries:])
 
     def new(rows: slice) -> np.ndarray:
         old = distances(rows)[:, queries:] / largest[rows, None]
@@ -62,7 +62,7 @@ def reranked(
         for i, row in enumerate(range(*rows.indices(queries))):
             shared = np.zeros(others)
             for image, mine in zip(*averaged[row], strict=True):
-                who, theirs = holders.get(int(image), _NOBODY)
+                who, theirs = containing.get(int(image), _NOTHING)
                 shared[who] += np.minimum(mine, theirs)
             found[i] = (1 - weight) * (1 - shared / (2 - shared)) + weight * old[i]
         return found
@@ -70,7 +70,7 @@ def reranked(
     return new
 
 
-_NOBODY = np.empty(0, np.int64), np.empty(0)
+_NOTHING = np.empty(0, np.int64), np.empty(0)
 
 
 def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:
@@ -108,8 +108,8 @@ def _average(parts: list[Neighbourhood]) -> Neighbourhood:
     return images, np.bincount(places, np.concatenate([part[1] for part in parts])) / len(parts)
 
 
-def _holders(neighbourhoods: list[Neighbourhood]) -> dict[int, Neighbourhood]:
-    """Image → whose neighbourhood it is in, and with which weight."""
+def _by_image(neighbourhoods: list[Neighbourhood]) -> dict[int, Neighbourhood]:
+    """Image → the neighbourhoods that contain it, by position, and its weight in each."""
     who = np.repeat(np.arange(len(neighbourhoods)), [len(each[0]) for each in neighbourhoods])
     images = np.concatenate([each[0] for each in neighbourhoods])
     weights = np.concatenate([each[1] for each in neighbourhoods])

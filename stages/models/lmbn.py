@@ -1,29 +1,22 @@
-"""LMBN: a light multi-branch network with seven heads on OSNet (network.md)."""
+"""LMBN: a light multi-branch network (Herzog et al., "Lightweight Multi-Branch Network for Person
+Re-Identification", ICIP 2021), here with seven heads in three branches."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from deskpro.stages.models import osnet
-
-HEADS = ("global", "global_drop", "part_0", "part_1", "part_2", "channel_0", "channel_1")
-"""The heads, in the order of every tensor here and in the target cache."""
-TRIPLET_HEADS = HEADS[:3]
-"""Heads whose feature before the BNNeck takes the triplet loss."""
-
-
-def map_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the trunk's map, and so of the attention, for an image's."""
-    # conv1 and max-pool halve and round up, the average pool of conv2 halves and rounds down.
-    height, width = (-(-side // 4) // 2 for side in size)
-    return height, width
+from deskpro.stages.models.backbones import BACKBONES, Backbone, initialise
 
 
 class Output(NamedTuple):
-    """What a network gives, in training and in evaluation mode alike. H heads, C identities."""
+    """What a network returns, in training and in evaluation mode alike.
+
+    Float; H heads, T of them with triplet loss, C identities, features of length D.
+    """
 
     logits: torch.Tensor
     """[B, H, C] raw logits."""
@@ -44,7 +37,7 @@ class Head(NamedTuple):
 
 
 class SpatialAttention(nn.Module):
-    """Cloth-irrelevant spatial attention: two 1×1 convolutions and a sigmoid.
+    """Spatial attention, irrespective of clothes: two 1×1 convolutions and a sigmoid.
 
     x [B, C, h, w] → attention [B, 1, h, w] in 0..1.
     """
@@ -61,12 +54,13 @@ class SpatialAttention(nn.Module):
 class BNNeck(nn.Module):
     """Pooled map [B, channels, 1, 1] → (reduction) → f → batch norm → g → classifier.
 
-    The batch norm's bias is frozen at 0 and the classifier has none, so that the features for
-    the triplet loss (f) and for inference (g) fit one hypersphere (Luo et al., CVPRW 2019).
+    The batch norm's bias is fixed at 0 and the classifier has none, so that the features of the
+    triplet loss (f) and of inference (g) suit one hypersphere (Luo et al., "Bag of Tricks", CVPRW
+    2019).
     """
 
     def __init__(self, channels: int | None, dim: int, classes: int) -> None:
-        """channels: of the pooled map; None where it already has `dim` channels, no reduction."""
+        """channels: of the pooled map; None where it has `dim` channels and needs no reduction."""
         super().__init__()
         self.reduction = nn.Conv2d(channels, dim, 1, bias=False) if channels else nn.Identity()
         self.bn = nn.BatchNorm1d(dim)
@@ -87,8 +81,8 @@ def pool(x: torch.Tensor, kind: str) -> torch.Tensor:
 def drop_top_rows(x: torch.Tensor, share: float = 0.33) -> torch.Tensor:
     """Top-DropBlock: zero, per sample, the round(share·h) rows with the most active position.
 
-    Activity is the channel sum of squares; its norm over positions doesn't change which rows are
-    largest and is left out (Quispe & Pedrini, "Top-DB-Net", ICPR 2020). x [B, C, h, w].
+    A position's activity is the sum of squares over channels; normalising it over positions would
+    not change the order of the rows (Quispe & Pedrini, "Top-DB-Net", ICPR 2020). x [B, C, h, w].
     """
     rows = x.shape[2]
     strongest = x.square().sum(1).amax(-1)  # [B, h]
@@ -97,27 +91,20 @@ def drop_top_rows(x: torch.Tensor, share: float = 0.33) -> torch.Tensor:
     return x * kept[:, None, :, None]
 
 
-class BatchDropBlock(nn.Module):
-    """The bottleneck before the two global heads (named as in the published checkpoints)."""
-
-    def __init__(self, channels: int, wiring: str) -> None:
-        super().__init__()
-        self.drop_batch_bottleneck = osnet.OSBlock(channels, channels, wiring)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.drop_batch_bottleneck(x)
-
-
 class GlobalBranch(nn.Module):
-    """Heads `global` (average) and `global_drop` (Top-DropBlock in training, maximum)."""
+    """Heads `global` (mean) and `global_drop` (Top-DropBlock in training, maximum)."""
 
-    def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
+    heads = ("global", "global_drop")
+
+    def __init__(self, backbone: Backbone, dim: int, classes: int) -> None:
         super().__init__()
-        channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.branch(width, wiring)
-        self.batch_drop_block = BatchDropBlock(channels, wiring)
-        self.reduction_1 = BNNeck(channels, dim, classes)
-        self.reduction_2 = BNNeck(channels, dim, classes)
+        self.backbone2 = backbone.branch()
+        # A module of one, for its name in the published checkpoints.
+        self.batch_drop_block = nn.Sequential(
+            OrderedDict(drop_batch_bottleneck=backbone.bottleneck())
+        )
+        self.reduction_1 = BNNeck(backbone.out_channels, dim, classes)
+        self.reduction_2 = BNNeck(backbone.out_channels, dim, classes)
 
     def forward(self, x: torch.Tensor) -> list[Head]:
         x = self.batch_drop_block(self.backbone2(x))
@@ -128,13 +115,14 @@ class GlobalBranch(nn.Module):
 class PartBranch(nn.Module):
     """Heads `part_0` (whole map, maximum), `part_1` (upper half), `part_2` (lower half, mean)."""
 
-    def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
+    heads = ("part_0", "part_1", "part_2")
+
+    def __init__(self, backbone: Backbone, dim: int, classes: int) -> None:
         super().__init__()
-        channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.branch(width, wiring)
-        self.reduction_1 = BNNeck(channels, dim, classes)
-        self.reduction_2 = BNNeck(channels, dim, classes)
-        self.reduction_3 = BNNeck(channels, dim, classes)
+        self.backbone2 = backbone.branch()
+        self.reduction_1 = BNNeck(backbone.out_channels, dim, classes)
+        self.reduction_2 = BNNeck(backbone.out_channels, dim, classes)
+        self.reduction_3 = BNNeck(backbone.out_channels, dim, classes)
 
     def forward(self, x: torch.Tensor) -> list[Head]:
         x = self.backbone2(x)
@@ -149,12 +137,15 @@ class PartBranch(nn.Module):
 class ChannelBranch(nn.Module):
     """Heads `channel_0` and `channel_1`: the two halves of the channels, shared projection."""
 
-    def __init__(self, width: float, wiring: str, dim: int, classes: int) -> None:
+    heads = ("channel_0", "channel_1")
+
+    def __init__(self, backbone: Backbone, dim: int, classes: int) -> None:
         super().__init__()
-        channels = osnet.CHANNELS[width][3]
-        self.backbone2 = osnet.branch(width, wiring)
+        self.backbone2 = backbone.branch()
         self.shared = nn.Sequential(
-            nn.Conv2d(channels // 2, dim, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
+            nn.Conv2d(backbone.out_channels // 2, dim, 1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
         )
         self.reduction_ch_0 = BNNeck(None, dim, classes)
         self.reduction_ch_1 = BNNeck(None, dim, classes)
@@ -167,28 +158,49 @@ class ChannelBranch(nn.Module):
 class LMBN(nn.Module):
     """One stream: a face network, or with `attention` the body network of DeSKPro.
 
-    images float [B, 3, H, W] of any size of at least 32 pixels → `Output` with 7 heads and 3
-    embeddings. With attention the trunk's map, [B, C, H/8, W/8], is multiplied by it.
+    Images float [B, 3, H, W] of at least 32 pixels a side → `Output` with the logits and features
+    of `heads` and the embeddings of `triplet_heads`. Attention gates the trunk's map.
+
+    Args:
+        classes: number of identities.
+        backbone: a row of `BACKBONES`; options: its keywords, such as OSNet's width and block.
+        feature_dim: length D of each head's feature.
+        attention: whether it has the spatial attention.
     """
+
+    heads = (*GlobalBranch.heads, *PartBranch.heads, *ChannelBranch.heads)
+    """Names of the heads, in the order of every tensor here and in the target cache."""
+    triplet_heads = heads[:3]
+    """Heads whose feature before the BNNeck takes the triplet loss."""
 
     def __init__(
         self,
         classes: int,
         *,
-        width: float = 1.0,
-        block: str = "osnet",
+        backbone: str = "osnet",
         feature_dim: int = 512,
         attention: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.backbone = osnet.trunk(width, block)
-        self.global_branch = GlobalBranch(width, block, feature_dim, classes)
-        self.part_branch = PartBranch(width, block, feature_dim, classes)
-        self.channel_branch = ChannelBranch(width, block, feature_dim, classes)
-        osnet.initialise(self)
-        # With torch's own initialisation the attention starts near 0.5 everywhere; He's by fan-out
-        # would draw the weights to its single channel so large that the sigmoid starts saturated.
-        self.spatial_attn = SpatialAttention(osnet.CHANNELS[width][2]) if attention else None
+        self.backbone_name, parts = backbone, BACKBONES[backbone](**options)
+        self.stride = parts.stride
+        self.backbone = parts.trunk
+        self.global_branch = GlobalBranch(parts, feature_dim, classes)
+        self.part_branch = PartBranch(parts, feature_dim, classes)
+        self.channel_branch = ChannelBranch(parts, feature_dim, classes)
+        initialise(self)
+        # Made after `initialise`: with torch's own initialisation the attention starts near 0.5;
+        # He's by fan-out gives its single channel weights so large that the sigmoid saturates.
+        self.spatial_attn = SpatialAttention(parts.channels) if attention else None
+
+    @torch.no_grad()
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the trunk's map, and so of the attention, for those of an image."""
+        training, weight = self.backbone.training, next(self.backbone.parameters())
+        height, width = self.backbone.eval()(weight.new_zeros(1, 3, *size)).shape[2:]
+        self.backbone.train(training)
+        return height, width
 
     def forward(self, images: torch.Tensor) -> Output:
         x = self.backbone(images)
@@ -196,10 +208,10 @@ class LMBN(nn.Module):
         if self.spatial_attn is not None:
             attention = self.spatial_attn(x)
             x = x * attention
-        heads = self.global_branch(x) + self.part_branch(x) + self.channel_branch(x)
+        found = self.global_branch(x) + self.part_branch(x) + self.channel_branch(x)
         return Output(
-            torch.stack([head.logits for head in heads], 1),
-            torch.stack([head.feature for head in heads], 1),
-            torch.stack([head.embedding for head in heads[: len(TRIPLET_HEADS)]], 1),
+            torch.stack([head.logits for head in found], 1),
+            torch.stack([head.feature for head in found], 1),
+            torch.stack([head.embedding for head in found[: len(self.triplet_heads)]], 1),
             attention,
         )

@@ -1,6 +1,7 @@
 """OSNet's building blocks (Zhou et al., "Omni-Scale Feature Learning for Person Re-ID", ICCV 2019).
 
-Parameter names are those of the published checkpoints, so that importing one is a renaming.
+Every block maps float [B, C, h, w] to the same. Parameter names are those of the published
+checkpoints, so that importing one is a renaming.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class LightConv3x3(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Weighs each channel by a sigmoid of the image's mean activation; reduction 16."""
+    """Multiplies each channel by a gate in 0..1 computed from the mean of the map; reduction 16."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,11 +73,11 @@ class ChannelGate(nn.Module):
 
 
 class OSBlock(nn.Module):
-    """Omni-scale residual block: four streams of 1 to 4 light convolutions, gated and summed.
+    """Omni-scale residual block: streams a to d of 1 to 4 light convolutions, gated and summed.
 
-    `wiring` is "osnet" for the sum a+b+c+d of the OSNet paper, or "published" for a+a+c+d, what
-    the published DeSKPro computes: its weights give their numbers only with that, while stream b
-    lies unused in its checkpoints. x [B, inputs, h, w] → [B, outputs, h, w].
+    x [B, inputs, h, w] → [B, outputs, h, w]. wiring: "osnet" for the sum a+b+c+d of the OSNet
+    paper, or "published" for the sum a+a+c+d of the published DeSKPro, whose checkpoints need it;
+    their stream b is never used.
     """
 
     def __init__(self, inputs: int, outputs: int, wiring: str = "osnet") -> None:
@@ -91,7 +92,7 @@ class OSBlock(nn.Module):
         self.conv3 = Conv1x1Linear(middle, outputs)
         self.downsample = Conv1x1Linear(inputs, outputs) if inputs != outputs else None
         self.wiring = wiring
-        if wiring == "published":  # a parameter without a gradient must not wait for one (DDP)
+        if wiring == "published":  # DDP waits for the gradient of every parameter
             self.conv2b.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,7 +110,7 @@ def transition(channels: int) -> nn.Sequential:
 
 
 def trunk(width: float, wiring: str) -> nn.Sequential:
-    """conv1, max-pool, conv2 and the first block of conv3: stride 8."""
+    """conv1, max-pool, conv2 and the first block of conv3: [B, 3, H, W] → [B, c3, H/8, W/8]."""
     c1, c2, c3, _ = CHANNELS[width]
     conv2 = nn.Sequential(OSBlock(c1, c2, wiring), OSBlock(c2, c2, wiring), transition(c2))
     return nn.Sequential(
@@ -118,22 +119,11 @@ def trunk(width: float, wiring: str) -> nn.Sequential:
 
 
 def branch(width: float, wiring: str) -> nn.Sequential:
-    """The rest of conv3, conv4 and conv5: stride 16. The parts of conv3 keep their positions."""
+    """The rest of conv3, conv4 and conv5: [B, c3, h, w] → [B, c4, h/2, w/2].
+
+    The parts of conv3 keep their positions in OSNet's own conv3, and so their names.
+    """
     _, _, c3, c4 = CHANNELS[width]
     conv3 = nn.Sequential(OrderedDict([("1", OSBlock(c3, c3, wiring)), ("2", transition(c3))]))
     conv4 = nn.Sequential(OSBlock(c3, c4, wiring), OSBlock(c4, c4, wiring))
     return nn.Sequential(conv3, conv4, Conv1x1(c4, c4))
-
-
-def initialise(network: nn.Module) -> None:
-    """He initialisation of convolutions (fan out), unit batch norms, as OSNet and LMBN start."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):  # classifiers
-            nn.init.normal_(module.weight, std=0.001)

@@ -1,10 +1,10 @@
 """The published checkpoints: reading them without running them, and their parameter names.
 
-A `.pth` file is a pickle, and a pickle is a program. It is read here without torch's loader, which
-can call what a file names: names of tensors and plain containers stand for functions of this
-module, made anew for every file; names of libraries that aren't Python's become inert placeholders;
-any other name refuses the file. Both formats that torch has written are read: a zip archive (since
-1.6), and before that one pickle after another.
+A `.pth` file is a pickle, and a pickle is a program. torch reads it, in both formats that torch has
+written, with an unpickler of this module in place of Python's: tensors and plain containers are
+made, names of libraries that aren't Python's become inert placeholders, any other name refuses the
+file. What torch itself doesn't check (the sizes of storages, entries that occur twice in an
+archive) is checked here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
@@ -24,30 +25,7 @@ import torch
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models.osnet import CHANNELS
 
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-_CONTAINERS: dict[str, Callable[..., Any]] = {
-    "set": set,
-    "frozenset": frozenset,
-    "list": list,
-    "dict": dict,
-    "tuple": tuple,
-    "int": int,
-    "float": float,
-    "complex": complex,
-    "bool": bool,
-    "str": str,
-}
+_CONTAINERS = (set, frozenset, list, dict, tuple, int, float, complex, bool, str)
 _INERT = {
     "_codecs": {"encode"},
     "argparse": {"Namespace"},
@@ -60,7 +38,7 @@ _INERT = {
     "types": {"SimpleNamespace"},
     "uuid": {"UUID"},
 }
-"""Names of Python's own that training programs leave in checkpoints; not looked up either."""
+"""Names of Python's own that training programs leave in checkpoints: placeholders too."""
 
 
 class _HostileError(Exception):
@@ -71,102 +49,148 @@ class _DamagedError(Exception):
     """A file isn't what torch writes."""
 
 
-def _placeholder() -> type:
-    """A class whose objects take any state and do nothing; a new one for every file."""
-
-    class Placeholder(dict[Any, Any]):
-        def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
-            return super().__new__(cls)
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__()
-
-        def __setstate__(self, state: Any) -> None:
-            pass
-
-        def append(self, item: Any) -> None:
-            pass
-
-        def extend(self, items: Any) -> None:
-            pass
-
-        def add(self, item: Any) -> None:
-            pass
-
-        def __hash__(self) -> int:  # type: ignore[override]
-            return id(self)
-
-    return Placeholder
-
-
 def _names() -> dict[tuple[str, str], Any]:
-    """What the names that tensors and containers need stand for, in one file."""
+    """What the allowed names stand for; made for each file, since a pickle can change functions."""
 
     def rebuild(
         storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any
     ) -> torch.Tensor:
-        # Under as_strided a tensor can't reach outside its storage: torch checks the bounds.
+        # torch's own would let a storage grow to what the file asks for; as_strided checks bounds.
         if not isinstance(storage, torch.Tensor):
             raise _DamagedError("a tensor without a storage")
         return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
-    names: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): lambda *pairs: OrderedDict(*pairs),
+    return {
+        **{("builtins", kind.__name__): kind for kind in _CONTAINERS},
+        ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild,
         ("torch._utils", "_rebuild_tensor"): rebuild,
         ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-        ("torch", "Size"): lambda sizes=(): tuple(sizes),
+        ("torch", "Size"): tuple,
     }
-    for name, make in _CONTAINERS.items():
-        names["builtins", name] = lambda *arguments, make=make: make(*arguments)
-    return names
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that looks nothing up."""
+def _placeholder() -> type:
+    """A class whose objects take any state and do nothing; a new one for each file."""
 
-    def __init__(self, file: IO[bytes], storage: Callable[[Any], torch.Tensor]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._storage, self._names, self._placeholder = storage, _names(), _placeholder()
+    class Placeholder(dict[Any, Any]):
+        def ignore(self, *args: Any, **kwargs: Any) -> None:
+            pass
 
-    def find_class(self, module: str, name: str) -> Any:
-        # Protocols below 3 write Python 2's names (__builtin__ for builtins).
-        if (module, name) in _compat_pickle.NAME_MAPPING:
-            module, name = _compat_pickle.NAME_MAPPING[module, name]
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        if (module, name) in self._names:
-            return self._names[module, name]
-        package = module.split(".")[0]
-        if package == "torch":
-            if module == "torch" and name in _STORAGES:
-                return _STORAGES[name]
-            harmless = isinstance(getattr(torch, name, None), torch.dtype | type)
-            if not (module == "torch" and harmless) and module.split(".")[1:2] not in (
-                ["nn"],
-                ["optim"],
-            ):
+        __init__ = __setstate__ = append = extend = add = ignore
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    return Placeholder
+
+
+def _is_inert(module: str, name: str) -> bool:
+    """Whether a name that isn't allowed may become a placeholder: it does no harm where it is."""
+    package, *rest = module.split(".")
+    if package == "torch":
+        harmless = isinstance(getattr(torch, name, None), torch.dtype | type)
+        return (module == "torch" and harmless) or rest[:1] in (["nn"], ["optim"])
+    return package not in sys.stdlib_module_names or name in _INERT.get(module, ())
+
+
+def _restricted(total: int, sizes: Mapping[str, int] | None) -> Any:
+    """A stand-in for the module `pickle`, for torch to read one file with.
+
+    total: bytes of the file, which its storages may not exceed; sizes: bytes of each storage by its
+    key, where the file is an archive.
+    """
+    names, placeholder, used = _names(), _placeholder(), dict[str, int]()
+
+    class Unpickler(pickle.Unpickler):
+        _storage: Callable[[Any], Any] | None = None
+
+        def find_class(self, module: str, name: str) -> Any:
+            # Protocols below 3 write Python 2's names (__builtin__ for builtins).
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+            if (module, name) not in names and not _is_inert(module, name):
                 raise _HostileError(f"{module}.{name}")
-        elif package in sys.stdlib_module_names and name not in _INERT.get(module, ()):
-            raise _HostileError(f"{module}.{name}")
-        return self._placeholder
+            return names.get((module, name), placeholder)
 
-    def persistent_load(self, pid: Any) -> Any:
-        if not isinstance(pid, tuple) or pid[:1] != ("storage",):
-            raise _HostileError(f"the persistent id {str(pid)[:60]!r}")
-        return self._storage(pid)
+        def __setattr__(self, name: str, value: Any) -> None:
+            # torch sets its own persistent_load; ours passes on to it what may pass.
+            super().__setattr__("_storage" if name == "persistent_load" else name, value)
+
+        def persistent_load(self, pid: Any) -> torch.Tensor:
+            if not isinstance(pid, tuple) or pid[:1] != ("storage",) or self._storage is None:
+                raise _HostileError(f"the persistent id {str(pid)[:60]!r}")
+            _, kind, key, _, numel, *_ = pid
+            if not isinstance(kind.dtype, torch.dtype) or not isinstance(numel, int):
+                raise _DamagedError("a storage of no type or size")
+            size = numel * kind.dtype.itemsize
+            used[key] = max(size, used.get(key, 0))
+            limit = total if sizes is None else sizes[key]
+            if not 0 <= size <= limit or sum(used.values()) > total:
+                raise _DamagedError(f"storage {key} is larger than the file")
+            storage = self._storage(pid)
+            return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
+
+    def load(file: IO[bytes], **options: Any) -> Any:
+        module.last = Unpickler(file, **options).load()
+        return module.last
+
+    module = SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load, used=used)
+    return module
+
+
+def _repack(content: bytes) -> tuple[bytes, dict[str, int]]:
+    """What a checkpoint's archive needs of it, and the bytes of each storage by its key.
+
+    torch's reader ignores the case of names and takes the first of equal ones, Python's takes the
+    last: what one has checked, the other might not find. In the new archive they agree.
+    """
+    packed, sizes = io.BytesIO(), {}
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(packed, "w") as target:
+        entries = {info.filename: info for info in source.infolist()}
+        lower = [info.filename.lower() for info in source.infolist()]
+        if any(name.endswith("/constants.pkl") for name in lower):
+            raise _DamagedError("a TorchScript program; a state_dict is needed")
+        size = sum(info.file_size for info in source.infolist())
+        if len(set(lower)) < len(lower) or size > len(content):
+            raise _DamagedError("its archive has equal names or is compressed")
+        [folder] = [name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")]
+        target.writestr("archive/version", "3")
+        for name in ("data.pkl", "byteorder"):
+            if folder + name in entries:
+                target.writestr(f"archive/{name}", source.read(folder + name))
+        for name in entries:
+            key = name.removeprefix(f"{folder}data/")
+            if key != name:
+                record = source.read(name)
+                sizes[key] = len(record)
+                target.writestr(f"archive/data/{key}", record)
+    return packed.getvalue(), sizes
+
+
+def _load(content: bytes) -> Any:
+    """The object in a file of either format of torch: a zip archive, before torch 1.6 pickles."""
+    total, sizes = len(content), None
+    if content.startswith(b"PK\x03\x04"):
+        content, sizes = _repack(content)
+    module = _restricted(total, sizes)
+    # From memory: in a file torch would also look for its oldest format, a tar archive.
+    file = io.BytesIO(content)
+    found = torch.load(file, "cpu", pickle_module=module, weights_only=False, mmap=False)
+    if sizes is None and not module.used.keys() <= set(module.last):
+        raise _DamagedError("storages without values")
+    return found
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pth`/`.ckpt` file by name, from its `state_dict` where it has one.
 
-    No code in the file runs. Raises InputError for a file that isn't a checkpoint, and for one
-    that asks for anything but tensors, plain containers and objects that can be left inert.
+    No code in the file runs.
+
+    Raises:
+        InputError: it isn't a checkpoint, or asks for anything but tensors, plain containers and
+            objects that can stay inert.
     """
     try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            content = _read_zip(file) if zipped else _read_legacy(file, path.stat().st_size)
+        content = _load(path.read_bytes())
     except _HostileError as error:
         raise InputError(
             f"{path}: refused: loading it would call {error}, which no checkpoint needs. "
@@ -180,68 +204,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise InputError(f"{path}: holds no state_dict, but a {type(content).__name__}")
+        raise InputError(f"{path}: has no state_dict, but a {type(content).__name__}")
     tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise InputError(f"{path}: holds no tensors")
+        raise InputError(f"{path}: has no tensors")
     return tensors
-
-
-def _read_zip(file: IO[bytes]) -> Any:
-    """The format since torch 1.6: <name>/data.pkl, and a record <name>/data/<key> per storage."""
-    with zipfile.ZipFile(file) as archive:
-        [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        folder = pickled.removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in archive.namelist():
-            raise _DamagedError("a TorchScript program; a state_dict is needed")
-        known: dict[str, torch.Tensor] = {}
-
-        def storage(pid: Any) -> torch.Tensor:
-            _, dtype, key, _, _ = pid
-            if key not in known:
-                content = bytearray(archive.read(f"{folder}data/{key}"))
-                known[key] = _tensor(content, dtype)
-            return known[key]
-
-        return _Unpickler(io.BytesIO(archive.read(pickled)), storage).load()
-
-
-def _read_legacy(file: IO[bytes], size: int) -> Any:
-    """The format before torch 1.6: magic number, version and system, the object, its storages."""
-    known: dict[str, torch.Tensor] = {}
-
-    def no_storage(pid: Any) -> torch.Tensor:
-        raise _DamagedError("a storage before the object")
-
-    def storage(pid: Any) -> torch.Tensor:
-        _, dtype, key, _, numel, view = pid
-        if key not in known:
-            if not isinstance(dtype, torch.dtype) or not 0 <= numel * dtype.itemsize <= size:
-                raise _DamagedError("a storage larger than the file")
-            known[key] = torch.zeros(numel, dtype=dtype)
-        if view is None:
-            return known[key]
-        _, offset, length = view
-        return known[key][offset : offset + length]
-
-    if _Unpickler(file, no_storage).load() != 0x1950A86A20F9469CFC6C:
-        raise _DamagedError("no magic number")
-    _Unpickler(file, no_storage).load()
-    _Unpickler(file, no_storage).load()
-    content = _Unpickler(file, storage).load()
-    for key in _Unpickler(file, no_storage).load():
-        values = known[key]
-        if int.from_bytes(file.read(8), "little") != values.numel():
-            raise _DamagedError(f"storage {key} of another size than its tensors say")
-        read = bytearray(file.read(values.numel() * values.element_size()))
-        values.copy_(_tensor(read, values.dtype))
-    return content
-
-
-def _tensor(content: bytearray, dtype: Any) -> torch.Tensor:
-    if not isinstance(dtype, torch.dtype):
-        raise _DamagedError("a storage of no type")
-    return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
 
 
 STREAMS = ("face_net", "lr_face_net", "nocloth_net")
@@ -297,22 +264,3 @@ def network_options(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[di
             "backbone.0.conv.weight and global_branch.reduction_1.classifier.weight are looked for"
         ) from None
     return {"width": width, "block": "published", "feature_dim": dim}, classes
-
-
-def require_fit(
-    tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path
-) -> None:
-    """InputError that lists missing and left-over keys and other shapes, unless all fit."""
-    shapes = [
-        f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    trouble = {
-        "missing": sorted(wanted.keys() - tensors.keys()),
-        "left over": sorted(tensors.keys() - wanted.keys()),
-        "of another shape": shapes,
-    }
-    if any(trouble.values()):
-        lines = [f"  {len(n)} {what}: {', '.join(n)}" for what, n in trouble.items() if n]
-        raise InputError(f"{path}: its keys don't fit the network\n" + "\n".join(lines))

@@ -2,57 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from deskpro.stages.models.lmbn import HEADS, LMBN, TRIPLET_HEADS, Output
+from deskpro.stages.models.lmbn import LMBN, Output
 
 STREAMS = {"face": ("face",), "body": ("body",), "all": ("face", "body")}
 """Forward mode → its streams, in the order of the heads."""
 
 
 class Student(nn.Module):
-    """LR face and body image → one `Output` with the heads of all its streams.
+    """LR face and body image → one `Output` with the heads of all its streams, face first.
 
-    `heads` and `triplet` map each stream to its slice of the head dimension of logits and features,
-    and of embeddings.
+    Args:
+        classes: number of identities.
+        forward_mode: "face", "body" or "all"; options: keywords of each stream's `LMBN`.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        *,
-        forward_mode: str = "all",
-        width: float = 1.0,
-        block: str = "osnet",
-        feature_dim: int = 512,
-    ) -> None:
+    def __init__(self, classes: int, *, forward_mode: str = "all", **options: Any) -> None:
         super().__init__()
-        streams = STREAMS[forward_mode]
-        self.heads = _slices(streams, len(HEADS))
-        self.triplet = _slices(streams, len(TRIPLET_HEADS))
+        wanted = STREAMS[forward_mode]
+        face = LMBN(classes, **options) if "face" in wanted else None
+        body = LMBN(classes, attention=True, **options) if "body" in wanted else None
+        self.lr_face_net, self.nocloth_net = face, body
+        self.heads = _slices(wanted, len(LMBN.heads))
+        """Stream → its slice of the head dimension of logits and features."""
+        self.triplet = _slices(wanted, len(LMBN.triplet_heads))
+        """Stream → its slice of the head dimension of embeddings."""
 
-        def stream(attention: bool) -> LMBN:
-            return LMBN(
-                classes, width=width, block=block, feature_dim=feature_dim, attention=attention
-            )
-
-        self.lr_face_net = stream(attention=False) if "face" in streams else None
-        self.nocloth_net = stream(attention=True) if "body" in streams else None
+    @property
+    def streams(self) -> dict[str, LMBN]:
+        """Stream → its network, in the order of the heads."""
+        networks = {"face": self.lr_face_net, "body": self.nocloth_net}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def forward(self, lr_faces: torch.Tensor | None, bodies: torch.Tensor | None) -> Output:
         """lr_faces [B, 3, h, w] and bodies [B, 3, H, W], normalised; None for an absent stream."""
-        outputs = []
-        if self.lr_face_net is not None:
-            outputs.append(self.lr_face_net(lr_faces))
-        if self.nocloth_net is not None:
-            outputs.append(self.nocloth_net(bodies))
+        images = {"face": lr_faces, "body": bodies}
+        outputs = [network(images[name]) for name, network in self.streams.items()]
         return Output(
             torch.cat([output.logits for output in outputs], 1),
             torch.cat([output.features for output in outputs], 1),
             torch.cat([output.embeddings for output in outputs], 1),
             outputs[-1].attention,
         )
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
+    """Multiply-adds of convolutions and matrix products in one forward pass, in evaluation mode."""
+    training = network.training
+    network.eval()
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    network.train(training)
+    return int(counter.get_total_flops() // 2)
 
 
 def _slices(streams: tuple[str, ...], length: int) -> dict[str, slice]:

@@ -1,14 +1,14 @@
-"""Start a fresh network from weights that are at hand: OSNet's on ImageNet, or an earlier network.
+"""Start a fresh network from other weights: OSNet's on ImageNet, or an earlier network's.
 
-OSNet files are those of torchreid's model zoo (Zhou et al., ICCV 2019): the trunk and all three
-branches of an LMBN start from the same layers of it, as the published DeSKPro and LightMBN do.
+OSNet files are those of torchreid's model zoo (Zhou et al., ICCV 2019). As in the published DeSKPro
+and LightMBN, the trunk and each of the three branches start from the same layers of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,34 +18,37 @@ from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import is_safetensors, load_student, load_teacher
 
-_TRUNK = {"conv1.": "backbone.0.", "conv2.": "backbone.2.", "conv3.0.": "backbone.3."}
-_REST = {
-    "conv3.1.": "backbone2.0.1.",
-    "conv3.2.": "backbone2.0.2.",
-    "conv4.": "backbone2.1.",
-    "conv5.": "backbone2.2.",
-}
 _BRANCHES = ("global_branch.", "part_branch.", "channel_branch.")
+_PLACES = {
+    "conv1.": ["backbone.0."],
+    "conv2.": ["backbone.2."],
+    "conv3.0.": ["backbone.3."],
+    "conv3.1.": [f"{branch}backbone2.0.1." for branch in _BRANCHES],
+    "conv3.2.": [f"{branch}backbone2.0.2." for branch in _BRANCHES],
+    "conv4.": [f"{branch}backbone2.1." for branch in _BRANCHES],
+    "conv5.": [f"{branch}backbone2.2." for branch in _BRANCHES],
+}
+"""Prefix of names in an OSNet file → prefixes of an LMBN's names."""
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """What became of a network's tensors and of a file's."""
+class WarmStart(NamedTuple):
+    """What became of a network's tensors and of a file's, by name."""
 
     loaded: list[str]
-    """Tensors of the network that come from the file."""
+    """Of the network, from the file."""
     fresh: list[str]
-    """Tensors of the network that the file doesn't have: heads, attention, classifiers."""
+    """Of the network, not in the file: heads, attention, classifiers."""
     unused: list[str]
-    """Tensors of the file that the network has no place for."""
+    """Of the file, not in the network."""
 
-    def facts(self, path: Path) -> dict[str, object]:
-        """For a stage's summary."""
-        modules = sorted({name.rsplit(".", 1)[0] for name in self.fresh})
+    def facts(self, path: Path) -> dict[str, Any]:
+        """path; loaded and fresh, how many tensors; modules that are fresh; unused names."""
         return {
-            "started from": f"{path}, {len(self.loaded)} tensors",
-            "fresh": f"{len(self.fresh)} tensors: {', '.join(modules) or 'none'}",
-            "not loaded": ", ".join(self.unused) or "nothing",
+            "path": path,
+            "loaded": len(self.loaded),
+            "fresh": len(self.fresh),
+            "modules": sorted({name.rsplit(".", 1)[0] for name in self.fresh}),
+            "unused": self.unused,
         }
 
 
@@ -53,11 +56,14 @@ def warm_start(network: LMBN | Student, path: Path) -> WarmStart:
     """Load into `network`, in place, what fits of a weights file.
 
     From an OSNet file everything but its classifier; from an earlier teacher or student everything,
-    but the classifiers where the identities are others. Raises InputError where a tensor has
-    another shape (another width), or where an earlier network isn't of the same kind.
+    but the classifiers where the identities are others.
+
+    Raises:
+        InputError: nothing fits, or a tensor has another shape (another width, for one), or an
+            earlier network is of another kind.
     """
     own = network.state_dict()
-    tensors, unused = _tensors(network, path)
+    tensors = _tensors(network, path)
     fitting = {
         name: tensor
         for name, tensor in tensors.items()
@@ -68,45 +74,40 @@ def warm_start(network: LMBN | Student, path: Path) -> WarmStart:
         for name, tensor in fitting.items()
         if own[name].shape != tensor.shape
     ]
-    if wrong:
+    if wrong or not fitting:
         raise InputError(
-            f"{path}: doesn't fit this network, its width or feature_dim may be another:\n  "
-            + "\n  ".join(wrong[:5] + [f"… and {len(wrong) - 5} more"] * (len(wrong) > 5))
+            f"{path}: doesn't fit this network; its backbone, width or feature_dim differs:\n  "
+            + "\n  ".join(wrong[:5] or ["no tensor has a name that the network knows"])
+            + f"\n  … and {len(wrong) - 5} more" * (len(wrong) > 5)
         )
     network.load_state_dict({**own, **fitting})
     fresh = [name for name in own if name not in fitting]
-    return WarmStart(sorted(fitting), fresh, sorted({*unused, *(tensors.keys() - fitting.keys())}))
+    return WarmStart(sorted(fitting), fresh, sorted(tensors.keys() - fitting.keys()))
 
 
-def _tensors(network: LMBN | Student, path: Path) -> tuple[Mapping[str, torch.Tensor], list[str]]:
-    """Tensors by the network's names, and the names in the file that have no place in it."""
+def _tensors(network: LMBN | Student, path: Path) -> Mapping[str, torch.Tensor]:
+    """Tensors by the network's names; those that it has no place for keep their own."""
     if not is_safetensors(path):
         state = {key.removeprefix("module."): t for key, t in published.read_state(path).items()}
         if "conv1.conv.weight" in state:
-            prefixes = [""]
-            if isinstance(network, Student):
-                streams = {"lr_face_net.": network.lr_face_net, "nocloth_net.": network.nocloth_net}
-                prefixes = [prefix for prefix, stream in streams.items() if stream is not None]
-            return _from_osnet(state, prefixes)
+            return _from_osnet(state, network)
     if isinstance(network, Student):
-        student, _ = load_student(path)
-        return student.state_dict(), []
-    teacher, _ = load_teacher(path)
-    return teacher.face_net.state_dict(), []
+        return load_student(path)[0].state_dict()
+    return load_teacher(path)[0].face_net.state_dict()
 
 
 def _from_osnet(
-    state: Mapping[str, torch.Tensor], prefixes: list[str]
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    places = [(old, [new]) for old, new in _TRUNK.items()]
-    places += [(old, [branch + new for branch in _BRANCHES]) for old, new in _REST.items()]
+    state: Mapping[str, torch.Tensor], network: LMBN | Student
+) -> dict[str, torch.Tensor]:
+    children = [name for name, _ in network.named_children()]
+    streams = [f"{name}." for name in children] if isinstance(network, Student) else [""]
     tensors: dict[str, torch.Tensor] = {}
-    unused = []
     for name, tensor in state.items():
-        found = [(old, news) for old, news in places if name.startswith(old)]
+        found = [
+            (old, new) for old, news in _PLACES.items() if name.startswith(old) for new in news
+        ]
+        for old, new in found:
+            tensors |= {stream + new + name.removeprefix(old): tensor for stream in streams}
         if not found:
-            unused.append(name)
-        for old, news in found:
-            for new in news:
-                tensors |= {prefix + new + name.removeprefix(old): tensor for prefix in prefixes}
-    return tensors, unused
+            tensors[name] = tensor
+    return tensors

@@ -1,38 +1,39 @@
-"""Networks on disk: safetensors, with what is needed to build the network again inside the file.
+"""Networks on disk: safetensors files that also hold what is needed to build the network again.
 
-Published checkpoints are read just as well: what they don't say (class order, image sizes) is
-None in their description.
+Published checkpoints are read too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
-from deskpro.cache.files import sha256, write_aside
+from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models import published
+from deskpro.stages.models.backbones import BACKBONES
 from deskpro.stages.models.lmbn import LMBN
-from deskpro.stages.models.student import Student
+from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.teacher import Teacher
 
 _KEY = "deskpro"
 
-Net = TypeVar("Net", bound=nn.Module)
+Net = TypeVar("Net", LMBN, Student)
 Found = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says of its network."""
+    """What is known of a network; None where a file doesn't say."""
 
     kind: str
     """"teacher" or "student"."""
@@ -40,53 +41,80 @@ class ModelInfo:
     """Keyword arguments of the network's class."""
     num_classes: int
     classes: list[str] | None
-    """Identities in class order; None where the file doesn't say."""
+    """Identities in class order."""
     face_size: tuple[int, int] | None
     body_size: tuple[int, int] | None
-    """Height and width of the images it was trained on; None where it saw or says none."""
+    """Height and width of the images it was trained on; None for a stream that it lacks."""
+    heads: dict[str, list[str]] | None = None
+    """Stream → names of its heads, in the order of the head dimension."""
+    stride: int | None = None
+    """Of the map that attention gates, in pixels of the image."""
+
+    @property
+    def backbone(self) -> str:
+        """Its row of `BACKBONES`; files older than the choice have OSNet."""
+        return self.network.get("backbone", "osnet")
+
+    def of(self, network: nn.Module) -> ModelInfo:
+        """With the heads and the stride of the network that it describes."""
+        assert isinstance(network, LMBN | Student)
+        streams = network.streams if isinstance(network, Student) else {"face": network}
+        heads = {name: [*stream.heads] for name, stream in streams.items()}
+        return replace(self, heads=heads, stride=next(iter(streams.values())).stride)
 
 
 def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
-    """Write `path` (safetensors) and the same description as JSON beside it; complete or absent."""
+    """Write an LMBN or a student to `path` (safetensors), and its metadata as JSON beside it.
+
+    Each file is complete or absent.
+    """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    fields = asdict(info.of(network))
+    content = to_bytes(tensors, {_KEY: json.dumps(fields)})
     with write_aside(path) as aside:
-        save_file(tensors, aside, metadata={_KEY: json.dumps(asdict(info))})
-        digest = sha256(aside)
+        aside.write_bytes(content)
     with write_aside(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps({"sha256": digest} | asdict(info), indent=1) + "\n")
+        digest = {"sha256": sha256(content).hexdigest()}
+        aside.write_text(json.dumps(digest | fields, indent=1) + "\n")
 
 
 def read_metadata(path: Path, kind: str | None = None) -> ModelInfo:
-    """What a weights file says of its network of a kind: of its student rather if None."""
+    """What a weights file says of its network of a kind: where None, of its student if it has one.
+
+    Raises:
+        InputError: the file is absent, isn't a weights file, or has no such network.
+    """
     return _read(path, kind)[0]
 
 
 def kinds(path: Path) -> list[str]:
-    """The kinds of network that a weights file holds; a published one may hold both."""
+    """The kinds of network in a weights file; a published one may have both."""
     return list(_open(path))
 
 
 def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
-    """The frozen teacher of a weights file, ours or published."""
+    """The teacher of a weights file, ours or published, frozen."""
     info, tensors = _read(path, "teacher")
-    network = LMBN(info.num_classes, **info.network)
-    return Teacher(_fill(network, tensors, path)), info
+    network = _fill(LMBN(info.num_classes, **info.network), tensors, path)
+    return Teacher(network), info.of(network)
 
 
 def load_student(path: Path) -> tuple[Student, ModelInfo]:
     """The student of a weights file, ours or published, in evaluation mode."""
     info, tensors = _read(path, "student")
-    network = Student(info.num_classes, **info.network)
-    return _fill(network, tensors, path), info
+    network = _fill(Student(info.num_classes, **info.network), tensors, path)
+    return network, info.of(network)
 
 
 def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
-    """Description and tensors of the wanted kind of network; of the student rather if None."""
     found = _open(path)
     kind = kind or ("student" if "student" in found else "teacher")
     if kind not in found:
-        raise InputError(f"{path}: holds a {next(iter(found))}, a {kind} is needed here")
-    return found[kind]
+        raise InputError(f"{path}: is a {next(iter(found))}, a {kind} is needed")
+    info, tensors = found[kind]
+    if info.backbone not in BACKBONES:
+        raise InputError(f"{path}: unknown backbone {info.backbone}; known: {', '.join(BACKBONES)}")
+    return info, tensors
 
 
 def _open(path: Path) -> Found:
@@ -94,7 +122,7 @@ def _open(path: Path) -> Found:
 
 
 def is_safetensors(path: Path) -> bool:
-    """A safetensors file opens with the length of its header, then the header's JSON."""
+    """A safetensors file starts with the length of its header (8 bytes) and the header's JSON."""
     try:
         with path.open("rb") as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
@@ -107,45 +135,53 @@ def _read_own(path: Path) -> Found:
         with safe_open(path, framework="pt") as file:
             fields = json.loads((file.metadata() or {})[_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        sizes = {name: fields[name] and tuple(fields[name]) for name in ("face_size", "body_size")}
+        info = ModelInfo(**fields | sizes)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: not a weights file of this project ({error}); allowed is a "
             "teacher.safetensors or student.safetensors that a stage wrote, or a published .pth"
         ) from None
-    for size in ("face_size", "body_size"):
-        fields[size] = tuple(fields[size]) if fields[size] else None
-    return {fields["kind"]: (ModelInfo(**fields), tensors)}
+    return {info.kind: (info, tensors)}
 
 
 def _read_published(path: Path) -> Found:
     parts = published.split(published.read_state(path), path)
+    names = {"face": "lr_face_net", "body": "nocloth_net"}
+    streams = tuple(stream for stream, name in names.items() if name in parts)
+    modes = {of_mode: mode for mode, of_mode in STREAMS.items()}
     found: Found = {}
-    streams = {
-        mode: names
-        for mode, names in (
-            ("all", ("lr_face_net", "nocloth_net")),
-            ("face", ("lr_face_net",)),
-            ("body", ("nocloth_net",)),
-        )
-        if all(name in parts for name in names)
-    }
     if streams:
-        mode, names = next(iter(streams.items()))
-        options, classes = published.network_options(parts[names[0]], path)
-        tensors = {f"{name}.{key}": t for name in names for key, t in parts[name].items()}
-        network = {"forward_mode": mode, **options}
-        found["student"] = (ModelInfo("student", network, classes, None, None, None), tensors)
+        options, classes = published.network_options(parts[names[streams[0]]], path)
+        options = {"forward_mode": modes[streams], **options}
+        tensors = {
+            f"{names[stream]}.{key}": tensor
+            for stream in streams
+            for key, tensor in parts[names[stream]].items()
+        }
+        found["student"] = ModelInfo("student", options, classes, None, None, None), tensors
     if "face_net" in parts:
         options, classes = published.network_options(parts["face_net"], path)
-        found["teacher"] = (
-            ModelInfo("teacher", options, classes, None, None, None),
-            parts["face_net"],
-        )
+        info = ModelInfo("teacher", options, classes, None, None, None)
+        found["teacher"] = info, parts["face_net"]
     return found
 
 
 def _fill(network: Net, tensors: Mapping[str, torch.Tensor], path: Path) -> Net:
-    published.require_fit(tensors, network.state_dict(), path)
-    network.load_state_dict(tensors, strict=True)
-    network.eval()
-    return network
+    """Load the tensors, which must be exactly the network's, and go to evaluation mode."""
+    wanted = network.state_dict()
+    shapes = [
+        f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "left over": sorted(tensors.keys() - wanted.keys()),
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        lines = [f"  {len(n)} {what}: {', '.join(n)}" for what, n in problems.items() if n]
+        raise InputError(f"{path}: its keys don't fit the network\n" + "\n".join(lines))
+    network.load_state_dict(tensors)
+    return network.eval()

@@ -1,18 +1,18 @@
-"""The contact sheet: what was made of some images, side by side, for a person to judge."""
+"""The contact sheet: the results for some images side by side, for a person to judge."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import write_text
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.preparation.faces import (
     AT_EDGE,
@@ -24,65 +24,66 @@ from deskpro.stages.preparation.faces import (
     SMALL,
     UNSURE,
 )
-from deskpro.stages.preparation.samples import Places
+from deskpro.stages.preparation.samples import prepared_path
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme
 from deskpro.stages.preparation.step import Unusable, read_image, read_labels
 from deskpro.stages.reporting.images import from_pixels
 from deskpro.stages.reporting.page import render
 
-HEIGHT = 192
-"""Of a body image on the sheet, in pixels."""
-_FACE = 112
+_HEIGHT, _FACE = 192, 112
+"""Of a body image, and of a face, on the sheet, in pixels."""
 
-REASONS = {
-    SEVERAL: "More than one head or face: the largest was taken",
+_REASONS = {
+    SEVERAL: "More than one head or face: the largest was used",
     UNSURE: "The detector was unsure",
     AT_EDGE: "The box had to be moved into the image",
     SMALL: "Too small for a face",
-    OUTSIDE: "The detector saw a face outside the head region only",
-    BACK: "A head, but hardly any face: seen from behind",
+    OUTSIDE: "The detector found a face outside the head region only",
+    BACK: "A head, but hardly any face: a back view",
     NONE: "No face and no head",
 }
-"""What makes an image doubtful, most telling first."""
+"""What makes an image doubtful, in the order of the sections."""
+
+T = TypeVar("T")
 
 
-def write(path: Path, table: pd.DataFrame, places: Places, settings: Prepare, title: str) -> None:
-    """Write the page; table: the rows of prepare.csv. It holds every image it shows."""
+def write(path: Path, table: pd.DataFrame, settings: Prepare, root: Path, title: str) -> None:
+    """Write the page, with every image that it shows; table: the rows of prepare.csv."""
     usable = table[table["problem"].isna()]
-    scheme = SCHEMES[settings.parsing.scheme]
-    sections = [("Drawn at random", *_drawn(usable, settings.shown))]
+    groups = {"Drawn at random": (usable, settings.shown)}
     doubtful = _doubtful(usable)
-    each = max(1, settings.shown // max(1, len(doubtful))) if settings.shown else 0
-    sections += [(REASONS[why], *_drawn(rows, each)) for why, rows in doubtful.items()]
-    shown = [
+    if doubtful:
+        count = max(1, settings.shown // len(doubtful)) if settings.shown else 0
+        groups |= {_REASONS[why]: (rows, count) for why, rows in doubtful.items()}
+    scheme = SCHEMES[settings.parsing.scheme]
+    sections = [
         {
             "title": name,
-            "total": total,
-            "cards": [_card(row, places, scheme) for row in rows.to_dict("records")],
+            "total": len(rows),
+            "cards": [_card(row, root, scheme) for row in _drawn(rows, count)],
         }
-        for name, rows, total in sections
+        for name, (rows, count) in groups.items()
     ]
-    problems = table[table["problem"].notna()][["sample_id", "problem"]]
+    decisions = Counter(usable.get("decision", ()))
+    bicubic = "restoration" in settings.steps and settings.restoration.method == "bicubic"
     parts = {
         "title": title,
         "images": len(usable),
         "identities": usable["pid"].nunique(),
-        "decisions": _decisions(usable),
+        "decisions": sorted(decisions.items(), key=lambda pair: (pair[0] != FOUND, pair)),
         "methods": _methods(settings),
-        "sections": shown,
-        "problems": problems.to_dict("records"),
-        "restores": not (
-            "restoration" in settings.steps and settings.restoration.method == "bicubic"
-        ),
+        "sections": sections,
+        "problems": table[table["problem"].notna()].to_dict("records"),
+        "restores": not bicubic,
     }
-    with write_aside(path) as aside:
-        aside.write_text(render("prepare", parts), encoding="utf-8")
+    write_text(path, render("prepare", parts))
 
 
-def _drawn(rows: pd.DataFrame, count: int) -> tuple[pd.DataFrame, int]:
-    """Some rows, chosen by a number of each alone, and how many there are."""
+def _drawn(rows: pd.DataFrame, count: int) -> list[dict[Hashable, Any]]:
+    """At most `count` rows, each drawn by a hash of its own id."""
     order = rows["sample_id"].map(lambda name: hashlib.sha256(name.encode()).digest())
-    return rows.loc[order.sort_values().index[:count]].sort_values("sample_id"), len(rows)
+    drawn = rows.loc[order.sort_values().index[:count]].sort_values("sample_id")
+    return drawn.to_dict("records")
 
 
 def _doubtful(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -91,96 +92,84 @@ def _doubtful(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found: dict[str, list[Any]] = defaultdict(list)
     for index, decision, doubts in rows[["decision", "doubts"]].itertuples():
         for why in [*str(doubts or "").split("; "), decision]:
-            if why in REASONS:
-                found[why].append(index)
-    return {why: rows.loc[found[why]] for why in REASONS if why in found}
-
-
-def _decisions(rows: pd.DataFrame) -> list[tuple[str, int]]:
-    if "decision" not in rows:
-        return []
-    counts = rows["decision"].value_counts()
-    return sorted(
-        ((str(n), int(c)) for n, c in counts.items()), key=lambda nc: (nc[0] != FOUND, nc)
-    )
+            found[why].append(index)
+    return {why: rows.loc[found[why]] for why in _REASONS if why in found}
 
 
 def _methods(settings: Prepare) -> list[tuple[str, str]]:
-    """What made each kind of image, in words."""
-    parsing, face, restoration = settings.parsing, settings.face, settings.restoration
-    said = {
+    """The method of each step, in words."""
+    parsing, face = settings.parsing, settings.face
+    words = {
         "parsing": f"{parsing.method}, {SCHEMES[parsing.scheme].title}",
         "mask": settings.mask.method,
         "face": f"{face.method}, margin {face.margin:g}",
-        "restoration": restoration.method,
+        "restoration": settings.restoration.method,
     }
-    return [(name, said[name]) for name in settings.steps]
+    return [(name, words[name]) for name in settings.steps]
 
 
-def _card(row: dict[Hashable, Any], places: Places, scheme: Scheme) -> dict[str, Any]:
-    id_ = row["sample_id"]
-    body = _read(places.body(id_))
-    images: list[tuple[str, str | None]] = [("body", _uri(body, HEIGHT))]
-    labels = _labels(places.labels(id_))
-    if labels is not None and body is not None:
-        images.append(("parsing", _uri(_coloured(body, labels, scheme), HEIGHT)))
-    if places.mask(id_).is_file():
-        images.append(("mask", _uri(_read(places.mask(id_)), HEIGHT)))
+def _card(row: Mapping[Hashable, Any], root: Path, scheme: Scheme) -> dict[str, Any]:
+    """An image on the page: its id, facts, and what was prepared of it by caption."""
+    paths = {
+        kind: prepared_path(root, kind, row["sample_id"])
+        for kind in ("imgs", "labels", "mask", "lr_face", "hr_face")
+    }
+    images: list[tuple[str, str]] = []
+    body = _readable(read_image, paths["imgs"])
+    if body is not None:
+        images.append(("body", _uri(body, _HEIGHT)))
+        labels = _readable(read_labels, paths["labels"])
+        if labels is not None and labels.shape == (body.height, body.width):
+            images.append(("parsing", _uri(_coloured(body, labels, scheme), _HEIGHT)))
+    mask = _readable(read_image, paths["mask"])
+    if mask is not None:
+        images.append(("mask", _uri(mask, _HEIGHT)))
     if body is not None and pd.notna(row.get("left")):
-        images.append(("face box", _uri(_boxed(body, row), HEIGHT)))
-    files = {"LR face": places.lr_face(id_), "HR face": places.hr_face(id_)}
-    faces = [(what, _read(path)) for what, path in files.items() if path.is_file()]
-    images += [(f"{what}, {face.width} px", _uri(face, _FACE)) for what, face in faces if face]
-    facts = [
-        str(row[name]) for name in ("decision", "doubts") if row.get(name) and pd.notna(row[name])
-    ]
-    if pd.notna(row.get("score")):
+        images.append(("face box", _uri(_boxed(body, row), _HEIGHT)))
+    for what, kind in (("LR face", "lr_face"), ("HR face", "hr_face")):
+        face = _readable(read_image, paths[kind])
+        if face is not None:
+            images.append((f"{what}, {face.width} px", _uri(face, _FACE)))
+    facts = [str(row[name]) for name in ("decision", "doubts") if _given(row.get(name))]
+    if _given(row.get("score")):
         facts.append(f"score {row['score']:.2f}")
-    return {"id": id_, "pid": row["pid"], "facts": facts, "images": images}
+    return {"id": row["sample_id"], "pid": row["pid"], "facts": facts, "images": images}
 
 
-def _read(path: Path) -> Image.Image | None:
+def _given(value: Any) -> bool:
+    return value != "" and bool(pd.notna(value))
+
+
+def _readable(read: Callable[[Path], T], path: Path) -> T | None:
     try:
-        return read_image(path)
+        return read(path)
     except Unusable:
         return None
 
 
-def _labels(path: Path) -> np.ndarray | None:
-    try:
-        return read_labels(path)
-    except Unusable:
-        return None
+def _uri(image: Image.Image, height: int) -> str:
+    return from_pixels(np.asarray(_resized(image, height)).transpose(2, 0, 1))
 
 
-def _uri(image: Image.Image | None, height: int) -> str | None:
-    if image is None:
-        return None
+def _resized(image: Image.Image, height: int) -> Image.Image:
     width = max(1, round(image.width * height / image.height))
-    shown = image.resize((width, height), Image.Resampling.BICUBIC)
-    return from_pixels(np.asarray(shown).transpose(2, 0, 1))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _coloured(body: Image.Image, labels: np.ndarray, scheme: Scheme) -> Image.Image:
     """The label map over the dimmed image, a colour for each class."""
-    if labels.shape != (body.height, body.width):
-        return body
+    count = len(scheme.classes) - 1
+    # Hues a golden section apart: neighbours in the list differ clearly.
+    turns = (0.618034 * np.arange(count)[:, None] + np.array([0, 1 / 3, 2 / 3])) % 1
     colours = np.zeros((256, 3))
-    colours[1 : len(scheme.classes)] = _colours(len(scheme.classes) - 1)
+    colours[1 : count + 1] = 255 * (0.5 + 0.5 * np.cos(2 * np.pi * turns))
     mixed = 0.35 * np.asarray(body) + np.where(labels[..., None] > 0, 0.65 * colours[labels], 0)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _colours(count: int) -> np.ndarray:
-    """Colours that neighbours in a list can be told apart by, 0..255 [count, 3]."""
-    turns = (0.618034 * np.arange(count)[:, None] + np.array([0, 1 / 3, 2 / 3])) % 1
-    return 255 * (0.5 + 0.5 * np.cos(2 * np.pi * turns))
-
-
-def _boxed(body: Image.Image, row: dict[Hashable, Any]) -> Image.Image:
-    scale = HEIGHT / body.height
-    shown = body.resize((max(1, round(body.width * scale)), HEIGHT), Image.Resampling.BICUBIC)
+def _boxed(body: Image.Image, row: Mapping[Hashable, Any]) -> Image.Image:
+    scale, shown = _HEIGHT / body.height, _resized(body, _HEIGHT)
     left, top, side = (float(row[name]) * scale for name in ("left", "top", "side"))
-    pen = ImageDraw.Draw(shown)
-    pen.rectangle((left, top, left + side, top + side), outline=(255, 64, 64), width=2)
+    box = (left, top, left + side, top + side)
+    ImageDraw.Draw(shown).rectangle(box, outline=(255, 64, 64), width=2)
     return shown

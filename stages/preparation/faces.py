@@ -1,9 +1,9 @@
-"""Step 3: where the face is, and the LR face cut from the body image."""
+"""Step 3: the face box, and the LR face cut from the body image."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,37 +12,32 @@ from PIL import Image
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import FaceBox
-from deskpro.stages.preparation.samples import Places, Sample
-from deskpro.stages.preparation.schemes import Scheme, region
+from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.preparation.schemes import SCHEMES, Scheme, region
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,
+    one_line,
     optional,
-    outcomes,
     png,
     read_image,
     read_labels,
+    require_model,
 )
 
-FOUND, NONE, SMALL, BACK, OUTSIDE = (
-    "face found",
-    "no face",
-    "too small",
-    "back of the head",
-    "outside",
-)
-"""Decisions: a face was found; nothing was; only something too small, or without a visible face, or
-outside the head region. Only the first gives files."""
-
+FOUND = "face found"
+"""The one decision that gives an LR face."""
+NONE, SMALL, BACK, OUTSIDE = "no face", "too small", "back of the head", "outside"
+"""The other decisions: OUTSIDE is a detection outside the head region only."""
 SEVERAL, AT_EDGE, UNSURE = "several", "at the edge", "unsure"
 """Doubts about a face that was found."""
 
 _OTHER_HEAD = 0.25
 """A part of the head region counts as another person's from this share of the largest part on."""
 _CLEAR = 0.1
-"""A detector that is less than this above its threshold is unsure."""
+"""A detection less than this above the threshold is unsure."""
 
 
 class Box(NamedTuple):
@@ -54,12 +49,11 @@ class Box(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a method made of an image."""
+    """The result of a method for an image; seen: the number of faces, or heads."""
 
     decision: str
     box: Box | None = None
     seen: int = 0
-    """Faces, or heads."""
     score: float | None = None
     doubts: tuple[str, ...] = ()
 
@@ -75,32 +69,30 @@ def square(
     return Box(x, y, side), abs(x - across) > 1 or abs(y - down) > 1
 
 
-class _Faces(ABC):
-    """What both methods share: the crop, and how a decision is listed."""
+class _Faces(Step):
+    """What the methods share: the crop, and how a decision is listed."""
 
-    name = "face"
-    places: Places
-    options: FaceBox
+    name, reads, writes = "face", ("imgs", "labels"), "lr_face"
 
-    def needs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id), self.places.labels(sample.id)]
+    @property
+    def scheme(self) -> Scheme:
+        return SCHEMES[self.settings.parsing.scheme]
 
-    def makes(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.lr_face(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._cut, samples)
+    def _provenance(self, *options: str) -> dict[str, object]:
+        values = {name: getattr(self.settings.face, name) for name in options}
+        method = self.settings.face.method
+        return {"method": method, "classes": self.scheme.classes, **values, "version": 1}
 
     @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
-        """The face in a body image, RGB; labels: its label map, uint8 [H, W], where there is."""
+        """The face in an RGB body image; labels: its label map, uint8 [H, W], if there is one."""
 
-    def _cut(self, sample: Sample) -> Outcome:
-        body = read_image(self.places.body(sample.id))
-        path = self.places.labels(sample.id)
+    def make(self, sample: Sample) -> Outcome:
+        body = read_image(self.path("imgs", sample))
+        path = self.path("labels", sample)
         labels = read_labels(path) if path.is_file() else None
         if labels is not None and labels.shape != (body.height, body.width):
-            raise Unusable(f"{path}: label map of another size than its body image")
+            raise Unusable(f"{path}: label map and body image differ in size")
         found = self.find(body, labels)
         facts = {
             "decision": found.decision,
@@ -110,43 +102,47 @@ class _Faces(ABC):
             **dict(zip(("left", "top", "side"), found.box or (None,) * 3, strict=True)),
         }
         if found.box is None:
-            return Outcome({}, facts)
+            return Outcome(facts=facts)
         left, top, side = found.box
         crop = body.crop((left, top, left + side, top + side))
-        return Outcome({self.places.lr_face(sample.id): png(crop)}, facts)
+        return Outcome(png(crop), facts)
 
     def _boxed(
-        self, edges: tuple[float, float, float, float], size: tuple[int, int], **more: Any
+        self,
+        edges: tuple[float, float, float, float],
+        size: tuple[int, int],
+        seen: int,
+        score: float | None = None,
+        doubts: tuple[str, ...] = (),
     ) -> Found:
-        box, moved = square(*edges, self.options.margin, size)
-        if box.side < self.options.min_side:
-            return Found(SMALL, seen=more["seen"], score=more.get("score"))
-        doubts = (*more.pop("doubts", ()), *([AT_EDGE] if moved else []))
-        return Found(FOUND, box, doubts=doubts, **more)
+        """The face within edges (left, top, right, bottom) of an image of `size`."""
+        box, moved = square(*edges, self.settings.face.margin, size)
+        if box.side < self.settings.face.min_side:
+            return Found(SMALL, seen=seen, score=score)
+        return Found(FOUND, box, seen, score, (*doubts, AT_EDGE) if moved else doubts)
 
 
 class Head(_Faces):
     """The square about the largest connected part of the head region.
 
-    Where the scheme has a class for the face, too little of it in the head means that it is seen
-    from behind. A second large part is another person's head: counted, and listed as doubtful.
+    Where the scheme has a class for the face, too little of it in the head means a back view. A
+    second large part is another person's head: counted, and listed as doubtful.
     """
 
-    def __init__(self, options: FaceBox, places: Places, scheme: Scheme) -> None:
-        self.ndimage: Any = optional("scipy.ndimage", "prepare.face.method=head")
-        self.options, self.places, self.scheme = options, places, scheme
+    needs = ("scipy",)
+
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
+        self.ndimage = optional("scipy.ndimage", "prepare.face.method=head")
 
     def provenance(self) -> Mapping[str, object]:
-        return {
-            "method": "head",
-            "classes": self.scheme.classes,
-            **{name: getattr(self.options, name) for name in ("margin", "min_side", "visible")},
-            "version": 1,
-        }
+        return self._provenance("margin", "min_side", "visible")
 
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
         if labels is None:
-            raise Unusable("no label map; prepare.face.method=head needs the step parsing")
+            raise Unusable(
+                "no label map. prepare.face.method=head needs one; add parsing to prepare.steps"
+            )
         head = region(labels, self.scheme.ids("head"))
         parts, count = self.ndimage.label(head, np.ones((3, 3)))
         if count == 0:
@@ -157,59 +153,45 @@ class Head(_Faces):
         chosen = parts == largest
         if self.scheme.face is not None:
             visible = float((labels[chosen] == self.scheme.face).mean())
-            if visible < self.options.visible:
+            if visible < self.settings.face.visible:
                 return Found(BACK, seen=heads)
-        rows, columns = np.flatnonzero(chosen.any(1)), np.flatnonzero(chosen.any(0))
-        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         doubts = (SEVERAL,) if heads > 1 else ()
-        return self._boxed(edges, body.size, seen=heads, doubts=doubts)
+        return self._boxed(_extent(chosen), body.size, heads, doubts=doubts)
 
 
 class YuNet(_Faces):
     """OpenCV's YuNet (Wu et al., MIR 2023), on the body image enlarged to `height` if lower.
 
-    Of several faces the largest is taken, and the image is listed as doubtful. A face whose
-    centre lies outside the head region, its margin added, is dropped where a label map is there.
+    Of several faces the largest is used, and the image is listed as doubtful. With a label map, a
+    face whose centre lies outside the head region and its margin is dropped.
     """
 
-    def __init__(self, options: FaceBox, places: Places, scheme: Scheme) -> None:
-        if options.model is None:
-            raise InputError(
-                "prepare.face.model: needed by the method yunet. Set it to YuNet's ONNX file, from "
-                "OpenCV's model zoo"
-            )
-        if not options.model.is_file():
-            raise InputError(f"{options.model}: no such file. Set prepare.face.model")
-        self.cv2: Any = optional("cv2", "prepare.face.method=yunet")
-        self.options, self.places, self.scheme = options, places, scheme
-        self.digest = sha256(options.model)
-        self._detector((320, 320))  # an unreadable file is told now
+    needs = ("cv2",)
+
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
+        what = "YuNet's ONNX file, from OpenCV's model zoo"
+        self.model = require_model(settings.face.model, "prepare.face.model", what)
+        self.cv2 = optional("cv2", "prepare.face.method=yunet")
+        self.digest = sha256(self.model)
+        self._detector((320, 320))  # refuses an unreadable file before any work
 
     def provenance(self) -> Mapping[str, object]:
-        names = ("margin", "min_side", "score", "height", "inside_head")
-        return {
-            "method": "yunet",
-            "model": self.digest,
-            "classes": self.scheme.classes,
-            **{name: getattr(self.options, name) for name in names},
-            "version": 1,
-        }
+        options = ("margin", "min_side", "score", "height", "inside_head")
+        return {"model": self.digest, **self._provenance(*options)}
 
     def _detector(self, size: tuple[int, int]) -> Any:
         try:
-            # Not shared by threads: one for each image costs a few milliseconds.
-            return self.cv2.FaceDetectorYN.create(
-                str(self.options.model), "", size, self.options.score
-            )
+            # Threads must not share one; creating it costs a few milliseconds an image.
+            score = self.settings.face.score
+            return self.cv2.FaceDetectorYN.create(str(self.model), "", size, score)
         except self.cv2.error as error:
-            why = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{self.options.model}: OpenCV can't load it as YuNet: {why}. Set "
-                "prepare.face.model"
+                f"prepare.face.model {self.model}: OpenCV can't load it as YuNet: {one_line(error)}"
             ) from None
 
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
-        scale = max(1.0, self.options.height / body.height)
+        scale = max(1.0, self.settings.face.height / body.height)
         size = round(body.width * scale), round(body.height * scale)
         larger = body if scale == 1 else body.resize(size, Image.Resampling.BICUBIC)
         bgr = np.ascontiguousarray(np.asarray(larger)[..., ::-1])
@@ -219,7 +201,7 @@ class YuNet(_Faces):
         seen = len(faces)
         if seen == 0:
             return Found(NONE)
-        if self.options.inside_head and labels is not None:
+        if self.settings.face.inside_head and labels is not None:
             inside = [self._in_head(box, labels) for box in boxes]
             faces, boxes = faces[inside], boxes[inside]
             if not len(faces):
@@ -227,21 +209,24 @@ class YuNet(_Faces):
         best = int(np.argmax(boxes[:, 2] * boxes[:, 3]))
         left, top, width, height = map(float, boxes[best])
         score = float(faces[best, 14])
-        unsure = score < self.options.score + _CLEAR
+        unsure = score < self.settings.face.score + _CLEAR
         doubts = (*([SEVERAL] if seen > 1 else []), *([UNSURE] if unsure else []))
-        edges = (left, top, left + width, top + height)
-        return self._boxed(edges, body.size, seen=seen, score=score, doubts=doubts)
+        return self._boxed((left, top, left + width, top + height), body.size, seen, score, doubts)
 
     def _in_head(self, box: np.ndarray, labels: np.ndarray) -> bool:
         head = region(labels, self.scheme.ids("head"))
         if not head.any():
             return False
-        rows, columns = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
-        room = self.options.margin * max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+        left, top, right, bottom = _extent(head)
+        room = self.settings.face.margin * max(right - left, bottom - top)
         x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
-        return bool(
-            columns[0] - room <= x <= columns[-1] + room and rows[0] - room <= y <= rows[-1] + room
-        )
+        return bool(left - room <= x <= right - 1 + room and top - room <= y <= bottom - 1 + room)
 
 
-BOXES: dict[str, Callable[[FaceBox, Places, Scheme], Step]] = {"head": Head, "yunet": YuNet}
+def _extent(region: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of where bool [H, W] is true; right and bottom exclusive."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+FACES: dict[str, type[Step]] = {"head": Head, "yunet": YuNet}

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from deskpro.stages.preparation.samples import Places, Sample
-from deskpro.stages.preparation.schemes import CHANNELS, Scheme, mask
-from deskpro.stages.preparation.step import Outcome, Step, outcomes, png, read_labels
+from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask
+from deskpro.stages.preparation.step import Outcome, Step, png, read_labels
 
 
-class Regions:
+class Regions(Step):
     """Red the head, green the clothes, blue other skin, each 0 or 255, by the scheme's table."""
 
-    name = "mask"
-
-    def __init__(self, places: Places, scheme: Scheme) -> None:
-        self.places, self.scheme = places, scheme
+    name, reads, writes = "mask", ("labels",), "mask"
 
     def provenance(self) -> Mapping[str, object]:
-        return {"method": "regions", "classes": self.scheme.classes, "version": 1}
+        classes = SCHEMES[self.settings.parsing.scheme].classes
+        return {"method": "regions", "classes": classes, "version": 1}
 
-    def needs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.labels(sample.id)]
-
-    def makes(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.mask(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._draw, samples)
-
-    def _draw(self, sample: Sample) -> Outcome:
-        drawn = mask(read_labels(self.places.labels(sample.id)), self.scheme)
+    def make(self, sample: Sample) -> Outcome:
+        labels = read_labels(self.path("labels", sample))
+        drawn = mask(labels, SCHEMES[self.settings.parsing.scheme])
         shares = (drawn > 0).mean(axis=(0, 1)).tolist()
         facts = {f"{name}_share": round(s, 4) for name, s in zip(CHANNELS, shares, strict=True)}
-        return Outcome({self.places.mask(sample.id): png(drawn)}, facts)
+        return Outcome(png(drawn), facts)
 
 
-MASKS: dict[str, Callable[[Places, Scheme], Step]] = {"regions": Regions}
+MASKS: dict[str, type[Step]] = {"regions": Regions}

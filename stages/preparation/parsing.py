@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,200 +12,169 @@ from PIL import Image
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import Parsing
-from deskpro.stages.preparation.samples import Places, Sample
+from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme, unknown_classes
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,
     each,
+    on_device,
+    one_line,
     optional,
-    outcomes,
     png,
     read_image,
     read_labels,
 )
 
 
-class LabelFiles:
-    """Label maps that exist: PNGs of one channel, by the paths of the raw or prepared images."""
+class LabelFiles(Step):
+    """Existing label maps: PNGs of one channel, by the paths of the raw or prepared images."""
 
-    name = "parsing"
+    name, reads, writes = "parsing", ("imgs",), "labels"
 
-    def __init__(self, options: Parsing, places: Places, root: Path | None, device: str) -> None:
-        if options.labels is None:
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
+        folder = settings.parsing.labels
+        if folder is None or not folder.is_dir():
             raise InputError(
-                "prepare.parsing.labels: needed by the method labels. Set it to the folder of "
-                "label maps, or set prepare.parsing.method=segformer"
+                f"prepare.parsing.labels {folder}: no such folder. Set it to the folder of label "
+                "maps, or set prepare.parsing.method=segformer"
             )
-        if not options.labels.is_dir():
-            raise InputError(f"{options.labels}: no such folder. Set prepare.parsing.labels")
-        self.folder, self.places, self.root = options.labels, places, root
-        self.scheme = SCHEMES[options.scheme]
-        self.scheme_name = options.scheme
+        self.folder = folder
 
     def provenance(self) -> Mapping[str, object]:
-        return {"method": "labels", "scheme": self.scheme_name, "version": 1}
+        return {"method": "labels", "scheme": self.settings.parsing.scheme, "version": 1}
 
-    def needs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id), self._source(sample)]
-
-    def makes(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.labels(sample.id)]
-
-    def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        return outcomes(self._read, samples)
+    def inputs(self, sample: Sample) -> list[Path]:
+        return [*super().inputs(sample), self._source(sample)]
 
     def _source(self, sample: Sample) -> Path:
-        """By the path in the raw set, which is what a parser was run on; else in the prepared."""
-        ways = [sample.id]
-        if self.root is not None and sample.source.is_relative_to(self.root):
-            raw = sample.source.relative_to(self.root)
-            ways = [
-                str(raw),
-                *([str(Path(*raw.parts[1:]))] if raw.parts[0] == "imgs" else []),
-                *ways,
-            ]
+        """By the path in the raw set, where a parser was run; else by that in the prepared set."""
+        paths, root = [Path(sample.id)], self.settings.root
+        if root is not None and sample.source.is_relative_to(root):
+            raw = sample.source.relative_to(root)
+            below_imgs = [Path(*raw.parts[1:])] if raw.parts[0] == "imgs" else []
+            paths = [raw, *below_imgs, *paths]
         files = [
-            (self.folder / way).with_suffix(suffix) for way in ways for suffix in (".png", ".PNG")
+            (self.folder / path).with_suffix(suffix)
+            for path in paths
+            for suffix in (".png", ".PNG")
         ]
         return next((file for file in files if file.is_file()), files[0])
 
-    def _read(self, sample: Sample) -> Outcome:
-        source = self._source(sample)
+    def make(self, sample: Sample) -> Outcome:
+        source, scheme = self._source(sample), SCHEMES[self.settings.parsing.scheme]
         if not source.is_file():
             raise Unusable(f"{source}: missing: no label map of {sample.id} in {self.folder}")
         labels = read_labels(source)
-        body = read_image(self.places.body(sample.id))
+        body = read_image(self.path("imgs", sample))
         if labels.shape != (body.height, body.width):
             height, width = labels.shape
             raise Unusable(
                 f"{source}: label map of {width}×{height} pixels, its body image has "
                 f"{body.width}×{body.height}"
             )
-        unknown = unknown_classes(labels, self.scheme)
+        unknown = unknown_classes(labels, scheme)
         if unknown:
             raise Unusable(
-                f"{source}: unknown class {', '.join(map(str, unknown))}; {self.scheme.title} has "
-                f"0 to {len(self.scheme.classes) - 1}"
+                f"{source}: unknown class {', '.join(map(str, unknown))}; {scheme.title} has "
+                f"0 to {len(scheme.classes) - 1}"
             )
-        return Outcome({self.places.labels(sample.id): png(labels)})
+        return Outcome(png(labels))
 
 
-class SegFormer:
-    """A SegFormer, or another semantic segmenter of transformers, whose classes are the scheme's.
+class SegFormer(Step):
+    """A SegFormer, or another semantic segmenter of transformers, with the classes of the scheme.
 
     Xie et al., SegFormer, NeurIPS 2021. Its logits are enlarged bilinearly to the image's size
     before the best class is taken.
     """
 
-    name = "parsing"
+    name, reads, writes = "parsing", ("imgs",), "labels"
+    needs = ("transformers",)
 
-    def __init__(self, options: Parsing, places: Places, root: Path | None, device: str) -> None:
-        if options.model is None:
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        super().__init__(settings, root, device)
+        name = settings.parsing.model
+        if name is None:
             raise InputError(
-                "prepare.parsing.model: needed by the method segformer. Set it to a local folder "
-                "in the format of transformers, or a name on its hub"
+                "prepare.parsing.model: not set. Set it to a local folder in the format of "
+                "transformers, or a name on its hub"
             )
         transformers = optional("transformers", "prepare.parsing.method=segformer")
         transformers.utils.logging.disable_progress_bar()
-        import torch
-
-        self.torch: Any = torch
-        self.places, self.device = places, device
-        self.scheme_name = options.scheme
-        scheme = SCHEMES[options.scheme]
-        local = Path(options.model)
         try:
-            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(options.model)
-            self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(
-                options.model
-            )
-        # Whatever a broken folder makes a loader raise is told in one line.
-        except Exception as error:  # noqa: BLE001
-            why = " ".join(str(error).split())[:300]
+            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
+            self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(name)
+        except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken folder
             raise InputError(
-                f"prepare.parsing.model {options.model!r}: no segmenter that transformers can "
-                f"load: {why}"
+                f"prepare.parsing.model {name!r}: no segmenter that transformers can load: "
+                f"{one_line(error)}"
             ) from None
-        _same_classes(self.model.config, scheme, options)
-        self.model.to(device).eval()
-        self.digest: object = (
-            {path.name: sha256(path) for path in model_files(local)}
-            if local.is_dir()
-            else getattr(self.model.config, "_commit_hash", None)
-        )
+        scheme = SCHEMES[settings.parsing.scheme]
+        _require_classes(self.model.config, scheme, f"prepare.parsing.model {name!r}")
+        self.digest: object = getattr(self.model.config, "_commit_hash", None)
+        if Path(name).is_dir():
+            self.digest = {
+                path.name: sha256(path)
+                for path in sorted(Path(name).iterdir())
+                if path.suffix in (".json", ".safetensors", ".bin")
+            }
+        self.torch_device = on_device(self.model, device)
 
     def provenance(self) -> Mapping[str, object]:
-        return {
-            "method": "segformer",
-            "scheme": self.scheme_name,
-            "model": self.digest,
-            "version": 1,
-        }
+        scheme = self.settings.parsing.scheme
+        return {"method": "segformer", "scheme": scheme, "model": self.digest, "version": 1}
 
-    def needs(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.body(sample.id)]
-
-    def makes(self, sample: Sample) -> Sequence[Path]:
-        return [self.places.labels(sample.id)]
+    def make(self, sample: Sample) -> Outcome:
+        return self([sample])[0]
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        images = each(lambda sample: read_image(self.places.body(sample.id)), samples)
-        good = [image for image in images if not isinstance(image, Unusable)]
-        maps = iter(self.parse(good))
+        images = each(lambda sample: read_image(self.path("imgs", sample)), samples)
+        maps = iter(self.parse([one for one in images if not isinstance(one, Unusable)]))
         return [
-            Outcome(problem=str(image))
-            if isinstance(image, Unusable)
-            else Outcome({self.places.labels(sample.id): png(next(maps))})
+            Outcome(problem=str(image)) if isinstance(image, Unusable) else Outcome(png(next(maps)))
             for sample, image in zip(samples, images, strict=True)
         ]
 
     def parse(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        """The label map of each image, uint8 of its size, in one batch."""
+        """The label map of each RGB image, uint8 [H, W] of its size, in one batch."""
+        import torch
+
         if not images:
             return []
-        torch = self.torch
         batch = self.processor(images=list(images), return_tensors="pt")
         with torch.inference_mode():
-            logits = self.model(pixel_values=batch["pixel_values"].to(self.device)).logits.float()
+            logits = self.model(pixel_values=batch["pixel_values"].to(self.torch_device)).logits
         maps = []
         for one, image in zip(logits, images, strict=True):
             size = image.height, image.width
             full = torch.nn.functional.interpolate(
-                one[None], size, mode="bilinear", align_corners=False
+                one[None].float(), size, mode="bilinear", align_corners=False
             )
             maps.append(full[0].argmax(0).to(torch.uint8).cpu().numpy())
         return maps
 
 
-PARSERS: dict[str, Callable[[Parsing, Places, Path | None, str], Step]] = {
-    "labels": LabelFiles,
-    "segformer": SegFormer,
-}
+PARSERS: dict[str, type[Step]] = {"labels": LabelFiles, "segformer": SegFormer}
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a local model that say what it computes."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin")
-    )
-
-
-def _same_classes(config: Any, scheme: Scheme, options: Parsing) -> None:
-    """Refuse a network whose classes aren't those of the scheme: its masks would be nonsense."""
+def _require_classes(config: Any, scheme: Scheme, where: str) -> None:
+    """Refuse a network whose classes are not those of the scheme: its masks would be nonsense."""
+    advice = "Set prepare.parsing.scheme to the scheme it was trained with"
     found = [config.id2label[i] for i in range(config.num_labels)]
-    where = f"prepare.parsing.model {options.model!r}"
     if len(found) != len(scheme.classes):
         raise InputError(
-            f"{where}: has {len(found)} classes, {scheme.title} has {len(scheme.classes)}. Set "
-            "prepare.parsing.scheme to the scheme it was trained with"
+            f"{where}: has {len(found)} classes, {scheme.title} has {len(scheme.classes)}. {advice}"
         )
-    plain = {i: re.sub(r"[^a-z]", "", name.lower()) for i, name in enumerate(found)}
-    for i, name in enumerate(scheme.names):
-        if not plain[i].startswith("label") and plain[i] != re.sub(r"[^a-z]", "", name.lower()):
+    for i, (theirs, ours) in enumerate(zip(map(_plain, found), scheme.names, strict=True)):
+        if not theirs.startswith("label") and theirs != _plain(ours):
             raise InputError(
-                f"{where}: its class {i} is {found[i]!r}, that of {scheme.title} {name!r}. Set "
-                "prepare.parsing.scheme to the scheme it was trained with"
+                f"{where}: its class {i} is {found[i]!r}, that of {scheme.title} {ours!r}. {advice}"
             )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())

@@ -1,209 +1,171 @@
-"""What was prepared already, image by image, so that a step goes on where it stopped."""
+"""Records of what each step has written, image by image, so that preparation resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deskpro.cache.files import sha256, write_aside
-from deskpro.stages.data.file_index import FileIndex
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, UNFINISHED
-from deskpro.stages.preparation.samples import Sample
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.journal import Journal
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES
+from deskpro.stages.preparation.samples import KINDS, Sample
 from deskpro.stages.preparation.step import Outcome, Step
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What a step made of an image, or was about to make."""
+class Record:
+    """What a step made of an image, or was about to write.
+
+    key: digest of everything that the files depend on. files: SHA-256 by path below the prepared
+    set.
+    """
 
     id: str
     key: str
-    """Digest of everything that it was made from."""
     files: dict[str, str]
-    """SHA-256 by path below the prepared set."""
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
+    @classmethod
+    def of(cls, id_: str, key: str, name: str, outcome: Outcome) -> Record:
+        content = outcome.content
+        files = {} if content is None else {name: hashlib.sha256(content).hexdigest()}
+        return cls(id_, key, files, dict(outcome.facts), outcome.problem)
 
-class Ledger:
-    """The entries of one step, in lines of JSON: those of each process under way, then one file.
 
-    An entry is written before its files are, and each of these is complete or absent: a file is
-    what some entry says, or it is somebody else's.
+@dataclass
+class Prepared:
+    """The state of an image: keys by step, facts of all steps, why it cannot be used.
+
+    foreign: whether that is a file that prepare did not write.
     """
 
-    def __init__(self, root: Path, step: str, rank: int = 0) -> None:
-        """root: the prepared set; its folder .prepare holds the ledger."""
-        self.root, self.step = root, step
-        self.folder = root / ".prepare"
-        self._own = self.folder / f"{step}.{rank}{UNFINISHED}"
-        self._entries: dict[str, list[Entry]] = defaultdict(list)
-        for path in (self._sealed, *self._parts()):
-            self._read(path)
+    sample: Sample
+    keys: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    foreign: bool = False
 
-    @property
-    def _sealed(self) -> Path:
-        return self.folder / f"{self.step}.jsonl"
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.step}.*{UNFINISHED}"))
+class Records:
+    """The records of one step, in a journal in the folder .prepare of the prepared set.
 
-    def _read(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError):  # the line that a kill cut short, or no entry at all
-                continue
-            self._entries[entry.id].append(entry)
+    A record is on disk before its files are written, and each of these is complete or absent. So a
+    file that no record names is foreign, and never replaced.
+    """
 
-    def entry(self, id_: str, key: str) -> Entry | None:
-        """The entry of an image that was made from the same."""
-        return next((e for e in reversed(self._entries[id_]) if e.key == key), None)
+    def __init__(self, root: Path, step: str) -> None:
+        self.root = root
+        self._journal = Journal(root / ".prepare" / f"{step}.jsonl")
+        self._records: dict[str, list[Record]] = defaultdict(list)
+        for line in self._journal.read():
+            record = Record(**line)
+            self._records[record.id].append(record)
 
-    def latest(self, id_: str) -> Entry | None:
-        """The last entry of an image, whatever it was made from."""
-        return self._entries[id_][-1] if self._entries[id_] else None
+    def ids(self) -> set[str]:
+        """Every image that has a record."""
+        return {*self._records}
 
-    def ids(self) -> list[str]:
-        """Every image that there is an entry of."""
-        return sorted(id_ for id_, entries in self._entries.items() if entries)
+    def find(self, id_: str, key: str) -> Record | None:
+        """The record of an image with this key."""
+        return next((r for r in reversed(self._records.get(id_, [])) if r.key == key), None)
 
-    def intact(self, entry: Entry, there: Collection[Path], file_index: FileIndex) -> bool:
-        """Whether the files of an entry, and no others of `there`, are there as they were made."""
-        made = {self.root / name: digest for name, digest in entry.files.items()}
-        return {*there} == {*made} and all(
-            _content(path, file_index) == made[path] for path in made
-        )
+    def facts(self, id_: str) -> Mapping[str, Any]:
+        """Those of the last record of an image; none without one."""
+        return self._records[id_][-1].facts if id_ in self._records else {}
 
-    def owns(self, id_: str, path: Path, file_index: FileIndex) -> bool:
-        """Whether an existing file is one that this step made."""
-        name, content = str(path.relative_to(self.root)), _content(path, file_index)
-        return any(entry.files.get(name) == content for entry in self._entries[id_])
+    def owns(self, id_: str, path: Path, digest: str) -> bool:
+        """Whether a file with this SHA-256 is one that the step wrote for an image."""
+        name = self.name(path)
+        return any(r.files.get(name) == digest for r in self._records.get(id_, []))
+
+    def name(self, path: Path) -> str:
+        """The path of a file below the prepared set."""
+        return str(path.relative_to(self.root))
+
+    def add(self, records: Collection[Record]) -> None:
+        """Keep records of files that are about to be written."""
+        self._journal.append(map(asdict, records))
+        for record in records:
+            self._records[record.id].append(record)
 
     def withdraw(self, id_: str, file_index: FileIndex) -> None:
-        """Remove what this step made of an image."""
-        for path in {self.root / name for entry in self._entries[id_] for name in entry.files}:
-            if path.exists() and self.owns(id_, path, file_index):
+        """Delete the files that the step wrote for an image."""
+        paths = {self.root / name for record in self._records[id_] for name in record.files}
+        for path, digest in digests(paths, file_index).items():
+            if self.owns(id_, path, digest):
                 path.unlink()
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Say what is about to be written."""
-        for entry in entries:
-            self._entries[entry.id].append(entry)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{json.dumps(asdict(entry))}\n" for entry in entries)
-        with self._own.open("a", encoding="utf-8") as file:
-            # A kill may have cut the last line short: what follows begins a new one.
-            file.write("\n" + text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def seal(self, keys: Mapping[str, str]) -> None:
-        """Keep one entry of each image, the one of its key, in one file; forget the rest."""
-        with write_aside(self._sealed) as aside, aside.open("w", encoding="utf-8") as file:
-            for id_ in sorted(keys):
-                entry = self.entry(id_, keys[id_])
-                if entry is not None:
-                    file.write(json.dumps(asdict(entry)) + "\n")
-        for part in self._parts():
-            part.unlink()
+    def compact(self, keys: Mapping[str, str]) -> None:
+        """Keep one record of each image, that of its key."""
+        kept = [self.find(id_, keys[id_]) for id_ in sorted(keys)]
+        self._journal.rewrite(asdict(record) for record in kept if record is not None)
 
 
-class Siblings:
-    """The images that lay in the prepared set when work began, by path without extension.
+def digests(paths: Iterable[Path], index: FileIndex, *, deep: bool = False) -> dict[Path, str]:
+    """The SHA-256 of each file; "" for one that is absent or cannot be read."""
+    unique = list(dict.fromkeys(paths))
+    facts = index.probe(unique, deep=deep)
+    return {path: facts[str(path)].sha256 for path in unique}
 
-    A face or mask is found by its stem, whatever its extension: one that somebody put there as
-    .png would be taken for the .jpg that is made.
+
+def images_by_stem(root: Path) -> dict[Path, list[Path]]:
+    """The images in a prepared set by path without extension.
+
+    Masks and faces are found by their stem: a .png there would be mistaken for the .jpg that a step
+    writes.
     """
-
-    def __init__(self, root: Path) -> None:
-        self._found: dict[Path, list[Path]] = defaultdict(list)
-        for kind in ("imgs", "labels", "mask", "lr_face", "hr_face"):
-            for path in (root / kind).rglob("*"):
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                    self._found[path.with_suffix("")].append(path)
-
-    def of(self, paths: Iterable[Path]) -> set[Path]:
-        """Those of some paths, and of their siblings, that are there."""
-        named = {sibling for path in paths for sibling in self._found[path.with_suffix("")]}
-        return {path for path in named | {*paths} if path.exists()}
+    found: dict[Path, list[Path]] = defaultdict(list)
+    for kind in KINDS:
+        for path in sorted((root / kind).rglob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                found[path.with_suffix("")].append(path)
+    return found
 
 
-def perform(
-    step: Step, samples: Sequence[Sample], ledger: Ledger, siblings: Siblings, file_index: FileIndex
-) -> list[tuple[str, Outcome]]:
-    """Do a step for a batch of images, as far as it isn't done: the key and outcome of each.
+def unfinished(
+    step: Step,
+    images: Sequence[Prepared],
+    records: Records,
+    resident: Mapping[Path, Sequence[Path]],
+    file_index: FileIndex,
+) -> set[str]:
+    """The ids of images that a step must run on; the others get recorded facts, or a problem.
 
-    The outcomes hold facts and problems, no files: those are written.
+    resident: see `images_by_stem`.
     """
+    inputs, present = {}, {}
+    for image in images:
+        id_, path = image.sample.id, step.path(step.writes, image.sample)
+        inputs[id_] = step.inputs(image.sample)
+        present[id_] = [p for p in {path, *resident.get(path.with_suffix(""), ())} if p.exists()]
+    groups = [*inputs.values(), *present.values()]
+    known = digests((path for group in groups for path in group), file_index)
     fixed = json.dumps(step.provenance(), sort_keys=True, default=str)
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda sample: _key(step, sample, fixed, file_index), samples))
-    keys = {sample.id: key for sample, key in zip(samples, found, strict=True)}
-    done: dict[str, Outcome] = {}
-    todo: list[Sample] = []
-    for sample in samples:
-        entry = ledger.entry(sample.id, keys[sample.id])
-        there = siblings.of(step.makes(sample))
-        foreign = sorted(path for path in there if not ledger.owns(sample.id, path, file_index))
+    todo = set()
+    for image in images:
+        id_ = image.sample.id
+        parts = [step.name, id_, fixed, *(known[path] for path in inputs[id_])]
+        key = image.keys[step.name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        foreign = [p for p in present[id_] if not records.owns(id_, p, known[p])]
+        record = records.find(id_, key)
         if foreign:
-            done[sample.id] = Outcome(
-                problem=f"{foreign[0]}: isn't what prepare wrote. Move or delete it, or leave the "
-                f"step {step.name} out of prepare.steps",
-                foreign=True,
+            image.foreign = True
+            image.problem = (
+                f"{min(foreign)}: was not written by prepare. Move or delete it, or leave the step "
+                f"{step.name} out of prepare.steps"
             )
-        elif entry and entry.problem is None and ledger.intact(entry, there, file_index):
-            done[sample.id] = Outcome(facts=entry.facts)
+        elif (
+            record is not None
+            and record.problem is None
+            and record.files == {records.name(path): known[path] for path in present[id_]}
+        ):
+            image.facts |= record.facts
         else:
-            todo.append(sample)
-    if todo:
-        made = step(todo)
-        ledger.add(
-            [_entry(s.id, keys[s.id], one, ledger.root) for s, one in zip(todo, made, strict=True)]
-        )
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(partial(_write, step), todo, made))
-        for sample, outcome in zip(todo, made, strict=True):
-            done[sample.id] = Outcome(facts=outcome.facts, problem=outcome.problem)
-    return [(keys[sample.id], done[sample.id]) for sample in samples]
-
-
-def _entry(id_: str, key: str, outcome: Outcome, root: Path) -> Entry:
-    files = {
-        str(path.relative_to(root)): hashlib.sha256(content).hexdigest()
-        for path, content in sorted(outcome.files.items())
-    }
-    return Entry(id_, key, files, dict(outcome.facts), outcome.problem)
-
-
-def _write(step: Step, sample: Sample, outcome: Outcome) -> None:
-    for path in {*step.makes(sample)} - {*outcome.files}:
-        path.unlink(missing_ok=True)
-    for path, content in outcome.files.items():
-        with write_aside(path) as aside:
-            aside.write_bytes(content)
-
-
-def _key(step: Step, sample: Sample, fixed: str, file_index: FileIndex) -> str:
-    digest = hashlib.sha256(f"{step.name}\0{sample.id}\0{fixed}".encode())
-    for path in step.needs(sample):
-        digest.update(f"\0{_content(path, file_index)}".encode())
-    return digest.hexdigest()
-
-
-def _content(path: Path, file_index: FileIndex) -> str | None:
-    try:
-        found: str = file_index.recall(str(path), "sha256", lambda: sha256(path))
-        return found
-    except OSError:
-        return None
+            todo.add(id_)
+    return todo

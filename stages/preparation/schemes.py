@@ -1,4 +1,4 @@
-"""What the class ids of human parsers mean, and which channel of the mask each belongs to."""
+"""The classes of human parsers, and the channel of the mask that each belongs to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHANNELS = ("head", "clothes", "skin")
 """Channels of a mask: red, green, blue. A class of none of them is background."""
 
 FACE = "Face"
-"""The class that says that a face is seen, where a scheme has it."""
+"""The class of a visible face, in schemes that have one."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Scheme:
 
     @property
     def face(self) -> int | None:
-        """The id of the face alone; None where the scheme doesn't part it from the head."""
+        """The id of the face; None where the scheme has no class apart from the head."""
         return self.names.index(FACE) if FACE in self.names else None
 
     def ids(self, channel: str) -> list[int]:
@@ -63,7 +63,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         "Liang et al., Deep Human Parsing with Active Template Regression, TPAMI 2015",
     ),
-    # It doesn't tell clothes from skin: what clothes usually cover counts as clothes.
+    # It has no classes for clothes and skin: what clothes usually cover counts as clothes.
     "pascal": Scheme(
         "Pascal-Person-Part",
         (
@@ -87,7 +87,7 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def unknown_classes(labels: np.ndarray, scheme: Scheme) -> list[int]:
-    """The ids in a label map, uint8 [H, W], that the scheme doesn't have."""
+    """The ids in a label map, uint8 [H, W], that the scheme lacks."""
     return [int(i) for i in np.unique(labels) if i >= len(scheme.classes)]
 
 

@@ -1,57 +1,91 @@
-"""A step of preparation: from some files of an image to others, a batch of images at a time."""
+"""What the methods of all steps share: from some files of an image to others, in batches."""
 
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.preparation.samples import Sample
+from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.preparation.samples import Sample, prepared_path
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step made of an image."""
+    """What a step computed for an image.
 
-    files: Mapping[Path, bytes] = field(default_factory=dict)
-    """Content by path; may be none of those that the step can make."""
+    content: of the step's file; None for no file. facts: numbers and texts for prepare.csv.
+    problem: why the image cannot be used.
+    """
+
+    content: bytes | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is to be listed of it: numbers, texts."""
     problem: str | None = None
-    """Why the image can't be used."""
-    foreign: bool = False
-    """Whether that is a file of somebody else's in the way, and not the image itself."""
 
 
-class Step(Protocol):
-    """One of the four steps, or the taking over of the bodies before them."""
+class Step(ABC):
+    """A method of a step. To add one: its class, and a row in the dict of its module.
 
-    name: str
+    Another process builds it from the same arguments: a pickled step carries no network.
+    """
 
-    def provenance(self) -> Mapping[str, object]:
-        """By name, everything that all results depend on: options, weights, version of the code."""
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
+    """Folders of the prepared set whose file of an image the result depends on."""
+    writes: ClassVar[str]
+    """The folder that the step's files go to."""
+    does: ClassVar[str]
+    """The first line of the docstring, for `prepare --explain`."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages beyond those of the pipeline."""
 
-    def needs(self, sample: Sample) -> Sequence[Path]:
+    def __init_subclass__(cls) -> None:
+        cls.does = (cls.__doc__ or "").strip().partition("\n")[0]
+
+    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
+        """root: the prepared set; device: auto, cpu, cuda or cuda:N. Raises InputError."""
+        self.settings, self.root, self.device = settings, root, device
+
+    def __reduce__(self) -> tuple[type[Step], tuple[Prepare, Path, str]]:
+        return type(self), (self.settings, self.root, self.device)
+
+    def worker(self) -> Step:
+        """What maps samples to outcomes: this step here, one built again in another process."""
+        return self
+
+    def path(self, kind: str, sample: Sample) -> Path:
+        """The file of an image in a folder of the prepared set."""
+        return prepared_path(self.root, kind, sample.id)
+
+    def inputs(self, sample: Sample) -> list[Path]:
         """The files of an image that its result depends on."""
+        return [self.path(kind, sample) for kind in self.reads]
 
-    def makes(self, sample: Sample) -> Sequence[Path]:
-        """The files that it may make of an image."""
+    @abstractmethod
+    def provenance(self) -> Mapping[str, object]:
+        """What all results depend on: options, digests of weights, version of the code."""
+
+    @abstractmethod
+    def make(self, sample: Sample) -> Outcome:
+        """The outcome for one image. Raises Unusable."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """An outcome for each image. What is wrong with one is its problem, never an error."""
+        """An outcome for each image; whatever is wrong with one is its problem, never an error."""
+        results = each(self.make, samples)
+        return [Outcome(problem=str(r)) if isinstance(r, Unusable) else r for r in results]
 
 
 class Unusable(Exception):
-    """A file that can't be used; the message says why."""
+    """A file cannot be used; the message says why."""
 
 
 def read_image(path: Path) -> Image.Image:
@@ -63,7 +97,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def upright(path: Path) -> Image.Image:
-    """An image as its file has it, turned as its EXIF says. Raises Unusable."""
+    """An image in the mode of its file, turned as its EXIF says. Raises Unusable."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -73,8 +107,7 @@ def upright(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise Unusable(f"{path}: unreadable image: not an image file") from None
     except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = " ".join(str(error).split())
-        raise Unusable(f"{path}: unreadable image: {what}") from None
+        raise Unusable(f"{path}: unreadable image: {one_line(error)}") from None
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -108,7 +141,7 @@ T = TypeVar("T")
 
 
 def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unusable]:
-    """What `work` makes of each image, or why it can't; images are decoded side by side."""
+    """The result of `work` for each image, or why there is none; in several threads."""
 
     def attempt(sample: Sample) -> T | Unusable:
         try:
@@ -120,20 +153,39 @@ def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unu
         return list(pool.map(attempt, samples))
 
 
-def outcomes(work: Callable[[Sample], Outcome], samples: Sequence[Sample]) -> list[Outcome]:
-    """As `each`; what can't be used has a problem."""
-    made = each(work, samples)
-    return [Outcome(problem=str(one)) if isinstance(one, Unusable) else one for one in made]
-
-
-def optional(module: str, what: str) -> ModuleType:
-    """A library that only some methods need. Raises InputError where it isn't installed."""
+def optional(module: str, option: str) -> Any:
+    """A library that only some methods need. Raises InputError where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise InputError(f"{what} needs {module}, which can't be imported: {error}") from None
+            raise InputError(
+                f"{option} needs {module}, which cannot be imported: {error}"
+            ) from None
         raise InputError(
-            f"{what} needs the package {module}, which isn't installed. Type: "
+            f"{option} needs the package {module}, which is not installed. Type: "
             "pip install '.[prepare]'"
         ) from None
+
+
+def require_model(path: Path | None, option: str, what: str) -> Path:
+    """The file that `option` names. Raises InputError where there is none; what: it must be."""
+    if path is None:
+        raise InputError(f"{option}: not set. Set it to {what}")
+    if not path.is_file():
+        raise InputError(f"{option} {path}: no such file. Set it to {what}")
+    return path
+
+
+def on_device(network: Any, name: str) -> Any:
+    """Put a torch network in evaluation mode on a device; returns the device."""
+    from deskpro.stages.base.distributed import pick_device
+
+    device = pick_device(name)
+    network.to(device).eval()
+    return device
+
+
+def one_line(error: Exception) -> str:
+    """An error of a library, on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,1 +1,1 @@
-"""What the report is made of: charts, thumbnails, tables, the page. Plain arguments, no torch."""
+"""The report's charts, thumbnails, tables and page. Plain arguments, no torch."""

@@ -1,124 +1,149 @@
-"""Small SVG charts whose colours are the page's: they follow dark and light.
-
-No attribute `style` and no script: the page's content security policy forbids both.
-"""
+"""Charts by matplotlib: SVG inside the page, in the colours of its light or dark mode, or PNG."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
+import matplotlib
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from deskpro.cache.files import write_aside
+
+COLOURS = {
+    "ink": "#1b1d21", "soft": "#575d67", "rule": "#d6d9de",
+    "face": "#1a56b0", "body": "#a44a00", "all": "#0a6b3b",
+}  # fmt: skip
+"""CSS variable → its light value in report.css. PNGs show the value, SVGs refer to the variable."""
+_VARIABLES = {value: f"var(--{name})" for name, value in COLOURS.items()}
+_STEPS = (1, 2, 5, 10)
+"""Between the marks of an axis, times a power of ten."""
+_DASHES = {"face": ":", "body": "--"}
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": COLOURS["ink"]}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_PIXEL = 1 / 72
+"""Inches: a unit of the SVG."""
 
 
-class Line(NamedTuple):
-    """A curve; `kind` is its CSS class, which gives colour and dashes."""
+class Interval(NamedTuple):
+    """A bar: its group on the x axis, its series, a share 0..1 and the ends of its interval."""
 
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    kind: str = "s0"
-
-
-class _Frame(NamedTuple):
-    """The plotting area in user units, and the ranges that it shows."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    x: tuple[float, float]
-    y: tuple[float, float]
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
-        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
-        return self.left + across * self.width, self.top + (1 - up) * self.height
+    group: str
+    series: str
+    value: float
+    low: float
+    high: float
 
 
-def chart(
-    title: str,
-    description: str,
-    lines: Sequence[Line],
-    *,
-    name: str,
-    x_label: str,
-    y_label: str = "",
-    top: float | None = None,
-    size: tuple[int, int] = (440, 280),
-) -> Markup:
-    """Curves over a common x axis, the y axis from 0 to `top` or what the values need.
+def cmc(curves: Mapping[str, Sequence[float]], title: str = "queries matched, %") -> Figure:
+    """Curves by name; each is the share (0..1) of queries matched at rank 1, 2, …"""
+    figure, axes = _axes(title, (440, 270))
+    for i, (name, shares) in enumerate(curves.items()):
+        ranks = range(1, len(shares) + 1)
+        axes.plot(
+            ranks, 100 * np.asarray(shares), label=name, linewidth=2.25, clip_on=False,
+            color=COLOURS.get(name, f"C{i}"), linestyle=_DASHES.get(name, "-"),
+        )  # fmt: skip
+    axes.set(xlabel="rank", ylim=(0, 100))
+    axes.legend(loc="lower right", **_LEGEND)
+    last = max((len(shares) for shares in curves.values()), default=1)
+    marks = MaxNLocator(6, steps=_STEPS, integer=True).tick_values(1, last)
+    axes.set_xticks([1, *(mark for mark in marks if 1 < mark <= last)])
+    return figure
 
-    name: unique in the page, for ids; size: width and height in user units. Points that aren't
-    finite are left out. Title and description are read out instead of the drawing.
+
+def history_chart(
+    title: str, epochs: Sequence[float], values: Sequence[float], colour: str
+) -> Figure:
+    """A quantity by epoch, on a scale that includes 0; colour: a name of `COLOURS`."""
+    figure, axes = _axes(title, (300, 190))
+    _curve(axes, epochs, values, colour, linewidth=2.25)
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    axes.set(xlabel="epoch", ylim=(low, high + 0.1 * (high - low) or 1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    return figure
+
+
+def spark(values: Sequence[float], top: float, colour: str) -> Figure:
+    """A curve of the size of a word on a scale from 0 to `top`; colour: a name of `COLOURS`."""
+    figure = Figure(figsize=(96 * _PIXEL, 24 * _PIXEL))
+    axes = figure.add_axes((0.03, 0.15, 0.94, 0.7))
+    _curve(axes, range(len(values)), values, colour, linewidth=1.75)
+    axes.set_ylim(0, top or 1.0)
+    axes.axis("off")
+    return figure
+
+
+def bars(rows: Sequence[Interval], title: str) -> Figure:
+    """Per cent with intervals: a group of bars for each `group`, one for each `series` in it."""
+    groups = [*dict.fromkeys(row.group for row in rows)]
+    names = [*dict.fromkeys(row.series for row in rows)]
+    figure, axes = _axes(title, (max(440, 26 * len(groups) * (len(names) + 1)), 240))
+    width = 0.8 / len(names)
+    drawn = []
+    for i, name in enumerate(names):
+        mine = [row for row in rows if row.series == name]
+        places = [groups.index(row.group) + (i - (len(names) - 1) / 2) * width for row in mine]
+        value, *ends = 100 * np.array([row[2:] for row in mine]).T
+        group = axes.bar(
+            places, value, 0.9 * width, yerr=np.abs(ends - value), capsize=3,
+            color=COLOURS.get(name, f"C{i}"), ecolor=COLOURS["ink"],
+        )  # fmt: skip
+        drawn.append(group.patches[0])
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylim(bottom=0)
+    labels = [name.replace("$", r"\$") for name in names]  # no formulas
+    figure.legend(drawn, labels, loc="outside lower center", ncols=min(len(names), 4), **_LEGEND)
+    return figure
+
+
+def to_svg(figure: Figure, name: str, title: str = "", text: str = "") -> Markup:
+    """The figure as inline SVG; equal figures of equal names give equal text.
+
+    The page's content security policy forbids the attribute `style`, so its properties become
+    attributes of their own.
+
+    Args:
+        name: unique in the page; ids are made from it.
+        title, text: read out by a screen reader; without a title the figure is hidden from it.
     """
-    lines = [_finite(line) for line in lines]
-    xs = [x for line in lines for x in line.x] or [0.0, 1.0]
-    ys = [y for line in lines for y in line.y] or [1.0]
-    y_marks = ticks(min(0.0, *ys), top if top is not None else max(ys))
-    left = 14 + 7 * max(len(number(mark)) for mark in y_marks)
-    highest = y_marks[-1] if top is None else top
-    width, height = size
-    frame = _Frame(
-        left,
-        10 if not y_label else 24,
-        width - left - 14,
-        height - (34 if not y_label else 48) - 10,
-        (min(xs), max(xs)),
-        (y_marks[0], highest or 1.0),
-    )
-    parts = [_axes(frame, y_marks, _whole(ticks(*frame.x, count=6), frame.x), x_label, size)]
-    if y_label:
-        parts.append(Markup('<text class="axis" x="2" y="13">{}</text>').format(y_label))
-    parts += [_curve(frame, line) for line in lines]
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-t {n}-d">'
-        '<title id="{n}-t">{title}</title><desc id="{n}-d">{text}</desc>{parts}</svg>'
-    ).format(w=width, h=height, n=name, title=title, text=description, parts=Markup("").join(parts))
+    buffer = io.StringIO()
+    figure.patch.set_visible(False)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        _use_attributes(element)
+    for child in [child for child in root if child.tag in ("metadata", "defs")]:
+        root.remove(child)  # only matplotlib's style sheet; markers are defined inside the groups
+    if title:
+        labels = {"class": "chart", "role": "img", "aria-labelledby": f"{name}-t {name}-d"}
+        for suffix, words in (("d", text), ("t", title)):
+            label = ElementTree.Element({"d": "desc", "t": "title"}[suffix], id=f"{name}-{suffix}")
+            label.text = words
+            root.insert(0, label)
+    else:
+        labels = {"class": "spark", "aria-hidden": "true", "focusable": "false"}
+    root.attrib = {**labels, "viewBox": root.attrib["viewBox"]}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def spark(values: Sequence[float], top: float, kind: str = "s0") -> Markup:
-    """A curve of the size of a word, from 0 to `top`; the numbers beside it say what it says."""
-    frame = _Frame(2, 3, 92, 18, (0, max(len(values) - 1, 1)), (0.0, top or 1.0))
-    curve = _curve(frame, _finite(Line("", range(len(values)), values, kind)))
-    return Markup(
-        '<svg class="spark" viewBox="0 0 96 24" aria-hidden="true" focusable="false">{}</svg>'
-    ).format(curve)
-
-
-def interval(value: float, low: float, high: float, top: float, kind: str = "s0") -> Markup:
-    """A dot on its interval, on a scale from 0 to `top`; nothing where one isn't finite."""
-    if not all(map(math.isfinite, (value, low, high))):
-        return Markup("")
-    frame = _Frame(4, 2, 112, 12, (0.0, top or 1.0), (0.0, 1.0))
-    (a, y), (b, _), (dot, _) = (frame.at(x, 0.5) for x in (low, high, value))
-    return Markup(
-        '<svg class="interval {k}" viewBox="0 0 120 16" aria-hidden="true" focusable="false">'
-        '<path class="grid" d="M4 8H116"/>'
-        '<path class="line" d="M{a} {u}V{l}M{a} {y}H{b}M{b} {u}V{l}"/>'
-        '<circle class="dot" cx="{dot}" cy="{y}" r="3.5"/></svg>'
-    ).format(k=kind, a=_n(a), b=_n(b), y=_n(y), dot=_n(dot), l=_n(y - 3), u=_n(y + 3))
-
-
-def bar(share: float, kind: str = "s0") -> Markup:
-    """A share 0..1 as a bar."""
-    return Markup(
-        '<svg class="bar {}" viewBox="0 0 60 10" aria-hidden="true" focusable="false">'
-        '<rect class="track" width="60" height="10" rx="2"/>'
-        '<rect class="fill" width="{}" height="10" rx="2"/></svg>'
-    ).format(kind, _n(60 * min(max(share, 0.0), 1.0)))
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) that span low..high, about `count` of them."""
-    if not high > low:
-        high = low + 1.0
-    raw = (high - low) / max(count - 1, 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure in its light colours."""
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
 
 
 def number(value: float) -> str:
@@ -127,58 +152,44 @@ def number(value: float) -> str:
         return "–"
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2g}"
-    text = f"{value:.4g}"
-    return text.replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
 
 
-def _axes(
-    frame: _Frame, y_marks: Iterable[float], x_marks: Iterable[float], label: str, size: tuple
-) -> Markup:
-    drawn = Markup("")
-    for mark in y_marks:
-        x, y = frame.at(frame.x[0], mark)
-        if y < frame.top - 1:
-            continue
-        drawn += Markup('<path class="grid" d="M{} {}h{}"/>').format(_n(x), _n(y), _n(frame.width))
-        drawn += Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>').format(
-            _n(x - 6), _n(y + 4), number(mark)
-        )
-    for mark in x_marks:
-        x, y = frame.at(mark, frame.y[0])
-        drawn += Markup('<text class="tick" text-anchor="middle" x="{}" y="{}">{}</text>').format(
-            _n(x), _n(y + 17), number(mark)
-        )
-    middle = frame.left + frame.width / 2
-    return drawn + Markup('<text class="axis" text-anchor="middle" x="{}" y="{}">{}</text>').format(
-        _n(middle), size[1] - 4, label
-    )
+def _axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
+    """Axes with a horizontal grid alone; size: width and height in units of the SVG."""
+    figure = Figure(figsize=(size[0] * _PIXEL, size[1] * _PIXEL), layout="constrained")
+    axes = figure.subplots()
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=12, color=COLOURS["ink"])
+    axes.xaxis.label.set(fontsize=11, color=COLOURS["ink"])
+    axes.tick_params(length=0, labelsize=11, labelcolor=COLOURS["soft"])
+    axes.grid(axis="y", color=COLOURS["rule"], linewidth=1)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
-def _curve(frame: _Frame, line: Line) -> Markup:
-    points = [frame.at(x, y) for x, y in zip(line.x, line.y, strict=True)]
-    if not points:
-        return Markup("")
-    path = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
-    x, y = points[-1]
-    return Markup(
-        '<g class="{}"><path class="line" d="{}"/><circle class="dot" cx="{}" cy="{}" r="3"/></g>'
-    ).format(line.kind, path, _n(x), _n(y))
+def _curve(
+    axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, *, linewidth: float
+) -> None:
+    """A line that ends in a dot."""
+    axes.plot(
+        x, y, color=COLOURS[colour], linewidth=linewidth, clip_on=False,
+        marker="o", markersize=5, markevery=[-1],
+    )  # fmt: skip
 
 
-def _finite(line: Line) -> Line:
-    pairs = [
-        (float(x), float(y))
-        for x, y in zip(line.x, line.y, strict=True)
-        if math.isfinite(x) and math.isfinite(y)
-    ]
-    return line._replace(x=[x for x, _ in pairs], y=[y for _, y in pairs])
-
-
-def _whole(marks: Sequence[float], within: tuple[float, float]) -> list[float]:
-    """Ranks and epochs are whole numbers; of the marks those that the axis reaches."""
-    kept = [mark for mark in marks if within[0] <= mark <= within[1] and mark == round(mark)]
-    return kept if within[0] in kept else [within[0], *(m for m in kept if m > within[0] + 1)]
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+def _use_attributes(element: ElementTree.Element) -> None:
+    """Replace `style`, colours by the page's variables; drop fonts, white space and unused ids."""
+    element.tail = None
+    element.text = element.text if element.tag == "text" else None
+    style = element.attrib.pop("style", "")
+    for name, _, value in (part.partition(":") for part in style.split(";") if part):
+        if not name.strip().startswith("font") or name.strip() == "font-size":
+            element.set(name.strip(), _VARIABLES.get(value.strip(), value.strip()))
+    if element.tag == "g":
+        element.attrib.pop("id", None)
+    element.attrib.pop("clip-path", None)
+    link = element.attrib.pop("{http://www.w3.org/1999/xlink}href", None)
+    if link is not None:
+        element.set("href", link)

@@ -1,98 +1,76 @@
-"""How training went: loss terms by epoch, agreement with the teacher by head."""
+"""Training histories as charts and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from deskpro.stages.reporting.figures import Line, chart, number, spark
+from deskpro.stages.reporting.figures import history_chart, number, spark, to_svg
+from deskpro.stages.reporting.page import percent
 
-_OTHER = {"epoch", "images_per_s"}
-_METRICS = ("agree_", "divergence_")
-_WORDS = {
-    "lr": "learning rate",
-    "total": "total loss",
-    "ce": "cross-entropy",
-    "triplet": "triplet",
-    "kd": "distillation",
-    "attention": "attention",
-}
+MEASURES = {"agree": ("agreement, %", percent), "divergence": ("KL, nats", number)}
+"""Metric by head → its title in the page and how its values are written; others keep their name."""
+_OTHERS = ("epoch", "lr", "images_per_s")
 
 
-def curves(who: str, history: pd.DataFrame | None) -> list[Markup]:
-    """A small chart for each loss term by epoch, the total first and the learning rate last."""
-    if history is None or history.empty:
-        return []
-    terms = [c for c in history.columns if c not in _OTHER and not c.startswith(_METRICS)]
-    terms.sort(key=lambda term: (term == "lr", term != "total"))
-    return [_panel(who, term, history) for term in terms]
+def split(columns: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The loss terms and the metrics among the columns of a history.
 
-
-def _panel(who: str, term: str, history: pd.DataFrame) -> Markup:
-    epochs, values = history["epoch"].tolist(), history[term].tolist()
-    title = title_of(term)
-    return chart(
-        f"{who}: {title} by epoch",
-        f"From {number(values[0])} in epoch {epochs[0]} to {number(values[-1])} in epoch "
-        f"{epochs[-1]}. The numbers are in the table below.",
-        [Line(title, epochs, values, "s-all" if term == "total" else "s0")],
-        name=f"{who}-{term}",
-        x_label="epoch",
-        y_label=f"{title}: {number(values[0])} → {number(values[-1])}",
-        size=(300, 190),
-    )
-
-
-def title_of(term: str) -> str:
-    """A history's column in words: `ce_face` is "cross-entropy (face)"."""
-    first, _, stream = term.partition("_")
-    words = _WORDS.get(first, first)
-    return f"{words} ({stream})" if stream else words
-
-
-def heads(history: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """By head: how often student and teacher agree and how far apart they are, first and last
-    epoch, and the way between. Empty for a student that wasn't distilled."""
-    if history is None or history.empty:
-        return []
-    names = [c.removeprefix("agree_") for c in history.columns if c.startswith("agree_")]
-    names = [name for name in names if f"divergence_{name}" in history.columns]
-    highest = _highest(history, [f"divergence_{name}" for name in names])
-    best = _highest(history, [f"agree_{name}" for name in names])
-    rows = []
-    for name in names:
-        agree, apart = (history[f"{what}{name}"].tolist() for what in _METRICS)
-        rows.append(
-            {
-                "name": name.replace("_", " "),
-                "agree": (agree[0], agree[-1]),
-                "divergence": (apart[0], apart[-1]),
-                "agree_curve": spark(agree, best, "s-all"),
-                "divergence_curve": spark(apart, highest, "s-body"),
-            }
-        )
-    return rows
-
-
-def _highest(history: pd.DataFrame, columns: Sequence[str]) -> float:
-    return float(history[list(columns)].max().max()) if columns else 1.0
-
-
-def numbers(history: pd.DataFrame | None, *, metrics: bool = False) -> dict[str, Any] | None:
-    """The history as the cells of a table: loss terms, or (`watched`) the comparison by head.
-
-    None where there is nothing to show.
+    Training writes them in this order: the loss terms, `total`, the metrics. A metric of a head is
+    named MEASURE_HEAD.
     """
-    if history is None or history.empty:
-        return None
-    columns = [c for c in history.columns if c.startswith(_METRICS) == metrics and c != "epoch"]
-    if not columns:
-        return None
-    wanted = history[["epoch", *columns]].to_numpy(float)
-    return {
-        "columns": ["epoch", *columns],
-        "rows": [[number(float(value)) for value in row] for row in wanted],
-    }
+    names = [column for column in columns if column not in _OTHERS]
+    end = names.index("total") + 1 if "total" in names else len(names)
+    return names[:end], names[end:]
+
+
+def charts(who: str, history: pd.DataFrame) -> list[Markup]:
+    """A chart by epoch of `total`, of every loss term and of the learning rate."""
+    losses, _ = split(history.columns)
+    shown = sorted([*losses, "lr"], key=lambda name: name != "total")
+    epochs = history["epoch"].tolist()
+    drawn = []
+    for column in shown:
+        title, values = column.replace("_", " "), history[column].tolist()
+        ends = f"{number(values[0])} → {number(values[-1])}"
+        figure = history_chart(
+            f"{title}: {ends}", epochs, values, "all" if column == "total" else "face"
+        )
+        text = f"{ends} from epoch {epochs[0]} to {epochs[-1]}. All values are in the table below."
+        drawn.append(to_svg(figure, f"{who}-{column}", f"{who}: {title} by epoch", text))
+    return drawn
+
+
+def heads(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """The metrics by measure: its title, and for each head first and last value and curve.
+
+    The curves of a measure share one scale.
+    """
+    measures: dict[str, dict[str, str]] = {}
+    for column in split(history.columns)[1]:
+        measure, _, head = column.partition("_")
+        measures.setdefault(measure, {})[head.replace("_", " ")] = column
+    found = []
+    for (measure, columns), colour in zip(
+        measures.items(), cycle(("all", "body", "face")), strict=False
+    ):
+        title, write = MEASURES.get(measure, (measure, number))
+        values = history[[*columns.values()]]
+        top = float(values.to_numpy().max())
+        cells = {}
+        for head, column in columns.items():
+            curve = to_svg(spark(values[column].tolist(), top, colour), f"head-{column}")
+            cells[head] = (write(values[column].iloc[0]), write(values[column].iloc[-1]), curve)
+        found.append({"title": title, "heads": cells})
+    return found
+
+
+def numbers(history: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+    """Columns of the history by epoch, as the cells of a table."""
+    names = ["epoch", *columns]
+    cells = [[number(value) for value in row] for row in history[names].to_numpy(float).tolist()]
+    return {"columns": names, "rows": cells}

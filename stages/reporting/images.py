@@ -13,7 +13,7 @@ QUALITY = 82
 
 
 class Thumbnails:
-    """Data URIs of image files, each read once; None for a file that can't be shown."""
+    """Data URIs of image files, each read once; None for a file that cannot be read."""
 
     def __init__(self, largest: dict[str, tuple[int, int]]) -> None:
         """largest: kind → width and height that an image is shrunk to fit; none is enlarged."""
@@ -22,7 +22,7 @@ class Thumbnails:
         self._made: dict[tuple[str, str], str | None] = {}
 
     def __call__(self, kind: str, path: str | None) -> str | None:
-        """The image of a file, or None where there is none, or none that can be read."""
+        """The image of a file, or None where there is none that can be read."""
         if path is None:
             return None
         key = (kind, path)

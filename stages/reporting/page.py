@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: template, style and script go into it."""
+"""Render a page as one self-contained HTML file, with its style and script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from deskpro.stages.reporting.figures import bar, number
+from deskpro.stages.reporting.figures import number
 
 
 def render(name: str, parts: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
     data can add to it.
     """
     style = _text(f"{name}.css")
-    script = _text("report.js") if name == "report" else ""  # the only page that moves
+    script = _text("report.js") if name == "report" else ""  # the only page with a script
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; "
         f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"
@@ -30,7 +30,6 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["bar"] = bar
     environment.filters |= {"percent": percent, "number": number, "short": short}
     template = environment.from_string(_text(f"{name}.html.j2"))
     return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)

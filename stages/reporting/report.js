@@ -24,11 +24,11 @@
         card.hidden = !fits;
         shown += fits ? 1 : 0;
       }
-      // Equal ones stay in the order of the file.
+      // Ties keep the order of the file.
       cards.slice().sort((a, b) => order(a, b) || cards.indexOf(a) - cards.indexOf(b))
         .forEach((card) => list.append(card));
       status.textContent = shown === 0
-        ? "No query fits: choose “all” or empty the search."
+        ? "No query matches: choose “all” or clear the search."
         : `${shown} of ${cards.length} queries shown`;
     };
     controls.addEventListener("input", update);
@@ -36,7 +36,7 @@
     controls.hidden = false;
     update();
   }
-  // Paper can't be opened: print what is folded, too.
+  // Print collapsed parts, too.
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = Array.from(document.querySelectorAll("details:not([open])"));

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deskpro.cache.reader import open_reader
+from deskpro.cache.reader import MappedReader
+from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
@@ -18,7 +19,7 @@ from deskpro.stages.data.overlay import overlay
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student
-from deskpro.stages.targets.teachers import decode
+from deskpro.stages.targets.kinds import TARGETS, tensors
 
 _SHOWN = 256
 """Body images are shown about so high, pixels, in whole multiples of what the student sees."""
@@ -32,7 +33,7 @@ class Compared:
     """A training sample under view 0 of the cache; images are uint8 [3, H, W].
 
     Attention images, `difference` (mean absolute difference of the student's attention from its
-    target, 0..1) and opinions are None where the student lacks that stream.
+    target, 0..1) and predictions are None where the student lacks that stream.
     """
 
     sample_id: str
@@ -55,34 +56,36 @@ def compare(
     sizes: tuple[tuple[int, int], tuple[int, int]],
     samples: int,
 ) -> list[Compared]:
-    """Show the student up to `samples` of the cache, of identities spread evenly over the classes.
+    """Run the student on up to `samples` of the cache, their identities spread over the classes.
 
-    sizes: (height, width) of face and body. Runs on the CPU. An opinion is the mean of the softmax
-    over the seven face heads, at temperature 1. Raises InputError or CacheError where cache,
-    student or images aren't there, or aren't of each other.
+    sizes: (height, width) of face and body. Runs on the CPU. A prediction is the mean of the
+    softmax over the face heads, at temperature 1. Raises InputError or CacheError where cache,
+    student or images are missing or do not belong together.
     """
-    reader = open_reader(cache)
+    store = TargetStore(cache)
+    readers = {name: MappedReader(cache, TARGETS[name].group) for name in ("logits", "attention")}
     student, info = load_student(weights)
-    classes = list(reader.fingerprint["classes"])
+    classes = list(readers["logits"].fingerprint["classes"])
     if info.num_classes != len(classes) or info.classes not in (None, classes):
-        raise InputError(f"{weights} was trained on other identities than {cache} speaks of")
+        raise InputError(f"{weights}: its training identities differ from those of {cache}")
     index, _ = read_index(root, LAYOUTS[dataset], ("train",))
-    sample_ids = reader.column("sample_id").tolist()
-    rows = _choose(sample_ids, reader.column("label"), index, samples)
+    sample_ids = store.column("sample_id").tolist()
+    rows = _choose(sample_ids, store.column("label"), index, samples)
     if not rows:
-        raise InputError(f"{root}: none of the training images that {cache} speaks of is here")
+        raise InputError(f"{root}: none of the training images of {cache} is in this folder")
 
     table = index.set_index("sample_id", drop=False).reindex([sample_ids[row] for row in rows])
     face, body = info.face_size or sizes[0], info.body_size or sizes[1]
     enlarged = max(1, round(_SHOWN / body[0]))
-    views = StoredViews(reader.column("views")[rows])
+    views = StoredViews(store.column("views")[rows])
     batch = ImageDataset(table, {"lr_face": face, "hr_face": face, "imgs": body}, views)
     large = ImageDataset(table, {"imgs": (body[0] * enlarged, body[1] * enlarged)}, views)
     first = [(i, 0) for i in range(len(rows))]
     rendered, shown = batch.__getitems__(first), large.__getitems__(first)["imgs"]
-    fields = [name for name in reader.schema.fields if name != "pixels"]
-    read = open_reader(cache, fields).read(rows, [0] * len(rows))
-    targets = decode({name: torch.from_numpy(values) for name, values in read.items()})
+    targets = {
+        name: TARGETS[name].decode(tensors(reader.read(rows, [0] * len(rows))))
+        for name, reader in readers.items()
+    }
     logits, attention = _ask(student, rendered)
 
     heads = student.heads.get("face")

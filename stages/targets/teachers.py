@@ -1,189 +1,190 @@
-"""What a teacher says of a batch of views: asked live, stored, or read from the store."""
+"""The teacher of a batch of views: the network itself, or the targets it left in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from deskpro.cache.reader import TargetReader, all_bytes, open_reader, read_all
-from deskpro.cache.schema import Field
-from deskpro.stages.base.device import PRECISION
-from deskpro.stages.base.errors import InputError
+from deskpro.cache.reader import MappedReader, all_bytes, read_all
+from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
-from deskpro.stages.data.views import attention_target
-from deskpro.stages.models.lmbn import HEADS
-from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.teacher import Teacher as Network
+from deskpro.stages.models.weights import load_teacher
+from deskpro.stages.targets.kinds import TARGETS, Settings
+from deskpro.stages.targets.provenance import fingerprint, settings_of, teacher_fingerprint
 
 Targets = dict[str, torch.Tensor]
-"""`logits` [B, 7, C] and `attention` [B, 1, h, w] in 0..1, on the student's device."""
+"""By name, as in TARGETS: values of the batch on the student's device."""
+
+
+class Source(NamedTuple):
+    """Where targets come from: a network's weights, or a store that was made with them."""
+
+    options: Options
+    weights: Path
+    store: Path
+
+
+class Teacher(Protocol):
+    """Gives the targets that it was opened for."""
+
+    sees: tuple[str, ...]
+    """The kinds of images that a batch must hold for it."""
+    location: str
+    """Where the targets come from, for the summary."""
+    valid: Mapping[str, torch.Tensor]
+    """Target → bool [N], on the CPU: the samples that have it; all if absent."""
+
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    def __call__(self, batch: Mapping[str, Any]) -> Targets: ...
 
 
 class LiveTeacher:
-    """Asks the teacher itself; the batch holds `hr_face` and `mask` under its views."""
+    """Computes targets by the network itself, as the store's were computed."""
 
-    kinds = ("hr_face", "mask")
     location = "the live teacher"
+    valid: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def __init__(
         self,
-        teacher: Teacher,
-        attention_size: tuple[int, int],
-        precision: str,
+        names: Sequence[str],
+        settings: Settings,
+        network: Network | None,
         device: torch.device,
+        depends: Mapping[str, Any] | None = None,
     ) -> None:
-        self.teacher = teacher.to(device).to(memory_format=torch.channels_last)
-        self.attention_size = attention_size
-        self.dtype, self.device = PRECISION[precision], device
+        """network: not needed for targets that are not of a teacher; depends: its fingerprint."""
+        self.targets = {name: TARGETS[name] for name in names}
+        self.sees = tuple(dict.fromkeys(k for target in self.targets.values() for k in target.sees))
+        self.settings, self.device, self._depends = settings, device, dict(depends or {})
+        self.network = None
+        if any(target.of_teacher for target in self.targets.values()):
+            assert network is not None
+            self.network = network.to(device).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> LiveTeacher:
+        network, info = load_teacher(source.weights)
+        settings = settings_of(source.options, info.num_classes)
+        made_by = teacher_fingerprint(source.weights)
+        depends = {name: fingerprint(name, source.options, made_by) for name in names}
+        return cls(names, settings, network, device, depends)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._depends
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
-        """Both float32 (logits of the autocast type, if another), as computed."""
-        faces = images_of(batch, "hr_face", self.device)
-        lower = self.dtype is not torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=lower):
-            logits = self.teacher(faces).logits
-        mask = batch["mask"].to(self.device, non_blocking=True)
-        return {"logits": logits, "attention": attention_target(mask, self.attention_size)}
-
-
-def stored_fields(classes: int, attention_size: tuple[int, int], dtype: str) -> dict[str, Field]:
-    """The arrays that targets are stored in; dtype: of the logits, float16 or int8."""
-    logits = "the teacher's raw logits, before any temperature"
-    fields = {}
-    if dtype == "int8":
-        fields["logits_scale"] = Field(
-            (len(HEADS),), "float32", ("head",), "1", "logits = this × the int8 numbers"
-        )
-        logits += ", divided by logits_scale"
-    return {
-        "logits": Field((len(HEADS), classes), dtype, ("head", "class"), "1", logits),
-        **fields,
-        "attention": Field(
-            (1, *attention_size),
-            "uint8",
-            ("channel", "height", "width"),
-            "1/255",
-            "what the student's spatial attention should be, 0..255 for 0..1",
-        ),
-        "pixels": Field(
-            (), "uint64", (), "1", "hash of the HR face and mask pixels that the targets are about"
-        ),
-    }
-
-
-def encode(targets: Targets, dtype: str) -> dict[str, np.ndarray]:
-    """Targets as they are stored: logits as `dtype` (int8 with a scale per head), attention uint8.
-
-    Raises InputError where the logits aren't finite, or too large for float16.
-    """
-    logits = targets["logits"].float()
-    if not torch.isfinite(logits).all() or logits.abs().max() > torch.finfo(torch.float16).max:
-        raise InputError(
-            "the teacher's logits are not finite, or too large for float16: these weights are "
-            "broken. Train it anew: make train-teacher FORCE=1"
-        )
-    attention = {"attention": (targets["attention"] * 255).round().byte().cpu().numpy()}
-    if dtype == "float16":
-        return {"logits": logits.half().cpu().numpy(), **attention}
-    scale = logits.abs().amax(dim=2).clamp(min=torch.finfo(torch.float16).tiny) / 127
-    whole = (logits / scale[..., None]).round().to(torch.int8)
-    return {"logits": whole.cpu().numpy(), "logits_scale": scale.cpu().numpy(), **attention}
-
-
-def decode(stored: Mapping[str, torch.Tensor]) -> Targets:
-    """What `encode` stored: logits float16, or float32 from int8; attention float32."""
-    logits = stored["logits"]
-    if "logits_scale" in stored:
-        logits = logits.float() * stored["logits_scale"][..., None]
-    return {"logits": logits, "attention": stored["attention"] / 255}
-
-
-def divergence(logits: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(softmax(logits/T) ‖ softmax(other/T)) of [B, H, C] logits, in nats: float64 [H], a sum
-    over the batch."""
-    ours = (logits.double() / temperature).log_softmax(2)
-    theirs = (other.double() / temperature).log_softmax(2)
-    return (ours.exp() * (ours - theirs)).sum((0, 2))
+        """As computed: float32, logits of the autocast type if another."""
+        moved = {kind: batch[kind].to(self.device, non_blocking=True) for kind in self.sees}
+        output = None
+        if self.network is not None:
+            dtype = _dtype(self.settings.precision)
+            faces = images_of({**batch, **moved}, "hr_face", self.device)
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+                output = self.network(faces)
+        return {n: t.compute(moved, output, self.settings) for n, t in self.targets.items()}
 
 
 class CachedTeacher:
-    """Reads what the teacher said when the cache was made.
+    """Reads the targets that were stored.
 
-    Where all targets fit the memory that `budget` (bytes) allows they are held there: on the
-    student's device, if it is a GPU and has twice that free, else in RAM. Otherwise rows are copied
-    out of the mapped files, into pinned memory for a GPU.
+    Targets that fit into `budget` bytes are resident in memory: the student's GPU's, if that has
+    twice as much free, else RAM. Others are copied out of the mapped files, for a GPU by way of
+    pinned memory.
     """
 
-    kinds = ()
+    sees: tuple[str, ...] = ()
 
     def __init__(
         self,
-        reader: TargetReader,
+        store: Path,
+        names: Sequence[str],
         device: torch.device,
         *,
         budget: float = 0.0,
         plain: bool = False,
     ) -> None:
-        """plain: the targets of view 0, whichever view is shown."""
-        fields = [name for name in reader.schema.fields if name != "pixels"]
-        self.reader, self.device, self.plain = open_reader(reader.path, fields), device, plain
-        self.bytes = all_bytes(self.reader)
-        self.resident: dict[str, torch.Tensor] | None = None
+        """plain: the targets of view 0, whichever view is seen."""
+        self.readers = {name: _open(store, name) for name in names}
+        self.device, self.plain = device, plain
+        self.valid: Mapping[str, torch.Tensor] = {
+            name: torch.from_numpy(reader.valid)
+            for name, reader in self.readers.items()
+            if not reader.valid.all()
+        }
+        self.bytes = sum(all_bytes(reader) for reader in self.readers.values())
+        self.resident: dict[str, dict[str, torch.Tensor]] | None = None
         self.location = "mapped files"
         if self.bytes <= budget:
             on_gpu = device.type == "cuda" and 2 * self.bytes < torch.cuda.mem_get_info(device)[0]
             self.location = "GPU memory" if on_gpu else "memory"
-            self.resident = self._hold(device if on_gpu else torch.device("cpu"))
-        self._pinned: list[dict[str, torch.Tensor]] = []
-        self._copied: list[torch.cuda.Event] = []
-        self._turn = 0
+            place = device if on_gpu else torch.device("cpu")
+            self.resident = {name: _load(reader, place) for name, reader in self.readers.items()}
+
+    @classmethod
+    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> CachedTeacher:
+        options = source.options
+        budget, plain = options.cache.memory * 1e9, options.train_student.fresh_views
+        return cls(source.store, names, device, budget=budget, plain=plain)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {name: reader.fingerprint for name, reader in self.readers.items()}
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """Logits float16 (float32 if stored as int8), attention float32."""
         rows, views = batch["row"], batch["view"]
         if self.plain:
             views = torch.zeros_like(views)
+        return {name: TARGETS[name].decode(self._rows(name, rows, views)) for name in self.readers}
+
+    def _rows(self, name: str, rows: torch.Tensor, views: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.resident is not None:
-            place = next(iter(self.resident.values())).device
+            fields = self.resident[name]
+            place = next(iter(fields.values())).device
             rows, views = rows.to(place), views.to(place)
-            found = {name: resident[rows, views] for name, resident in self.resident.items()}
-        elif self.device.type == "cuda":
-            return decode(self._through_pinned(rows.tolist(), views.tolist()))
+            found = {field: values[rows, views] for field, values in fields.items()}
         else:
-            read = self.reader.read(rows.tolist(), views.tolist())
-            found = {name: torch.from_numpy(values) for name, values in read.items()}
-        return decode({name: v.to(self.device, non_blocking=True) for name, v in found.items()})
+            # torch keeps pinned memory for a later call, until the copy to the GPU is done.
+            pinned = self.device.type == "cuda"
+            found = {
+                field: torch.empty((len(rows), *f.shape), dtype=_dtype(f.dtype), pin_memory=pinned)
+                for field, f in self.readers[name].schema.fields.items()
+            }
+            out = {field: values.numpy() for field, values in found.items()}
+            self.readers[name].read(rows.tolist(), views.tolist(), out)
+        return {field: v.to(self.device, non_blocking=True) for field, v in found.items()}
 
-    def _hold(self, device: torch.device) -> dict[str, torch.Tensor]:
-        schema, resident = self.reader.schema, {}
-        for name, field in schema.fields.items():
-            values = np.empty((schema.samples, schema.views, *field.shape), field.dtype)
-            read_all(self.reader, name, values)
-            resident[name] = torch.from_numpy(values).to(device)
-        return resident
 
-    def _through_pinned(self, rows: list[int], views: list[int]) -> dict[str, torch.Tensor]:
-        """Two buffers in turn: one is filled while the other's copy to the GPU is under way."""
-        if not self._pinned or len(self._pinned[0]["logits"]) < len(rows):
-            torch.cuda.synchronize(self.device)
-            self._pinned = [
-                {
-                    name: torch.empty(
-                        (len(rows), *field.shape),
-                        dtype=getattr(torch, field.dtype),
-                        pin_memory=True,
-                    )
-                    for name, field in self.reader.schema.fields.items()
-                }
-                for _ in range(2)
-            ]
-            self._copied = [torch.cuda.Event() for _ in range(2)]
-        self._turn = 1 - self._turn
-        self._copied[self._turn].synchronize()
-        buffer = {name: full[: len(rows)] for name, full in self._pinned[self._turn].items()}
-        self.reader.read(rows, views, {name: part.numpy() for name, part in buffer.items()})
-        found = {name: part.to(self.device, non_blocking=True) for name, part in buffer.items()}
-        self._copied[self._turn].record(torch.cuda.current_stream(self.device))
-        return found
+def _open(store: Path, name: str) -> MappedReader:
+    """A target's group, without the hashes of its pixels."""
+    group = TARGETS[name].group
+    fields = [field for field in MappedReader(store, group).schema.fields if field != "pixels"]
+    return MappedReader(store, group, fields)
+
+
+def _load(reader: MappedReader, device: torch.device) -> dict[str, torch.Tensor]:
+    """A whole group, by field [samples, views, …]."""
+    schema, resident = reader.schema, {}
+    for name, field in schema.fields.items():
+        values = np.empty((schema.samples, schema.views, *field.shape), field.dtype)
+        read_all(reader, name, values)
+        resident[name] = torch.from_numpy(values).to(device)
+    return resident
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+TEACHERS: dict[str, Callable[[Source, Sequence[str], torch.device], Teacher]] = {
+    "live": LiveTeacher.open,
+    "cached": CachedTeacher.open,
+}
+"""To add a teacher: its class, and a row."""

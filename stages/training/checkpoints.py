@@ -1,4 +1,4 @@
-"""Checkpoints of training: complete or absent, the last few kept, for the same recipe only."""
+"""Checkpoints of training: complete or absent, the last few kept, for one recipe only."""
 
 from __future__ import annotations
 
@@ -22,30 +22,37 @@ class Checkpoints:
     """The checkpoints of one training, in a folder of their own."""
 
     def __init__(self, folder: Path, provenance: Mapping[str, Any], every: int, keep: int) -> None:
-        """provenance: by name, everything that the result depends on; every: steps between two, as
-        the loop is to write them; keep: how many are kept."""
+        """
+        Args:
+            provenance: by name, everything that the result depends on; files by their content.
+            every: steps between two checkpoints, for the loop.
+            keep: how many are kept.
+        """
         self.folder, self.every, self.keep = folder, every, keep
         self.provenance = json.loads(json.dumps(provenance, default=str))
 
     def load(self, *, replace: bool = False) -> State | None:
-        """The newest state, on the CPU; None where there is none.
+        """The newest readable state, on the CPU; None if there is none.
 
-        Raises InputError, naming what differs, where it was begun with something else; `replace`
-        removes such checkpoints instead.
+        Args:
+            replace: remove checkpoints of another provenance instead of refusing them.
+
+        Raises:
+            InputError: the checkpoint has another provenance; the message names what differs.
         """
         for path in reversed(self._files()):
             try:
                 found = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                differing = self._differences(json.loads(found["provenance"]))
+            except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
                 log(f"{path}: unreadable checkpoint, trying the one before ({error})")
                 continue
-            differing = self._differences(json.loads(found["made_from"]))
             if not differing:
                 return dict(found["state"])
             if not replace:
                 raise InputError(
-                    f"{path}: training was begun otherwise: {'; '.join(differing)}. Set that back "
-                    "to go on with it, or type FORCE=1 (--force) to begin anew"
+                    f"{path}: the checkpoint has other settings: {'; '.join(differing)}. Restore "
+                    "them to resume; FORCE=1 (--force) starts over"
                 )
             self.clear()
             return None
@@ -53,15 +60,16 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         """Write the state after a step, then remove all but the last `keep`."""
-        with write_aside(self.folder / f"step-{step:09d}.pt") as aside:
-            torch.save({"made_from": json.dumps(self.provenance), "state": state}, aside)
-        for path in self._files()[: -self.keep]:
-            path.unlink()
+        path = self.folder / f"step-{step:09d}.pt"
+        with write_aside(path) as aside, aside.open("wb") as file:
+            torch.save({"provenance": json.dumps(self.provenance), "state": state}, file)
+        for old in self._files()[: -self.keep]:
+            old.unlink()
 
     def clear(self) -> None:
-        """Remove all: the training is done, or begins anew."""
+        """Remove all of them, and what a killed process left half-written."""
         if self.folder.is_dir():
-            for path in self.folder.iterdir():  # also what a kill left half-written
+            for path in self.folder.iterdir():
                 path.unlink()
             self.folder.rmdir()
 
@@ -70,11 +78,8 @@ class Checkpoints:
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
         names = sorted(before.keys() | self.provenance.keys())
-        return [
-            f"{name} was {_short(before.get(name))}, is {_short(self.provenance.get(name))}"
-            for name in names
-            if before.get(name) != self.provenance.get(name)
-        ]
+        pairs = [(name, before.get(name), self.provenance.get(name)) for name in names]
+        return [f"{n} was {_short(old)}, is {_short(new)}" for n, old, new in pairs if old != new]
 
 
 def _short(value: object) -> str:

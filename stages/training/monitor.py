@@ -6,18 +6,43 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import pandas as pd
 import torch
 
 from deskpro.cache.files import write_aside
-from deskpro.stages.base import ranks
+from deskpro.stages.base.distributed import is_main
 from deskpro.stages.base.options import TensorBoard
-from deskpro.stages.training.loop import History, Logger
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+Image = Callable[[], torch.Tensor | None]
+"""Gives an image of the last batch, uint8 [3, H, W], or None."""
+
+
+@dataclass
+class History:
+    """Steps taken, and a row per epoch: epoch, lr, the losses, total, metrics, images_per_s."""
+
+    steps: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+class Logger(Protocol):
+    """Follows a training; no result depends on it."""
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """The losses, total and metrics of a step, in the order of steps."""
+
+    def epoch(self, history: History) -> None:
+        """An epoch has ended."""
+
+    def flush(self) -> None:
+        """A checkpoint is about to be written: what was logged so far must stay."""
 
 
 class HistoryFile:
@@ -30,8 +55,8 @@ class HistoryFile:
         """Only epochs have rows."""
 
     def epoch(self, history: History) -> None:
-        with write_aside(self.path) as aside:
-            history.table().to_csv(aside, index=False)
+        with write_aside(self.path) as aside, aside.open("w", newline="") as file:
+            pd.DataFrame(history.rows).to_csv(file, index=False)
 
     def flush(self) -> None:
         """Each row is on disk at once."""
@@ -40,17 +65,11 @@ class HistoryFile:
 class Curves:
     """Scalars and images for TensorBoard, in a folder of event files.
 
-    A training that begins removes what an earlier one left there; one that goes on hides what was
+    A training from step 1 removes what an earlier one left there; a resumed one hides what was
     written after its checkpoint.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        options: TensorBoard,
-        image: Callable[[], torch.Tensor | None] = lambda: None,
-    ) -> None:
-        """image: uint8 [3, H, W] of the last batch, or None; asked every few epochs."""
+    def __init__(self, folder: Path, options: TensorBoard, image: Image) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.options, self.image = folder, options, image
@@ -94,16 +113,10 @@ class Curves:
 
 @contextmanager
 def open_loggers(
-    history: Path,
-    folder: Path,
-    options: TensorBoard,
-    image: Callable[[], torch.Tensor | None] = lambda: None,
+    history: Path, folder: Path, options: TensorBoard, image: Image
 ) -> Iterator[list[Logger]]:
-    """Who watches a training: its history file, and TensorBoard if wanted.
-
-    Of several processes only the first watches.
-    """
-    if ranks.rank() > 0:
+    """The history file, and TensorBoard if it is on; of several ranks only the main one logs."""
+    if not is_main():
         yield []
         return
     curves = Curves(folder, options, image) if options.enable else None

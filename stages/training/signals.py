@@ -1,4 +1,4 @@
-"""Leave training well when asked to: Ctrl-C, or the SIGTERM of a scheduler."""
+"""Stop training after a checkpoint on Ctrl-C, or on the SIGTERM of a scheduler."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether the process was asked to stop, and by which signal."""
+    """The signal by which the process was asked to stop, None if it was not."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
+            raise KeyboardInterrupt  # the second Ctrl-C stops at once
         self.signal = number
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While the block runs Ctrl-C and SIGTERM are noted instead of obeyed.
+    """While the block runs, Ctrl-C and SIGTERM are noted instead of obeyed.
 
     To be entered before the libraries that training loads at its first step, TensorBoard's and
     torch's own: some of them swallow an interrupt that comes while they are imported.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread hears signals
+        yield request  # Python delivers signals to the main thread only
         return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request) for number in caught}
+    before = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

@@ -1,59 +1,15 @@
-"""`deskpro prepare`: from a raw dataset to the prepared layout."""
+"""`deskpro prepare --explain`: the tables that preparation follows."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.base.prepare_options import Prepare
 
 
-@click.command()
-@click.option("--config", type=click.Path(path_type=Path), help="The recipe, a YAML file.")
-@click.option("--run", type=click.Path(path_type=Path), hidden=True)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override an option; repeatable."
-)
-@click.option("--force", is_flag=True, help="Run although the output exists.")
-@click.option("--deep", is_flag=True, help="Read every file again, whatever its time of change.")
-@click.option("--explain", is_flag=True, help="Show schemes, methods and rules, and do nothing.")
-def prepare(
-    config: Path | None,
-    run: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    deep: bool,
-    explain: bool,
-) -> None:
-    """Make the prepared layout from a raw dataset: label maps, masks, LR and HR faces.
-
-    The recipe's section prepare says where the raw images lie and how each of the four steps is
-    done; data.root is the folder to make. Its record lies there, so that all runs share it.
-    """
-    from deskpro.pipeline import runner as running
-    from deskpro.pipeline.config import load
-    from deskpro.stages.base.errors import InputError
-    from deskpro.stages.base.run_folder import RunFolder
-
-    if not explain and config is None:
-        raise click.UsageError("give a recipe with --config, or --explain")
-    options = load(config, overrides)
-    if explain:
-        _explain(options.prepare)
-        return
-    if options.prepare is None:
-        raise InputError(
-            f"{config}: has no section prepare, which says where the raw dataset lies. Give it "
-            "prepare.root; deskpro prepare --explain shows what else it may say"
-        )
-    running.run_stage("prepare", options, RunFolder(run or Path("runs")), force=force, deep=deep)
-
-
-def _explain(settings: Prepare | None) -> None:
+def explain_preparation(settings: Prepare | None) -> None:
     """The tables that preparation follows; what the recipe chose is marked with a star."""
     from deskpro.stages.base.prepare_options import Prepare
     from deskpro.stages.preparation.methods import METHODS

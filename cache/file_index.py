@@ -1,0 +1,174 @@
+"""What is known of files: content and image size, read again only where a file may have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+_SETTLED = 2.0
+"""Seconds after its last change from which on a file's times tell another change."""
+_LOCK = 0.2
+"""Seconds to wait for another process that writes."""
+_KEPT_DAYS, _REFRESH_DAYS = 180, 7
+"""Files that nobody asked for in so many days are forgotten; how often that is noted."""
+_TABLE = """CREATE TABLE IF NOT EXISTS files_1 (
+    path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT,
+    sha256 TEXT, width INT, height INT, decoded INT, used INT) WITHOUT ROWID"""
+
+Decode = Callable[[Path], tuple[int, int]]
+
+
+class Facts(NamedTuple):
+    """sha256: hex digest, "" of an unreadable file. width, height: in pixels, where decoded.
+
+    problem: why it can't be read, or decoded.
+    """
+
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    problem: str | None = None
+
+
+class _Row(NamedTuple):
+    """A row of the database; stamp: size, time of change of content and of entry in ns, inode."""
+
+    path: str
+    stamp: tuple[int, ...]
+    facts: Facts
+    decoded: bool
+    used: int = 0
+
+
+class FileIndex:
+    """A shortcut: a database of one user on one host. Deleting it costs time, never correctness.
+
+    A file is known while size, both times and inode are those of the time when it was read. One
+    that changed less than 2 s before it was read is read again the next time. Only the first
+    process of a group (environment variable RANK) writes. Where the database can't be used, what
+    is found out is kept in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: of the database; $DESKPRO_CACHE, or ~/.cache/deskpro, unless given."""
+        named = os.environ.get("DESKPRO_CACHE")
+        folder = folder or (Path(named) if named else Path.home() / ".cache" / "deskpro")
+        self.path = folder / f"files.{os.getuid()}.{platform.node()}.sqlite"
+        self._writes = os.environ.get("RANK", "0") == "0"
+        self._memory: dict[str, _Row] | None = None
+
+    def probe(
+        self,
+        paths: Sequence[str | Path],
+        decode: Decode | None = None,
+        deep: bool = False,
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, Facts]:
+        """The facts of each file, by its path as given.
+
+        Args:
+            paths: of the files.
+            decode: decodes an image to the end and returns (width, height). It raises OSError,
+                SyntaxError or ValueError for a bad file, whose message becomes its problem.
+            deep: read every file, whatever its times.
+            advance: called with how many more files are done.
+        """
+        advance = advance or (lambda _: None)
+        names = {str(path): os.path.abspath(path) for path in paths}  # noqa: PTH100 (quicker)
+        found = {
+            path: row
+            for path, row in ({} if deep else self._load({*names.values()})).items()
+            if (row.decoded or decode is None) and _stamp(path) == row.stamp
+        }
+        day = int(time.time()) // 86_400
+        to_save = [row for row in found.values() if row.used < day - _REFRESH_DAYS]
+        unread = sorted({*names.values()} - found.keys())
+        advance(len(names) - len(unread))
+        settled = (time.time() - _SETTLED) * 1e9
+        with ThreadPoolExecutor() as pool:
+            for row in pool.map(partial(_read, decode=decode), unread):
+                found[row.path] = row
+                # A problem may be the disk's, not the file's.
+                if row.facts.problem is None and max(row.stamp[1:3]) < settled:
+                    to_save.append(row)
+                advance(1)
+        self._save([row._replace(used=day) for row in to_save])
+        return {name: found[path].facts for name, path in names.items()}
+
+    def _load(self, paths: set[str]) -> dict[str, _Row]:
+        if self._memory is None and self.path.exists():
+            try:
+                with closing(self._open()) as database:
+                    rows = database.execute(
+                        "SELECT f.* FROM json_each(?) AS j JOIN files_1 AS f ON f.path = j.value",
+                        [json.dumps([*paths])],
+                    ).fetchall()
+                return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:8]), bool(r[8]), r[9]) for r in rows}
+            except sqlite3.Error as error:
+                self._forgo(error)
+        return {path: row for path, row in (self._memory or {}).items() if path in paths}
+
+    def _save(self, rows: Sequence[_Row]) -> None:
+        if self._memory is None and self._writes and rows:
+            values = [(r.path, *r.stamp, *r.facts[:3], r.decoded, r.used) for r in rows]
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with closing(self._open()) as database, database:
+                    marks = ", ".join("?" * len(values[0]))
+                    database.executemany(f"INSERT OR REPLACE INTO files_1 VALUES ({marks})", values)
+                    oldest = rows[0].used - _KEPT_DAYS
+                    database.execute("DELETE FROM files_1 WHERE used < ?", [oldest])
+            except (sqlite3.Error, OSError, UnicodeError) as error:
+                self._forgo(error)
+        if self._memory is not None:
+            self._memory |= {row.path: row for row in rows}
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=_LOCK)
+        try:
+            database.execute(_TABLE)
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _forgo(self, error: Exception) -> None:
+        """From here on, keep what is found out in memory."""
+        self._memory = {}
+        warnings.warn(
+            f"{self.path}: the file index cannot be used ({error}); this process reads images "
+            "again. Delete it, or set DESKPRO_CACHE to a folder on a local disk",
+            stacklevel=4,
+        )
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (quicker)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _read(path: str, decode: Decode | None) -> _Row:
+    """Read a file; its stamp is of the time before."""
+    stamp, digest = _stamp(path) or (), ""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (quicker)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = decode(Path(path)) if decode else (None, None)
+        return _Row(path, stamp, Facts(digest, *size), decode is not None)
+    except (OSError, SyntaxError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        return _Row(path, stamp, Facts(digest, problem=problem), decode is not None)

@@ -1,0 +1,105 @@
+"""Folders that are finished when a seal is written: the hash of every other file, and its own.
+
+The seal is a zarr group without members, `index`, so that all that zarr meets is plain zarr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deskpro.cache.errors import DamagedError, damaged
+from deskpro.cache.files import ASIDE, sync, write_bytes
+
+INDEX = "index/zarr.json"
+_HEAD = b'{"zarr_format": 3, "node_type": "group", "attributes": {"sha256": "'
+_MIDDLE, _TAIL = b'", "content": ', b"}}"
+_BODY = slice(len(_HEAD) + 64 + len(_MIDDLE), -len(_TAIL))
+
+
+class Seal(NamedTuple):
+    """files: SHA-256 by path below the folder. chunks: the records of a group."""
+
+    files: dict[str, str]
+    chunks: list[dict[str, Any]]
+
+
+def seal(folder: Path, files: Mapping[str, bytes], chunks: Iterable[dict[str, Any]] = ()) -> None:
+    """Finish a folder in which these files are."""
+    sync(folder)  # also the folders of the files
+    body = json.dumps(Seal(_hashes(files), list(chunks))._asdict()).encode()
+    write_bytes(folder / INDEX, _sealed(body))
+
+
+def unseal(folder: Path) -> None:
+    """From here on the folder is not finished."""
+    if (folder / INDEX).exists():
+        (folder / INDEX).unlink()
+        sync((folder / INDEX).parent)
+
+
+def read_seal(folder: Path) -> Seal | None:
+    """The seal of a folder; None where there is none. Raises DamagedError."""
+    try:
+        text = (folder / INDEX).read_bytes()
+    except FileNotFoundError:
+        return None
+    if text != _sealed(text[_BODY]):
+        raise damaged(folder / INDEX, "its checksum differs")
+    return Seal(**json.loads(text[_BODY]))
+
+
+def try_seal(folder: Path) -> Seal | None:
+    """The seal of a folder; None also where it is damaged."""
+    try:
+        return read_seal(folder)
+    except DamagedError:
+        return None
+
+
+def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
+    """A file's content. Raises DamagedError where it is gone or its hash is not that of `files`."""
+    content = _content(folder / name)
+    if content is None:
+        raise damaged(folder / name, "the file is gone")
+    if hashlib.sha256(content).hexdigest() != files.get(name):
+        raise damaged(folder / name, "its checksum differs")
+    return content
+
+
+def is_sealed_with(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder is finished, with exactly these files, and they are whole."""
+    found = try_seal(folder)
+    return (
+        found is not None
+        and found.files == _hashes(files)
+        and all(_content(folder / name) == content for name, content in files.items())
+    )
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files that are not there with this content, and remove what a crash left."""
+    for name, content in files.items():
+        if _content(folder / name) != content:
+            write_bytes(folder / name, content)
+    for parent in {(folder / name).parent for name in (*files, INDEX)}:
+        for aside in parent.glob(ASIDE):
+            aside.unlink()
+
+
+def _sealed(body: bytes) -> bytes:
+    return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
+
+
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

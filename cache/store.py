@@ -1,0 +1,192 @@
+"""A store on disk: its columns, its groups, and whether these can be relied on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from deskpro.cache.errors import CacheError, damaged, unfinished
+from deskpro.cache.journal import Journal
+from deskpro.cache.schema import (
+    ATTRIBUTE,
+    FORMAT,
+    JOURNAL,
+    METADATA,
+    VALID,
+    ChunkKey,
+    Column,
+    Record,
+    Schema,
+    chunk_digests,
+)
+from deskpro.cache.sealed import INDEX, Seal, checked, read_seal
+
+Records = dict[ChunkKey, Record]
+
+
+class TargetStore:
+    """The root of a finished store: columns and the names of its groups."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises CacheError: nothing there, another format, not finished, or damaged."""
+        if not root.exists():
+            raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
+        seal = read_seal(root)
+        attributes = read_attributes(root, seal)
+        if seal is None:
+            raise unfinished(root)
+        self.root, self._seal = root, seal
+        self.samples: int = attributes["samples"]
+        self.columns: list[str] = attributes["columns"]
+
+    def column(self, name: str) -> np.ndarray:
+        """What is known of each sample beforehand, [N, …], whole. Raises CacheError: damaged."""
+        return load_column(self.root, name, self._seal).values
+
+    def load_columns(self) -> dict[str, Column]:
+        """All columns, with their axes. Raises CacheError: damaged."""
+        return {name: load_column(self.root, name, self._seal) for name in self.columns}
+
+    def groups(self) -> list[str]:
+        """The names of its groups, finished or not, in order."""
+        return [str(folder.relative_to(self.root)) for folder in group_folders(self.root)]
+
+    def sealed(self, group: str) -> bool:
+        """Whether a group is finished. Raises CacheError where its seal is damaged."""
+        return read_seal(self.root / group) is not None
+
+    def open(self, group: str, *, partly: bool = False) -> Group:
+        """A group with the records of its chunks, as far as the present columns are theirs.
+
+        partly: also a group of which chunks are missing or outdated.
+
+        Raises:
+            CacheError: it is not there, not finished, damaged, or made from other columns.
+        """
+        found = Group.load(self.root / group)
+        if not (found.sealed or partly):
+            raise unfinished(found.folder)
+        wanted: dict[ChunkKey, str] = {}
+        if found.schema.samples == self.samples and {*found.depends} <= {*self.columns}:
+            columns = {name: load_column(self.root, name, self._seal) for name in found.depends}
+            wanted = chunk_digests(
+                found.schema, columns, found.fingerprint, found.depends, found.valid
+            )
+        records = {k: r for k, r in found.records.items() if r.digest == wanted.get(k)}
+        outdated = sorted({key.block for key in found.records.keys() - records.keys()})
+        if outdated and not partly:
+            raise CacheError(
+                f"{found.folder}: blocks {outdated} were made from other images or views than the "
+                "store has now. To update them: make teacher-cache FORCE=1"
+            )
+        found.records = records
+        return found
+
+
+@dataclass
+class Group:
+    """A group on disk, finished or not."""
+
+    folder: Path
+    schema: Schema
+    fingerprint: dict[str, Any]
+    depends: list[str]
+    valid: np.ndarray
+    """bool [N]: whether the sample has targets."""
+    records: Records
+    sealed: bool
+
+    @classmethod
+    def load(cls, folder: Path) -> Group:
+        """Raises CacheError where it is not there, or damaged."""
+        if not folder.exists():
+            raise CacheError(f"{folder}: no such targets here. To build them: make teacher-cache")
+        seal = read_seal(folder)
+        about = read_attributes(folder, seal)
+        if "fields" not in about:
+            raise CacheError(f"{folder}: not a group of targets")
+        schema = Schema.from_json(about)
+        if seal is not None:
+            for name in schema.fields:
+                checked(folder, f"{name}/{METADATA}", seal.files)
+        return cls(
+            folder,
+            schema,
+            about["fingerprint"],
+            about["depends"],
+            load_column(folder, VALID, seal).values,
+            read_records(folder, seal),
+            seal is not None,
+        )
+
+
+def read_records(folder: Path, seal: Seal | None) -> Records:
+    """The records of a group: of its seal, or of its journal if it is not finished."""
+    found: Records = {}
+    for line in Journal(folder / JOURNAL).read() if seal is None else seal.chunks:
+        key = ChunkKey(line["block"], line["view"])
+        if "key" in line:
+            found[key] = Record.from_json(line)
+        else:  # it is taken back: the chunk is about to be overwritten
+            found.pop(key, None)
+    return found
+
+
+def read_attributes(folder: Path, seal: Seal | None) -> dict[str, Any]:
+    """What a root's or a group's metadata say.
+
+    Raises:
+        CacheError: damaged, not a cache, or of another format.
+    """
+    try:
+        # Where there is a seal damage must not pass for another format.
+        text = checked(folder, METADATA, seal.files) if seal else (folder / METADATA).read_bytes()
+        attributes: dict[str, Any] = json.loads(text)["attributes"][ATTRIBUTE]
+        version = attributes["format"]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CacheError(f"{folder}: not a target cache ({error!r})") from None
+    if version != FORMAT:
+        raise CacheError(
+            f"{folder}: cache format {version}, this version reads format {FORMAT}. Delete it "
+            f"(rm -r {folder}), then rebuild it: make teacher-cache"
+        )
+    return attributes
+
+
+def load_column(folder: Path, name: str, seal: Seal | None) -> Column:
+    """An array of one chunk. Raises CacheError where it is gone or damaged."""
+    if seal is not None:
+        for file in seal.files:
+            if file.startswith(f"{name}/"):
+                checked(folder, file, seal.files)
+    try:
+        array = zarr.open_array(folder / name, mode="r")
+        values = np.asarray(array[...])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise damaged(folder / name, str(error)) from None
+    dims = array.metadata.dimension_names or ()  # type: ignore[union-attr]
+    about = (str(array.attrs.get(key, "")) for key in ("units", "description"))
+    return Column(values, tuple(map(str, dims)), *about)
+
+
+def group_folders(folder: Path) -> Iterator[Path]:
+    """Every group of targets below a folder, finished or not, in order."""
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (path / INDEX).exists() or (path / JOURNAL).exists():
+            yield path
+        elif not is_array(path):
+            yield from group_folders(path)
+
+
+def is_array(folder: Path) -> bool:
+    """Whether zarr finds an array in a folder."""
+    try:
+        return bool(json.loads((folder / METADATA).read_bytes())["node_type"] == "array")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

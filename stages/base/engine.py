@@ -1,0 +1,220 @@
+"""Independent items mapped by one worker here, by processes, or by a Ray cluster.
+
+Workers return arrays; the driver alone writes. Importing this module loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Launch
+
+MakeWorker = Callable[[], Callable[[Any], Any]]
+Outcome = tuple[Any, Exception | None]
+Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome]]]
+"""submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome)."""
+
+_RESUME = "What is finished is kept; run the same command to resume"
+
+
+class Engine:
+    """Where independent items are computed; no result depends on it at equal threads."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+
+    def map(self, make_worker: MakeWorker, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each item with its result, in any order; a worker has one item at a time.
+
+        Args:
+            make_worker: Picklable. Called once in each worker, it returns a function from an item
+                to its result, which must be picklable too.
+            items: Picklable; the next is read when a worker is free.
+
+        Raises:
+            InputError: A worker raised it, or died. Other exceptions of a worker are raised too,
+                with its traceback as a note.
+        """
+        launch, waiting, running = self.launch, iter(items), dict[int, Any]()
+        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.workers)
+        if launch.engine == "local" and launch.workers == 1:
+            workers = _here(make_worker, launch.threads)
+        elif launch.engine == "local":
+            workers = _processes(make_worker, launch.workers, threads)
+        else:
+            workers = _ray(make_worker, launch.workers, threads, launch.address or "local")
+        with workers as (submit, ready):
+            for number, item in zip(range(launch.workers), waiting, strict=False):
+                submit(number, item)
+                running[number] = item
+            while running:
+                number, (result, error) = ready()
+                if error is not None:
+                    raise error
+                done = running.pop(number)
+                for item in itertools.islice(waiting, 1):
+                    submit(number, item)
+                    running[number] = item
+                yield done, result
+
+
+class _Worker:
+    """Makes the worker when the first item comes, so that errors there are outcomes too."""
+
+    def __init__(self, make_worker: bytes, threads: int) -> None:
+        self._make, self._threads = make_worker, threads
+        self._worker: Callable[[Any], Any] | None = None
+
+    def run(self, item: Any) -> Outcome:
+        try:
+            if self._worker is None:
+                self._worker = pickle.loads(self._make)()
+                if "torch" in sys.modules:  # one that loads later reads the environment
+                    sys.modules["torch"].set_num_threads(self._threads)
+            return self._worker(item), None
+        except Exception as error:  # noqa: BLE001 - the driver raises it
+            if not isinstance(error, InputError):
+                error.add_note(traceback.format_exc())
+            return None, error
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """What numerical libraries read when they load."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+@contextmanager
+def _here(make_worker: MakeWorker, threads: int | None) -> Iterator[Workers]:
+    """This process, with so many threads of torch while it lasts; None changes nothing."""
+    given: list[Any] = []
+    worker, before = make_worker(), None
+    if threads is not None:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+    try:
+        yield lambda number, item: given.append(item), lambda: (0, (worker(given.pop()), None))
+    finally:
+        if before is not None:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Workers]:
+    """Processes with a pipe each; the worker's number is its LOCAL_RANK, so its GPU.
+
+    `ProcessPoolExecutor` waits forever for a worker that is killed while it sends a result, and
+    leaves its workers behind when the driver is killed.
+    """
+    context, made = multiprocessing.get_context("spawn"), pickle.dumps(make_worker)
+    pipes, processes = list[Connection](), list[SpawnProcess]()
+
+    def submit(number: int, item: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # ready() says that it is dead
+            pipes[number].send(item)
+
+    def ready() -> tuple[int, Outcome]:
+        number = pipes.index(wait(pipes)[0])  # type: ignore[arg-type]
+        try:
+            return number, pipes[number].recv()
+        except (EOFError, ConnectionResetError):
+            processes[number].join()
+            raise InputError(
+                f"worker {number} died with exit code {processes[number].exitcode} "
+                f"(-9: killed, often for lack of memory). {_RESUME}"
+            ) from None
+
+    try:
+        for number in range(count):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, number, made, threads))
+            process.start()
+            atexit.register(process.kill)  # multiprocessing would wait for it
+            theirs.close()
+            pipes.append(mine)
+            processes.append(process)
+        yield submit, ready
+    finally:
+        for process, pipe in zip(processes, pipes, strict=True):
+            process.kill()
+            process.join()
+            atexit.unregister(process.kill)
+            pipe.close()
+
+
+def _serve(pipe: Connection, number: int, make_worker: bytes, threads: int) -> None:
+    """Life of a worker process: it ends with the driver, which alone decides about Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ |= _environment(threads) | {"LOCAL_RANK": str(number)}
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    worker = _Worker(make_worker, threads)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            pipe.send(worker.run(pipe.recv()))
+
+
+def _end_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
+
+
+@contextmanager
+def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Iterator[Workers]:
+    """Actors on the nodes of a cluster; Ray restarts a dead one and repeats its item."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise InputError("launch.engine ray needs: pip install 'deskpro[cluster]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    running: dict[Any, int] = {}
+
+    def submit(number: int, item: Any) -> None:
+        running[actors[number].run.remote(item)] = number
+
+    def ready() -> tuple[int, Outcome]:
+        done = ray.wait([*running])[0][0]
+        try:
+            return running.pop(done), ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise InputError(f"ray: {' '.join(str(error).split())}. {_RESUME}") from None
+
+    if address != "local":  # Ray would try for minutes
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), 10).close()
+        except OSError as error:
+            raise InputError(f"launch.address {address}: no Ray cluster: {error}") from None
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        actor = ray.remote(_Worker).options(
+            num_gpus=min(1, int(100 * gpus / count) / 100),
+            max_restarts=3,
+            max_task_retries=3,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": _environment(threads)},
+        )
+        actors: list[Any] = [actor.remote(pickle.dumps(make_worker), threads) for _ in range(count)]
+        yield submit, ready
+    finally:
+        ray.shutdown()

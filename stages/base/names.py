@@ -1,0 +1,20 @@
+"""What an image's name says. Torch-free."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Name(NamedTuple):
+    """The facts of an image's name, and the columns that index, ranking and digests read.
+
+    To add a kind of fact: a field here, and a named group in a layout's rule.
+    """
+
+    pid: str
+    """Identity; one whose digits differ is another one."""
+    camid: int | None = None
+    """Camera; None where no camera exists."""
+    clothes: str | None = None
+    scene: str | None = None
+    """What a protocol of the dataset takes for the camera."""

@@ -1,0 +1,217 @@
+"""Look inside a target cache: what it holds, whether it is undamaged, whether it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deskpro.cache.errors import CacheError
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.fingerprint import describe
+from deskpro.cache.reader import MappedReader, all_bytes
+from deskpro.cache.store import TargetStore
+from deskpro.cache.verify import verify as damages
+from deskpro.stages.base import distributed
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
+from deskpro.stages.data.views import StoredViews
+from deskpro.stages.models.weights import load_teacher
+from deskpro.stages.targets import provenance
+from deskpro.stages.targets.kinds import TARGETS, Arrays, Settings, stored_fields
+from deskpro.stages.targets.teachers import LiveTeacher
+
+Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+"""Title, columns and rows."""
+
+
+def find_store(path: Path) -> Path:
+    """The cache of a run folder, or the path itself, if it is a cache."""
+    if (path / "targets.zarr").is_dir():
+        return path / "targets.zarr"
+    if path.is_dir() and not (path / "zarr.json").is_file():
+        raise CacheError(f"{path}: no target cache here. To build it: make teacher-cache")
+    return path
+
+
+def verify(path: Path) -> list[str]:
+    """A line for everything in a finished cache that isn't as it was written."""
+    return [str(damage) for damage in damages(find_store(path))]
+
+
+def info(path: Path) -> tuple[dict[str, object], list[Table]]:
+    """Facts about a cache, finished or not, and a table for each target that has several parts.
+
+    Top-1: percent of the stored views that a head assigns to the right identity. Entropy: of its
+    softmax at temperature 1, mean over views (ln C at chance).
+    """
+    root = find_store(path)
+    store = TargetStore(root)
+    labels = store.column("label")
+    size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+    facts: dict[str, object] = {"samples": store.samples, "identities": len(np.unique(labels))}
+    tables: list[Table] = []
+    for name, target in TARGETS.items():
+        if target.group not in store.groups():
+            continue
+        reader = MappedReader(root, target.group, unfinished=True)
+        facts |= _contents(name, reader)
+        found = _statistics(name, reader, labels)
+        if not target.parts:
+            facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
+            continue
+        columns = ("part", *found)
+        rows = [
+            (part, *(f"{values[i]:.4g}" for values in found.values()))
+            for i, part in enumerate(reader.fingerprint[target.parts])
+        ]
+        tables.append((name, columns, rows))
+    facts["size"] = f"{size / 1e6:.1f} MB on disk"
+    return facts | {"store": root}, tables
+
+
+def _contents(name: str, reader: MappedReader) -> dict[str, object]:
+    """What a group holds and what it was made from."""
+    schema, fingerprint = reader.schema, reader.fingerprint
+    total, each = schema.blocks * schema.views, all_bytes(reader) / schema.samples / schema.views
+    facts: dict[str, object] = {
+        name: f"{len(reader.records)} of {total} (block, view), "
+        f"{'sealed' if reader.sealed else 'unfinished'}; {each / 1e3:.2f} kB per sample and view",
+        "views": f"{schema.views} of each sample"
+        + ", the first plain" * fingerprint["views"]["plain_view"],
+    }
+    for field, stored in schema.fields.items():
+        shape = ", ".join(map(str, (schema.samples, schema.views, *stored.shape)))
+        facts[f"{name}: {field}"] = f"[{shape}] {stored.dtype}: {stored.description}"
+    if "teacher" in fingerprint:
+        weights, classes = fingerprint["teacher"]["weights"], len(fingerprint["classes"])
+        facts["teacher"] = f"weights {weights[:12]}…, {classes} classes"
+    return facts
+
+
+def _statistics(name: str, reader: MappedReader, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Means over the stored samples and views: of what the target describes, and of the facts that
+    were recorded with the chunks; by name float64 [parts]."""
+    sums: dict[str, np.ndarray] = {}
+    seen: dict[str, int] = {}
+    with bar("read", len(reader.records), "chunks") as progress:
+        for (block, view), record in sorted(reader.records.items()):
+            rows = {n: np.array(reader.chunk(n, block, view)) for n in reader.schema.fields}
+            label = labels[reader.schema.rows(block)]
+            found = TARGETS[name].describe(rows, label) | record.facts
+            for key, values in found.items():
+                sums[key] = sums.get(key, 0.0) + len(label) * np.asarray(values)
+                seen[key] = seen.get(key, 0) + len(label)
+            progress.advance()
+    return {key: total / seen[key] for key, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """facts for the summary; differences: a line each, none where the cache is right."""
+
+    facts: dict[str, object]
+    differences: list[str]
+
+
+def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep: bool) -> Report:
+    """Compute the targets of `samples` (sample, view), drawn with `seed`, again, and compare.
+
+    deep: every image file is read again. Raises InputError where the teacher isn't here.
+    """
+    root, weights = folder.targets, options.pre_train or folder.teacher
+    if not weights.is_file():
+        raise InputError(f"{weights}: teacher weights not found; an audit needs them")
+    store = TargetStore(root)
+    index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+    found = describe(
+        [
+            *provenance.option_differences(root, options, weights, TARGETS),
+            *provenance.image_differences(store, index, TARGETS, FileIndex(), deep=deep),
+        ]
+    )
+    network, model = load_teacher(weights)
+    settings = provenance.settings_of(options, model.num_classes)
+    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
+    if any(readers[name].schema.fields != stored_fields(name, settings) for name in TARGETS):
+        found.append("the targets would have other shapes or types: nothing was compared")
+        return Report({"computed again": "nothing", "differences": len(found)}, found)
+
+    teacher = LiveTeacher([*TARGETS], settings, network, distributed.pick_device(options.device))
+    sample_ids = store.column("sample_id").tolist()
+    present = index.dropna(subset=list(teacher.sees)).set_index("sample_id", drop=False)
+    views = min(reader.schema.views for reader in readers.values())
+    pairs = _draw(len(sample_ids), views, samples, seed)
+    known = [(row, view) for row, view in pairs if sample_ids[row] in present.index]
+    for row in sorted({row for row, _ in pairs} - {row for row, _ in known}):
+        found.append(f"{sample_ids[row]}: its {' or '.join(teacher.sees)} isn't here")
+    images = ImageDataset(
+        present.reindex(sample_ids),
+        {kind: settings.size(kind) for kind in teacher.sees},
+        StoredViews(store.column("views")),
+    )
+    largest = dict.fromkeys(TARGETS, 0.0)
+    for part, live in _compute(teacher, images, known, options):
+        for name, reader in readers.items():
+            stored = reader.read([row for row, _ in part], [view for _, view in part])
+            lines, gap = _compare(name, live[name], stored, settings)
+            largest[name] = max(largest[name], gap)
+            found += [f"{sample_ids[part[i][0]]}, view {part[i][1]}: {line}" for i, line in lines]
+    facts: dict[str, object] = {"computed again": f"{len(known)} (sample, view), seed {seed}"}
+    for name, gap in largest.items():
+        allowed = TARGETS[name].tolerance(settings)
+        facts[name] = f"differ by up to {gap:.1e}, allowed is {allowed:.1e}"
+    return Report(facts | {"differences": len(found)}, found)
+
+
+def _draw(rows: int, views: int, samples: int, seed: int) -> list[tuple[int, int]]:
+    """Distinct (sample, view), sorted; all of them where there are no more."""
+    total = rows * views
+    chosen = np.random.default_rng(seed).choice(total, min(samples, total), replace=False)
+    return [divmod(int(place), views) for place in np.sort(chosen)]
+
+
+def _compute(
+    teacher: LiveTeacher, images: ImageDataset, pairs: list[tuple[int, int]], options: Options
+) -> Iterator[tuple[list[tuple[int, int]], dict[str, Arrays]]]:
+    """Pairs (sample, view), some at a time, with their targets as they would be stored."""
+    parts = batched(pairs, options.cache.batch)
+    hashed = {name: target.sees for name, target in teacher.targets.items()}
+    batches = [[(row, (view,)) for row, view in part] for part in parts]
+    loader = load(MultiViewDataset(images, hashed), batches, options.data.workers, teacher.device)
+    with bar("audit", len(pairs), "views") as progress:
+        for part, batch in zip(parts, iterate(loader), strict=True):
+            values = teacher({kind: batch[kind][:, 0] for kind in (*teacher.sees, "view_params")})
+            yield (
+                part,
+                {
+                    name: TARGETS[name].encode(value, teacher.settings)
+                    | {"pixels": batch["pixels"][name][:, 0].numpy().view(np.uint64)}
+                    for name, value in values.items()
+                },
+            )
+            progress.advance(len(part))
+
+
+def _compare(
+    name: str, live: Arrays, stored: Arrays, settings: Settings
+) -> tuple[list[tuple[int, str]], float]:
+    """(row, what differs), and the largest difference of a target's values."""
+    target = TARGETS[name]
+    gap, allowed = target.differs(live, stored), target.tolerance(settings)
+    seen = " and ".join(target.sees)
+    lines = [
+        (int(i), f"the pixels of {seen} differ from those that {name} was computed from")
+        for i in np.flatnonzero(live["pixels"] != stored["pixels"])
+    ]
+    for i, part in np.argwhere(~(gap <= allowed)):
+        what = f"{name} of {getattr(settings, target.parts)[part]}" if target.parts else name
+        lines.append((int(i), f"{what} differs by {gap[i, part]:.2g}, allowed is {allowed:.2g}"))
+    return lines, float(gap.max())

@@ -1,0 +1,43 @@
+"""Find the problems of a dataset before a stage does."""
+
+from __future__ import annotations
+
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import Problem
+from deskpro.stages.data.layouts import KINDS, LAYOUTS
+
+
+def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, object]]:
+    """Every problem of `data.root`, and the facts of its splits beside the published counts."""
+    layout = LAYOUTS[options.data_train]
+    prepared = layout.prepared(options.data.root)
+    checked = check_data(
+        options.data.root,
+        options.data_train,
+        needs=KINDS if prepared else ("imgs",),
+        test_needs=("imgs", "lr_face") if prepared else ("imgs",),
+        incomplete=options.data.incomplete,
+    )
+    data = checked.facts(folder.left_out)
+    facts: dict[str, object] = {
+        "used": f"{data['samples']} samples of {data['identities']} identities"
+    }
+    if data["left_out"]:
+        facts["left out"] = f"{data['left_out']} samples, listed in {folder.left_out}"
+    if data["vanished"]:
+        facts["vanished"] = "identities without a sample left: " + ", ".join(data["vanished"])
+    for split in ("query", "gallery"):
+        rows = checked.split(split)
+        faceless = int(rows["lr_face"].isna().sum())
+        facts[split] = (
+            f"{len(rows)} images of {rows['pid'].nunique()} identities, {faceless} without a face"
+        )
+    if layout.counts is not None:
+        identities, images = layout.counts.train
+        facts["published"] = (
+            f"train {images:,} images of {identities} identities, query {layout.counts.query:,}, "
+            f"gallery {layout.counts.gallery:,}"
+        )
+    return checked.problems, facts

@@ -1,0 +1,148 @@
+"""What networks are trained for: a row per loss term. Importing this module loads no torch.
+
+To add a loss: write its file, and its row in `TERMS`. The targets that a student needs, the columns
+of its history, the options it depends on and the tests of losses follow from the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deskpro.stages.losses.attention import attention
+from deskpro.stages.losses.cross_entropy import cross_entropy
+from deskpro.stages.losses.distillation import distillation
+from deskpro.stages.losses.triplet import triplet
+
+if TYPE_CHECKING:
+    import torch
+
+Loss = Callable[..., "torch.Tensor"]
+"""(prediction [B, …], target [B, …], **settings) → float32 scalar, a mean over the batch."""
+
+
+class Term(NamedTuple):
+    """A weighted loss of one stream; weight, enabled and settings name options ("kd_loss.T")."""
+
+    loss: Loss
+    stream: str
+    """face or body."""
+    output: str
+    """Field of the stream's `Output` that is the prediction."""
+    target: str
+    """label, or the name of a teacher's target."""
+    weight: str
+    enabled: str = ""
+    """Option that switches the term on; always on if empty."""
+    less: str = ""
+    """Term whose weight w is taken off this one: the weight is multiplied by 1 − w."""
+    settings: Mapping[str, str] = {}
+    """Keyword of the loss → option."""
+    pairs: bool = False
+    """Whether samples are compared with each other, so that other ranks' samples may take part."""
+
+
+_CROSS_ENTROPY = Term(
+    cross_entropy, "face", "logits", "label", "loss.cross_entropy",
+    settings={"label_smoothing": "loss.label_smoothing"},
+)  # fmt: skip
+_TRIPLET = Term(
+    triplet, "face", "embeddings", "label", "loss.triplet",
+    settings={"margin": "loss.margin"}, pairs=True,
+)  # fmt: skip
+
+TERMS: dict[str, Term] = {
+    # Distillation takes its share of the face heads' classification (DeSKPro, ICIP 2022).
+    "ce_face": _CROSS_ENTROPY._replace(less="kd"),
+    "triplet_face": _TRIPLET,
+    "ce_body": _CROSS_ENTROPY._replace(stream="body"),
+    "triplet_body": _TRIPLET._replace(stream="body"),
+    "kd": Term(
+        distillation, "face", "logits", "logits", "kd_loss.alpha", enabled="kd_loss.enable",
+        settings={"temperature": "kd_loss.T"},
+    ),
+    "attention": Term(attention, "body", "attention", "attention", "mse.mse_weight"),
+}  # fmt: skip
+"""Name, which is also the column of the history, → term."""
+
+
+def active_terms(options: object, streams: Iterable[str]) -> dict[str, Term]:
+    """The terms of a student with these streams.
+
+    A term about a target that has no weight is left out: the target is then not needed.
+    """
+    terms = {name: term for name, term in TERMS.items() if term.stream in {*streams}}
+    return {
+        name: term
+        for name, term in terms.items()
+        if _is_on(term, options) and (term.target == "label" or _weight(term, terms, options))
+    }
+
+
+def teacher_terms() -> dict[str, Term]:
+    """The terms of a network that sees faces and has no teacher."""
+    return {
+        name.removesuffix("_face"): term
+        for name, term in TERMS.items()
+        if term.stream == "face" and term.target == "label"
+    }
+
+
+def targets_needed(options: object, streams: Iterable[str]) -> set[str]:
+    """The teacher's targets that a student with these streams needs."""
+    return {term.target for term in active_terms(options, streams).values()} - {"label"}
+
+
+def params(terms: Iterable[Term]) -> set[str]:
+    """The options that the terms read."""
+    return {name for t in terms for name in (t.weight, t.enabled, *t.settings.values()) if name}
+
+
+def is_loss(column: str) -> bool:
+    """Whether a column of the history is a loss term or their total."""
+    return column == "total" or column in TERMS or column in teacher_terms()
+
+
+def compute_losses(
+    terms: Mapping[str, Term],
+    options: object,
+    outputs: Mapping[str, Any],
+    targets: Mapping[str, torch.Tensor],
+    valid: Mapping[str, torch.Tensor] | None = None,
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The weighted losses of a batch of B samples: float32 scalars by term, to be summed.
+
+    Args:
+        terms: those to compute.
+        options: what has the options that terms name as attributes.
+        outputs: stream → its `Output`, fields [B, …].
+        targets: name → [B, …]; `label` int64 [B].
+        valid: target → bool [B] on the CPU: the samples that have it, all if absent. The others
+            are left out of the mean; where no sample has it the loss is 0.
+        gather: makes [B, …] the samples of all ranks; used by terms with `pairs`.
+    """
+    losses = {}
+    for name, term in terms.items():
+        prediction, target = getattr(outputs[term.stream], term.output), targets[term.target]
+        has_target = (valid or {}).get(term.target)
+        if has_target is not None and not has_target.all():
+            rows = has_target.nonzero().flatten().to(prediction.device)
+            prediction, target = prediction[rows], target[rows]
+        if term.pairs and gather is not None:
+            prediction, target = gather(prediction), gather(target)
+        settings = {keyword: attrgetter(path)(options) for keyword, path in term.settings.items()}
+        loss = term.loss(prediction, target, **settings) if len(target) else prediction.sum() * 0.0
+        losses[name] = _weight(term, terms, options) * loss
+    return losses
+
+
+def _is_on(term: Term, options: object) -> bool:
+    return not term.enabled or bool(attrgetter(term.enabled)(options))
+
+
+def _weight(term: Term, terms: Mapping[str, Term], options: object) -> float:
+    less = _weight(terms[term.less], terms, options) if term.less in terms else 0.0
+    weight: float = attrgetter(term.weight)(options)
+    return (1 - less) * weight if _is_on(term, options) else 0.0

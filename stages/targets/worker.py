@@ -1,0 +1,126 @@
+"""Targets of blocks of samples, computed in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from deskpro.stages.base import distributed
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
+from deskpro.stages.data.views import StoredViews
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import load_teacher, read_metadata
+from deskpro.stages.targets import provenance
+from deskpro.stages.targets.kinds import TARGETS, Arrays, Settings, stored_fields
+from deskpro.stages.targets.teachers import LiveTeacher
+
+BATCH_VIEWS = 1024
+"""Samples × views in a loaded batch, at most."""
+
+
+class Item(NamedTuple):
+    """Some views of a block's samples, for the targets that lack them."""
+
+    block: int
+    rows: range
+    views: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class ItemTarget:
+    """One target of an item.
+
+    arrays: by field, [rows, views, …]; facts: by view and name, means over the samples, [parts].
+    """
+
+    def __init__(self, name: str, item: Item, settings: Settings) -> None:
+        self.name, self.item, self.settings = name, item, settings
+        shape = len(item.rows), len(item.views)
+        fields = stored_fields(name, settings)
+        self.arrays: Arrays = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in fields.items()}
+        self.facts: dict[int, dict[str, np.ndarray]] = {view: {} for view in item.views}
+
+    def add(self, rows: Sequence[int], view: int, value: torch.Tensor, pixels: np.ndarray) -> None:
+        """Put in the values of neighbouring rows under one view."""
+        stored = TARGETS[self.name].encode(value, self.settings)
+        at = rows[0] - self.item.rows.start, self.item.views.index(view)
+        for field, values in {**stored, "pixels": pixels}.items():
+            self.arrays[field][at[0] : at[0] + len(rows), at[1]] = values
+        for fact, sums in TARGETS[self.name].loss(value, stored, self.settings).items():
+            means = self.facts[view]
+            means[fact] = means.get(fact, 0.0) + sums / len(self.item.rows)
+
+
+class Worker:
+    """Computes items. Made from plain values, so that it can run in any process."""
+
+    def __init__(
+        self, options: Options, weights: Path, table: pd.DataFrame, views: np.ndarray
+    ) -> None:
+        """table: the training samples; views: theirs, float32 [N, V, len(View)]."""
+        self.options, self.weights, self.table = options, weights, table
+        self.views = StoredViews(views)
+        self.device = distributed.pick_device(options.device)
+        classes = read_metadata(weights, "teacher").num_classes
+        self.settings = provenance.settings_of(options, classes)
+
+    @cached_property
+    def network(self) -> Teacher:
+        return load_teacher(self.weights)[0]
+
+    def __call__(self, item: Item) -> dict[str, ItemTarget]:
+        """The results of one item, by target."""
+        return next(self.run([item]))
+
+    def run(
+        self, items: Iterable[Item], advance: Callable[[int], None] = lambda views: None
+    ) -> Iterator[dict[str, ItemTarget]]:
+        """The results of items in their order; images are loaded ahead, also of the next item.
+
+        A batch is some samples of a block under one view: its targets are the same bytes whichever
+        other views, blocks or processes there are. A sample's files are decoded once for up to
+        `BATCH_VIEWS / cache.batch` views, which bounds the memory.
+        """
+        for names, group in groupby(items, lambda item: item.names):
+            of_teacher = any(TARGETS[name].of_teacher for name in names)
+            network = self.network if of_teacher else None
+            teacher = LiveTeacher(names, self.settings, network, self.device)
+            yield from self._run(teacher, [*group], advance)
+
+    def _run(
+        self, teacher: LiveTeacher, items: Sequence[Item], advance: Callable[[int], None]
+    ) -> Iterator[dict[str, ItemTarget]]:
+        size = self.options.cache.batch
+        plan = [
+            (item, views, rows)
+            for item in items
+            for views in batched(item.views, max(BATCH_VIEWS // size, 1))
+            for rows in batched(item.rows, size)
+        ]
+        sizes = {kind: self.settings.size(kind) for kind in teacher.sees}
+        images = MultiViewDataset(
+            ImageDataset(self.table, sizes, self.views),
+            {name: target.sees for name, target in teacher.targets.items()},
+        )
+        batches = [[(row, views) for row in rows] for _, views, rows in plan]
+        # One batch ahead per loader process: a batch holds several views of its samples.
+        loader = load(images, batches, self.options.data.workers, self.device, ahead=1)
+        parts = zip(plan, iterate(loader), strict=True)
+        for item, group in groupby(parts, lambda part: part[0][0]):
+            results = {name: ItemTarget(name, item, self.settings) for name in item.names}
+            for (_, views, rows), batch in group:
+                for i, view in enumerate(views):
+                    seen = {kind: batch[kind][:, i] for kind in (*sizes, "view_params")}
+                    for name, value in teacher(seen).items():
+                        pixels = batch["pixels"][name][:, i].numpy().view(np.uint64)
+                        results[name].add(rows, view, value, pixels)
+                advance(len(rows) * len(views))
+            yield results

@@ -1,0 +1,294 @@
+"""How both networks are trained: P×K batches, losses, several ranks, checkpoints, saved weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from deskpro.stages.base import distributed
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options, Recipe
+from deskpro.stages.base.progress import bar
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Job
+from deskpro.stages.data.index import class_order
+from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
+from deskpro.stages.data.sampler import PKSampler
+from deskpro.stages.losses.terms import Term, compute_losses, is_loss
+from deskpro.stages.models.lmbn import LMBN, Output
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.weights import ModelInfo, save
+from deskpro.stages.training.checkpoints import Checkpoints
+from deskpro.stages.training.loop import Batch, Losses, default_peak, fit
+from deskpro.stages.training.monitor import open_loggers
+from deskpro.stages.training.signals import stop_requests
+
+Streams = dict[str, Output]
+"""Stream → what the network gives for it."""
+Tensors = dict[str, torch.Tensor]
+
+
+class Targets(Protocol):
+    """A teacher, live or cached: batch → its targets by name, [B, …] on the student's device."""
+
+    sees: tuple[str, ...]
+    """The kinds of image that it needs in the batch."""
+    location: str
+    """Where the targets come from, for the summary."""
+    valid: Mapping[str, torch.Tensor]
+    """Target → bool [N]: the samples that have it; all if absent."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> Tensors: ...
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The samples of a training, N rows."""
+
+    table: pd.DataFrame
+    """`sample_id`, and the path of each kind of image."""
+    labels: np.ndarray
+    """int64 [N], indices into `classes`."""
+    classes: list[str]
+    views: Callable[[int, int], np.ndarray]
+    """(row, view) → float32 [len(View)]."""
+    count: int
+    """Views of each sample."""
+    targets: Targets | None = None
+
+
+def training_set(
+    table: pd.DataFrame, views: Callable[[int, int], np.ndarray], count: int
+) -> TrainingSet:
+    """The samples of a table as they are, without targets."""
+    classes = class_order(table["pid"])
+    index = {pid: label for label, pid in enumerate(classes)}
+    labels = table["pid"].map(index).to_numpy(np.int64, copy=True)
+    return TrainingSet(table, labels, classes, views, count)
+
+
+class Files(NamedTuple):
+    """What a training writes: weights and history; folders of checkpoints and TensorBoard."""
+
+    weights: Path
+    history: Path
+    checkpoints: Path
+    tensorboard: Path
+
+    @classmethod
+    def of(cls, network: str, folder: RunFolder) -> Files:
+        """Those of a run."""
+        return cls(
+            folder.teacher if network == "teacher" else folder.student,
+            folder.history(network),
+            folder.checkpoints(network),
+            folder.tensorboard(network),
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A network and what it is trained on."""
+
+    kind: Literal["teacher", "student"]
+    options: Options
+    network: LMBN | Student
+    arguments: dict[str, Any]
+    """Keyword arguments of the network's class, for its description."""
+    data: TrainingSet
+    device: torch.device
+    images: Mapping[str, str]
+    """Stream → the kind of image that it sees."""
+    call: Callable[[nn.Module, Tensors], Streams]
+    """Runs the module on the images by stream, float32 [B, 3, H, W]."""
+    terms: Mapping[str, Term]
+    files: Files
+    start: Mapping[str, Any] | None = None
+    """What came from other weights, for the summary."""
+    metrics: Callable[[Streams, Tensors], Tensors] = lambda outputs, targets: {}
+    """What is logged beside the losses."""
+    image: Callable[[Batch, Streams, Tensors], torch.Tensor | None] = lambda *last: None
+    """uint8 [3, H, W] to look at, from the last batch."""
+    scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0)
+    """Parameters and the factor of their learning rate."""
+
+
+def train(setup: Setup, job: Job) -> dict[str, Any]:
+    """Train the network and save its weights.
+
+    Started by torchrun, each rank trains on its share of every batch's identities. Losses are means
+    over a rank's share, the shares are of one size, and gradients are averaged: so they are those
+    of one process with the whole batch, but for batch statistics (unless `sync_batch_norm`) and
+    hardest triplets (unless `gather_triplets`).
+
+    Returns:
+        steps; batch, (P, K); losses, those of the last epoch by name; short_identities, how many
+        have fewer than K images; start, as given.
+    """
+    options, data, recipe = setup.options, setup.data, setup.options.recipe(setup.kind)
+    sampler = make_sampler(data, recipe)
+    loader = load(_images(setup), sampler, options.data.workers, setup.device)
+    setup.network.to(setup.device)
+    forward = _forward(setup.network, recipe, setup.device)
+    last: list[tuple[Batch, Streams, Tensors]] = []
+
+    def batches(epoch: int, start: int) -> Iterable[Batch]:
+        sampler.set_epoch(epoch, start)
+        return iterate(loader)
+
+    steps = len(sampler) * recipe.training.epochs
+    with (
+        stop_requests() as stop,
+        bar(f"train-{setup.kind}", min(steps, recipe.training.max_steps or steps), "steps") as seen,
+        open_loggers(
+            setup.files.history,
+            setup.files.tensorboard,
+            options.tensorboard,
+            lambda: setup.image(*last[0]) if last else None,
+        ) as loggers,
+    ):
+        history = fit(
+            setup.network,
+            batches,
+            _losses(setup, recipe, forward, last),
+            training=recipe.training,
+            peak_lr=recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage),
+            device=setup.device,
+            bar=seen,
+            checkpoints=Checkpoints(
+                setup.files.checkpoints,
+                job.provenance,
+                options.checkpoints.every,
+                options.checkpoints.keep,
+            ),
+            sample_ids=lambda batch: data.table["sample_id"].iloc[batch["row"].tolist()].tolist(),
+            stop=stop,
+            loggers=loggers,
+            replace=job.force,
+            scaled=setup.scaled,
+        )
+    if distributed.is_main():
+        save(setup.files.weights, setup.network, _info(setup))
+    last_row = history.rows[-1]
+    return {
+        "steps": history.steps,
+        "batch": (recipe.batchid, recipe.batchimage),
+        "losses": {name: value for name, value in last_row.items() if is_loss(name)},
+        "short_identities": sampler.short_identities(),
+        "start": setup.start,
+    }
+
+
+def make_sampler(data: TrainingSet, recipe: Recipe) -> PKSampler:
+    """This rank's batches.
+
+    Raises:
+        InputError: P identities can't be had, or can't be shared among the ranks.
+    """
+    ranks, batchid, name = distributed.world_size(), recipe.batchid, f"{recipe.prefix}batchid"
+    if batchid % ranks:
+        raise InputError(
+            f"{name} {batchid} can't be shared among {ranks} processes: --set "
+            f"{name}={max(batchid // ranks, 1) * ranks}"
+        )
+    if batchid // ranks < 2 and not recipe.gather_triplets:
+        other = " or --set train_student.gather_triplets=true" if not recipe.prefix else ""
+        raise InputError(
+            f"{name} {batchid} leaves {batchid // ranks} identity to each of {ranks} processes, "
+            f"and a triplet needs two: --set {name}={2 * ranks}{other}"
+        )
+    sampler = PKSampler(
+        data.labels,
+        batchid,
+        recipe.batchimage,
+        data.count,
+        recipe.training.seed,
+        distributed.rank(),
+        ranks,
+    )
+    if not len(sampler):
+        found = len(np.unique(data.labels))
+        raise InputError(
+            f"{found} training identities make no batch of batchid {batchid}: "
+            f"--set {name}={max(found, 2)} or less"
+        )
+    return sampler
+
+
+def _images(setup: Setup) -> ImageDataset:
+    data, seen = setup.options.data, [*setup.images.values()]
+    needed = setup.data.targets.sees if setup.data.targets else ()
+    sizes = {
+        kind: data.face_size if kind.endswith("face") else data.body_size
+        for kind in (*seen, *needed)
+    }
+    return ImageDataset(setup.data.table, sizes, setup.data.views, quick=seen)
+
+
+def _forward(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The module to call in training: with its memory format, compiled, shared among the ranks.
+
+    Also sets, for the whole process, how a GPU multiplies float32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
+    torch.backends.cudnn.allow_tf32 = recipe.training.tf32
+    if recipe.sync_batch_norm and distributed.world_size() > 1:
+        if device.type != "cuda":
+            raise InputError(
+                "train_student.sync_batch_norm: torch synchronises batch norm on GPUs only, the "
+                f"device is {device.type}. Allowed here is false"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place
+    if recipe.training.channels_last:
+        network.to(memory_format=torch.channels_last)  # activations follow the weights
+    forward: Any = torch.compile(network) if recipe.training.compile else network
+    return distributed.data_parallel(forward, device)
+
+
+def _losses(
+    setup: Setup, recipe: Recipe, forward: nn.Module, last: list[Any]
+) -> Callable[[Batch], Losses]:
+    """batch → losses and metrics; leaves in `last` what the logged image is made of."""
+    labels = torch.from_numpy(setup.data.labels).to(setup.device)
+    valid = setup.data.targets.valid if setup.data.targets else {}
+
+    def of_batch(batch: Batch) -> Losses:
+        layout = recipe.training.channels_last
+        images = {
+            stream: images_of(batch, kind, setup.device, channels_last=layout)
+            for stream, kind in setup.images.items()
+        }
+        outputs = setup.call(forward, images)
+        targets = setup.data.targets(batch) if setup.data.targets else {}
+        targets = {**targets, "label": labels[batch["row"].to(setup.device, non_blocking=True)]}
+        last[:] = [(batch, outputs, targets)]
+        losses = compute_losses(
+            setup.terms,
+            recipe.losses,
+            outputs,
+            targets,
+            {name: rows[batch["row"]] for name, rows in valid.items()},
+            gather=distributed.all_gather if recipe.gather_triplets else None,
+        )
+        return Losses(losses, setup.metrics(outputs, targets))
+
+    return of_batch
+
+
+def _info(setup: Setup) -> ModelInfo:
+    data = setup.options.data
+    return ModelInfo(
+        kind=setup.kind,
+        network=setup.arguments,
+        num_classes=len(setup.data.classes),
+        classes=setup.data.classes,
+        face_size=data.face_size,
+        body_size=None if setup.kind == "teacher" else data.body_size,
+    )

@@ -1,0 +1,150 @@
+"""Every option has its stages: what a stage reads is declared, and what is declared matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from deskpro.cache.file_index import FileIndex
+from deskpro.pipeline import config, runner
+from deskpro.pipeline.stages import STAGES, make, stage_class
+from deskpro.stages.base.options import Options, flatten
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.section import NoEffect, Section
+from deskpro.stages.base.stage import Digests, relevant
+from tests.conftest import Project
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option with its pydantic field."""
+    for name, field in section.model_fields.items():
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        below = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if below:
+            yield from leaves(below[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+LEAVES = dict(leaves(Options))
+WITHOUT_EFFECT = {
+    name
+    for name, field in LEAVES.items()
+    if any(isinstance(mark, NoEffect) for mark in field.metadata)
+}
+
+
+def declared(stage: str) -> set[str]:
+    params = stage_class(stage).params
+    return {n for n in LEAVES if any(n == p or n.startswith(f"{p}.") for p in params)}
+
+
+def test_every_option_is_of_a_stage_or_has_no_effect() -> None:
+    assert LEAVES.keys() == {*config.option_names()}
+    of_stages = set().union(*map(declared, STAGES))
+    assert LEAVES.keys() - of_stages - WITHOUT_EFFECT == set()
+    assert of_stages & WITHOUT_EFFECT == set()
+    for name in WITHOUT_EFFECT:
+        [mark] = [m for m in LEAVES[name].metadata if isinstance(m, NoEffect)]
+        assert mark.why, name
+
+
+def test_every_param_of_a_stage_is_an_option() -> None:
+    for stage in STAGES:
+        for param in stage_class(stage).params:
+            assert any(n == param or n.startswith(f"{param}.") for n in LEAVES), (stage, param)
+
+
+class Recorder:
+    """Options that note which of them are read."""
+
+    def __init__(self, section: Section, read: set[str], prefix: str = "") -> None:
+        self.__dict__.update(_section=section, _read=read, _prefix=prefix)
+
+    def __getattr__(self, name: str) -> Any:
+        section, prefix = self._section, self._prefix
+        attribute = getattr(type(section), name, None)
+        if isinstance(attribute, property):
+            assert attribute.fget is not None
+            return attribute.fget(self)
+        if name not in type(section).model_fields:
+            if name in ("model_dump", "model_copy"):
+                self._read.update(prefix + leaf for leaf in flatten(section.model_dump()))
+                return getattr(section, name)
+            return attribute.__get__(self) if callable(attribute) else getattr(section, name)
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            return Recorder(value, self._read, f"{prefix}{name}.")
+        self._read.add(prefix + name)
+        return value
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_stage_reads_only_what_it_declares(live: bool, project: Project) -> None:
+    overrides = ["train_student.live_teacher=true"] * live
+    options = config.load(project.config, overrides)
+    folder = RunFolder(project.run)
+    for name in ("train-teacher", "teacher-cache", "train-student", "eval"):
+        read: set[str] = set()
+        stage = make(name, options, folder)
+        run = stage.run
+
+        def recorded(job: Any, stage: Any = stage, run: Any = run, read: Any = read) -> Any:
+            stage.options = Recorder(options, read)
+            try:
+                return run(job)
+            finally:
+                stage.options = options
+
+        stage.run = recorded  # type: ignore[method-assign]
+        runner.run_stage(stage, options, folder)
+        assert read - declared(name) - WITHOUT_EFFECT == set(), name
+        assert read
+
+
+OTHER = {
+    "data_train": "prcc", "data_test": "prcc", "forward_mode": "face", "teacher.block": "published",
+    "student.block": "published", "cache.logits_dtype": "int8", "eval.protocols": ["market"],
+    "eval.ranks": [1, 2], "data.body_size": [128, 64], "data.face_size": [64, 64],
+    "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2],
+    "views.erase_aspect": [1.0, 1.5],
+    "teacher.width": 0.5, "student.width": 0.5, "views.enlarge": 1.5,
+}  # fmt: skip
+"""Another value for options whose default has no obvious neighbour."""
+
+
+def other(name: str, value: Any) -> Any:
+    last = name.removeprefix("train_teacher.")
+    if name in OTHER or last in OTHER:
+        return OTHER.get(name, OTHER.get(last))
+    if name.endswith(".precision"):
+        return "bfloat16" if value != "bfloat16" else "float16"
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    return 3 if value is None else value
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "prepare"])
+def test_every_param_that_changes_is_a_reason(stage: str, tmp_path: Path) -> None:
+    options, folder = Options(), RunFolder(tmp_path)
+    digests = Digests(FileIndex(tmp_path / "index"))
+    for name in sorted(declared(stage)):
+        value = flatten(options.model_dump())[name]
+        changed = config.override(options, {name: other(name, value)})
+        made = make(stage, options, folder)
+        record = {
+            "outs": made.out_digests(digests),
+            "params": relevant(options, made.params),
+            "deps": made.digests(digests),
+        }
+        assert not made.stale(record, digests)
+        reasons = make(stage, changed, folder).stale(record, digests)
+        assert name in {reason.name for reason in reasons}, name
