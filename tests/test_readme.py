@@ -6,7 +6,7 @@ import re
 import tomllib
 
 import yaml
-from deskpro.pipeline.ablation import STUDIES
+from deskpro.pipeline.studies import STUDIES
 
 from deskpro.pipeline import config
 from deskpro.stages.base.options import Options
