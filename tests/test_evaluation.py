@@ -76,7 +76,6 @@ def test_only_blocks_with_changed_pictures_are_described_again(
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.finished("eval")
 def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
@@ -177,8 +176,6 @@ def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
     )
 
 
-@pytest.mark.finished("eval")
-@pytest.mark.finished("eval")
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
