@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import LEAVES, Options
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
 
@@ -92,21 +92,6 @@ def dump(options: Options) -> str:
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
 
 
-def option_names() -> list[str]:
-    """Every option as a dotted key."""
-    return list(_leaves(Options))
-
-
-def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        optional = [k for k in get_args(field.annotation) if k is not type(None)]
-        kind = optional[0] if len(optional) == 1 else field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _leaves(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -155,7 +140,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *sections, name = key.split(".")
         prefix = "".join(f"{section}." for section in sections)
-        known = [o.removeprefix(prefix) for o in option_names() if o.startswith(prefix)]
+        known = [o.removeprefix(prefix) for o in LEAVES if o.startswith(prefix)]
         near = difflib.get_close_matches(name, known, n=1)
         if not near and len(known) > 12:
             return f"{key}: unknown option"

@@ -19,10 +19,10 @@ from deskpro.cache.lock import hold
 from deskpro.pipeline import config, messages, stages
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import Options, relevant
 from deskpro.stages.base.progress import log, summary
 from deskpro.stages.base.run_folder import RunFolder, read_json
-from deskpro.stages.base.stage import Digests, Job, Reason, Result, Stage, relevant
+from deskpro.stages.base.stage import Digests, Job, Reason, Result, Stage
 
 _VERSIONS = ("deskpro", "torch", "zarr", "numpy", "pillow")
 

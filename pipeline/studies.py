@@ -16,10 +16,9 @@ from deskpro.cache.files import write_aside, write_text
 from deskpro.pipeline import config, messages, runner, stages
 from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import LEAVES, Options, relevant
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_json
-from deskpro.stages.base.stage import relevant
 
 Variants = dict[str, dict[str, object]]
 """Name of each variant → what it changes in the recipe."""
@@ -153,7 +152,7 @@ def combinations(grids: Iterable[str]) -> Variants:
     for grid in grids:
         key, _, values = grid.partition("=")
         found = config.parse(f"[{values}]")
-        if key not in config.option_names() or not values or not isinstance(found, list):
+        if key not in LEAVES or not values or not isinstance(found, list):
             raise InputError(
                 f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5; the options "
                 "are those of the recipe"

@@ -70,13 +70,7 @@ class PrepareData(Stage):
     """Prepares every image of the raw dataset; files that are up to date are kept."""
 
     name = "prepare"
-    params = (
-        "data_train",
-        "prepare.own",
-        "prepare.steps",
-        *(f"prepare.{step}" for step in STEPS),
-        "prepare.unusable",
-    )
+    params = ("data_train", "prepare")
     required = True
 
     @property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deskpro.cache.errors import CacheError
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import NETWORK_PARAMS, Options
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
 from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_needed
@@ -62,7 +62,7 @@ class TrainStudent(Stage):
         "cache.views",
         "cache.plain_view",
         "cache.precision",
-        *(f"student.{name}" for name in NETWORK_PARAMS),
+        "student",
         "train_student",
         "forward_mode",
         "mse.spatial_attn_lr",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from deskpro.stages.base import distributed
-from deskpro.stages.base.options import NETWORK_PARAMS
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
 from deskpro.stages.data.layouts import KINDS, image_folders
@@ -32,7 +31,7 @@ class TrainTeacher(Stage):
         "data_train",
         "data.incomplete",
         "data.face_size",
-        *(f"teacher.{name}" for name in NETWORK_PARAMS),
+        "teacher",
         "train_teacher",
     )
     distributed = True

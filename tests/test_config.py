@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import LEAVES, Options, flatten
 from deskpro.stages.base.prepare_options import Prepare
 from tests.conftest import REPOSITORY
 
@@ -48,7 +48,7 @@ def test_all_mistakes_are_named_in_one_message(tmp_path: Path) -> None:
     assert "batchid: must be greater than or equal to 2, found 1" in message
     assert "student.width: must be one of 0.25, 0.5, 0.75, 1.0, found 0.3" in message
     assert "views: erase_area (1.0, 0.0) must ascend" in message
-    assert "5 options" in message
+    assert "5 invalid options" in message
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_options_never_change() -> None:
         Options().batchid = 3
 
 
-@given(st.sampled_from(config.option_names()))
+@given(st.sampled_from([*LEAVES]))
 def test_every_option_can_be_set_to_its_own_default(name: str) -> None:
     options = Options(prepare=Prepare())  # the one section that may be absent
-    default = config.flatten(options.model_dump(mode="json"))[name]
+    default = flatten(options.model_dump(mode="json"))[name]
     changed = config.override(options, {name: default})
     assert changed == options
-    assert name in config.flatten(yaml.safe_load(config.dump(changed)))
+    assert name in flatten(yaml.safe_load(config.dump(changed)))

@@ -7,9 +7,8 @@ import tomllib
 
 import yaml
 
-from deskpro.pipeline import config
 from deskpro.pipeline.studies import STUDIES
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import LEAVES, Options
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.schemes import SCHEMES
@@ -42,7 +41,7 @@ def test_every_published_option_is_mapped_to_one_that_exists() -> None:
     table = rows("Options, for those who know the published commands")
     published = {code(row[0])[0].split()[0] for row in table}
     assert published == PUBLISHED | {"--config"}
-    known = set(config.option_names())
+    known = set(LEAVES)
     for row in table[1:]:
         for name in code(row[1]):
             assert name in known, name
@@ -50,7 +49,7 @@ def test_every_published_option_is_mapped_to_one_that_exists() -> None:
 
 def test_every_option_that_the_text_names_exists() -> None:
     sections = "|".join(Options.model_fields)
-    known = set(config.option_names()) | set(Options.model_fields)
+    known = set(LEAVES) | set(Options.model_fields)
     named = re.findall(rf"\b((?:{sections})(?:\.[a-zA-Z_0-9]+)+)\b", README)
     assert named
     for name in named:

@@ -437,11 +437,11 @@ def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project
     step = exact.float().abs().amax(2, keepdim=True) / 127
     assert ((close - exact.float()).abs() <= 0.51 * step + 1e-3).all()
     sizes = {block: len(range(*whole.schema.rows(block).indices(20))) for block in range(3)}
-    facts = {key: record.facts["KL at T=5, nats"] for key, record in whole.records.items()}
+    facts = {key: record.facts["KL of int8, nats"] for key, record in whole.records.items()}
     mean = sum(np.mean(kl) * sizes[key.block] for key, kl in facts.items()) / 60
     truth = divergence(exact, close, 5.0).mean() / 60
     assert mean == pytest.approx(float(truth), rel=1e-3)
-    assert "KL at T=5" in project.command("cache", "info", str(project.run)).out
+    assert "KL of int8" in project.command("cache", "info", str(project.run)).out
     project.ok("train-student", *sets("cache.logits_dtype=int8"))
     audit = project.command("cache", "audit", str(project.run))
     assert audit.code == 0, audit.out

@@ -6,11 +6,12 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.section import (
@@ -93,10 +94,6 @@ class Network(Section):
         if width not in WIDTHS:
             raise ValueError(f"must be one of {', '.join(map(str, WIDTHS))}")
         return width
-
-
-NETWORK_PARAMS = tuple(name for name in Network.model_fields if name != "pre_train")
-"""The options that a network depends on; of `pre_train` the content counts, not the place."""
 
 
 class Loss(Section):
@@ -431,3 +428,38 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        below = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if below:
+            yield from _leaves(below[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+LEAVES = dict(_leaves(Options))
+"""Every option as a dotted name, with its pydantic field."""
+WITHOUT_EFFECT = {
+    name: mark.why
+    for name, field in LEAVES.items()
+    for mark in field.metadata
+    if isinstance(mark, NoEffect)
+}
+"""Options on which no output depends → why."""
+
+
+def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
+    """The options that `params` name and that have an effect, by dotted name, as JSON has them.
+
+    A section stands for all of its options.
+    """
+    flat = flatten(options.model_dump(mode="json"))
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in WITHOUT_EFFECT
+        and any(name == param or name.startswith(f"{param}.") for param in params)
+    }

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.stages.base.options import Options, flatten
+from deskpro.stages.base.options import Options, relevant
 from deskpro.stages.base.run_folder import RunFolder
 
 
@@ -167,16 +167,6 @@ class Stage(ABC):
     @abstractmethod
     def run(self, job: Job) -> Result:
         """Make the outputs; torch is imported here and not before."""
-
-
-def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
-    """The options that `params` name, by dotted name, as JSON has them."""
-    flat = flatten(options.model_dump(mode="json"))
-    return {
-        name: value
-        for name, value in flat.items()
-        if any(name == param or name.startswith(f"{param}.") for param in params)
-    }
 
 
 def _param_reasons(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Reason]:

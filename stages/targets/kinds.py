@@ -37,8 +37,6 @@ class Settings(NamedTuple):
     logits_dtype: str
     heads: tuple[str, ...]
     """Names of the teacher's heads."""
-    temperature: float
-    """At which the loss by int8 storage is measured."""
 
     def size(self, kind: str) -> tuple[int, int]:
         """Height and width of a kind of image."""
@@ -155,8 +153,8 @@ class Logits(Target):
         """The KL divergence of int8 from float16, in nats."""
         if settings.logits_dtype == "float16":
             return {}
-        stored, t = self.decode(tensors(rows)), settings.temperature
-        return {f"KL at T={t:g}, nats": divergence(value.half().cpu(), stored, t).numpy()}
+        stored = self.decode(tensors(rows))
+        return {"KL of int8, nats": divergence(value.half().cpu(), stored).numpy()}
 
 
 class Attention(Target):
@@ -218,9 +216,8 @@ def tensors(rows: Arrays) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(v) for name, v in rows.items() if name != "pixels"}
 
 
-def divergence(logits: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(softmax(logits/T) ‖ softmax(other/T)) of [B, H, C] logits, in nats: float64 [H], a sum
-    over the batch."""
-    ours = (logits.double() / temperature).log_softmax(2)
-    theirs = (other.double() / temperature).log_softmax(2)
+def divergence(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(logits) ‖ softmax(other)) of [B, H, C] logits, in nats: float64 [H], a sum over
+    the batch."""
+    ours, theirs = logits.double().log_softmax(2), other.double().log_softmax(2)
     return (ours.exp() * (ours - theirs)).sum((0, 2))

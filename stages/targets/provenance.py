@@ -25,7 +25,8 @@ from deskpro.stages.targets.kinds import TARGETS, Settings
 def settings_of(options: Options, classes: int = 0) -> Settings:
     """What targets depend on, of the options and a teacher of so many identities."""
     data, cache = options.data, options.cache
-    student = LMBN(1, **options.student.arguments)  # its attention has the size of its map
+    # The student's attention has the size of its trunk's map, whatever the width.
+    student = LMBN(1, backbone=options.student.backbone, width=0.25)
     return Settings(
         classes=classes,
         face_size=data.face_size,
@@ -34,7 +35,6 @@ def settings_of(options: Options, classes: int = 0) -> Settings:
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
         heads=LMBN.heads,
-        temperature=options.kd_loss.T,
     )
 
 
