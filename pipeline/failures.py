@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ def report_errors() -> Iterator[None]:
     from deskpro.cache.errors import CacheError
     from deskpro.stages.base.errors import InputError, Stopped
 
+    def stop(number: int, frame: object) -> None:
+        name, resume = signal.Signals(number).name, "run the same command to resume"
+        raise Stopped(f"stopped by {name}; finished work is kept, {resume}", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except click.ClickException as error:
@@ -43,6 +49,8 @@ def report_errors() -> Iterator[None]:
         if error.errno in _KNOWN:
             _fail(f"{error.filename}: {error.strerror}")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int = 2) -> None:

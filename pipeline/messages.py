@@ -65,7 +65,7 @@ def reason(reason: Reason, stage: str) -> str:
         return f"{reason.name} is new"
     if reason.now is None:
         return f"{reason.name} is no longer used"
-    return f"{reason.name} has changed since {stage} ran"
+    return f"{reason.name} changed since {stage} ran"
 
 
 def reasons(stage: Stage, found: Iterable[Reason]) -> str:

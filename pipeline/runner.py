@@ -90,6 +90,8 @@ def _decide(stage: Stage, digests: Digests, force: bool, update: bool) -> bool |
     """Whether to replace the output, or None to leave it; raises where neither is wanted."""
     reasons = stale_reasons(stage, digests) if _exists(stage) else []
     resumes = _extends(reasons) or _interrupted(stage, reasons, digests)
+    if digests.deep and stage.incremental:
+        resumes |= {reason.kind for reason in reasons} == {"dep"}
     if force or not _exists(stage) or (reasons and resumes):
         return force
     if not reasons:
@@ -157,9 +159,8 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
 @contextmanager
 def _locked(stage: Stage) -> Iterator[None]:
     """One process (or one group of them) works on a run folder at a time."""
-    stage.home.path.mkdir(parents=True, exist_ok=True)
     main = distributed.is_main()
-    with hold(stage.home.path / ".lock", stage.name) if main else nullcontext():
+    with hold(stage.home.path, stage.name) if main else nullcontext():
         yield
 
 

@@ -233,7 +233,8 @@ def _evaluate_teacher(options: Options, folder: RunFolder, home: RunFolder) -> N
     from deskpro.stages.evaluate import Evaluate
 
     weights = options.pre_train or folder.teacher
-    runner.run_stage(Evaluate(options, home, weights, kind="teacher"), options, home)
+    stage = Evaluate(options, home, weights, kind="teacher")
+    runner.run_stage(stage, options, home, update=True)
 
 
 def _require_parts(options: Options, study: str) -> None:

@@ -61,6 +61,7 @@ class Evaluate(Stage):
         "eval.flip",
         "eval.ranks",
     )
+    incremental = True
 
     def __init__(
         self,
@@ -93,7 +94,8 @@ class Evaluate(Stage):
         bodies = LAYOUTS[self.dataset].bodies(self.options.test_root)
         if not bodies.is_dir():
             raise InputError(
-                f"{bodies}: no such folder of body images. Set data.test_root, or data.root"
+                f"{self.options.test_root}: no such folder, or none of body images in it. Set "
+                "data.test_root, or data.root"
             )
 
     def deps(self) -> list[Dep]:

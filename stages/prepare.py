@@ -71,6 +71,7 @@ class PrepareData(Stage):
 
     name = "prepare"
     params = ("data_train", "prepare")
+    incremental = True
     required = True
 
     @property

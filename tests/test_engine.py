@@ -17,6 +17,7 @@ import pytest
 from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch
+from tests.conftest import REPOSITORY
 
 ITEMS = [*range(7)]
 LOCAL = Launch(workers=2, threads=1)
@@ -139,7 +140,11 @@ def end_driver(folder: Path, engine: str, number: int) -> list[int]:
     script = folder / "driver.py"
     script.write_text(DRIVER)
     with (folder / "err").open("w") as err:
-        driver = subprocess.Popen([sys.executable, script, folder, engine], stderr=err)
+        driver = subprocess.Popen(
+            [sys.executable, script, folder, engine],
+            stderr=err,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
     try:
         wait_for(lambda: len([*folder.glob("*.pid")]) == 2, 60)
         driver.send_signal(number)

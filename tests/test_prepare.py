@@ -428,7 +428,7 @@ def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     assert preparation("--force").code == 2
     result = preparation("train_student.max_steps=2", stage="eval")
     assert result.code == 2
-    assert "prepare.csv: missing, so prepare was never done, or stopped half-way" in result.err
+    assert "prepare.csv: missing, prepare has not finished" in result.err
     # Nor by a recipe that doesn't say how it is made.
     result = preparation("prepare=null", stage="check-data")
     assert result.code == 2
@@ -455,7 +455,7 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
     content[-8] ^= 255  # of the same size, and of the same time
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "is fresh" in preparation.ok().err
+    assert "the label maps changed" in preparation().err  # its entry has another time
     assert "is fresh" not in preparation("--deep").err
     lost = sorted((preparation.made / "hr_face" / TRAIN).iterdir())[0]
     path.write_bytes(bytes(content[:-8]) + bytes([content[-8] ^ 255]) + bytes(content[-7:]))
@@ -470,7 +470,7 @@ def test_two_at_once_are_refused(preparation: Preparation) -> None:
         "import sys, time; from pathlib import Path; from deskpro.cache.lock import hold\n"
         "with hold(Path(sys.argv[1]), 'prepare'): print('held', flush=True); time.sleep(60)"
     )
-    lock = str(preparation.made / ".prepare" / "set")
+    lock = str(preparation.made / ".prepare")
     with subprocess.Popen([sys.executable, "-c", holder, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
@@ -603,7 +603,7 @@ def test_a_photograph_on_its_side_is_stored_upright(
         ),
         ("prepare.steps=[mask,paint]", "must be 'parsing', 'mask', 'face' or 'restoration'"),
         ("prepare.own.name=(", "must be a regular expression"),
-        ("prepare=null", "has no section prepare, which says where the raw dataset lies"),
+        ("prepare=null", "has no section prepare, which names the raw dataset"),
     ],
 )
 def test_what_is_missing_or_wrong_is_refused_before_any_work(

@@ -138,7 +138,7 @@ def test_everything_fresh_loads_no_torch(project: Project) -> None:
 def test_a_folder_in_use_is_refused_by_name(project: Project) -> None:
     from deskpro.cache.lock import hold
 
-    with hold(project.run / ".lock", "train-student"):
+    with hold(project.run, "train-student"):
         refused = run_process(
             "train-student", "--config", str(project.config), "--run", str(project.run)
         )

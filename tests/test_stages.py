@@ -144,7 +144,7 @@ def test_an_output_that_its_record_does_not_speak_of_is_stale(project: Project) 
     teacher.write_bytes(teacher.read_bytes()[:-4] + b"\0\0\0\1")
     result = project("train-teacher")
     assert result.code == 2
-    assert "it isn't what the stage's record speaks of" in result.err
+    assert "differs from its recorded digest" in result.err
 
 
 @pytest.mark.finished("train-teacher")
@@ -165,7 +165,7 @@ def test_images_of_any_size_go_through_every_stage(size: tuple[int, int], projec
 def test_an_ablation_of_a_recipe_without_a_part_is_refused(project: Project) -> None:
     result = project("ablation", "--set", "kd_loss.enable=false")
     assert result.code == 2
-    assert "kd_loss.enable says otherwise" in result.err
+    assert "kd_loss.enable must be on" in result.err
 
 
 def test_a_missing_set_of_ones_own_is_not_drawn(project: Project) -> None:
@@ -228,7 +228,7 @@ def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
     project.ok("train-teacher")
     teacher = project.run / "teacher.safetensors"
     before = teacher.stat().st_mtime_ns
-    assert "is fresh (FORCE=1" in project.ok("train-teacher").err
+    assert "is fresh (--force" in project.ok("train-teacher").err
     assert teacher.stat().st_mtime_ns == before
     project.ok("train-teacher", "--force")
     assert teacher.stat().st_mtime_ns > before
@@ -242,7 +242,7 @@ def test_a_stale_output_is_never_replaced_silently(project: Project) -> None:
     assert result.code == 2
     assert "kd_loss.T was 5.0, is 2.0" in result.err
     assert "batchimage was 2, is 3" in result.err
-    assert "make train-student FORCE=1" in result.err
+    assert "Type: deskpro train-student --config" in result.err
     assert (project.run / "student.safetensors").read_bytes() == student
     project.ok("train-student", "--force", "--set", "kd_loss.T=2")
     assert (project.run / "student.safetensors").read_bytes() != student
@@ -254,7 +254,7 @@ def test_a_stale_cache_stops_the_student_and_says_why(project: Project) -> None:
     result = project("train-student", "--set", "views.flip=0.1")
     assert result.code == 2
     assert "views.flip was 0.5, is 0.1" in result.err
-    assert "FORCE=1" in result.err
+    assert "Type: deskpro teacher-cache --config" in result.err
     assert "Traceback" not in result.err
     assert not (project.run / "student.safetensors").exists()
 
@@ -398,7 +398,7 @@ def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Pa
     short = ("--set", "train_student.max_steps=2")
     result = project.ok("ablation", "--seeds", "2", *short)
     rows = json.loads((project.run / "ablation.json").read_text())
-    assert {tuple(sorted(row)) for row in rows} == {("mAP", "rank1", "seed", "stream", "variant")}
+    assert {"mAP", "rank1", "seed", "stream", "variant"} <= rows[0].keys()
     keys = {(row["variant"], row["seed"], row["stream"]) for row in rows}
     assert len(keys) == len(rows) == 4 * 2 * 3 + 1
     assert ("teacher", 0, "face") in keys
@@ -448,19 +448,6 @@ def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) 
 
 
 @pytest.mark.finished("teacher-cache")
-def test_a_study_of_storage_compares_caches_of_one_teacher(project: Project) -> None:
-    short = ("--set", "train_student.max_steps=1", "--seeds", "1")
-    project.ok("ablation", "--study", "storage", *short)
-    rows = json.loads((project.run / "ablation-storage.json").read_text())
-    assert {row["variant"] for row in rows} == {"float16", "int8", "teacher"}
-    stores = (project.run, project.run / "ablation" / "int8")
-    groups = [MappedReader(run / "targets.zarr", TARGETS["logits"].group) for run in stores]
-    kinds = [group.schema.fields["logits"].dtype for group in groups]
-    assert kinds == ["float16", "int8"]
-    assert "teacher-cache: done" not in project.ok("ablation", "--study", "storage", *short).err
-
-
-@pytest.mark.finished("teacher-cache")
 def test_a_student_of_the_store_is_that_of_a_live_teacher(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,8 +478,9 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         # For 16 faces at once some CPUs round otherwise than for the batches of the cache.
         halves = [{k: v[part] for k, v in batch.items()} for part in (slice(8), slice(8, 16))]
         parts = [exact(self, half) for half in halves]
-        logits, attention = (torch.cat([p[name] for p in parts]) for name in parts[0])
-        return {"logits": logits.half(), "attention": (attention * 255).round() / 255}
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        attention = (found["attention"] * 255).round() / 255
+        return {"logits": found["logits"].half(), "attention": attention}
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
     live_weights, live_losses = train(*live)
@@ -517,8 +505,8 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     names = [f"kd_loss.T=5,student.width={w}" for w in (0.25, 0.5)]
     assert set(table["combination"]) == {*names}
     assert (table["seeds"] == 2).all()
-    cost = {row["combination"]: float(row["cost"].split()[0]) for _, row in table.iterrows()}
-    assert cost[names[1]] > 2 * cost[names[0]]
+    macs = dict(zip(table["combination"], table["macs"], strict=True))
+    assert macs[names[1]] > 2 * macs[names[0]]
     streams = market(project.run / "sweep" / f"{names[1]}-1")
     row = table[(table["combination"] == names[1]) & (table["stream"] == "all")].iloc[0]
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9

@@ -30,6 +30,8 @@ Outcome = tuple[Any, Exception | None]
 Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome]]]
 """submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome)."""
 
+_GRACE = 30
+"""Seconds for a worker to stop by itself."""
 _RESUME = "What is finished is kept; run the same command to resume"
 
 
@@ -153,7 +155,10 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
             processes.append(process)
         yield submit, ready
     finally:
+        for process in processes:
+            process.terminate()  # one that trains writes a checkpoint first
         for process, pipe in zip(processes, pipes, strict=True):
+            process.join(_GRACE)
             process.kill()
             process.join()
             atexit.unregister(process.kill)

@@ -112,6 +112,9 @@ class Stage(ABC):
     """Options that the output depends on; a section stands for all of its options."""
     distributed: ClassVar[bool] = False
     """Whether torchrun may start it."""
+    incremental: ClassVar[bool] = False
+    """Whether running it again replaces only what other files changed: with --deep, no --force is
+    needed for that."""
     required: ClassVar[bool] = False
     """Whether later stages read its output even where they have run before."""
 
