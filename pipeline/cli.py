@@ -12,6 +12,7 @@ import click
 
 from deskpro.pipeline import failures
 from deskpro.pipeline.inspect_cli import COMMANDS
+from deskpro.pipeline.stages import STAGES
 
 if TYPE_CHECKING:
     from deskpro.stages.base.options import Options
@@ -113,9 +114,8 @@ def _stage(name: str, text: str) -> None:
         _run(name, recipe, deep)
 
 
-_stage("train-teacher", "Train the teacher on HR faces, where no teacher weights exist.")
-_stage("teacher-cache", "Stage one: run the teacher once; cache its logits and attention.")
-_stage("train-student", "Stage two: train the LR student from the cache alone.")
+for _name, _row in STAGES.items():
+    _stage(_name, _row.help)  # those with options of their own are defined again below
 
 
 @deskpro.command()

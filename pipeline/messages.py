@@ -121,8 +121,11 @@ def duration(seconds: float) -> str:
 
 
 def facts(stage: Stage, result: Result) -> Facts:
-    """What a stage did, for its summary."""
-    return SUMMARIES[stage.name](result)
+    """What a stage did, for its summary: in its own words, or as the fields of its result."""
+    words = SUMMARIES.get(stage.name)
+    if words is not None:
+        return words(result)
+    return {name.replace("_", " "): value for name, value in vars(result).items()}
 
 
 def _teacher(result: Any) -> Facts:

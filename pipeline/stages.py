@@ -1,27 +1,48 @@
-"""The stages by name, in order."""
+"""The stages by name, in order.
+
+To add one: its module, and its row in `STAGES`.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import NamedTuple
 
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Stage
 from deskpro.stages.losses.terms import targets_needed
 
+
+class Row(NamedTuple):
+    """A stage: the path of its class, so that a command imports only what it runs, and its help."""
+
+    path: str
+    help: str
+
+
 STAGES = {
-    "prepare": "deskpro.stages.prepare:PrepareData",
-    "train-teacher": "deskpro.stages.train_teacher:TrainTeacher",
-    "teacher-cache": "deskpro.stages.teacher_cache:TeacherCache",
-    "train-student": "deskpro.stages.train_student:TrainStudent",
-    "eval": "deskpro.stages.evaluate:Evaluate",
+    "prepare": Row("deskpro.stages.prepare:PrepareData", "Make the prepared layout from raw data."),
+    "train-teacher": Row(
+        "deskpro.stages.train_teacher:TrainTeacher",
+        "Train the teacher on HR faces, where no teacher weights exist.",
+    ),
+    "teacher-cache": Row(
+        "deskpro.stages.teacher_cache:TeacherCache",
+        "Stage one: run the teacher once; cache its logits and attention.",
+    ),
+    "train-student": Row(
+        "deskpro.stages.train_student:TrainStudent",
+        "Stage two: train the LR student from the cache alone.",
+    ),
+    "eval": Row("deskpro.stages.evaluate:Evaluate", "Evaluate the student by every protocol."),
 }
-"""Stage → the path of its class; a path, so that a command imports only the stages it runs."""
+"""The stages in their order; each is a command of that name."""
 
 
 def stage_class(name: str) -> type[Stage]:
     """The class of a stage."""
-    module, _, class_name = STAGES[name].partition(":")
+    module, _, class_name = STAGES[name].path.partition(":")
     found: type[Stage] = getattr(import_module(module), class_name)
     return found
 

@@ -470,6 +470,7 @@ def test_teacher_cache_holds_the_published_logits_and_attention(
     assert error.max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_train_student_computes_the_published_losses(
     published_run: tuple[Path, list[str]], checkpoint: Path, reference: Path
 ) -> None:
@@ -517,7 +518,14 @@ def test_import_writes_identities_sorted_as_strings(
     assert "exists already; use --force or another --out" in again.err
 
 
-@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "query",
+        pytest.param("train", marks=pytest.mark.slow),
+        pytest.param("gallery", marks=pytest.mark.slow),
+    ],
+)
 def test_embed_gives_the_published_features(
     split: str, reference: Path, checkpoint: Path, expected: Any, tmp_path: Path,
     command: Callable[..., Result],

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, Result, run_process, with_cache
+from deskpro.cache.file_index import FileIndex
+from deskpro.pipeline import config, runner
+from deskpro.pipeline.stages import STAGES, Row, make, needed
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Digests, Reason
+from tests.conftest import Project, Result, run_process
 
-
-@pytest.fixture
-def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
-    """The project with a finished target cache."""
-    return with_cache(project, tiny_run, tiny_benchmark)
+pytestmark = pytest.mark.finished("teacher-cache")
 
 
 def advice(result: Result) -> list[str]:
@@ -146,3 +147,79 @@ def test_a_folder_in_use_is_refused_by_name(project: Project) -> None:
     assert f"{os.getpid()}" in refused.stderr
     assert "train-student" in refused.stderr
     assert not (project.run / "student.safetensors").exists()
+
+
+ADDED_STAGE = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from deskpro.stages.base.stage import Dep, Job, Result, Stage
+
+
+@dataclass(frozen=True)
+class CountResult(Result):
+    tensors: int
+
+
+class CountTensors(Stage):
+    """Counts the tensors of the student."""
+
+    name = "count-tensors"
+    params = ("eval.flip",)
+
+    def upstream(self) -> str:
+        return "train-student"
+
+    def deps(self) -> list[Dep]:
+        return [Dep("the student", self.folder.student)]
+
+    def outs(self) -> list[Path]:
+        return [self.folder.path / "count.txt"]
+
+    def run(self, job: Job) -> Result:
+        from safetensors.numpy import load_file
+
+        count = len(load_file(self.folder.student))
+        self.outs()[0].write_text(str(count))
+        return CountResult(count)
+'''
+
+
+@pytest.mark.finished("train-student")
+def test_a_stage_is_added_by_its_module_and_its_row(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "added_stage.py").write_text(ADDED_STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STAGES, "count-tensors", Row("added_stage:CountTensors", "Count."))
+    options, folder = config.load(project.config), RunFolder(project.run)
+    runner.run_stage("count-tensors", options, folder)
+    assert int((project.run / "count.txt").read_text()) > 100
+    manifest = json.loads(folder.manifest("count-tensors").read_text())
+    assert manifest["result"]["tensors"] > 100
+    stage = make("count-tensors", config.override(options, {"eval.flip": False}), folder)
+    [reason] = runner.stale_reasons(stage, Digests(FileIndex()))
+    assert reason == Reason("param", "eval.flip", True, False)
+    assert needed(options)[-1] == "count-tensors"
+
+
+@pytest.mark.finished("teacher-cache")
+def test_a_half_trained_run_resumes_on_a_copied_dataset(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(project.run, whole)
+    assert project.command("train-student", "--run", str(whole)).code == 0
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deskpro.stages.training.recipe.save", stop)  # trained, but not saved
+        assert project("train-student").code == 130
+    copied = tmp_path / "copied"
+    shutil.copytree(project.data, copied, copy_function=shutil.copyfile)
+    resumed = project.ok("train-student", "--set", f"data.root={copied}")
+    assert "resuming at step" in resumed.err
+    student = "student.safetensors"
+    assert (project.run / student).read_bytes() == (whole / student).read_bytes()

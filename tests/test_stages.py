@@ -186,7 +186,8 @@ def test_an_interrupt_is_one_line(project: Project) -> None:
         [program, *arguments, *endless], stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 60
-        while not (project.run / "checked.json").exists() and time.monotonic() < deadline:
+        started = project.run / "manifests" / "train-teacher.started"
+        while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
@@ -421,6 +422,7 @@ def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Pa
     assert same(alone / "student.safetensors", beside)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     recipe = yaml.safe_load(project.config.read_text())
     recipe["train_student"]["max_steps"] = recipe["train_teacher"]["max_steps"] = 2
@@ -434,6 +436,7 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     assert list(student.heads) == ["face", "body"]
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) -> None:
     result = project("ablation", "--study", "views", "--seeds", "1")
@@ -512,6 +515,7 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.finished("teacher-cache")
 def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
