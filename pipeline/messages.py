@@ -96,6 +96,14 @@ def used_although(stage: Stage, found: Reason) -> str:
     return f"warning: using {output(stage)} although {reason(found, stage.name)}"
 
 
+def saved_as(stage: Stage, path: Path, kept: Path) -> str:
+    return f"{stage.name}: {path} has no manifest; saved as {kept} during the rebuild"
+
+
+def content_differs(stage: Stage, kept: Path) -> str:
+    return f"{stage.name}: {kept} is kept: its content differs"
+
+
 def runs_first(stage: Stage, before: Stage) -> str:
     return f"{stage.name} needs {output(before)}: running {before.name} first"
 

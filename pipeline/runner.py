@@ -11,10 +11,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import write_text
+from deskpro.cache.files import sha256, write_text
 from deskpro.cache.lock import hold
 from deskpro.pipeline import config, messages, stages
 from deskpro.stages.base import distributed
@@ -74,11 +74,14 @@ def _run_stage(stage: Stage, digests: Digests, force: bool, chain: bool, update:
         if distributed.is_main():  # the others would see what this one has written since
             _refuse_stale_upstream(before, digests)
             action = _decide(stage, digests, force, update), _inputs(stage, digests)
-        replace, inputs = distributed.broadcast_object(action)
-        if replace is None:
+        how, inputs = distributed.broadcast_object(action)
+        if how == "fresh":
             log(messages.fresh(stage))
+        elif how == "resume" and distributed.is_main():
+            with _kept(stage):
+                _run(stage, digests, False, inputs)
         else:
-            _run(stage, digests, replace, inputs)
+            _run(stage, digests, how == "force", inputs)
 
 
 def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
@@ -86,20 +89,47 @@ def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
     return stage.stale(read_json(stage.home.manifest(stage.name)), digests)
 
 
-def _decide(stage: Stage, digests: Digests, force: bool, update: bool) -> bool | None:
-    """Whether to replace the output, or None to leave it; raises where neither is wanted."""
-    reasons = stale_reasons(stage, digests) if _exists(stage) else []
-    resumes = _extends(reasons) or _interrupted(stage, reasons, digests)
-    if digests.deep and stage.incremental:
-        resumes |= {reason.kind for reason in reasons} == {"dep"}
-    if force or not _exists(stage) or (reasons and resumes):
-        return force
+def _decide(
+    stage: Stage, digests: Digests, force: bool, update: bool
+) -> Literal["fresh", "run", "resume", "force"]:
+    """What to do with the stage; raises where its output is stale and may not be replaced."""
+    if force:
+        return "force"
+    if not _exists(stage):
+        return "run"
+    reasons = stale_reasons(stage, digests)
     if not reasons:
-        return None
+        return "fresh"
+    changed = {reason.kind for reason in reasons} == {"dep"}
+    if _extends(reasons) or (changed and digests.deep and stage.incremental):
+        return "run"
+    if _interrupted(stage, reasons, digests):
+        return "resume"
     if not update:
         raise InputError(messages.stale(stage, reasons), command=f"{stage.name} --force")
     log(messages.updates(stage, reasons))
-    return True
+    return "force"
+
+
+@contextmanager
+def _kept(stage: Stage) -> Iterator[None]:
+    """While the block makes an output that has no manifest again, what is there may be another's.
+
+    It is renamed, and removed only where its content comes out the same.
+    """
+    renamed = {}
+    for path in stage.outs():
+        kept = path.with_name(f"{path.name}.unrecorded")
+        while kept.exists():
+            kept = kept.with_name(f"{kept.name}+")
+        log(messages.saved_as(stage, path, kept))
+        renamed[path.rename(kept)] = path
+    yield
+    for kept, path in renamed.items():
+        if sha256(kept) == sha256(path):
+            kept.unlink()
+        else:
+            log(messages.content_differs(stage, kept))
 
 
 def _upstream(stage: Stage) -> Stage | None:

@@ -211,14 +211,14 @@ def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Pro
     child = start(project, *sets(*SHORT))
     wait_for_step(project, 2)
     end(child, signal.SIGKILL)
-    assert (project.run / "manifests" / "train-student.begun").exists()
+    assert (project.run / "manifests" / "train-student.started").exists()
     foreign = project.run / "student.safetensors"
     foreign.write_bytes(b"somebody's work")
     result = project.ok("train-student", *sets(*SHORT))
-    assert "is kept: it was another one" in result.err
+    assert "is kept: its content differs" in result.err
     kept = project.run / "student.safetensors.unrecorded"
     assert kept.read_bytes() == b"somebody's work"
-    assert not (project.run / "manifests" / "train-student.begun").exists()
+    assert not (project.run / "manifests" / "train-student.started").exists()
 
 
 def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
@@ -227,11 +227,11 @@ def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
     project.ok("train-student", *sets(*SHORT))
     record = project.run / "manifests" / "train-student.json"
     told = json.loads(record.read_text())
-    asked = {name: told[name] for name in ("options", "inputs")}
-    record.with_suffix(".begun").write_text(json.dumps(asked))
+    started = {name: told[name] for name in ("params", "deps")}
+    record.with_suffix(".started").write_text(json.dumps(started))
     record.unlink()
     result = project.ok("train-student", *sets(*SHORT))
-    assert "it was another one" not in result.err
+    assert "its content differs" not in result.err
     assert same(project.run / "student.safetensors", finished[0])
     assert record.exists()
 
