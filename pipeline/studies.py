@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,8 +213,7 @@ def _place(
 
 def train(students: Iterable[Student], options: Options, jobs: int, force: bool) -> None:
     """Train and evaluate the students that are not fresh, `jobs` at a time."""
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-    launch = options.launch.model_copy(update={"workers": jobs, "threads": threads})
+    launch = options.launch.model_copy(update={"workers": jobs})
     for _ in Engine(launch).map(functools.partial(_worker, force), students):
         pass
 

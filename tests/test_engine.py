@@ -169,7 +169,14 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: Path) -> None:
     for worker in end_driver(tmp_path, "local", number):
         wait_for(lambda worker=worker: not alive(worker), 5)  # type: ignore[misc]

@@ -44,6 +44,7 @@ def sets(*pairs: str) -> list[str]:
     return [part for pair in pairs for part in ("--set", pair)]
 
 
+@pytest.mark.slow
 def test_pictures_are_described_once_whatever_is_asked_of_them(project: Project) -> None:
     first = project.ok("eval")
     assert re.search("features +0 of 1 blocks were there", first.err)

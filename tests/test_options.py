@@ -59,7 +59,7 @@ class Recorder:
         return value
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stage_reads_only_what_it_declares(live: bool, project: Project) -> None:
     overrides = ["train_student.live_teacher=true"] * live
     options = config.load(project.config, overrides)

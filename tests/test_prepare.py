@@ -113,6 +113,7 @@ def head_iou(made: Path, true: Path, splits: tuple[str, ...]) -> float:
     return both / either
 
 
+@pytest.mark.slow
 def test_true_label_maps_give_the_true_masks_and_training_runs(
     preparation: Preparation, raw_benchmark: Path
 ) -> None:

@@ -453,6 +453,7 @@ def published_run(
     return folder / "run", arguments
 
 
+@pytest.mark.slow
 def test_teacher_cache_holds_the_published_logits_and_attention(
     published_run: tuple[Path, list[str]], expected: Any
 ) -> None:
@@ -504,6 +505,7 @@ def test_train_student_computes_the_published_losses(
     assert beside["classes"] == PIDS
 
 
+@pytest.mark.slow
 def test_import_writes_identities_sorted_as_strings(
     reference: Path, checkpoint: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
@@ -549,6 +551,7 @@ def test_embed_gives_the_published_features(
     np.testing.assert_allclose(lengths[:, :7], has_face[:, None].repeat(7, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) -> None:
     """The training images as one batch: student in training mode, teacher in evaluation mode."""
     from deskpro.stages.data.index import read_index

@@ -394,6 +394,7 @@ def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Path) -> None:
     short = ("--set", "train_student.max_steps=2")
@@ -492,6 +493,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         assert torch.equal(stored[name], live_weights[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     project: Project,

@@ -175,9 +175,16 @@ CHANGES: dict[str, Callable[[Project], tuple[list[str], str]]] = {
     "size": lambda project: (
         sets("data.face_size=[40, 32]"), "face_size was [32, 32], is [40, 32]"),
 }  # fmt: skip
+QUICK = ("pixel", "sample more", "weights", "views")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        *QUICK,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in CHANGES if name not in QUICK),
+    ],
+)
 def test_every_change_is_noticed_and_named_by_the_student_and_by_an_audit(
     change: str, project: Project
 ) -> None:
@@ -211,7 +218,17 @@ def test_another_code_of_views_is_noticed_and_named(
     assert named in project("train-student").err
 
 
-@pytest.mark.parametrize("change", ["pixel", "sample less", "weights", "views", "precision"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "pixel",
+        "views",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("sample less", "weights", "precision")
+        ),
+    ],
+)
 def test_an_unfinished_cache_is_not_resumed_with_something_else(
     change: str, project: Project
 ) -> None:
@@ -351,6 +368,7 @@ def test_a_change_that_keeps_size_and_time_is_found(project: Project) -> None:
     assert f"mask_sha256 of {sample_id(mask)} changed" in audit.out
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(
     project: Project, tmp_path: Path
 ) -> None:

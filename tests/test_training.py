@@ -147,7 +147,11 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     assert len({*resumed}) > 2
 
 
-@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
 def test_asked_to_stop_it_saves_says_so_and_goes_on(
     asked: signal.Signals, code: int, project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
@@ -164,6 +168,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_begun_training_is_not_continued_with_other_options(project: Project) -> None:
     project.ok("teacher-cache")
     child = start(project, *sets(*SHORT))
@@ -207,6 +212,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(project: Pro
         assert all(v.isfinite().all() for v in state["network"].values())
 
 
+@pytest.mark.slow
 def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Project) -> None:
     child = start(project, *sets(*SHORT))
     wait_for_step(project, 2)
@@ -221,6 +227,7 @@ def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Pro
     assert not (project.run / "manifests" / "train-student.started").exists()
 
 
+@pytest.mark.slow
 def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
     project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
@@ -236,6 +243,7 @@ def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
     assert record.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_number_of_workers_does_not_matter(
     workers: int, project: Project, tmp_path: Path
@@ -253,6 +261,7 @@ def test_identities_with_too_few_pictures_repeat_them_and_are_counted(project: P
     assert re.search(r"repeated +4 identities have fewer than 6 images", result.err)
 
 
+@pytest.mark.slow
 def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: Project) -> None:
     metrics = ("tensorboard.every=1", "tensorboard.overlays=2")
     project.ok("teacher-cache")
@@ -482,6 +491,7 @@ def test_a_rank_has_a_gpu_of_its_own_or_none(
         assert current == ([] if found == "cpu" else [int(found[-1])])
 
 
+@pytest.mark.slow
 def test_ranks_exchange_and_a_failure_keeps_its_cause(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(
@@ -516,6 +526,7 @@ def test_ranks_exchange_and_a_failure_keeps_its_cause(tmp_path: Path) -> None:
     assert "deskpro: rank 1" not in done.stderr
 
 
+@pytest.mark.slow
 def test_when_one_process_fails_all_leave(project: Project) -> None:
     project.ok("teacher-cache")
     where = ["--config", str(project.config), "--run", str(project.run)]

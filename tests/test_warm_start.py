@@ -98,6 +98,7 @@ def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
         warm_start(network, path)
 
 
+@pytest.mark.slow
 def test_an_earlier_student_starts_one_for_other_people(project: Project, tmp_path: Path) -> None:
     project.ok("train-student")
     first = tmp_path / "first.safetensors"
