@@ -15,7 +15,7 @@ from deskpro.cache.files import write_aside, write_text
 from deskpro.pipeline import config, messages, runner, stages
 from deskpro.stages.base.engine import Engine
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options, relevant
+from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_json
 
@@ -214,7 +214,10 @@ def _place(
 def train(students: Iterable[Student], options: Options, jobs: int, force: bool) -> None:
     """Train and evaluate the students that are not fresh, `jobs` at a time."""
     launch = options.launch.model_copy(update={"workers": jobs})
-    for _ in Engine(launch).map(functools.partial(_worker, force), students):
+    # A student is one item: within a worker its stages do their work themselves.
+    alone = Launch(threads=options.launch.threads)
+    items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
+    for _ in Engine(launch).map(functools.partial(_worker, force), items):
         pass
 
 

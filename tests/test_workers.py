@@ -33,8 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_cache_and_features_are_those_of_one_process(launch: str, project: Project) -> None:
     blocks = sets("cache.block=5", "launch.threads=1")  # four blocks
-    project.ok("teacher-cache", "--force", *blocks)
-    project.ok("eval", "--force", *blocks, *sets("cache.block=5"), "--run", str(project.run))
+    project.ok("all", "--update", *blocks)
     wanted = {name: digests(project.run / name) for name in ("targets.zarr", "features.zarr")}
     metrics = (project.run / "metrics.json").read_bytes()
     for name in wanted:

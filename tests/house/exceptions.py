@@ -11,13 +11,8 @@ PLANNED = "more than planned in the design; its features are all in use"
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "imports by string": {"stages/preparation/step.py": "the libraries of the extra `prepare`"},
     "work at import": {
-        "pipeline/cli.py: _stage('teacher-cache', 'Stage one: run the teacher once; cache its "
-        "logits and attention.')": COMMANDS,
-        "pipeline/cli.py: _stage('train-student', 'Stage two: train the LR student from the cache "
-        "alone.')": COMMANDS,
-        "pipeline/cli.py: _stage('train-teacher', 'Train the teacher on HR faces, where no teacher "
-        "weights exist.')": COMMANDS,
         "pipeline/cli.py: for _command in COMMANDS:": COMMANDS,
+        "pipeline/cli.py: for _name, _row in STAGES.items():": COMMANDS,
     },
     "traces at import": {
         "stages/prepare.py": "its contact sheet loads matplotlib, which makes its folders"
