@@ -71,6 +71,7 @@ def test_threads_of_the_driver_are_as_before() -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [Launch(), LOCAL])
 def test_an_input_error_of_a_worker_is_the_driver_s(launch: Launch) -> None:
     with pytest.raises(InputError, match=r"^image 5 can't be read$"):

@@ -63,6 +63,7 @@ def test_pictures_are_described_once_whatever_is_asked_of_them(project: Project)
     assert re.search("features +0 of 1 blocks were there", again.err)
 
 
+@pytest.mark.slow
 def test_only_blocks_with_changed_pictures_are_described_again(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +257,7 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
         assert image.read(4) == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
     project: Project, tmp_path: Path
 ) -> None:

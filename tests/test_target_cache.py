@@ -218,6 +218,7 @@ def test_another_code_of_views_is_noticed_and_named(
     assert named in project("train-student").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -289,6 +290,7 @@ def test_a_killed_stage_resumes(project: Project, tmp_path: Path) -> None:
     assert content(store(project)) == rebuilt(project, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["sealed", "grown"])
 def test_a_kill_between_the_store_and_its_manifest_changes_nothing(
     moment: str, project: Project
@@ -400,6 +402,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(
     assert 0 < found < total
 
 
+@pytest.mark.slow
 def test_targets_in_memory_are_those_of_the_files(project: Project) -> None:
     result = project.ok("train-student")
     assert re.search(r"targets +from memory", result.err)
@@ -648,6 +651,7 @@ def test_a_worker_gives_the_same_bytes_in_any_order_and_process(project: Project
                 np.testing.assert_array_equal(values, np.stack(stored, axis=1))
 
 
+@pytest.mark.slow
 def test_a_cache_command_on_nothing_is_one_line() -> None:
     for command in (["info"], ["verify"], ["audit"]):
         done = run_process("cache", *command, "nowhere")

@@ -182,6 +182,7 @@ def test_a_begun_training_is_not_continued_with_other_options(project: Project) 
     assert "resuming" not in result.err
 
 
+@pytest.mark.slow
 def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
     project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
