@@ -3,19 +3,98 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from deskpro.stages.evaluation import feature_store
+from tests.conftest import Project, Result
 
 pytestmark = [pytest.mark.slow, pytest.mark.finished("train-student")]
 
-LAUNCHES = {
-    "local": ["launch.workers=2"],
-    "ray": ["launch.engine=ray", "launch.workers=2"],
-}
+Run = Callable[[Path, Callable[..., Result]], None]
+"""(a folder that fills while the workers work, a command that takes `--set` options)."""
+
+
+@pytest.fixture(params=["local", "ray", "nodes", "local-killed", "ray-killed"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Runs a command with two workers; where it says so one of them is killed at work."""
+    engine, _, killed = request.param.partition("-")
+    options = ["launch.workers=2", "launch.threads=1"]
+    cluster = None
+    if engine != "local":
+        pytest.importorskip("ray")
+        options.append("launch.engine=ray")
+    if engine == "nodes":
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1)
+        options.append(f"launch.address={cluster.address}")
+
+    def call(folder: Path, command: Callable[..., Result]) -> None:
+        if not killed:
+            result = command(*sets(*options))
+        else:
+            victims: list[int] = []
+            killer = threading.Thread(target=kill_a_worker, args=(folder, victims), daemon=True)
+            killer.start()
+            result = command(*sets(*options))
+            killer.join(1)
+            assert len(victims) == 1
+            if engine == "local":  # Ray repeats a dead worker's block by itself
+                assert result.code == 2
+                assert "died with exit code -9" in result.err
+                assert "run the same command to resume" in result.err
+                result = command(*sets(*options))
+        assert result.code == 0, result.err
+
+    yield call
+    if cluster is not None:
+        cluster.shutdown()
+
+
+def kill_a_worker(folder: Path, victims: list[int]) -> None:
+    """SIGKILL one of this process's workers, as soon as the folder has a new file."""
+    before, end = count_files(folder), time.monotonic() + 120
+    while time.monotonic() < end:
+        workers = worker_processes()
+        if workers and count_files(folder) > before:
+            os.kill(workers[0], signal.SIGKILL)
+            victims.append(workers[0])
+            return
+        time.sleep(0.01)
+
+
+def count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+def worker_processes() -> list[int]:
+    """Descendants of this process that are an engine's workers, by their command line."""
+    parents, names = dict[int, int](), dict[int, str]()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(path.name)] = (path / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+
+    def ours(process: int) -> bool:
+        while process in parents:
+            process = parents[process]
+            if process == os.getpid():
+                return True
+        return False
+
+    marks = ("spawn_main", "ray::_Worker.run")
+    return [pid for pid, name in names.items() if any(m in name for m in marks) and ours(pid)]
 
 
 def sets(*pairs: str) -> list[str]:
@@ -30,56 +109,65 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_cache_and_features_are_those_of_one_process(launch: str, project: Project) -> None:
-    blocks = sets("cache.block=5", "launch.threads=1")  # four blocks
-    project.ok("all", "--update", *blocks)
-    wanted = {name: digests(project.run / name) for name in ("targets.zarr", "features.zarr")}
-    metrics = (project.run / "metrics.json").read_bytes()
-    for name in wanted:
-        shutil.rmtree(project.run / name)
-    project.ok("teacher-cache", *blocks, *sets(*LAUNCHES[launch]))
-    project.ok("eval", "--force", *blocks, *sets(*LAUNCHES[launch]))
-    assert {name: digests(project.run / name) for name in wanted} == wanted
-    assert (project.run / "metrics.json").read_bytes() == metrics
+BLOCKS = sets("cache.block=2", "launch.threads=1")
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_prepared_images_are_those_of_one_process(
-    launch: str, project: Project, tmp_path: Path
+def test_the_cache_is_that_of_one_process(run: Run, project: Project) -> None:
+    store = project.run / "targets.zarr"
+    project.ok("teacher-cache", "--force", *BLOCKS)
+    wanted = digests(store)
+    shutil.rmtree(store)
+    run(store, lambda *options: project("teacher-cache", *BLOCKS, *options))
+    assert digests(store) == wanted
+
+
+def test_features_and_scores_are_those_of_one_process(
+    run: Run, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-    for name, options in (("one", []), (launch, LAUNCHES[launch])):
-        root = tmp_path / name
-        result = project.command(
+    store, scores = project.run / "features.zarr", project.run / "metrics.json"
+    monkeypatch.setattr(feature_store, "BLOCK", 2)
+    project.ok("eval", "--force", *sets("launch.threads=1"))
+    wanted = digests(store), scores.read_bytes()
+    shutil.rmtree(store)
+    scores.unlink()
+    run(store, lambda *options: project("eval", "--force", *options))
+    assert (digests(store), scores.read_bytes()) == wanted
+
+
+def test_prepared_images_are_those_of_one_process(
+    run: Run, project: Project, tmp_path: Path
+) -> None:
+    def prepare(name: str, *options: str) -> Result:
+        return project.command(
             "prepare",
-            "--run",
-            str(tmp_path / f"run-{name}"),
-            "--config",
-            str(project.config),
+            *("--run", str(tmp_path / f"run-{name}"), "--config", str(project.config)),
             *sets(
-                f"data.root={root}",
+                f"data.root={tmp_path / name}",
                 f"prepare.root={project.data}",
                 f"prepare.parsing.labels={project.data / 'labels'}",
-                "prepare.batch=3",
+                "prepare.batch=2",
                 "launch.threads=1",
-                *options,
             ),
+            *options,
         )
-        assert result.code == 0, result.err
-        made.append({n: d for n, d in digests(root).items() if n != ".prepare/config.yaml"})
-    assert made[0] == made[1]
-    assert len(made[0]) > 50
+
+    assert prepare("one").code == 0
+    run(tmp_path / "several", lambda *options: prepare("several", *options))
+    one, several = (
+        {file: digest for file, digest in digests(tmp_path / name).items() if "config" not in file}
+        for name in ("one", "several")
+    )
+    assert several == one
+    assert len(one) > 50
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_students_of_a_sweep_are_those_of_one_process(launch: str, project: Project) -> None:
-    sweep = ["--grid", "kd_loss.T=1,2", "--seeds", "1", *sets("train_student.max_steps=2")]
-    project.ok("sweep", *sweep, *sets("launch.threads=1"))
-    students = [*(project.run / "sweep").glob("*/student.safetensors")]
-    wanted = {path: path.read_bytes() for path in students}
-    assert len(wanted) == 2
-    shutil.rmtree(project.run / "sweep")
-    engine = [pair for pair in LAUNCHES[launch] if "engine" in pair]
-    project.ok("sweep", *sweep, "--jobs", "2", *sets("launch.threads=1", *engine))
-    assert {path: path.read_bytes() for path in students} == wanted
+def test_an_ablation_is_that_of_one_process(run: Run, project: Project) -> None:
+    ablation = ["--seeds", "1", *sets("launch.threads=1")]
+    project.ok("ablation", *ablation)
+    folder = project.run / "ablation"
+    files = [*folder.glob("*/student.safetensors"), *folder.glob("*.csv")]
+    wanted = {path: path.read_bytes() for path in files}
+    assert len(wanted) > 2
+    shutil.rmtree(folder)
+    run(folder, lambda *options: project("ablation", *ablation, *options, "--jobs", "2"))
+    assert {path: path.read_bytes() for path in files} == wanted
