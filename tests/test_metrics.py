@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deskpro.stages.metrics.intervals import interval, sign_flip_test
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import _drawn, positive_ranks, rank_gallery
+from deskpro.stages.metrics.ranking import Ranking, _drawn, rank_gallery, tie_groups
 from deskpro.stages.metrics.reranking import reranked
 
 
@@ -84,7 +84,7 @@ def plain_average_precision(name: str, hits: list[int]) -> float:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Few people, cameras, clothes, distances with many ties; queries without a positive occur."""
-    queries, gallery = draw(st.integers(1, 5)), draw(st.integers(1, 24))
+    queries, gallery = draw(st.integers(1, 4)), draw(st.integers(1, 16))
 
     def rows(count: int, pids: int) -> pd.DataFrame:
         def numbers(low: int, high: int) -> list[int]:
@@ -92,8 +92,13 @@ def cases(draw: st.DrawFn) -> Case:
 
         return people(numbers(0, pids), numbers(1, 4), numbers(0, 2), numbers(1, 3))
 
-    steps = st.lists(st.integers(0, 6), min_size=queries * gallery, max_size=queries * gallery)
-    distances = np.asarray(draw(steps), np.float32).reshape(queries, gallery) / 6
+    # Pairs are equally near, or groups of up to five: their orders can all be tried.
+    widths = draw(st.sampled_from([(1,), (1, 2), (1, 2, 5)]))
+    distances = np.empty((queries, gallery), np.float32)
+    for row in distances:
+        sizes = draw(st.lists(st.sampled_from(widths), min_size=gallery, max_size=gallery))
+        levels = np.repeat(np.arange(gallery), sizes)[:gallery]
+        row[:] = np.asarray(draw(st.permutations(levels.tolist()))) / 6
     return rows(queries, 2), rows(gallery, 3), distances
 
 
@@ -124,8 +129,48 @@ def test_a_protocol_is_one_row_and_its_rule_in_plain_words(case: Case, block: in
         )
 
 
+def every_order(row: np.ndarray, images: list[int]) -> Iterator[list[int]]:
+    """Every order of images by distance: equally near ones in each order that they can have."""
+    groups = [
+        [*group]
+        for _, group in itertools.groupby(sorted(images, key=row.__getitem__), row.__getitem__)
+    ]
+    for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
+        yield [*itertools.chain(*orders)]
+
+
+def expected_numbers(name: str, row: np.ndarray, hit: dict[int, bool]) -> np.ndarray | None:
+    """ap, inp, first and the CMC at 1..10 of one query, counted in one order after the other.
+
+    Orders that place the positives alike count together: what is left is which places of a group
+    hold a positive, and each choice of them is as likely as another.
+    """
+    if not any(hit.values()):
+        return None
+    choices = []
+    start = 0
+    for _, same in itertools.groupby(sorted(hit, key=row.__getitem__), row.__getitem__):
+        group = [*same]
+        positives = sum(hit[j] for j in group)
+        places = range(start + 1, start + len(group) + 1)
+        choices.append([*itertools.combinations(places, positives)])
+        start += len(group)
+    found = []
+    for chosen in itertools.product(*choices):
+        hits = [*itertools.chain(*chosen)]
+        found.append(
+            [
+                plain_average_precision(name, hits),
+                len(hits) / hits[-1],
+                hits[0],
+                *(hits[0] <= k for k in range(1, 11)),
+            ]
+        )
+    return np.mean(found, axis=0)
+
+
 def require_brute_force(protocol: Protocol, rule: Rule, case: Case, block: int) -> None:
-    """Ranking must give what sorting each query's gallery and counting one by one gives."""
+    """Ranking must give what counting one by one gives, on average over every order of equals."""
     query, gallery, distances = case
     name = protocol.name
     of_query, of_gallery = CAMERAS.get(name, ({1, 2, 3, 4}, {1, 2, 3, 4}))
@@ -136,39 +181,115 @@ def require_brute_force(protocol: Protocol, rule: Rule, case: Case, block: int) 
             part = gallery.loc[drawn]
             assert set(part.camid) <= of_gallery
             assert sorted(part.pid) == sorted(gallery[gallery.camid.isin(of_gallery)].pid.unique())
-    aps, inps, firsts, skipped, lists = [], [], [], set(), []
+    numbers, skipped, nearest = [], set(), {}
     for draw, members in enumerate(galleries):
         for i, who in query.iterrows():
             if who.camid not in of_query:
                 continue
-            kept = sorted(
-                (distances[int(str(i)), j], j, gallery.pid[j] == who.pid)
+            hit = {
+                j: gallery.pid[j] == who.pid
                 for j in members
                 if not (gallery.pid[j] == who.pid and rule(who, gallery.loc[j]))
-            )
-            hits = [place for place, (_, _, hit) in enumerate(kept, 1) if hit]
-            if not hits:
+            }
+            row = distances[int(str(i))]
+            expected = expected_numbers(name, row, hit)
+            if expected is None:
                 skipped.add(i)
                 continue
-            aps.append(plain_average_precision(name, hits))
-            inps.append(len(hits) / hits[-1])
-            firsts.append(hits[0])
+            numbers.append(expected)
             if draw == 0:
-                lists += [(who.sample_id, gallery.sample_id[j], hit) for _, j, hit in kept[:3]]
+                nearest[who.sample_id] = sorted(
+                    (
+                        row[j],
+                        np.mean([sum(row[k] < row[j] for k in hit) + 1,
+                                 sum(row[k] <= row[j] for k in hit)]),
+                    )
+                    for j in hit
+                )[:3]  # fmt: skip
 
     ranking = rank_gallery(
         query, gallery, lambda rows: distances[rows], protocol, block=block, nearest=3
     )
     assert ranking.skipped == len(skipped)
-    assert ranking.queries["first"].tolist() == firsts
-    np.testing.assert_allclose(ranking.queries["ap"], aps, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(ranking.queries["inp"], inps, rtol=0, atol=1e-12)
-    listed = ranking.lists[["query", "sample_id", "positive"]].itertuples(index=False)
-    assert [tuple(row) for row in listed] == lists
-    if firsts:
-        expected = [sum(f <= k for f in firsts) / len(firsts) for k in range(1, 11)]
-        np.testing.assert_allclose(ranking.cmc(10), expected, rtol=0, atol=1e-12)
-        assert ranking.mAP == pytest.approx(np.mean(aps), abs=1e-12)
+    assert len(ranking.queries) == len(numbers)
+    for who_id, listed in ranking.lists.groupby("query"):
+        assert [*listed[["distance", "rank"]].itertuples(index=False, name=None)] == nearest[who_id]
+        pids = gallery.set_index("sample_id").pid
+        same = pids[listed["sample_id"]].to_numpy() == query.set_index("sample_id").pid[who_id]
+        assert (listed["positive"].to_numpy() == same).all()
+    if numbers:
+        table = np.asarray(numbers)
+        found = ranking.queries[["ap", "inp", "first", "rank1"]].to_numpy()
+        np.testing.assert_allclose(found, table[:, :4], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(ranking.cmc(10), table[:, 3:].mean(0), rtol=0, atol=1e-9)
+        assert ranking.mAP == pytest.approx(table[:, 0].mean(), abs=1e-12)
+
+
+@given(st.data())
+def test_the_oracle_is_the_mean_over_all_permutations(data: st.DataObject) -> None:
+    """What `expected_numbers` shortens, by each permutation of groups of up to seven."""
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)) or [7]
+    sizes = data.draw(st.sampled_from([sizes, [7], [1, 6], [5, 2]]))
+    row = np.repeat(np.arange(len(sizes)), sizes).astype(np.float32)
+    hit = dict(enumerate(data.draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row)))))
+    name = data.draw(st.sampled_from(["market", "celeb-official"]))
+    found = []
+    for order in every_order(row, [*hit]):
+        hits = [place for place, j in enumerate(order, 1) if hit[j]]
+        if hits:
+            found.append([plain_average_precision(name, hits), len(hits) / hits[-1], hits[0]])
+    expected = expected_numbers(name, row, hit)
+    assert (expected is None) == (not found)
+    if expected is not None:
+        np.testing.assert_allclose(expected[:3], np.mean(found, axis=0), rtol=0, atol=1e-9)
+
+
+def large_ties(
+    seed: int, levels: int, order: np.ndarray | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """A query and 200 gallery images at few distances; `order`: of the gallery's rows."""
+    random = np.random.default_rng(seed)
+    pids, camids = random.integers(0, 12, 200), random.integers(1, 4, 200)
+    row = (random.integers(0, levels, 200) / levels).astype(np.float32)
+    order = np.arange(200) if order is None else order
+    gallery = people(pids[order].tolist(), camids[order].tolist())
+    return people([3], [1]), gallery, row[order][None]
+
+
+def numbers_of(ranking: Ranking) -> np.ndarray:
+    return np.array([ranking.mAP, ranking.mINP, *ranking.cmc(20)])
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 20])
+def test_large_ties_are_the_mean_of_random_orders(levels: int) -> None:
+    """20,000 orders: a tiny random number is added to each distance."""
+    query, gallery, distances = large_ties(levels, levels)
+    found = numbers_of(rank_gallery(query, gallery, lambda rows: distances, PROTOCOLS["market"]))
+    random = np.random.default_rng(0)
+    kept = ((gallery.pid != "3") | (gallery.camid != 1)).to_numpy()
+    orders = np.argsort(distances[0, kept] + random.random((20_000, kept.sum())) / 1000, axis=1)
+    hits = (gallery.pid == "3").to_numpy()[kept][orders]
+    places = np.nonzero(hits)[1].reshape(20_000, -1) + 1
+    count = places.shape[1]
+    drawn = np.column_stack(
+        [
+            (np.arange(1, count + 1) / places).mean(1),
+            count / places[:, -1],
+            places[:, :1] <= np.arange(1, 21),
+        ]
+    )
+    error = drawn.std(0) / np.sqrt(len(drawn))
+    assert (np.abs(drawn.mean(0) - found) <= 4 * error + 1e-12).all()
+
+
+@given(seed=st.integers(0, 2**20), levels=st.integers(1, 30))
+def test_the_order_of_files_changes_no_number(seed: int, levels: int) -> None:
+    order = np.random.default_rng(seed + 1).permutation(200)
+    found = []
+    for case in (large_ties(seed, levels), large_ties(seed, levels, order)):
+        ranking = rank_gallery(*case[:2], lambda rows, d=case[2]: d, PROTOCOLS["market"])  # type: ignore[misc]
+        found.append(numbers_of(ranking))
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_draws_differ_and_do_not_depend_on_who_else_is_there() -> None:
@@ -184,7 +305,7 @@ def test_draws_differ_and_do_not_depend_on_who_else_is_there() -> None:
 
 
 @given(st.data())
-def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObject) -> None:
+def test_ties_are_counted_alike_by_few_and_by_many_positives(data: st.DataObject) -> None:
     """Few positives are counted one by one, many after a sort of the values."""
     count = data.draw(st.integers(1, 200))
     values = st.lists(st.integers(0, 12), min_size=count, max_size=count)
@@ -193,9 +314,12 @@ def test_ranks_are_counted_alike_by_few_and_by_many_positives(data: st.DataObjec
         data.draw(st.lists(st.sampled_from("pro"), min_size=count, max_size=count)), str
     )
     positive, junk = np.flatnonzero(roles == "p"), np.flatnonzero(roles == "r")
-    order = [j for j in np.argsort(distances, kind="stable") if roles[j] != "r"]
-    expected = [place for place, j in enumerate(order, 1) if roles[j] == "p"]
-    assert positive_ranks(distances, positive, junk).tolist() == expected
+    kept = distances[roles != "r"]
+    expected = [
+        ((kept < value).sum(), (kept == value).sum(), (distances[positive] == value).sum())
+        for value in sorted({*distances[positive].tolist()})
+    ]
+    assert [*zip(*tie_groups(distances, positive, junk), strict=True)] == expected
 
 
 def test_a_case_worked_out_by_hand() -> None:
@@ -204,11 +328,14 @@ def test_a_case_worked_out_by_hand() -> None:
     distances = np.array([[0.0, 0.1, 0.2, 0.4, 0.3], [0.5, 0.5, 0.5, 0.5, 0.1]], np.float32)
     ranking = rank_gallery(query, gallery, lambda rows: distances[rows], PROTOCOLS["market"])
     # Query 1: its own camera's image is removed; order 2, 1, 3, 1: hits at 2 and 4.
-    # Query 2: order 3, 1, 2, …: equal distances by gallery position, the hit at 3.
-    assert ranking.queries["first"].tolist() == [2, 3]
-    assert ranking.queries["ap"].tolist() == pytest.approx([(1 / 2 + 2 / 4) / 2, 1 / 3])
-    assert ranking.queries["inp"].tolist() == pytest.approx([2 / 4, 1 / 3])
-    assert ranking.cmc(3).tolist() == [0.0, 0.5, 1.0]
+    # Query 2: first 3; four images are equally near, so its hit is at 2, 3, 4 or 5.
+    places = np.array([2, 3, 4, 5])
+    assert ranking.queries["first"].tolist() == [2, 3.5]
+    assert ranking.queries["rank1"].tolist() == [0, 0]
+    precision = (1 / places).mean()
+    assert ranking.queries["ap"].tolist() == pytest.approx([(1 / 2 + 2 / 4) / 2, precision])
+    assert ranking.queries["inp"].tolist() == pytest.approx([2 / 4, precision])
+    assert ranking.cmc(3).tolist() == pytest.approx([0.0, (1 + 1 / 4) / 2, (1 + 2 / 4) / 2])
 
 
 HAND: dict[str, tuple[list[int], list[float]]] = {
@@ -242,6 +369,7 @@ def test_every_protocol_by_hand(name: str) -> None:
     found = rank_gallery(query, gallery, lambda rows: distances[rows], PROTOCOLS[name]).queries
     ranks, precisions = HAND[name]
     assert found["first"].tolist() == [ranks[0]]
+    assert found["rank1"].tolist() == [float(ranks[0] == 1)]
     assert found["positives"].tolist() == [len(ranks)]
     assert found["inp"].tolist() == [len(ranks) / ranks[-1]]
     assert found["ap"].tolist() == pytest.approx([sum(precisions) / len(precisions)], abs=1e-12)
@@ -264,28 +392,40 @@ def test_prcc_by_hand() -> None:
         assert single.by_draw()["ap"].std() > 0
 
 
-def test_no_positive_no_rank() -> None:
-    assert len(positive_ranks(np.zeros(3), np.empty(0, np.int64))) == 0
-
-
 def test_an_interval_covers_the_mean_95_times_of_100() -> None:
-    """Of samples of a known mean some 95 % of the intervals contain it."""
+    """Of samples of a known mean some 95 % of the intervals contain it.
+
+    The queries of one identity are nearly alike, as they are in a gallery: were they drawn one by
+    one, half of the intervals would miss.
+    """
     random = np.random.default_rng(0)
-    covered = 0
+    covered = {"identities": 0, "queries": 0}
     for seed in range(100):
-        low, high = interval(random.exponential(size=60), seed)
-        covered += low <= 1 <= high
-    assert 85 <= covered <= 99
+        values = random.exponential(size=60).repeat(8) + random.normal(0, 0.05, 480)
+        for unit, groups in (("identities", np.arange(480) // 8), ("queries", np.arange(480))):
+            low, high = interval(values, groups, seed)
+            covered[unit] += low <= 1 <= high
+    assert 85 <= covered["identities"] <= 99
+    assert covered["queries"] < 70
+
+
+def test_an_interval_of_one_query_an_identity_is_the_plain_bootstrap() -> None:
+    random = np.random.default_rng(1)
+    values = random.random(40)
+    rows = [np.random.default_rng([0, draw]).integers(0, 40, 40) for draw in range(2000)]
+    ends = np.quantile([values[row].mean() for row in rows], (0.025, 0.975))
+    assert interval(values, np.arange(40)) == pytest.approx(ends.tolist(), abs=1e-12)
 
 
 def test_a_paired_test_by_every_arrangement_of_signs() -> None:
-    differences = np.array([0.5, 0.25, -0.125, 1.0, 0.0, 0.75])
+    sums = np.array([0.5, 0.25, -0.125, 1.0, 0.0, 0.75])
+    differences, identities = np.array([*sums / 2, *sums / 2]), [*"abcdef"] * 2
     signs = np.array([*itertools.product((-1, 1), repeat=5)])
-    sums = np.abs(signs @ differences[differences != 0])
-    exact = np.mean(sums >= abs(differences.sum()))
-    assert sign_flip_test(differences) == pytest.approx(exact, abs=0.02)
-    assert sign_flip_test(np.zeros(4)) == 1.0
-    assert sign_flip_test(-differences) == pytest.approx(exact, abs=0.02)
+    arranged = np.abs(signs @ sums[sums != 0])
+    exact = np.mean(arranged >= abs(sums.sum()))
+    assert sign_flip_test(differences, identities) == pytest.approx(exact, abs=0.02)
+    assert sign_flip_test(-differences, identities) == pytest.approx(exact, abs=0.02)
+    assert sign_flip_test(np.zeros(4), np.arange(4)) == 1.0
 
 
 def dense_reranking(

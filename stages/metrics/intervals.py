@@ -1,38 +1,62 @@
-"""How sure a mean over queries is: bootstrap intervals, and a paired test of two means."""
+"""How sure a mean over queries is: bootstrap intervals, and a paired test of two means.
+
+The queries of one identity are alike, so identities are drawn, not queries (cluster bootstrap;
+Field & Welsh, "Bootstrapping clustered data", JRSS B 2007).
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 DRAWS = 2000
 """Resamples: the ends of a 95 % interval then vary by a few hundredths of its width."""
 
 
-def resampled_means(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """The means of resamples with replacement: [n] or [n, k] → float64 [draws] or [draws, k].
+def resampled_means(
+    values: np.ndarray, identities: npt.ArrayLike, draws: int = DRAWS, seed: int = 0
+) -> np.ndarray:
+    """The means of resamples of identities, with replacement and with all their queries.
 
-    The same resamples of rows are used for every column, and for every array of the same length.
+    Args:
+        values: of queries, [n] or [n, k].
+        identities: of the same queries, any type that sorts, [n]. With the same identities the
+            same resamples are drawn for every column and every array.
+
+    Returns:
+        float64 [draws] or [draws, k].
     """
-    count = len(values)
+    names, own = np.unique(identities, return_inverse=True)
+    counts = np.bincount(own)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, own, values)
     means = []
     for draw in range(draws):
-        rows = np.random.default_rng([seed, draw]).integers(0, count, count)
-        means.append(np.bincount(rows, minlength=count) @ values / count)
+        rows = np.random.default_rng([seed, draw]).integers(0, len(names), len(names))
+        times = np.bincount(rows, minlength=len(names))
+        means.append(times @ sums / (times @ counts))
     return np.asarray(means)
 
 
-def interval(values: np.ndarray, seed: int = 0) -> list[float]:
+def interval(values: np.ndarray, identities: npt.ArrayLike, seed: int = 0) -> list[float]:
     """The 95 % percentile interval of the mean of n values: [low, high]."""
-    return [float(end) for end in np.quantile(resampled_means(values, seed=seed), (0.025, 0.975))]
+    means = resampled_means(values, identities, seed=seed)
+    return [float(end) for end in np.quantile(means, (0.025, 0.975))]
 
 
-def sign_flip_test(differences: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of a mean paired difference, [n], under random signs.
+def sign_flip_test(
+    differences: np.ndarray,
+    identities: npt.ArrayLike,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p of a mean paired difference, [n], under random signs of identities.
 
     Where nothing differs it is 1. The observed arrangement counts as one of the draws, so p is
     never 0 (Phipson & Smyth, 2010).
     """
-    changed = differences[differences != 0]
+    changed = np.bincount(np.unique(identities, return_inverse=True)[1], differences)
+    changed = changed[changed != 0]
     if not len(changed):
         return 1.0
     observed, extreme = abs(changed.sum()), 0

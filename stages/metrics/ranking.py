@@ -1,4 +1,9 @@
-"""Ranks of the positives, and CMC, mAP and mINP of them: exact, deterministic, in blocks."""
+"""CMC, mAP and mINP of a gallery ranked for every query: exact, in blocks.
+
+Equal distances have no order. Each number is its expectation over all orders of the images that
+are equally near (as in McSherry & Najork, "Computing information retrieval performance measures
+efficiently in the presence of tied scores", ECIR 2008), so no number depends on file names.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,8 @@ _COLUMNS: dict[str, Any] = {
     "draw": int,
     "ap": float,
     "inp": float,
-    "first": int,
+    "first": float,
+    "rank1": float,
     "positives": int,
 }
 
@@ -36,12 +42,15 @@ class Ranking:
 
     queries: pd.DataFrame
     """Columns sample_id, draw, ap (average precision), inp (inverse negative penalty), first (rank
-    of the first positive, from 1), positives."""
+    of the first positive, from 1), rank1 (whether that is 1), positives. Where distances are equal
+    all are expectations: first can be 2.5, and rank1 is a probability."""
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
     """The nearest gallery images of each query in the first draw, on request: query, rank,
-    sample_id, distance, positive."""
+    sample_id, distance, positive. Images that are equally near have one rank, their mean."""
+    first: np.ndarray
+    """The `Ties` with the first positives of each row of `queries`: int64 [n, 3]."""
 
     @property
     def mAP(self) -> float:
@@ -55,13 +64,30 @@ class Ranking:
 
     def cmc(self, ranks: int) -> np.ndarray:
         """Share of queries whose first positive is at rank 1..ranks: float64 [ranks]."""
-        first = self.queries["first"].to_numpy()
-        return (first[:, None] <= np.arange(1, ranks + 1)).mean(0)
+        before, size, hits = self.first.T
+        missed = np.ones(len(self.first))  # probability that no positive came so far
+        shares = []
+        for rank in range(ranks):
+            place = np.clip(rank - before, 0, size - 1)
+            others = np.maximum(size - hits - place, 0) / (size - place)
+            missed = np.where(rank < before, 1.0, missed * others)
+            shares.append(1 - missed.mean())
+        return np.asarray(shares)
 
     def by_draw(self) -> pd.DataFrame:
         """A row per draw: ap (its mAP) and rank1."""
-        rank1 = self.queries["first"].eq(1)
-        return self.queries.assign(rank1=rank1).groupby("draw")[["ap", "rank1"]].mean()
+        return self.queries.groupby("draw")[["ap", "rank1"]].mean()
+
+
+class Ties(NamedTuple):
+    """Groups of equally near images that hold a positive, nearest first: int64 [groups] each."""
+
+    before: np.ndarray
+    """Images that are nearer."""
+    size: np.ndarray
+    """Images in the group."""
+    hits: np.ndarray
+    """Positives among them."""
 
 
 class _Task(NamedTuple):
@@ -87,16 +113,16 @@ def rank_gallery(
     query, gallery: tables with sample_id, pid, camid, and what the protocol needs. `block` queries
     are ranked at a time, as many as `BLOCK` allows where not given; of the same distances the
     result doesn't depend on it. `seed`: of drawn galleries. `nearest`: how many of each query's
-    nearest are listed.
+    nearest are listed, equally near ones in a random order.
 
-    Equal distances are ordered by gallery position. The rank of a positive is one plus the number
-    of images before it: that is counted, no order of the gallery is made.
+    Raises:
+        ValueError: a distance is not a number.
     """
     draws = [_tasks(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
-    found: dict[tuple[int, int], np.ndarray] = {}
+    found: dict[tuple[int, int], Ties] = {}
     lists: list[list[Any]] = []
-    queries = np.flatnonzero(protocol.query_mask(query))
+    queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
@@ -106,7 +132,7 @@ def rank_gallery(
                 near = rows if members is None else rows[:, members]
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
                 results = pool.map(
-                    positive_ranks,
+                    tie_groups,
                     (near[task.query - part.start] for task in here),
                     (task.positive for task in here),
                     (task.junk for task in here),
@@ -117,20 +143,17 @@ def rank_gallery(
                     images = gallery["sample_id"].to_numpy()
                     images = images if members is None else images[members]
                     for task in here:
-                        listed = _nearest(task, near[task.query - part.start], images, nearest)
-                        lists.append([query["sample_id"].iat[task.query], *listed])
+                        name, row = names[task.query], near[task.query - part.start]
+                        lists.append([name, *_nearest(name, task, row, images, nearest)])
             del rows, near  # before the next block is made
-    names = query["sample_id"].to_numpy()
+    rows = [
+        (names[q], draw, *_numbers(ties, protocol)) for (draw, q), ties in sorted(found.items())
+    ]
     return Ranking(
-        pd.DataFrame(
-            [
-                {"sample_id": names[q], "draw": draw} | _numbers(ranks, protocol)
-                for (draw, q), ranks in sorted(found.items())
-            ],
-            columns=[*_COLUMNS],
-        ).astype(_COLUMNS),
+        pd.DataFrame(rows, columns=[*_COLUMNS]).astype(_COLUMNS),
         len(queries) - len({q for _, q in found}),
         _listed(lists),
+        np.array([np.stack(ties)[:, 0] for _, ties in sorted(found.items())]).reshape(-1, 3),
     )
 
 
@@ -139,47 +162,53 @@ def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
     return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1])
 
 
-def positive_ranks(
-    distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None
-) -> np.ndarray:
-    """The ranks (from 1) of the positives, ascending: int64 [P].
+def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None) -> Ties:
+    """The positives, by groups of equally near images; junk counts nowhere.
 
-    distances: float [G]; positive, junk: positions in 0..G−1, int64 [P] and [J]. Junk has no rank.
+    distances: float [G]; positive, junk: positions in 0..G−1, int64 [P] and [J]. Images before a
+    group are counted, no order of the gallery is made.
     """
-    positive = np.sort(positive)
-    at = positive[np.argsort(distances[positive], kind="stable")]
-    wanted = distances[at]
-    if len(at) > np.log2(len(distances)) / 2:  # then one sort of the values is quicker, measured
+    values, hits = np.unique(distances[positive], return_counts=True)
+    if len(values) > np.log2(len(distances)) / 2:  # one sort is quicker, measured
         ordered = np.sort(distances)
-        before = np.searchsorted(ordered, wanted, "left")
-        tied = np.searchsorted(ordered, wanted, "right") - before > 1
+        before = np.searchsorted(ordered, values, "left")
+        until = np.searchsorted(ordered, values, "right")
     else:
-        before = np.array([np.count_nonzero(distances < each) for each in wanted], np.int64)
-        tied = np.ones(len(at), bool)
-    for i in np.flatnonzero(tied):
-        before[i] += np.count_nonzero(distances[: at[i]] == wanted[i])
+        before = np.array([np.count_nonzero(distances < each) for each in values], np.int64)
+        until = np.array([np.count_nonzero(distances <= each) for each in values], np.int64)
     if junk is not None and len(junk):
-        theirs = distances[junk]
-        nearer = theirs[None, :] < wanted[:, None]
-        as_near = (theirs[None, :] == wanted[:, None]) & (junk[None, :] < at[:, None])
-        before -= (nearer | as_near).sum(1)
-    return before + 1
+        theirs = np.sort(distances[junk])
+        before = before - np.searchsorted(theirs, values, "left")
+        until = until - np.searchsorted(theirs, values, "right")
+    return Ties(before, until - before, hits)
 
 
-def _numbers(ranks: np.ndarray, protocol: Protocol) -> dict[str, Any]:
-    """What is read off the ranks of a query's positives, ascending."""
-    hits = np.arange(1, len(ranks) + 1)
-    precision = hits / ranks
+def _numbers(ties: Ties, protocol: Protocol) -> tuple[float, float, float, float, int]:
+    """Expected ap, inp, first and rank1 over all orders within the groups, and the positives."""
+    before, size, hits = ties
+    total, earlier = int(hits.sum()), np.cumsum(hits) - hits
+    group = np.repeat(np.arange(len(size)), size)
+    place = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)  # in its group, from 0
+    # If a positive is at a place, each other place of the group holds one of the other positives
+    # with the same probability.
+    others = (hits - 1) / np.maximum(size - 1, 1)
+    found, rank = earlier[group] + place * others[group], before[group] + place + 1
+    precision = (found + 1) / rank
     if protocol.trapezoidal:
         # Just before a hit; before the first image precision counts as 1.
-        earlier = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
-        precision = (precision + earlier) / 2
-    return {
-        "ap": precision.mean(),
-        "inp": len(ranks) / ranks[-1],
-        "first": ranks[0],
-        "positives": len(ranks),
-    }
+        precision = (precision + np.where(rank > 1, found / np.maximum(rank - 1, 1), 1.0)) / 2
+    ap = float((precision * (hits / size)[group]).sum() / total)
+    last = before[-1] + size[-1] - np.arange(size[-1] - hits[-1] + 1)  # its ranks, from the end
+    inp = float((_first_place(size[-1], hits[-1]) * (total / last)).sum())
+    first = float(before[0] + (size[0] + 1) / (hits[0] + 1))
+    return ap, inp, first, float(hits[0] / size[0]) if before[0] == 0 else 0.0, total
+
+
+def _first_place(size: int, hits: int) -> np.ndarray:
+    """Probability that the first of `hits` among `size` places is at 1, 2, …: float64."""
+    places = np.arange(size - hits + 1)
+    missed = np.cumprod([1.0, *((size - hits - places[:-1]) / (size - places[:-1]))])
+    return missed * hits / (size - places)
 
 
 def _tasks(
@@ -244,25 +273,28 @@ def _runs(queries: np.ndarray, size: int) -> Iterator[slice]:
 
 
 def _nearest(
-    task: _Task, row: np.ndarray, names: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A query's nearest images without the junk: names, distances, whether positive."""
+    query: str, task: _Task, row: np.ndarray, names: np.ndarray, count: int
+) -> tuple[np.ndarray, ...]:
+    """A query's nearest images without the junk: ranks, names, distances, whether positive."""
     wide = min(count + len(task.junk), len(row))
     near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
     near = near[~np.isin(near, task.junk)]
-    near = near[np.argsort(row[near], kind="stable")][:count]
-    return names[near], row[near], np.isin(near, task.positive)
+    drawn = [zlib.crc32(f"{query}/{name}".encode()) for name in names[near]]  # orders equal ones
+    near = near[np.lexsort((drawn, row[near]))]
+    _, start, size = np.unique(row[near], return_index=True, return_counts=True)
+    ranks = np.repeat(start + (size + 1) / 2, size)[:count]
+    near = near[:count]
+    return ranks, names[near], row[near], np.isin(near, task.positive)
 
 
 def _listed(lists: list[list[Any]]) -> pd.DataFrame:
     columns = ["query", "rank", "sample_id", "distance", "positive"]
     if not lists:
         return pd.DataFrame(columns=columns)
-    queries, names, distances, positive = zip(*lists, strict=True)
-    lengths = [*map(len, names)]
+    queries, *values = zip(*lists, strict=True)
+    lengths = [len(row) for row in values[0]]
     values = [
         np.repeat(np.asarray(queries, object), lengths),
-        np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        *(np.concatenate(each) for each in (names, distances, positive)),
+        *(np.concatenate(each) for each in values),
     ]
     return pd.DataFrame(dict(zip(columns, values, strict=True)))
