@@ -8,10 +8,11 @@ efficiently in the presence of tied scores", ECIR 2008), so no number depends on
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,15 +26,23 @@ Distances = Callable[[slice], np.ndarray]
 BLOCK = 256 * 2**20
 """Bytes of distances at a time, at least one query's."""
 
-_COLUMNS: dict[str, Any] = {
-    "sample_id": object,
-    "draw": int,
+TIED = 2**20
+"""Places of equally near images that are looked at at a time, at least one query's."""
+
+_MIX = np.uint32(2654435761)
+"""Multiplied by it, neighbouring numbers lie far apart (Knuth's multiplicative hash)."""
+
+_NUMBERS = {
     "ap": float,
     "inp": float,
     "first": float,
     "rank1": float,
     "positives": int,
+    "before": int,
+    "tied": int,
+    "hits": int,
 }
+"""What is computed of a query."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,13 @@ class Ranking:
     queries: pd.DataFrame
     """Columns sample_id, draw, ap (average precision), inp (inverse negative penalty), first (rank
     of the first positive, from 1), rank1 (whether that is 1), positives. Where distances are equal
-    all are expectations: first can be 2.5, and rank1 is a probability."""
+    all are expectations: first can be 2.5, and rank1 is a probability. `before` images are nearer
+    than the first positive, `tied` are as near as it, and `hits` of these are positives."""
     skipped: int
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
     """The nearest gallery images of each query in the first draw, on request: query, rank,
     sample_id, distance, positive. Images that are equally near have one rank, their mean."""
-    first: np.ndarray
-    """The `Ties` with the first positives of each row of `queries`: int64 [n, 3]."""
 
     @property
     def mAP(self) -> float:
@@ -64,8 +72,8 @@ class Ranking:
 
     def cmc(self, ranks: int) -> np.ndarray:
         """Share of queries whose first positive is at rank 1..ranks: float64 [ranks]."""
-        before, size, hits = self.first.T
-        missed = np.ones(len(self.first))  # probability that no positive came so far
+        before, size, hits = self.queries[["before", "tied", "hits"]].to_numpy().T
+        missed = np.ones(len(before))  # probability that no positive came so far
         shares = []
         for rank in range(ranks):
             place = np.clip(rank - before, 0, size - 1)
@@ -120,9 +128,11 @@ def rank_gallery(
     """
     draws = [_tasks(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
-    found: dict[tuple[int, int], Ties] = {}
-    lists: list[list[Any]] = []
+    found: dict[tuple[int, int], np.ndarray] = {}
+    lists: list[tuple[Any, ...]] = []
     queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
+    images = gallery["sample_id"].to_numpy()
+    keys = np.array([zlib.crc32(name.encode()) for name in images if nearest], np.uint32)
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
@@ -131,30 +141,17 @@ def rank_gallery(
             for draw, (members, tasks) in enumerate(draws):
                 near = rows if members is None else rows[:, members]
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
-                results = pool.map(
-                    tie_groups,
-                    (near[task.query - part.start] for task in here),
-                    (task.positive for task in here),
-                    (task.junk for task in here),
-                )
-                for task, result in zip(here, results, strict=True):
-                    found[draw, task.query] = result
+                for task, numbers in _measured(pool, near, part.start, protocol, here):
+                    found[draw, task.query] = numbers
                 if nearest and draw == 0:
-                    images = gallery["sample_id"].to_numpy()
-                    images = images if members is None else images[members]
+                    shown = slice(None) if members is None else members
                     for task in here:
                         name, row = names[task.query], near[task.query - part.start]
-                        lists.append([name, *_nearest(name, task, row, images, nearest)])
+                        parts = _nearest(name, task, row, images[shown], keys[shown], nearest)
+                        lists.append((name, *parts))
             del rows, near  # before the next block is made
-    rows = [
-        (names[q], draw, *_numbers(ties, protocol)) for (draw, q), ties in sorted(found.items())
-    ]
-    return Ranking(
-        pd.DataFrame(rows, columns=[*_COLUMNS]).astype(_COLUMNS),
-        len(queries) - len({q for _, q in found}),
-        _listed(lists),
-        np.array([np.stack(ties)[:, 0] for _, ties in sorted(found.items())]).reshape(-1, 3),
-    )
+    table = _table(found, names)
+    return Ranking(table, len(queries) - table["sample_id"].nunique(), _listed(lists))
 
 
 def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
@@ -183,10 +180,34 @@ def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | N
     return Ties(before, until - before, hits)
 
 
-def _numbers(ties: Ties, protocol: Protocol) -> tuple[float, float, float, float, int]:
-    """Expected ap, inp, first and rank1 over all orders within the groups, and the positives."""
-    before, size, hits = ties
-    total, earlier = int(hits.sum()), np.cumsum(hits) - hits
+def _measured(
+    pool: ThreadPoolExecutor,
+    distances: np.ndarray,
+    start: int,
+    protocol: Protocol,
+    tasks: Sequence[_Task],
+) -> Iterator[tuple[_Task, np.ndarray]]:
+    """Each query with its `_NUMBERS`; distances: of the queries from `start` on, [rows, G]."""
+    size = max(1, TIED // max(distances.shape[1], 1))
+    batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+    for batch, numbers in zip(
+        batches, pool.map(partial(_measure, distances, start, protocol), batches), strict=True
+    ):
+        yield from zip(batch, numbers, strict=True)
+
+
+def _measure(
+    distances: np.ndarray, start: int, protocol: Protocol, tasks: Sequence[_Task]
+) -> np.ndarray:
+    """The `_NUMBERS` of some queries: float64 [queries, numbers]."""
+    ties = [tie_groups(distances[t.query - start], t.positive, t.junk) for t in tasks]
+    before, size, hits = (np.concatenate(each) for each in zip(*ties, strict=True))
+    groups = np.array([len(each.size) for each in ties])
+    ends = np.cumsum(groups)
+    starts, owner = ends - groups, np.repeat(np.arange(len(tasks)), groups)
+    total, earlier = np.add.reduceat(hits, starts), np.cumsum(hits) - hits
+    earlier -= np.repeat(earlier[starts], groups)
+
     group = np.repeat(np.arange(len(size)), size)
     place = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)  # in its group, from 0
     # If a positive is at a place, each other place of the group holds one of the other positives
@@ -197,18 +218,26 @@ def _numbers(ties: Ties, protocol: Protocol) -> tuple[float, float, float, float
     if protocol.trapezoidal:
         # Just before a hit; before the first image precision counts as 1.
         precision = (precision + np.where(rank > 1, found / np.maximum(rank - 1, 1), 1.0)) / 2
-    ap = float((precision * (hits / size)[group]).sum() / total)
-    last = before[-1] + size[-1] - np.arange(size[-1] - hits[-1] + 1)  # its ranks, from the end
-    inp = float((_first_place(size[-1], hits[-1]) * (total / last)).sum())
-    first = float(before[0] + (size[0] + 1) / (hits[0] + 1))
-    return ap, inp, first, float(hits[0] / size[0]) if before[0] == 0 else 0.0, total
+    ap = np.bincount(owner[group], precision * (hits / size)[group]) / total
+
+    last = ends - 1
+    inp = total / (before + size)[last]
+    for i in np.flatnonzero(size[last] > hits[last]):
+        inp[i] = total[i] * _inverse_last_rank(
+            *(int(each[last[i]]) for each in (before, size, hits))
+        )
+    before, size, hits = before[starts], size[starts], hits[starts]
+    first = before + (size + 1) / (hits + 1)
+    rank1 = np.where(before == 0, hits / size, 0.0)
+    return np.stack([ap, inp, first, rank1, total, before, size, hits], axis=1)
 
 
-def _first_place(size: int, hits: int) -> np.ndarray:
-    """Probability that the first of `hits` among `size` places is at 1, 2, …: float64."""
-    places = np.arange(size - hits + 1)
+def _inverse_last_rank(before: int, size: int, hits: int) -> float:
+    """Expectation of 1 / (rank of the last of `hits` among `size` images after `before`)."""
+    places = np.arange(size - hits + 1)  # from the end
     missed = np.cumprod([1.0, *((size - hits - places[:-1]) / (size - places[:-1]))])
-    return missed * hits / (size - places)
+    probability = missed * hits / (size - places)
+    return float((probability / (before + size - places)).sum())
 
 
 def _tasks(
@@ -273,28 +302,38 @@ def _runs(queries: np.ndarray, size: int) -> Iterator[slice]:
 
 
 def _nearest(
-    query: str, task: _Task, row: np.ndarray, names: np.ndarray, count: int
+    query: str, task: _Task, row: np.ndarray, names: np.ndarray, keys: np.ndarray, count: int
 ) -> tuple[np.ndarray, ...]:
-    """A query's nearest images without the junk: ranks, names, distances, whether positive."""
+    """A query's nearest images without the junk: ranks, names, distances, whether positive.
+
+    Equally near images share one rank, their mean; their order comes from the query and `keys`, a
+    hash of each name.
+    """
     wide = min(count + len(task.junk), len(row))
     near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
     near = near[~np.isin(near, task.junk)]
-    drawn = [zlib.crc32(f"{query}/{name}".encode()) for name in names[near]]  # orders equal ones
+    drawn = (keys[near] ^ zlib.crc32(query.encode())) * _MIX
     near = near[np.lexsort((drawn, row[near]))]
     _, start, size = np.unique(row[near], return_index=True, return_counts=True)
-    ranks = np.repeat(start + (size + 1) / 2, size)[:count]
-    near = near[:count]
+    ranks, near = np.repeat(start + (size + 1) / 2, size)[:count], near[:count]
     return ranks, names[near], row[near], np.isin(near, task.positive)
 
 
-def _listed(lists: list[list[Any]]) -> pd.DataFrame:
+def _table(found: Mapping[tuple[int, int], np.ndarray], names: np.ndarray) -> pd.DataFrame:
+    """`Ranking.queries` of (draw, query) → its numbers."""
+    draws, queries = np.array(sorted(found), np.int64).reshape(-1, 2).T
+    numbers = np.array([found[key] for key in sorted(found)]).reshape(-1, len(_NUMBERS))
+    table = pd.DataFrame(numbers, columns=[*_NUMBERS]).astype(_NUMBERS)
+    table.insert(0, "sample_id", names[queries])
+    table.insert(1, "draw", draws)
+    return table
+
+
+def _listed(lists: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
     columns = ["query", "rank", "sample_id", "distance", "positive"]
     if not lists:
         return pd.DataFrame(columns=columns)
     queries, *values = zip(*lists, strict=True)
-    lengths = [len(row) for row in values[0]]
-    values = [
-        np.repeat(np.asarray(queries, object), lengths),
-        *(np.concatenate(each) for each in values),
-    ]
-    return pd.DataFrame(dict(zip(columns, values, strict=True)))
+    names = np.repeat(np.asarray(queries, object), [len(each) for each in values[0]])
+    parts = [names, *(np.concatenate(each) for each in values)]
+    return pd.DataFrame(dict(zip(columns, parts, strict=True)))
