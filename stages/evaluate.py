@@ -137,8 +137,12 @@ class Evaluate(Stage):
         images = pd.concat([query, gallery], ignore_index=True)
         made = store_features(folder.features, extractor, self.weights, images, options, job.index)
         stored = FeatureStore(folder.features, device, options.cache.memory * 1e9)
+        # In the order of their contents: then no number depends on file names.
+        images = images.assign(row=made.rows).sort_values(["row", "sample_id"])
+        query, gallery = (images[images["split"] == split] for split in ("query", "gallery"))
         scores = _score(options, extractor, stored, protocols, query, gallery)
         faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
+        images = images.sort_values("sample_id")
         report = self._report(extractor, stored, images, scores, query, gallery, faces)
         write_scores(report, scores, query, gallery, faces, folder.metrics)
         _show(report, options)
@@ -248,51 +252,66 @@ def _score(
     query: pd.DataFrame,
     gallery: pd.DataFrame,
 ) -> dict[str, dict[str, Ranking]]:
-    """Protocol → stream → ranking; nearest images of the first protocol and widest stream."""
-    import numpy as np
+    """Protocol → stream → ranking; nearest images of the first protocol and widest stream.
 
+    A query of which a stream sees no image is not ranked by it; a stream that has nothing to rank
+    has no ranking.
+    """
     from deskpro.stages.metrics.ranking import rank_gallery
 
-    streams = _weights(extractor, stored.heads, options.eval.face_weight)
-    everything = range(len(query) + len(gallery))
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
-    for stream, weights in streams.items():
+    for stream, weights in _weights(extractor, stored.heads, options.eval.face_weight).items():
+        kinds = [extractor.kinds[stream]] if stream != "all" else [*extractor.kinds.values()]
+        seen, shown = (part[kinds].notna().any(axis=1) for part in (query, gallery))
+        if not seen.all():
+            log(f"eval: {stream}: {(~seen).sum()} of {len(seen)} queries have no {kinds[0]}; not counted")
+        if not seen.any() or not shown.any():
+            log(f"eval: {stream}: no {kinds[0]} of any query or of any gallery image; left out")
+            continue
         for protocol in protocols:
-            listed = protocol is protocols[0] and stream == [*streams][-1]
-            asked, shown = query, gallery
+            queries, others = query[seen], gallery
             if options.eval.rerank.enable:
                 # Neighbours are those of the protocol: it says who is there at all.
-                mine, theirs = protocol.query_mask(query), protocol.gallery_mask(gallery)
-                asked, shown = query[mine], gallery[theirs]
-                picked = np.flatnonzero(np.concatenate([mine, theirs]))
-                distances = _reranked(options, stored, picked, len(asked), weights)
+                queries = queries[protocol.query_mask(queries)]
+                others = gallery[protocol.gallery_mask(gallery)]
+                known = np.concatenate([np.ones(len(queries), bool), shown[others.index]])
+                distances = _reranked(options, stored, queries, others, known, weights)
             else:
-                others = everything[len(query) :]
-                distances = stored.distances(everything[: len(query)], others, weights)
-            scores[protocol.name][stream] = rank_gallery(
-                asked, shown, distances, protocol, nearest=NEAREST * listed
-            )
+                distances = stored.distances(_rows(queries), _rows(others), weights)
+            ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST)
+            if len(ranking.queries):
+                scores[protocol.name][stream] = ranking
+    empty = [name for name, streams in scores.items() if not streams]
+    if empty:
+        raise InputError(
+            f"{options.test_root}: protocol {', '.join(empty)}: no query that the network sees has a "
+            "positive in the gallery. Check the faces of query and gallery: deskpro check-data"
+        )
     return scores
+
+
+def _rows(table: pd.DataFrame) -> np.ndarray:
+    return table["row"].to_numpy()
 
 
 def _reranked(
     options: Options,
     stored: FeatureStore,
-    picked: np.ndarray,
-    queries: int,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    known: np.ndarray,
     weights: torch.Tensor,
 ) -> Distances:
-    """Re-ranked distances among the picked rows of the store, of which the first are queries."""
+    """Re-ranked distances; known: bool [queries + gallery], what the stream sees."""
     from deskpro.stages.metrics.reranking import reranked
 
     settings = options.eval.rerank
-    everything = range(stored.reader.schema.samples)
-    every = stored.distances(everything, everything, weights)
+    picked = np.concatenate([_rows(query), _rows(gallery)])
     return reranked(
-        lambda rows: every(picked[rows])[:, picked],
-        queries,
-        len(picked) - queries,
-        known=stored.present(everything, weights)[picked],
+        stored.distances(picked, picked, weights),
+        len(query),
+        len(gallery),
+        known=known,
         k1=settings.k1,
         k2=settings.k2,
         weight=settings.weight,

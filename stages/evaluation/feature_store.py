@@ -31,9 +31,12 @@ _CONTENT = "_sha256"
 
 
 class Stored(NamedTuple):
-    """Blocks of the store, and how many of them were there."""
+    """Where the features of a table's images are, and what was done for them."""
 
+    rows: np.ndarray
+    """The row of the store of each image of the table, int64 [N]."""
     kept: int
+    """Blocks that were there, of `blocks`."""
     blocks: int
 
 
@@ -77,28 +80,40 @@ def store_features(
     options: Options,
     index: FileIndex,
 ) -> Stored:
-    """Bring the store to the features of the table's images, in its order.
+    """Bring the store to the features of the table's images.
 
-    Blocks that are there of the same network, options and image contents are kept, whichever run
-    made them; the others are computed.
+    Images of equal content have one feature, and the store's order is that of the contents: no
+    value depends on file names. Blocks that are there of the same network, options and image
+    contents are kept, whichever run made them; the others are computed.
     """
-    schema, columns, fingerprint = _wanted(extractor, network, table, options, index)
+    contents = {
+        kind: content_hashes(table[kind].tolist(), index) for kind in extractor.kinds.values()
+    }
+    keys = np.concatenate([*contents.values()], axis=1)
+    _, first, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    distinct = table.iloc[first]
+    schema, fingerprint = _wanted(extractor, network, len(distinct), options)
+    hashes = {
+        kind + _CONTENT: Column(values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file")
+        for kind, values in contents.items()
+    }
+    names = Column(distinct["sample_id"].to_numpy(object), ("sample",), "1", "one of this content")
     with GroupWriter(
         path,
         GROUP,
         schema,
-        columns,
+        {"sample_id": names} | hashes,
         fingerprint,
-        depends=[*columns],
+        depends=[*hashes],
         replace=True,  # features are computed from what is still here; nothing is lost
     ) as writer:
         if writer.missing:
-            make = partial(FeatureWorker, network, extractor.info.kind, table, options)
-            blocks = {range(*schema.rows(b).indices(len(table))): b for b in writer.missing}
-            for rows, features in _computed([*blocks], make, options):
-                writer.write(blocks[rows], {"features": features})
+            make = partial(FeatureWorker, network, extractor.info.kind, distinct, options)
+            blocks = {range(*schema.rows(b).indices(len(distinct))): b for b in writer.missing}
+            for rows_of_block, features in _computed([*blocks], make, options):
+                writer.write(blocks[rows_of_block], {"features": features})
         writer.seal()
-        return Stored(writer.there, schema.blocks)
+        return Stored(rows.reshape(-1), writer.there, schema.blocks)
 
 
 def _computed(
@@ -112,24 +127,12 @@ def _computed(
 
 
 def _wanted(
-    extractor: FeatureExtractor,
-    network: Path,
-    table: pd.DataFrame,
-    options: Options,
-    index: FileIndex,
-) -> tuple[Schema, dict[str, Column], dict[str, Any]]:
+    extractor: FeatureExtractor, network: Path, images: int, options: Options
+) -> tuple[Schema, dict[str, Any]]:
     heads = extractor.info.heads or {}
     shape = sum(map(len, heads.values())), extractor.info.network["feature_dim"]
     text = "features, each of length 1 or 0"
     field = Field(shape, "float32", ("head", "feature"), "1", text)
-    columns = {"sample_id": Column(table["sample_id"].to_numpy(object), ("sample",))} | {
-        kind + _CONTENT: Column(
-            content_hashes(table[kind].tolist(), index),
-            ("sample", "byte"),
-            description=f"SHA-256 of the {kind} file",
-        )
-        for kind in extractor.kinds.values()
-    }
     fingerprint = {
         "network": {"weights": sha256(network), "kind": extractor.info.kind},
         "sizes": {kind: list(extractor.sizes[kind]) for kind in extractor.kinds.values()},
@@ -138,11 +141,14 @@ def _wanted(
             stream: list(part.indices(shape[0])[:2]) for stream, part in extractor.heads.items()
         },
     }
-    return Schema(len(table), 1, BLOCK, {"features": field}), columns, fingerprint
+    return Schema(images, 1, BLOCK, {"features": field}), fingerprint
 
 
 class FeatureStore:
-    """Features read from their store; resident on the device where `budget` (bytes) allows."""
+    """Features read from their store; resident on the device where `budget` (bytes) allows.
+
+    Rows, everywhere below, are positions in the store, int64 [n].
+    """
 
     def __init__(self, path: Path, device: torch.device, budget: float) -> None:
         # Read, not mapped: mapped pages would count as this process's memory, all of them in time.
@@ -151,57 +157,55 @@ class FeatureStore:
         self.heads = field.shape[0]
         self._resident: torch.Tensor | None = None
         if all_bytes(self.reader) * 4 // np.dtype(field.dtype).itemsize <= budget:
-            everything = range(self.reader.schema.samples)
+            everything = np.arange(self.reader.schema.samples)
             self._resident = torch.cat([part for _, part in self._parts(everything)])
 
     def contents(self) -> dict[str, np.ndarray]:
-        """The content of the image files: by kind SHA-256, uint8 [N, 32]."""
+        """The content of the image files: by kind SHA-256, uint8 [rows, 32]."""
         kinds = [name for name in self.reader.columns if name.endswith(_CONTENT)]
         return {name.removesuffix(_CONTENT): self.reader.column(name) for name in kinds}
 
-    def take(self, rows: range) -> torch.Tensor:
-        """float32 [len(rows), H, D] on the device."""
-        return torch.cat([part for _, part in self.parts(rows)])
+    def take(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 [n, H, D] on the device."""
+        needed, place = np.unique(rows, return_inverse=True)
+        features = torch.cat([part for _, part in self.parts(needed)])
+        return features[torch.from_numpy(place.reshape(-1)).to(self.device)]
 
-    def parts(self, rows: range) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Neighbouring rows, some at a time: their place among `rows`, and float32 [n, H, D]."""
+    def parts(self, rows: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Ascending rows, some at a time: their place among `rows`, and float32 [n, H, D]."""
         if self._resident is not None:
-            yield slice(0, len(rows)), self._resident[rows.start : rows.stop]
+            yield slice(0, len(rows)), self._resident[torch.from_numpy(rows).to(self.device)]
         else:
             yield from self._parts(rows)
 
-    def _parts(self, rows: range) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _parts(self, rows: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
         schema = self.reader.schema
-        for block in range(rows.start // schema.block, -(-rows.stop // schema.block)):
-            here = schema.rows(block)
-            start, stop = max(here.start, rows.start), min(here.stop, rows.stop)
-            chunk = self.reader.chunk("features", block, 0)[start - here.start : stop - here.start]
-            features = torch.from_numpy(np.ascontiguousarray(chunk)).to(self.device).float()
-            yield slice(start - rows.start, stop - rows.start), features
-
-    def present(self, rows: range, weights: torch.Tensor) -> np.ndarray:
-        """Which images have a feature in a head that has a weight: bool [len(rows)]."""
-        used = weights.nonzero().flatten().tolist()
-        parts = [part[:, used].abs().amax((1, 2)) > 0 for _, part in self.parts(rows)]
-        return torch.cat(parts).cpu().numpy()
+        starts = np.searchsorted(rows, np.arange(schema.blocks + 1) * schema.block)
+        for block in np.flatnonzero(np.diff(starts)).tolist():
+            part = slice(int(starts[block]), int(starts[block + 1]))
+            chunk = self.reader.chunk("features", block, 0)[rows[part] - block * schema.block]
+            yield part, torch.from_numpy(chunk).to(self.device).float()
 
     def distances(
-        self, queries: range, others: range, weights: torch.Tensor
+        self, queries: np.ndarray, others: np.ndarray, weights: torch.Tensor
     ) -> Callable[[slice | np.ndarray], np.ndarray]:
-        """Some queries → their distances to all others, float32 [n, len(others)].
+        """Some of the queries → their distances to all others, float32 [n, len(others)].
 
-        The distance is 1 − Σ w_h ⟨q_h, g_h⟩ over the heads; weights: float32 [H].
+        The distance is 1 − Σ w_h ⟨q_h, g_h⟩ over the heads; weights: float32 [H]. Equal rows have
+        equal distances, bit for bit: each product is computed once.
         """
         used = weights.nonzero().flatten().tolist()
         scale = weights[used].to(self.device)[:, None]
         query = (self.take(queries)[:, used] * scale).flatten(1)
+        needed, place = np.unique(others, return_inverse=True)
+        ordered = np.array_equal(needed, others)  # one image each, in the store's order
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
             few = query[rows]
-            found = np.empty((len(few), len(others)), np.float32)
-            for part, features in self.parts(others):
+            found = np.empty((len(few), len(needed)), np.float32)
+            for part, features in self.parts(needed):
                 products = few @ features[:, used].flatten(1).T
                 found[:, part] = (1 - products).cpu().numpy()
-            return found
+            return found if ordered else found[:, place.reshape(-1)]
 
         return block
