@@ -13,7 +13,7 @@ import pandas as pd
 
 from deskpro.cache.files import write_aside, write_text
 from deskpro.pipeline import config, messages, runner, stages
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
 from deskpro.stages.base.progress import log, table
@@ -217,7 +217,7 @@ def train(students: Iterable[Student], options: Options, jobs: int, force: bool)
     # A student is one item: within a worker its stages do their work themselves.
     alone = Launch(threads=options.launch.threads)
     items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
-    for _ in Engine(launch).map(functools.partial(_worker, force), items):
+    for _ in map_items(launch, functools.partial(_worker, force), items):
         pass
 
 

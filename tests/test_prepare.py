@@ -633,7 +633,7 @@ def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) 
     for option, message in (
         (f"data.root={preparation.raw / 'prepared'}", "one lies in the other"),
         (f"data.root={preparation.raw}", "one lies in the other"),
-        (f"prepare.parsing.labels={preparation.made / 'labels'}", "is mixed with what is made"),
+        (f"prepare.parsing.labels={preparation.made / 'labels'}", "one lies in the other"),
     ):
         result = preparation(option)
         assert result.code == 2

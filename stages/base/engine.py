@@ -30,50 +30,54 @@ Outcome = tuple[Any, Exception | None]
 Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome]]]
 """submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome)."""
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What numerical libraries read when they load."""
 _GRACE = 30
 """Seconds for a worker to stop by itself."""
 _RESUME = "What is finished is kept; run the same command to resume"
 
 
-class Engine:
-    """Where independent items are computed; no result depends on it at equal threads."""
+def map_items(
+    launch: Launch, make_worker: MakeWorker, items: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its result, in any order; a worker has one item at a time.
 
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
+    No result depends on engine and number of workers at equal threads.
 
-    def map(self, make_worker: MakeWorker, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Each item with its result, in any order; a worker has one item at a time.
+    Args:
+        launch: Which workers, and how many.
+        make_worker: Picklable. Called once in each worker, it returns a function from an item to
+            its result, which must be picklable too.
+        items: Picklable; the next is read when a worker is free.
 
-        Args:
-            make_worker: Picklable. Called once in each worker, it returns a function from an item
-                to its result, which must be picklable too.
-            items: Picklable; the next is read when a worker is free.
+    Raises:
+        InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
+            its traceback as a note.
+    """
+    count, waiting, running = launch.workers, iter(items), dict[int, Any]()
+    threads = launch.threads or max(1, (os.cpu_count() or 1) // count)
+    if launch.engine == "ray":
+        workers = _ray(make_worker, count, threads, launch.address or "local")
+    elif count > 1:
+        workers = _processes(make_worker, count, threads)
+    else:
+        workers = _here(make_worker, launch.threads)
 
-        Raises:
-            InputError: A worker raised it, or died. Other exceptions of a worker are raised too,
-                with its traceback as a note.
-        """
-        launch, waiting, running = self.launch, iter(items), dict[int, Any]()
-        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.workers)
-        if launch.engine == "local" and launch.workers == 1:
-            workers = _here(make_worker, launch.threads)
-        elif launch.engine == "local":
-            workers = _processes(make_worker, launch.workers, threads)
-        else:
-            workers = _ray(make_worker, launch.workers, threads, launch.address or "local")
-        with workers as (submit, ready):
-            for number, item in zip(range(launch.workers), waiting, strict=False):
-                submit(number, item)
-                running[number] = item
-            while running:
-                number, (result, error) = ready()
-                if error is not None:
-                    raise error
-                done = running.pop(number)
-                for item in itertools.islice(waiting, 1):
-                    submit(number, item)
-                    running[number] = item
-                yield done, result
+    def start(number: int) -> None:
+        for item in itertools.islice(waiting, 1):
+            submit(number, item)
+            running[number] = item
+
+    with workers as (submit, ready):
+        for number in range(count):
+            start(number)
+        while running:
+            number, (result, error) = ready()
+            if error is not None:
+                raise error
+            done = running.pop(number)
+            start(number)
+            yield done, result
 
 
 class _Worker:
@@ -94,12 +98,6 @@ class _Worker:
             if not isinstance(error, InputError):
                 error.add_note(traceback.format_exc())
             return None, error
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """What numerical libraries read when they load."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))
 
 
 @contextmanager
@@ -130,7 +128,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
     pipes, processes = list[Connection](), list[SpawnProcess]()
 
     def submit(number: int, item: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # ready() says that it is dead
+        with suppress(BrokenPipeError, ConnectionResetError):  # ready() reports that it is dead
             pipes[number].send(item)
 
     def ready() -> tuple[int, Outcome]:
@@ -168,7 +166,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
 def _serve(pipe: Connection, number: int, make_worker: bytes, threads: int) -> None:
     """Life of a worker process: it ends with the driver, which alone decides about Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ |= _environment(threads) | {"LOCAL_RANK": str(number)}
+    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"LOCAL_RANK": str(number)}
     threading.Thread(target=_end_with_driver, daemon=True).start()
     worker = _Worker(make_worker, threads)
     with suppress(EOFError, BrokenPipeError):
@@ -217,7 +215,7 @@ def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Ite
             max_restarts=3,
             max_task_retries=3,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _environment(threads)},
+            runtime_env={"env_vars": dict.fromkeys(_THREADS, str(threads))},
         )
         actors: list[Any] = [actor.remote(pickle.dumps(make_worker), threads) for _ in range(count)]
         yield submit, ready
