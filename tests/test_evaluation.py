@@ -308,7 +308,7 @@ def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     clothes = project.data / "clothes.csv"
     lines = clothes.read_text().splitlines()
     clothes.write_text("\n".join([lines[0], *(line.split(",")[0] + ",coat" for line in lines[1:])]))
-    assert "clothes.csv changed since" in project("eval").err
+    assert "clothes.csv has changed since" in project("eval").err
 
 
 @pytest.mark.finished("eval")

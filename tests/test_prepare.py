@@ -332,7 +332,7 @@ def test_raw_images_that_come_and_go_are_followed(preparation: Preparation) -> N
     labels = (preparation.raw / "labels" / GALLERY / gone.name).with_suffix(".png")
     gone.rename(new)
     labels.rename(labels.with_name("0099_c1_0001.png"))
-    assert "the raw images of gallery changed since" in preparation().err
+    assert "the raw images of gallery has changed since" in preparation().err
     preparation.ok("--force")
     assert not [*preparation.made.rglob(f"{gone.stem}.*")]
     assert (preparation.made / "mask" / GALLERY / "0099_c1_0001.png").is_file()

@@ -54,21 +54,23 @@ def map_items(
         InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
             its traceback as a note.
     """
-    count, waiting, running = launch.workers, iter(items), dict[int, Any]()
-    threads = launch.threads or max(1, (os.cpu_count() or 1) // count)
-    if launch.engine == "ray":
-        workers = _ray(make_worker, count, threads, launch.address or "local")
-    elif count > 1:
-        workers = _processes(make_worker, count, threads)
-    else:
-        workers = _here(make_worker, launch.threads)
+    count, threads = launch.workers, launch.threads
+    if launch.engine == "local" and count == 1:
+        worker = make_worker()
+        with _torch_threads(threads):
+            for item in items:
+                yield item, worker(item)
+        return
+    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    start_workers = _ray if launch.engine == "ray" else _processes
+    waiting, running = iter(items), dict[int, Any]()
 
     def start(number: int) -> None:
         for item in itertools.islice(waiting, 1):
             submit(number, item)
             running[number] = item
 
-    with workers as (submit, ready):
+    with start_workers(launch, make_worker, threads) as (submit, ready):
         for number in range(count):
             start(number)
         while running:
@@ -78,6 +80,22 @@ def map_items(
             done = running.pop(number)
             start(number)
             yield done, result
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads of torch while the block runs; None changes nothing."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Worker:
@@ -101,24 +119,7 @@ class _Worker:
 
 
 @contextmanager
-def _here(make_worker: MakeWorker, threads: int | None) -> Iterator[Workers]:
-    """This process, with so many threads of torch while it lasts; None changes nothing."""
-    given: list[Any] = []
-    worker, before = make_worker(), None
-    if threads is not None:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-    try:
-        yield lambda number, item: given.append(item), lambda: (0, (worker(given.pop()), None))
-    finally:
-        if before is not None:
-            torch.set_num_threads(before)
-
-
-@contextmanager
-def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Workers]:
+def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
     """Processes with a pipe each; the worker's number is its LOCAL_RANK, so its GPU.
 
     `ProcessPoolExecutor` waits forever for a worker that is killed while it sends a result, and
@@ -143,7 +144,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
             ) from None
 
     try:
-        for number in range(count):
+        for number in range(launch.workers):
             mine, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, number, made, threads))
             process.start()
@@ -182,7 +183,7 @@ def _end_with_driver() -> None:
 
 
 @contextmanager
-def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Iterator[Workers]:
+def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
     """Actors on the nodes of a cluster; Ray restarts a dead one and repeats its item."""
     try:
         import ray
@@ -201,23 +202,24 @@ def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Ite
         except ray.exceptions.RayError as error:
             raise InputError(f"ray: {' '.join(str(error).split())}. {_RESUME}") from None
 
-    if address != "local":  # Ray would try for minutes
-        host, _, port = address.rpartition(":")
+    if launch.address:  # Ray would try for minutes
+        host, _, port = launch.address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), 10).close()
         except OSError as error:
-            raise InputError(f"launch.address {address}: no Ray cluster: {error}") from None
+            raise InputError(f"launch.address {launch.address}: no Ray cluster: {error}") from None
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(launch.address or "local", log_to_driver=False, logging_level=logging.ERROR)
         gpus = ray.cluster_resources().get("GPU", 0)
         actor = ray.remote(_Worker).options(
-            num_gpus=min(1, int(100 * gpus / count) / 100),
+            num_gpus=min(1, int(100 * gpus / launch.workers) / 100),
             max_restarts=3,
             max_task_retries=3,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": dict.fromkeys(_THREADS, str(threads))},
         )
-        actors: list[Any] = [actor.remote(pickle.dumps(make_worker), threads) for _ in range(count)]
+        made = pickle.dumps(make_worker)
+        actors: list[Any] = [actor.remote(made, threads) for _ in range(launch.workers)]
         yield submit, ready
     finally:
         ray.shutdown()

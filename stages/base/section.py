@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Marks an option on which no output depends, and says why: `Annotated[int, NoEffect("…")]`.
+    """Marks an option on which no output depends, with the reason: `Annotated[int, NoEffect("…")]`.
 
     Every other option is in the `params` of some stage (tests/house).
     """
