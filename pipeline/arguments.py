@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -23,8 +23,7 @@ DEEP = click.option("--deep", is_flag=True, help="Read every file again, known o
 DATASET = click.option("--dataset", default="celeb", help="How its names are read.")
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """A recipe and a run folder as typed; files are read by `options` and `open`."""
 
     config: Path | None = None
@@ -65,14 +64,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     @SET
     @click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
     @functools.wraps(command)
-    def wrapped(
-        config: Path | None,
-        run: Path | None,
-        source: Path | None,
-        overrides: tuple[str, ...],
-        force: bool,
-        **others: object,
-    ) -> None:
-        command(Recipe(config, run, source, overrides, force), **others)
+    def wrapped(**given: Any) -> None:
+        command(Recipe(**{name: given.pop(name) for name in Recipe._fields}), **given)
 
     return wrapped

@@ -67,7 +67,7 @@ def verify(path: Path) -> None:
 @click.option("--seed", default=0, type=_COUNT, help="Which.")
 @DEEP
 @SET
-def audit(run: Path, samples: int, seed: int, deep: bool, overrides: tuple[str, ...]) -> None:
+def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) -> None:
     """Compute targets of random views again; exit code 1 if the cache has others.
 
     RUN is a run folder; its cache, teacher and images must be there.
@@ -77,7 +77,7 @@ def audit(run: Path, samples: int, seed: int, deep: bool, overrides: tuple[str, 
     folder = RunFolder.open(run)
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = _options(manifest, overrides, folder.targets, "teacher-cache")
-    report = cache_tools.audit(options, folder, samples=samples, seed=seed, deep=deep)
+    report = cache_tools.audit(options, folder, deep=deep, **sampling)
     summary(f"cache audit: {run}", report.facts)
     _fail_with(report.differences)
 
@@ -107,14 +107,7 @@ def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
 @click.option("--failed", default=12, type=_COUNT, help="Failed queries.")
 @click.option("--samples", default=8, type=_COUNT, help="Training samples.")
 @SET
-def report(
-    run: Path,
-    out: Path | None,
-    good: int,
-    failed: int,
-    samples: int,
-    overrides: tuple[str, ...],
-) -> None:
+def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: int) -> None:
     """Write the report of a run folder: one HTML file with everything in it.
 
     Figures with their intervals, curves, ranked lists of good and failed queries, the student's
@@ -125,8 +118,7 @@ def report(
 
     folder = RunFolder.open(run)
     options = _options(folder.manifest("eval"), overrides, folder.metrics, f"eval --run {run}")
-    out = out or run / "report.html"
-    facts = stage.run(options, folder, out, good=good, failed=failed, samples=samples)
+    facts = stage.run(options, folder, out or run / "report.html", **shown)
     summary(f"report: {run}", facts)
 
 
@@ -176,12 +168,12 @@ def import_checkpoint(
 @click.option("--config", "recipe", type=PATH, help="A recipe for other options.")
 @SET
 def embed(
-    checkpoint: Path,
-    root: Path,
-    split: str,
-    out: Path,
     recipe: Path | None,
     overrides: tuple[str, ...],
+    root: Path,
+    checkpoint: Path,
+    split: str,
+    out: Path,
 ) -> None:
     """Write the features of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
     from deskpro.stages import embed as stage

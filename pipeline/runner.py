@@ -149,8 +149,7 @@ def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
 
 def _inputs(stage: Stage, digests: Digests) -> dict[str, Any]:
     """The params and deps of a stage, as the manifest has them."""
-    params = relevant(stage.options, stage.params)
-    return {"params": json.loads(json.dumps(params)), "deps": stage.digests(digests)}
+    return {"params": relevant(stage.options, stage.params), "deps": stage.digests(digests)}
 
 
 def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:

@@ -156,26 +156,23 @@ class Options(Section):
         if self.prepare is None:
             return self
         raw, made = self.prepare.root, self.data.root
-        parsing, restoration = self.prepare.parsing, self.prepare.restoration
         kinds = [made / kind for kind in ("imgs", "labels", "mask", "lr_face", "hr_face")]
-        read = [
-            ("prepare.root", raw, [made]),
-            ("prepare.parsing.labels", parsing.method == "labels" and parsing.labels, kinds),
-            (
-                "prepare.restoration.pictures",
-                restoration.method == "pictures" and restoration.pictures,
-                kinds,
-            ),
-        ]
-        for name, path, written in read:
-            if not path:
+        parsing, restoration = self.prepare.parsing, self.prepare.restoration
+        read = {"prepare.root": (raw, [made])}
+        if parsing.method == "labels":
+            read["prepare.parsing.labels"] = (parsing.labels, kinds)
+        if restoration.method == "pictures":
+            read["prepare.restoration.pictures"] = (restoration.pictures, kinds)
+        for name, (path, written) in read.items():
+            if path is None:
                 continue
             if _within(made, path) or any(_within(path, folder) for folder in written):
                 raise ValueError(
                     f"{name} {path} and data.root {made}: one lies in the other; set one of them "
                     "to a folder of its own"
                 )
-            if self.data_train == "own" and raw and path != raw and _within(path, raw):
+            counted = raw if self.data_train == "own" and name != "prepare.root" else None
+            if counted is not None and _within(path, counted):
                 raise ValueError(
                     f"{name} {path}: lies in prepare.root {raw}, where every image counts as a "
                     "body image; move it out"
