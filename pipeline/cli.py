@@ -82,7 +82,9 @@ def eval_(
 ) -> None:
     """Evaluate the student by every protocol of the dataset, for face, body and all."""
     if (checkpoint is None) != (root is None):
-        raise click.UsageError("--checkpoint, a weights file, and --data, a dataset, go together")
+        raise click.UsageError(
+            "--checkpoint needs --data, the dataset, and --data needs --checkpoint"
+        )
     if checkpoint is None or root is None:
         _run("eval", recipe, deep=deep)
     else:

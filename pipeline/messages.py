@@ -41,7 +41,7 @@ def reason(reason: Reason, stage: str) -> str:
         case Reason(_, name, _, None):
             return f"{name} is no longer used"
         case Reason("dep", name):
-            return f"{name} has changed since {stage} ran"
+            return f"the content of {name} has changed since {stage} ran"
     return f"{reason.name} was {_short(reason.before)}, is {_short(reason.now)}"
 
 

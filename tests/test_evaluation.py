@@ -320,7 +320,7 @@ def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> No
     content[-40] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert "imgs of query changed" in project("eval").err  # its entry has another time
+    assert "imgs of query has changed" in project("eval").err  # its entry has another time
     project.ok("eval", "--deep")
     assert metrics(project)["data"]["digests"]["imgs"] != before["imgs"]
 

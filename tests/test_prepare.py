@@ -456,7 +456,7 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
     content[-8] ^= 255  # of the same size, and of the same time
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "the label maps changed" in preparation().err  # its entry has another time
+    assert "the label maps has changed" in preparation().err  # its entry has another time
     assert "is fresh" not in preparation("--deep").err
     lost = sorted((preparation.made / "hr_face" / TRAIN).iterdir())[0]
     path.write_bytes(bytes(content[:-8]) + bytes([content[-8] ^ 255]) + bytes(content[-7:]))

@@ -221,7 +221,7 @@ def _require_known(name: str, registry: str, info: ValidationInfo, prefix: str =
     """A name must be in a registry of a later room, which whoever validates gives as context."""
     known = (info.context or {}).get(registry)
     if known and name not in known:
-        raise ValueError(f"{prefix}must be one of {', '.join(known)}")
+        raise ValueError(f"{prefix}must be one of {', '.join(sorted(known))}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
