@@ -12,7 +12,7 @@ import pandas as pd
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_bytes, write_text
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import STEPS, Prepare
@@ -190,7 +190,7 @@ def _perform(
         for batch in batches
     ]
     with bar(f"prepare {step.name}", len(todo), "images") as progress, ThreadPoolExecutor() as pool:
-        for samples, outcomes in Engine(launch).map(step.worker, filter(None, items)):
+        for samples, outcomes in map_items(launch, step.worker, filter(None, items)):
             paths = [step.path(step.writes, sample) for sample in samples]
             new = []
             for sample, path, outcome in zip(samples, paths, outcomes, strict=True):
