@@ -23,9 +23,10 @@ MEASURES = {"mAP": "ap", "rank1": "rank1"}
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run: its metrics.json, and by protocol and stream ap and rank1 of its queries.
+    """An evaluated run: its metrics.json, and pid, ap and rank1 of its queries.
 
-    A query is a row, by sample_id; it counts once, however many galleries were drawn.
+    They are by protocol and stream. A query is a row, by sample_id; it counts once, however many
+    galleries were drawn.
     """
 
     name: str
@@ -37,8 +38,8 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     """Compare every run with the first; write compare.csv and compare.png into `out`.
 
     A difference is the mean of the differences by query, with a 95 % bootstrap interval over
-    queries and the two-sided p of random signs. Both generalise to other queries, not to other
-    trainings of the same recipe.
+    identities and the two-sided p of random signs of identities. Both generalise to other people,
+    not to other trainings of the same recipe.
 
     Args:
         anyway: compare runs whose protocols or data differ on the protocols and queries that all
@@ -69,7 +70,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
         )
         for row in rows[rows["measure"] == "mAP"].to_dict("records")
     ]
-    chart = figures.bars(bars, "mAP and its 95 % interval over queries, %")
+    chart = figures.bars(bars, "mAP and its 95 % interval over identities, %")
     figures.write_png(chart, out / "compare.png")
     _show(rows, first.name)
     rules = [first.report["protocols"][name]["rule"] for name in rows["protocol"].unique()]
@@ -80,11 +81,10 @@ def _open(folder: Path, name: str) -> Run:
     try:
         report = json.loads((folder / "metrics.json").read_text())
         queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
-        queries["rank1"] = queries["first"].eq(1).astype(float)
         parts = {
-            (str(protocol), str(stream)): part.groupby("sample_id", sort=False)[
-                ["ap", "rank1"]
-            ].mean()
+            (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
+                {"pid": "first", "ap": "mean", "rank1": "mean"}
+            )
             for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
         }
         _ = report["data"]["digests"], [part["rule"] for part in report["protocols"].values()]
@@ -144,21 +144,22 @@ def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, 
     shared = parts[0].index
     for part in parts[1:]:
         shared = shared[shared.isin(part.index)]
-    rows = []
+    rows, pids = [], parts[0].loc[shared, "pid"].to_numpy()
     for measure, column in MEASURES.items() if len(shared) else ():
         values = np.stack([part.loc[shared, column].to_numpy() for part in parts], 1)
-        means = resampled_means(values)  # the same resamples of queries for every run
+        means = resampled_means(values, pids)  # the same resamples for every run
         for i, run in enumerate(runs):
             low, high = np.quantile(means[:, i], (0.025, 0.975))
             row: dict[str, object] = {
                 "protocol": protocol, "stream": stream, "measure": measure, "run": run.name,
-                "queries": len(shared), "value": values[:, i].mean(), "low": low, "high": high,
+                "queries": len(shared), "identities": len({*pids}),
+                "value": values[:, i].mean(), "low": low, "high": high,
             }  # fmt: skip
             if i:
                 ends = np.quantile(means[:, i] - means[:, 0], (0.025, 0.975))
                 paired = values[:, i] - values[:, 0]
                 row |= {"difference": paired.mean(), "difference_low": ends[0],
-                        "difference_high": ends[1], "p": sign_flip_test(paired)}  # fmt: skip
+                        "difference_high": ends[1], "p": sign_flip_test(paired, pids)}  # fmt: skip
             rows.append(row)
     return rows
 
@@ -176,4 +177,5 @@ def _show(rows: pd.DataFrame, first: str) -> None:
             [row["protocol"], row["stream"], row["measure"], row["run"], value, difference]
         )
     columns = ["protocol", "stream", "measure", "run", "% (95 % interval)", f"minus {first}"]
-    table(f"compare: paired over {rows['queries'].max()} queries", columns, lines)
+    counts = f"{rows['queries'].max()} queries of {rows['identities'].max()} identities"
+    table(f"compare: paired over {counts}", columns, lines)

@@ -138,8 +138,11 @@ class Evaluate(Stage):
         made = store_features(folder.features, extractor, self.weights, images, options, job.index)
         stored = FeatureStore(folder.features, device, options.cache.memory * 1e9)
         # In the order of their contents: then no number depends on file names.
-        images = images.assign(row=made.rows).sort_values(["row", "sample_id"])
-        query, gallery = (images[images["split"] == split] for split in ("query", "gallery"))
+        images = images.assign(row=made.rows).sort_values(["row", "sample_id"], ignore_index=True)
+        query, gallery = (
+            images[images["split"] == split].reset_index(drop=True)
+            for split in ("query", "gallery")
+        )
         scores = _score(options, extractor, stored, protocols, query, gallery)
         faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
         images = images.sort_values("sample_id")
@@ -257,16 +260,21 @@ def _score(
     A query of which a stream sees no image is not ranked by it; a stream that has nothing to rank
     has no ranking.
     """
+    import numpy as np
+
     from deskpro.stages.metrics.ranking import rank_gallery
 
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
-    for stream, weights in _weights(extractor, stored.heads, options.eval.face_weight).items():
-        kinds = [extractor.kinds[stream]] if stream != "all" else [*extractor.kinds.values()]
+    streams = _weights(extractor, stored.heads, options.eval.face_weight)
+    for stream, weights in streams.items():
+        used = [name for name, part in extractor.heads.items() if weights[part].any()]
+        kinds = [extractor.kinds[name] for name in used]
         seen, shown = (part[kinds].notna().any(axis=1) for part in (query, gallery))
         if not seen.all():
-            log(f"eval: {stream}: {(~seen).sum()} of {len(seen)} queries have no {kinds[0]}; not counted")
+            without = f"{(~seen).sum()} of {len(seen)} queries have no {kinds[0]} image"
+            log(f"eval: {stream}: {without}; they are not counted")
         if not seen.any() or not shown.any():
-            log(f"eval: {stream}: no {kinds[0]} of any query or of any gallery image; left out")
+            log(f"eval: {stream}: queries or gallery have no {kinds[0]} image; it is left out")
             continue
         for protocol in protocols:
             queries, others = query[seen], gallery
@@ -278,14 +286,15 @@ def _score(
                 distances = _reranked(options, stored, queries, others, known, weights)
             else:
                 distances = stored.distances(_rows(queries), _rows(others), weights)
-            ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST)
+            listed = protocol is protocols[0] and stream == [*streams][-1]
+            ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST * listed)
             if len(ranking.queries):
                 scores[protocol.name][stream] = ranking
     empty = [name for name, streams in scores.items() if not streams]
     if empty:
         raise InputError(
-            f"{options.test_root}: protocol {', '.join(empty)}: no query that the network sees has a "
-            "positive in the gallery. Check the faces of query and gallery: deskpro check-data"
+            f"{options.test_root}: protocol {', '.join(empty)}: no query that the network sees has "
+            "a positive in the gallery. Check faces and names: deskpro check-data"
         )
     return scores
 
@@ -303,6 +312,8 @@ def _reranked(
     weights: torch.Tensor,
 ) -> Distances:
     """Re-ranked distances; known: bool [queries + gallery], what the stream sees."""
+    import numpy as np
+
     from deskpro.stages.metrics.reranking import reranked
 
     settings = options.eval.rerank
@@ -319,12 +330,12 @@ def _reranked(
 
 
 def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
-    """What tells these images from others: SHA-256 of who they are said to show, and of the
-    contents of each kind that the network sees."""
+    """What tells these images from others: SHA-256 of their labels, and of the contents of each
+    kind that the network sees."""
     labels = images[["sample_id", *Name._fields]].to_csv(index=False)
     found = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
     for kind, contents in stored.contents().items():
-        found[kind] = hashlib.sha256(contents.tobytes()).hexdigest()
+        found[kind] = hashlib.sha256(contents[_rows(images)].tobytes()).hexdigest()
     return found
 
 
@@ -343,16 +354,21 @@ def _weights(extractor: FeatureExtractor, heads: int, face: float) -> dict[str, 
 
 
 def _show(report: dict[str, Any], options: Options) -> None:
-    columns = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
+    measures = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
     lines = []
     for name, protocol in report["protocols"].items():
         for stream, numbers in protocol["streams"].items():
             low, high = (100 * end for end in numbers["interval"]["mAP"])
-            cells = [f"{100 * numbers[column]:.1f}" for column in columns]
+            cells = [f"{100 * numbers[measure]:.1f}" for measure in measures]
             cells[0] += f" ({low:.1f}–{high:.1f})"
             if "sd" in numbers:
                 cells[0] += f" ± {100 * numbers['sd']['mAP']:.1f}"
-            lines.append([name, stream, *cells])
+            counts = (str(numbers[of]) for of in ("queries", "identities"))
+            lines.append([name, stream, *counts, *cells])
     data = report["data"]
     title = f"{report['network']['kind']}: {data['queries']} queries, {data['gallery']} gallery "
-    table(title + "images (%; 95 % interval)", ["protocol", "stream", *columns], lines)
+    table(
+        title + "images (%; 95 % interval over identities)",
+        ["protocol", "stream", "queries", "identities", *measures],
+        lines,
+    )

@@ -133,7 +133,7 @@ def _cards(
     name, protocol = next(iter(metrics["protocols"].items()))
     stream = results.widest(protocol["streams"])
     mine = queries[(queries["protocol"] == name) & (queries["stream"] == stream)]
-    numeric = mine.astype({"ap": float, "first": float, "positives": float})
+    numeric = mine.astype(dict.fromkeys(("ap", "first", "rank1", "positives"), float))
     # Single-shot draws repeat a query: the lists are of the first draw.
     chosen = ranked.choose(numeric.drop_duplicates("sample_id"), good, failed)
     index = _index(root, metrics["data"]["dataset"], "query", "gallery")

@@ -26,6 +26,8 @@ from deskpro.pipeline import config
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.evaluation.feature_store import FeatureWorker
+from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.metrics.reranking import reranked
 from tests.conftest import REPOSITORY, Project, run_process
 
@@ -102,8 +104,10 @@ def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_
 
 def test_a_worker_gives_the_same_features_in_any_order_and_process(project: Project) -> None:
     project.ok("eval")
-    options, features = config.load(project.config), stored(project).read([*range(24)], [0] * 24)
+    options, reader = config.load(project.config), stored(project)
+    features = reader.read([*range(24)], [0] * 24)
     index, _ = read_index(project.data, LAYOUTS["benchmark"], ("query", "gallery"))
+    index = index.set_index("sample_id").loc[reader.column("sample_id")].reset_index()
     make = partial(FeatureWorker, project.run / "student.safetensors", "student", index, options)
     worker = pickle.loads(pickle.dumps(make))()
     blocks = [range(16, 24), range(8)]
@@ -393,3 +397,77 @@ def test_a_picture_without_a_descriptor_has_no_neighbours() -> None:
     found = new(slice(0, 8))
     assert (found[:, [12 - 8, 20 - 8]] == 1).all()  # as far as can be
     assert (found < 1).any()
+
+
+def faces_of(data: Path) -> list[Path]:
+    return [
+        p for split in ("query", "bounding_box_test") for p in (data / "lr_face" / split).iterdir()
+    ]
+
+
+def test_a_stream_that_sees_nothing_has_no_row(project: Project) -> None:
+    for path in faces_of(project.data):
+        path.unlink()
+    result = project.ok("eval")
+    assert [*metrics(project)["protocols"]["market"]["streams"]] == ["body", "all"]
+    assert "eval: face: queries or gallery have no lr_face image; it is left out" in result.err
+    assert "face" not in set(pd.read_csv(project.run / "queries.csv")["stream"])
+
+
+def test_a_query_that_a_stream_does_not_see_is_not_counted(project: Project) -> None:
+    first = faces_of(project.data)[0]
+    assert first.parent.name == "query"
+    first.unlink()
+    without = [*(project.data / "imgs" / "query").glob("*")]
+    count = len(without) - len([*(project.data / "lr_face" / "query").glob("*")])
+    result = project.ok("eval")
+    assert f"eval: face: {count} of {len(without)} queries have no lr_face image" in result.err
+    rows = pd.read_csv(project.run / "queries.csv")
+    counted = rows[rows["protocol"] == "market"].groupby("stream")["sample_id"].nunique()
+    assert counted["face"] == len(without) - count
+    assert counted["all"] == counted["body"] == len(without)
+    streams = metrics(project)["protocols"]["market"]["streams"]
+    assert {name: part["queries"] for name, part in streams.items()} == counted.to_dict()
+
+
+def test_images_of_equal_content_have_one_feature_and_score_by_chance(project: Project) -> None:
+    for kind in ("imgs", "lr_face"):
+        paths = [p for split in ("query", "bounding_box_test")
+                 for p in sorted((project.data / kind / split).iterdir())]  # fmt: skip
+        content = paths[0].read_bytes()
+        for path in paths:
+            path.write_bytes(content)
+        for body in [*(project.data / "imgs" / "query").iterdir()]:  # everybody has a face
+            (project.data / kind / "query" / body.name).write_bytes(content)
+    project.ok("eval")
+    index, _ = read_index(project.data, LAYOUTS["benchmark"], ("query", "gallery"))
+    query, gallery = (index[index["split"] == split] for split in ("query", "gallery"))
+    chance = rank_gallery(
+        query, gallery, lambda rows: np.zeros((len(query), len(gallery)))[rows], PROTOCOLS["market"]
+    )
+    streams = metrics(project)["protocols"]["market"]["streams"]
+    assert streams["body"]["mAP"] == pytest.approx(chance.mAP, abs=1e-12)
+    assert streams["body"]["cmc"] == pytest.approx(chance.cmc(20).tolist(), abs=1e-12)
+    ranks = pd.read_csv(project.run / "ranked.csv").groupby("query")["rank"].nunique()
+    assert stored(project).schema.samples <= 2  # with the face and without
+    assert (ranks <= 2).all()
+
+
+def test_no_number_depends_on_file_names(project: Project) -> None:
+    project.ok("eval")
+    before = metrics(project)["protocols"]
+    names = {}
+    for kind in ("imgs", "lr_face"):
+        for split in ("query", "bounding_box_test"):
+            for path in (project.data / kind / split).iterdir():
+                person, camera, frame = path.stem.split("_")
+                name = f"{person}_{camera}_{9999 - int(frame)}{path.suffix}"
+                names[f"{split}/{path.name}"] = f"{split}/{name}"
+                path.rename(path.with_name(name))
+    clothes = project.data / "clothes.csv"
+    lines = clothes.read_text().splitlines()
+    renamed = [",".join([names.get(line.split(",")[0], line.split(",")[0]), line.split(",")[1]])
+               for line in lines]  # fmt: skip
+    clothes.write_text("\n".join(renamed) + "\n")
+    project.ok("eval", "--force")
+    assert metrics(project)["protocols"] == before

@@ -354,7 +354,7 @@ def test_a_student_of_one_stream_has_a_report(
 def test_queries_are_chosen_by_average_precision_and_never_twice() -> None:
     queries = pd.DataFrame(
         {"sample_id": list("abcdef"), "ap": [1, 0.1, 0.9, 0.1, 0.5, 0.3],
-         "first": [1, 9, 1, 8, 1, 2]}
+         "rank1": [1, 0, 1, 0.5, 1, 0]}
     )  # fmt: skip
     chosen = ranked.choose(queries, 2, 2)
     assert chosen["sample_id"].tolist() == ["b", "d", "a", "c"]

@@ -1,7 +1,8 @@
 """The values of a tiny run: weights, targets, features and metrics, as arrays by name.
 
 `python -m tests.values FILE` runs the recipe of `tests.conftest` and writes them as npz;
-`tests/values.npz` keeps those of the commit before the rebuild.
+`tests/values.npz` keeps them. Weights, targets and features are those of the commit before the
+rebuild; metrics count equal distances by expectation since, and intervals draw identities.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
         root = zarr.open_group(run / f"{store}.zarr", mode="r")
         for array in arrays:
             values[f"{store}/{Path(array).name}"] = _plain(root[array][...])
+    order = np.argsort(values["features/sample_id"])  # stored by content
+    for array in ARRAYS["features"]:
+        values[f"features/{Path(array).name}"] = values[f"features/{Path(array).name}"][order]
     metrics = [*_numbers(json.loads((run / "metrics.json").read_text())["protocols"])]
     return values | {
         "metrics/names": np.array([name for name, _ in metrics]),

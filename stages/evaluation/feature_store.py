@@ -94,7 +94,9 @@ def store_features(
     distinct = table.iloc[first]
     schema, fingerprint = _wanted(extractor, network, len(distinct), options)
     hashes = {
-        kind + _CONTENT: Column(values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file")
+        kind + _CONTENT: Column(
+            values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file"
+        )
         for kind, values in contents.items()
     }
     names = Column(distinct["sample_id"].to_numpy(object), ("sample",), "1", "one of this content")

@@ -29,12 +29,12 @@ def protocol_numbers(
     faces: columns of the face images that the network sees, none or one; ranks: of the CMC, that
     are named.
     """
-    first = next(iter(of_stream.values()))
+    widest = [*of_stream.values()][-1]
     return {
         "rule": protocol.rule,
         "draws": protocol.draws,
-        "queries": int(first.queries["sample_id"].nunique()),
-        "skipped": first.skipped,
+        "queries": int(widest.queries["sample_id"].nunique()),
+        "skipped": widest.skipped,
         "gallery": int(protocol.gallery_mask(gallery).sum()),
         "streams": {
             stream: _of_ranking(ranking, query, faces, protocol.draws, ranks)
@@ -48,16 +48,18 @@ def _of_ranking(
 ) -> dict[str, Any]:
     cmc = ranking.cmc(max(*wanted, 20))
     # A query counts once, however many galleries were drawn.
-    queries = ranking.queries.assign(rank1=ranking.queries["first"].eq(1).astype(float))
-    queries = queries.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
+    queries = ranking.queries.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
+    identities = query.set_index("sample_id").loc[queries.index, "pid"].to_numpy()
     numbers: dict[str, Any] = {
+        "queries": len(queries),
+        "identities": len({*identities}),
         "mAP": ranking.mAP,
         "mINP": ranking.mINP,
         **{f"rank{r}": float(cmc[r - 1]) for r in wanted},
         "cmc": cmc.tolist(),
         "interval": {
-            "mAP": interval(queries["ap"].to_numpy()),
-            "rank1": interval(queries["rank1"].to_numpy()),
+            "mAP": interval(queries["ap"].to_numpy(), identities),
+            "rank1": interval(queries["rank1"].to_numpy(), identities),
         },
     }
     if draws > 1:
@@ -112,7 +114,7 @@ def _flat(report: Mapping[str, Any]) -> pd.DataFrame:
     for name, protocol in report["protocols"].items():
         for stream, numbers in protocol["streams"].items():
             row = {"protocol": name, "stream": stream}
-            row |= {key: value for key, value in numbers.items() if isinstance(value, float)}
+            row |= {key: value for key, value in numbers.items() if isinstance(value, int | float)}
             for key, (low, high) in numbers["interval"].items():
                 row |= {f"{key}_low": low, f"{key}_high": high}
             rows.append(row)
@@ -131,12 +133,14 @@ def _queries(
         for stream, ranking in of_stream.items()
     ]
     columns = ["protocol", "stream", "sample_id", *who.columns]
-    return pd.concat(parts)[[*columns, "draw", "ap", "inp", "first", "positives"]]
+    rows = pd.concat(parts)[[*columns, "draw", "ap", "inp", "first", "rank1", "positives"]]
+    place = rows.groupby(["protocol", "stream"], sort=False).ngroup()
+    rows = rows.assign(place=place).sort_values(["place", "draw", "sample_id"])
+    return rows.drop(columns="place")
 
 
 def _breakdown(queries: pd.DataFrame) -> pd.DataFrame:
     """A row per identity and per camera of the queries."""
-    queries = queries.assign(rank1=queries["first"].eq(1))
     parts = []
     for by in ("pid", "camid"):
         part = queries.groupby(["protocol", "stream", by], sort=False).agg(
@@ -149,7 +153,8 @@ def _breakdown(queries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lists(scores: Mapping[str, Mapping[str, Ranking]], gallery: pd.DataFrame) -> pd.DataFrame:
-    lists = [ranking.lists for of_stream in scores.values() for ranking in of_stream.values()]
+    ranking = [*next(iter(scores.values())).values()][-1]  # first protocol, widest stream
     who = gallery.set_index("sample_id")[["pid", "camid", "clothes"]]
-    listed = pd.concat(lists).join(who, on="sample_id")
+    listed = ranking.lists.join(who, on="sample_id").sort_values("query", kind="stable")
+    listed["rank"] = [f"{rank:g}" for rank in listed["rank"]]  # 2.5 where two are equally near
     return listed[["query", "rank", "sample_id", *who.columns, "distance", "positive"]]

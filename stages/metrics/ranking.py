@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,7 @@ class Ranking:
             place = np.clip(rank - before, 0, size - 1)
             others = np.maximum(size - hits - place, 0) / (size - place)
             missed = np.where(rank < before, 1.0, missed * others)
-            shares.append(1 - missed.mean())
+            shares.append((1 - missed).mean())
         return np.asarray(shares)
 
     def by_draw(self) -> pd.DataFrame:

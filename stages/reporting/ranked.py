@@ -15,9 +15,9 @@ def choose(queries: pd.DataFrame, good: int, failed: int) -> pd.DataFrame:
     """The `failed` queries of lowest AP without a match at rank 1, then the `good` ones of highest
     AP with one; adds the column `outcome`.
 
-    queries: columns sample_id, ap, first. Equal AP: in the order of sample_id.
+    queries: columns sample_id, ap, rank1. Equal AP: in the order of sample_id.
     """
-    matched = queries["first"] == 1
+    matched = queries["rank1"] == 1
     worst = queries[~matched].sort_values(["ap", "sample_id"]).head(failed)
     best = queries[matched].sort_values(["ap", "sample_id"], ascending=[False, True]).head(good)
     return pd.concat([worst.assign(outcome="failed"), best.assign(outcome="good")])
@@ -39,11 +39,13 @@ def cards(
     """
     wanted = ranked[ranked["query"].isin(chosen["sample_id"])]
     lists = {
-        query: rows.sort_values("rank", key=lambda rank: rank.astype(int)).to_dict("records")
+        query: rows.sort_values("rank", key=lambda rank: rank.astype(float), kind="stable").to_dict(
+            "records"
+        )
         for query, rows in wanted.groupby("query")
     }
     found = []
-    for query in chosen.astype({"first": int, "positives": int}).to_dict("records"):
+    for query in chosen.astype({"positives": int}).to_dict("records"):
         images = paths.get(query["sample_id"], {})
         hits = lists.get(query["sample_id"], [])
         for hit in hits:
