@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.pipeline import config, failures, runner
+from deskpro.pipeline import config, failures, messages, runner
 from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
 from deskpro.pipeline.inspect_cli import COMMANDS
 from deskpro.pipeline.stages import STAGES, needed
@@ -173,5 +173,6 @@ def demo(recipe: Recipe) -> None:
 
 def main() -> None:
     """Run the command line; what the user can fix becomes one message and exit code 2."""
+    messages.OPTIONS.clear()
     with failures.report_errors():
         sys.exit(deskpro(standalone_mode=False))

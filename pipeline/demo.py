@@ -27,7 +27,8 @@ def run(options: Options, folder: RunFolder, force: bool) -> None:
     # Networks this small don't use two cores well: side by side the two students are done sooner.
     base = studies.Base(options, folder, force, seeds=1, jobs=2)
     rows = studies.ablation_rows(base, variants=("both", "plain"))
-    title = "LR student without and with the teacher's cached targets (%, Market rule)"
+    title = "LR student without and with the teacher's cached targets"
+    title += f" (%, protocol {rows['protocol'].iat[0]})"
     table(title, *messages.demo_table(studies.summarise(rows)))
     summary(
         f"demo: done in {(time.monotonic() - started) / 60:.1f} min",

@@ -106,8 +106,11 @@ def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
 @click.option("--good", default=6, type=_COUNT, help="Good queries to show.")
 @click.option("--failed", default=12, type=_COUNT, help="Failed queries.")
 @click.option("--samples", default=8, type=_COUNT, help="Training samples.")
+@click.option("--anyway", is_flag=True, help="Report the evaluation of an earlier student.")
 @SET
-def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: int) -> None:
+def report(
+    run: Path, out: Path | None, overrides: tuple[str, ...], anyway: bool, **shown: int
+) -> None:
     """Write the report of a run folder: one HTML file with everything in it.
 
     Figures with their intervals, curves, ranked lists of good and failed queries, the student's
@@ -118,7 +121,7 @@ def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: int
 
     folder = RunFolder.open(run)
     options = _options(folder.manifest("eval"), overrides, folder.metrics, f"eval --run {run}")
-    facts = stage.run(options, folder, out or run / "report.html", **shown)
+    facts = stage.run(options, folder, out or run / "report.html", anyway=anyway, **shown)
     summary(f"report: {run}", facts)
 
 

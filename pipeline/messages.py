@@ -23,7 +23,7 @@ OPTIONS: list[str] = []
 
 def command(stage: str) -> str:
     """A stage with options to add → the whole command, with the user's own options."""
-    name, *add = stage.split()
+    name, *add = shlex.split(stage)
     return shlex.join(["deskpro", name, *OPTIONS, *add])
 
 
@@ -252,12 +252,12 @@ def sweep_table(found: pd.DataFrame) -> Table:
     return study_table(found, "combination", costs)
 
 
-def ablation_page(table: Table, seeds: Iterable[int], command: str) -> str:
+def ablation_page(table: Table, seeds: Iterable[int], protocol: str, command: str) -> str:
     """The table of an ablation as Markdown, with what a reader must know."""
     columns, lines = table
     text = [
-        f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; Market rule; made "
-        f"by `{command}`.",
+        f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; protocol "
+        f"{protocol}; made by `{command}`.",
         "A gain helps (harms) where it exceeds twice the pooled standard deviation. The teacher",
         "sees HR faces: an upper reference for `face`, from one seed.",
         "",

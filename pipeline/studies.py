@@ -72,7 +72,8 @@ def ablation(base: Base, study: str) -> Path:
     table("ablation", *found)
     other = study != "parts"
     add = f" --study {study}" * other + f" --seeds {base.seeds} --jobs {base.jobs}"
-    page = messages.ablation_page(found, _seeds(base), messages.command(f"ablation{add}"))
+    protocol = str(rows["protocol"].iat[0])
+    page = messages.ablation_page(found, _seeds(base), protocol, messages.command(f"ablation{add}"))
     path = base.folder.path / ("ablation" + f"-{study}" * other + ".md")
     write_text(path, page)
     write_text(path.with_suffix(".json"), json.dumps(rows.to_dict("records"), indent=1) + "\n")
@@ -219,12 +220,14 @@ def _rows(students: Iterable[Student]) -> pd.DataFrame:
     rows = []
     for variant, seed, _, folder in students:
         protocols = json.loads(folder.metrics.read_text())["protocols"]
+        protocol, scores = next(iter(protocols.items()))
         record = read_json(folder.manifest("train-student")) or {}
         result: dict[str, Any] = record.get("result", {})
         rows += [
             {
                 "variant": variant,
                 "seed": seed,
+                "protocol": protocol,
                 "stream": stream,
                 "mAP": numbers["mAP"],
                 "rank1": numbers["cmc"][0],
@@ -232,7 +235,7 @@ def _rows(students: Iterable[Student]) -> pd.DataFrame:
                 "macs": result.get("macs"),
                 "minutes": record.get("seconds", 0) / 60,
             }
-            for stream, numbers in next(iter(protocols.values()))["streams"].items()
+            for stream, numbers in scores["streams"].items()
         ]
     return pd.DataFrame(rows)
 

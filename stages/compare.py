@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
-from deskpro.stages.reporting import figures
+from deskpro.stages.reporting import figures, record
 
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """Measure → its column, by query."""
@@ -48,7 +48,10 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     Raises:
         InputError: a run has no evaluation, or the runs have no queries in common.
     """
-    runs = [_open(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    runs = [
+        _open(folder, name, anyway=anyway)
+        for folder, name in zip(folders, _names(folders), strict=True)
+    ]
     first, *others = runs
     differing = [line for other in others for line in _differences(first, other)]
     if differing and not anyway:
@@ -77,9 +80,9 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     return {"rules": "; ".join(rules), "written": f"{out / 'compare.csv'}, compare.png"}
 
 
-def _open(folder: Path, name: str) -> Run:
+def _open(folder: Path, name: str, *, anyway: bool) -> Run:
+    report = record.read_metrics(folder, anyway=anyway)
     try:
-        report = json.loads((folder / "metrics.json").read_text())
         queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
         parts = {
             (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
@@ -87,11 +90,10 @@ def _open(folder: Path, name: str) -> Run:
             )
             for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
         }
-        _ = report["data"]["digests"], [part["rule"] for part in report["protocols"].values()]
-    except (AttributeError, OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{folder}: no readable evaluation ({type(error).__name__}: {error}). To evaluate "
-            f"the run: make eval RUN={folder}"
+            f"{folder / 'queries.csv'}: cannot be read ({type(error).__name__}: {error})",
+            command=shlex.join(["eval", "--run", str(folder), "--force"]),
         ) from None
     return Run(name, report, parts)
 

@@ -363,12 +363,10 @@ def _show(report: dict[str, Any], options: Options) -> None:
             cells[0] += f" ({low:.1f}–{high:.1f})"
             if "sd" in numbers:
                 cells[0] += f" ± {100 * numbers['sd']['mAP']:.1f}"
-            counts = (str(numbers[of]) for of in ("queries", "identities"))
-            lines.append([name, stream, *counts, *cells])
+            lines.append([name, stream, *cells])
     data = report["data"]
-    title = f"{report['network']['kind']}: {data['queries']} queries, {data['gallery']} gallery "
-    table(
-        title + "images (%; 95 % interval over identities)",
-        ["protocol", "stream", "queries", "identities", *measures],
-        lines,
+    title = (
+        f"{report['network']['kind']}: {data['queries']} queries of {data['identities']} "
+        f"identities, {data['gallery']} gallery images (%; 95 % interval over identities)"
     )
+    table(title, ["protocol", "stream", *measures], lines)

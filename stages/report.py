@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,14 @@ the page, for dense screens."""
 
 
 def run(
-    options: Options, folder: RunFolder, out: Path, *, good: int, failed: int, samples: int
+    options: Options,
+    folder: RunFolder,
+    out: Path,
+    *,
+    good: int,
+    failed: int,
+    samples: int,
+    anyway: bool = False,
 ) -> dict[str, object]:
     """Write the page of an evaluated run to `out`; equal inputs give equal bytes.
 
@@ -39,6 +45,7 @@ def run(
         options: those that the run was evaluated with.
         good, failed: number of queries to show with their ranked lists.
         samples: number of training samples on which student and teacher are compared.
+        anyway: report the evaluation of another student than the folder's.
 
     Returns:
         The facts for the summary.
@@ -46,7 +53,7 @@ def run(
     Raises:
         InputError: there is no evaluation to report.
     """
-    metrics = _metrics(folder.metrics)
+    metrics = record.read_metrics(folder.path, anyway=anyway)
     root = Path(metrics["data"]["root"])
     root = root if root.is_dir() else options.test_root  # the images may have moved since
     show = Thumbnails(SHRUNK)
@@ -76,27 +83,6 @@ def run(
     if not root.is_dir():
         facts["images"] = f"not found at {root}; to name their folder: --set data.root=DIR"
     return facts | {"report": f"{out} ({len(page.encode()) / 1e6:.1f} MB)"}
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    """The content of metrics.json; InputError where there is none of this version."""
-    try:
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for protocol in metrics["protocols"].values():
-            for numbers in protocol["streams"].values():
-                _ = numbers["cmc"], numbers["interval"]["mAP"]
-        results.widest(next(iter(metrics["protocols"].values()))["streams"])
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file. To evaluate the run: make eval") from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}). To evaluate again: make eval FORCE=1"
-        ) from None
-    except (AttributeError, LookupError, StopIteration, TypeError):
-        raise InputError(
-            f"{path}: written by another version. To evaluate again: make eval FORCE=1"
-        ) from None
-    return metrics
 
 
 def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:

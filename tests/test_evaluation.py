@@ -283,10 +283,33 @@ def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
     shared = project.command("compare", one, three, "--anyway", "--out", str(tmp_path / "d"))
     assert set(pd.read_csv(tmp_path / "d" / "compare.csv")["queries"]) <= {10, 11}
     assert project.command("compare", one).code == 2
-    assert "make eval" in project.command("compare", one, str(tmp_path)).err
+    absent = project.command("compare", one, str(tmp_path)).err
+    assert f"Type: deskpro eval --run {tmp_path}" in absent
     (tmp_path / "metrics.json").write_text("{}")
-    (tmp_path / "queries.csv").write_text("a,b\n1,2\n")
-    assert "no readable evaluation" in project.command("compare", one, str(tmp_path)).err
+    assert "of another version" in project.command("compare", one, str(tmp_path)).err
+    (Path(three) / "queries.csv").write_text("a,b\n1,2\n")
+    assert "queries.csv: cannot be read" in project.command("compare", one, three).err
+
+
+@pytest.mark.finished("eval")
+@pytest.mark.parametrize("stage", ["report", "compare"])
+def test_figures_of_a_student_that_is_gone_are_refused(
+    project: Project, tmp_path: Path, stage: str
+) -> None:
+    """The student is trained again, and not evaluated again."""
+    other = Path(shutil.copytree(project.run, tmp_path / "other"))
+    arguments = [stage, str(project.run)]
+    if stage == "compare":
+        arguments += [str(other), "--out", str(tmp_path / "out")]
+    assert project.command(*arguments).code == 0
+    project.ok("train-student", "--force", *sets("train_student.seed=7"))
+    refused = project.command(*arguments)
+    assert refused.code == 2
+    assert "is of another student" in refused.err
+    assert f"Type: deskpro eval --run {project.run} --force" in refused.err
+    assert "warning: " in project.command(*arguments, "--anyway").err
+    project.ok("eval", "--force", *sets("train_student.seed=7"))
+    assert project.command(*arguments).code == 0
 
 
 def test_runs_on_different_faces_are_refused(project: Project) -> None:

@@ -79,7 +79,7 @@ def sentences() -> Iterator[str]:
     from deskpro.pipeline.studies import summarise
 
     table = messages.ablation_table(summarise(rows, "plain"), "plain")
-    yield messages.ablation_page(table, range(2), "deskpro ablation --seeds 2")
+    yield messages.ablation_page(table, range(2), "market", "deskpro ablation --seeds 2")
 
 
 def text() -> str:

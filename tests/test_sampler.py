@@ -64,3 +64,39 @@ def test_a_repeated_sample_is_shown_under_another_view() -> None:
     alone = [view for row, view in batch if row == 0]
     assert len(alone) == len(set(alone)) == 3
     assert len(sampler) == 1
+
+
+def test_on_a_long_tailed_set_everybody_comes_early_and_late() -> None:
+    """Few people have most images. Half of what each shows lies in the first half of an epoch.
+
+    Were those with most images left taken first, the first tenth would show 10 of the 200 people instead of 52.
+    """
+    sizes = np.maximum(4, (800 / np.arange(1, 201)).astype(int))
+    labels = np.repeat(np.arange(200), sizes)
+    places: list[list[float]] = [[] for _ in range(200)]
+    early = []
+    for epoch in range(20):
+        batches = pk_batches(labels, 8, 4, 0, epoch)
+        for number, rows in enumerate(batches):
+            for label in np.unique(labels[rows]):
+                places[label].append((number + 0.5) / len(batches))
+        tenth = np.concatenate(batches[: len(batches) // 10])
+        early.append(len(np.unique(labels[tenth])))
+    assert np.mean(early) > 45
+    for few in (slice(8, 50), slice(50, 200)):  # the first are so many that they are in every batch
+        middle = np.mean([place for own in places[few] for place in own])
+        assert 0.4 < middle < 0.6
+
+
+@given(labels, st.integers(2, 4), st.integers(2, 4), st.integers(0, 9))
+def test_there_are_as_many_batches_as_the_groups_allow(
+    labels: np.ndarray, identities: int, images: int, seed: int
+) -> None:
+    """As many as there are if those with most groups left always go first, which is the most."""
+    sizes = np.unique(labels, return_counts=True)[1]
+    left = [max(1, size // images) for size in sizes]
+    most = 0
+    while sum(count > 0 for count in left) >= identities:
+        left = [count - (place < identities) for place, count in enumerate(sorted(left)[::-1])]
+        most += 1
+    assert len(pk_batches(labels, identities, images, seed, 0)) == most

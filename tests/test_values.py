@@ -1,4 +1,4 @@
-"""A tiny run gives the weights, targets, features and metrics that it gave before the rebuild."""
+"""A tiny run gives the weights, targets, features and metrics that are kept."""
 
 from __future__ import annotations
 

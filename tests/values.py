@@ -1,8 +1,7 @@
 """The values of a tiny run: weights, targets, features and metrics, as arrays by name.
 
 `python -m tests.values FILE` runs the recipe of `tests.conftest` and writes them as npz;
-`tests/values.npz` keeps them. Weights, targets and features are those of the commit before the
-rebuild; metrics count equal distances by expectation since, and intervals draw identities.
+`tests/values.npz` keeps them. A change of it is named in the CHANGELOG.
 """
 
 from __future__ import annotations

@@ -18,26 +18,41 @@ def pk_batches(
 
     labels: int [N]. Every identity's images are shuffled and dealt in groups of K; an identity
     with fewer than K repeats its own, a rest of fewer than K waits for another epoch, as is usual
-    in re-identification. A batch takes a group of each of the P identities that have most groups
-    left (ties at random), so that where all have equally many, all are used. Empty where there
-    are fewer than P identities.
+    in re-identification. A batch draws P identities, each with a probability that grows with the
+    groups that it has left, so that people with many images come early and late alike. There are as
+    many batches as the groups allow. Empty where there are fewer than P identities.
     """
     rng = _rng(seed, epoch)
-    groups: dict[int, list[np.ndarray]] = {}
+    groups: list[list[np.ndarray]] = []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) < images:
             rows = np.resize(rows, images)
-        groups[int(label)] = [
-            rows[start : start + images] for start in range(0, len(rows) - images + 1, images)
-        ]
+        ends = range(images, len(rows) + 1, images)
+        groups.append([rows[end - images : end] for end in ends])
+    left = np.array([len(dealt) for dealt in groups])
     batches: list[np.ndarray] = []
-    while True:
-        left = rng.permutation([label for label, dealt in groups.items() if dealt])
-        if len(left) < identities:
-            return batches
-        most = sorted(left.tolist(), key=lambda label: -len(groups[label]))[:identities]
-        batches.append(np.concatenate([groups[label].pop() for label in most]))
+    for remaining in range(_most_batches(left, identities), 0, -1):
+        # Who has a group for every batch that remains must be in each, or groups are left over.
+        usable = np.minimum(left, remaining)
+        due = rng.permutation(np.flatnonzero(usable == remaining))[:identities]
+        usable[due] = 0
+        others = identities - len(due)
+        chosen = due
+        if others:
+            share = usable / usable.sum()
+            chosen = np.append(due, rng.choice(len(left), others, replace=False, p=share))
+        left[chosen] -= 1
+        batches.append(np.concatenate([groups[identity].pop() for identity in chosen]))
+    return batches
+
+
+def _most_batches(groups: np.ndarray, identities: int) -> int:
+    """The largest number of batches of P different identities that groups [I] allow."""
+    most = int(groups.sum()) // identities
+    while most and (enough := int(np.minimum(groups, most).sum()) // identities) < most:
+        most = enough
+    return most
 
 
 def view_of(row: int, epoch: int, occurrence: int, views: int, seed: int) -> int:

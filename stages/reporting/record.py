@@ -4,11 +4,55 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from deskpro.cache.files import sha256
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import log
+from deskpro.stages.base.run_folder import RunFolder
+
+
+def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
+    """The content of a run's metrics.json.
+
+    Args:
+        folder: the run folder.
+        anyway: also if they are of another student than the folder's, with a warning.
+
+    Raises:
+        InputError: there are none, of another version, or of another student.
+    """
+    path, command = folder / "metrics.json", shlex.join(["eval", "--run", str(folder)])
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = metrics["data"]["digests"].items(), metrics["data"]["root"]
+        for protocol in metrics["protocols"].values():
+            _ = protocol["rule"]
+            for numbers in protocol["streams"].values():
+                _ = numbers["cmc"], numbers["interval"]["mAP"], numbers["identities"]
+        kind, name, evaluated = (metrics["network"][of] for of in ("kind", "file", "sha256"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", command=command) from None
+    except (AttributeError, OSError, ValueError, LookupError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        problem = f"{path}: not readable, or of another version ({why})"
+        raise InputError(problem, command=f"{command} --force") from None
+    run = RunFolder(folder)
+    student, unfinished = run.student, run.checkpoints("student").exists()
+    if kind == "student" and name == student.name and (student.exists() or unfinished):
+        now = sha256(student)[:12] if student.exists() else "in training"
+        if now != evaluated[:12]:
+            problem = f"{path} is of another student ({evaluated[:12]}) than {student} ({now})"
+            if not anyway:
+                problem += "; --anyway uses it. To evaluate again"
+                raise InputError(problem, command=f"{command} --force")
+            log(f"warning: {problem}")
+    return metrics
 
 
 def read_table(path: Path, *, text: bool = True) -> pd.DataFrame | None:
