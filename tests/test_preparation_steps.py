@@ -34,7 +34,7 @@ from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.parsing import LabelFiles
 from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
+from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES
 from deskpro.stages.preparation.step import Unusable, optional, read_image
 from tests.conftest import REPOSITORY
 
@@ -72,16 +72,13 @@ def test_every_class_but_the_background_has_one_channel(name: str, count: int) -
 def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> None:
     scheme = SCHEMES[name]
     labels = np.random.default_rng(number).integers(0, len(scheme.classes), (5, 4), np.uint8)
-    drawn = mask(labels, scheme)
+    drawn = scheme.mask(labels)
     assert drawn.shape == (5, 4, 3)
     for row in range(5):
         for column in range(4):
             channel = scheme.classes[labels[row, column]][1]
             expected = [255 if each == channel else 0 for each in CHANNELS]
             assert drawn[row, column].tolist() == expected
-    assert not unknown_classes(labels, scheme)
-    labels[0, 0] = 255
-    assert unknown_classes(labels, scheme) == [255]
 
 
 # Methods
@@ -92,7 +89,7 @@ def test_the_options_have_the_names_of_all_methods_and_schemes() -> None:
     for step, methods in METHODS.items():
         field = type(getattr(Prepare(), step)).model_fields["method"]
         assert get_args(field.annotation) == tuple(methods)
-        assert all(method.name == step and method.does for method in methods.values())
+        assert all(method.name == step and method.__doc__ for method in methods.values())
     assert get_args(Parsing.model_fields["scheme"].annotation) == tuple(SCHEMES)
 
 

@@ -14,9 +14,6 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "pipeline/cli.py: for _command in COMMANDS:": COMMANDS,
         "pipeline/cli.py: for _name, _row in STAGES.items():": COMMANDS,
     },
-    "traces at import": {
-        "stages/prepare.py": "its contact sheet loads matplotlib, which makes its folders"
-    },
     "module size": {"stages/base/options.py": "every section of a recipe"},
     "function size": {
         "stages/targets/comparison.py: compare": PLANNED,
