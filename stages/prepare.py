@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,14 +22,8 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
-from deskpro.stages.preparation.record import FOREIGN, Records, images_by_stem, unfinished
-from deskpro.stages.preparation.samples import (
-    KINDS,
-    Sample,
-    companions,
-    find_samples,
-    is_own_folder,
-)
+from deskpro.stages.preparation.record import FOREIGN, Records, images_below, unfinished
+from deskpro.stages.preparation.samples import Sample, find_samples, is_own_folder
 from deskpro.stages.preparation.step import Outcome, Step
 
 _NETWORK_FILES = (
@@ -83,25 +76,27 @@ class PrepareData(Stage):
             )
 
     def deps(self) -> list[Dep]:
-        settings, layout = self.settings, LAYOUTS[self.options.data_train]
-        parsing, restoration = settings.parsing, settings.restoration
-        found = []
-        if settings.root is not None:
-            bodies, files = layout.bodies(settings.root), layout.files.items()
-            found = [Dep(f"the raw images of {split}", bodies, glob) for split, glob in files]
-            if is_own_folder(settings.root, self.options.data_train):
-                found = [Dep("the raw images", settings.root, "**/*")]
-            lists = ("clothes.csv", *layout.scenes.values())
-            found += [Dep(name, settings.root / name) for name in lists]
-        if parsing.method == "labels" and parsing.labels is not None:
-            found.append(Dep("the label maps", parsing.labels, "**/*"))
+        settings, dataset = self.settings, self.options.data_train
+        raw, parsing, restoration = settings.root, settings.parsing, settings.restoration
+        places = list[tuple[str, Path | None, str | None]]()
+        if raw is not None and is_own_folder(raw, dataset):
+            places += [("the raw images", raw, "**/*")]
+        elif raw is not None:
+            files = LAYOUTS[dataset].files.items()
+            bodies = LAYOUTS[dataset].bodies(raw)
+            places += [(f"the raw images of {split}", bodies, pattern) for split, pattern in files]
+        if raw is not None:
+            places += [(name, raw / name, None) for name in _lists(dataset)]
+        if parsing.method == "labels":
+            places += [("the label maps", parsing.labels, "**/*")]
         if parsing.model is not None:
             folder, role = Path(parsing.model), "prepare.parsing.model"
-            found += [Dep(f"{role}, {name}", folder / name) for name in _NETWORK_FILES]
-        if restoration.method == "pictures" and restoration.pictures is not None:
-            found.append(Dep("the HR images", restoration.pictures, "**/*"))
-        models = {"face": settings.face.model, "restoration": restoration.model}
-        return found + [Dep(f"prepare.{step}.model", path) for step, path in models.items() if path]
+            places += [(f"{role}, {name}", folder / name, None) for name in _NETWORK_FILES]
+        if restoration.method == "pictures":
+            places += [("the HR images", restoration.pictures, "**/*")]
+        places += [("prepare.face.model", settings.face.model, None)]
+        places += [("prepare.restoration.model", restoration.model, None)]
+        return [Dep(role, path, pattern) for role, path, pattern in places if path is not None]
 
     def outs(self) -> list[Path]:
         return [self.root / "prepare.csv"]
@@ -122,19 +117,17 @@ class PrepareData(Stage):
             methods.insert(0, Bodies)
         steps = [method(settings, root, self.options.device) for method in methods]
         records = {name: Records(root, name, job.index) for name in ("body", *STEPS)}
-        resident = images_by_stem(root)
-        self._refuse_foreign_files(
-            resident, records["body"].ids() | {sample.id for sample in samples}
-        )
+        self._refuse_foreign_files(records["body"].ids() | {sample.id for sample in samples})
         out.unlink(missing_ok=True)  # it exists only while the set is complete
-        _remove_partials(root)
-        self._copy_companions(samples, job.index)
+        for partial in [*root.rglob(ASIDE)]:
+            partial.unlink()
+        self._copy_lists(samples, job.index)
         for name in records.keys() - {step.name for step in steps}:
             for sample in samples:
                 sample.facts |= records[name].facts(sample.id)
         for step in steps:
             usable = [sample for sample in samples if sample.problem is None]
-            todo = unfinished(step, usable, records[step.name], resident)
+            todo = unfinished(step, usable, records[step.name])
             self._perform(step, samples, todo, records[step.name])
         samples.sort(key=lambda sample: sample.id)
         self._refuse_unusable(samples)
@@ -189,45 +182,48 @@ class PrepareData(Stage):
             first = f"{bad[0].source}: {bad[0].problem}"
             raise InputError(f"none of {len(bad)} images can be prepared; {first}")
 
-    def _refuse_foreign_files(
-        self, resident: Mapping[Path, Sequence[Path]], known: set[str]
-    ) -> None:
+    def _refuse_foreign_files(self, known: set[str]) -> None:
         """Refuse to mix with images, or replace pages, that prepare did not write.
 
-        resident: see `images_by_stem`; known: the ids of images that it wrote, or will write.
+        known: the ids of images that it wrote, or will write.
         """
-        imgs, made = self.root / "imgs", {self.root / "imgs" / id_ for id_ in known}
-        images = [path for same in resident.values() for path in same]
-        foreign = sorted(p for p in images if p.is_relative_to(imgs) and p not in made)
+        imgs = self.root / "imgs"
+        foreign = [p for p in images_below(imgs) if p.relative_to(imgs).as_posix() not in known]
         if self.settings.root is not None and foreign:
             raise InputError(
                 f"{imgs}: {len(foreign)} images were not written by prepare, e.g. "
                 f"{foreign[0].name}. Set data.root to another folder"
             )
-        if not any((self.root / ".prepare").glob("*.jsonl")):
-            for path in (self.root / "prepare.csv", self.root / "prepare.html"):
-                if path.exists():
-                    raise InputError(f"{path}: {FOREIGN}")
+        pages = [self.root / name for name in ("prepare.csv", "prepare.html")]
+        written = any((self.root / ".prepare").glob("*.jsonl"))
+        refuse([Problem(path, FOREIGN) for path in pages if path.exists() and not written])
 
-    def _copy_companions(self, samples: Sequence[Sample], index: FileIndex) -> None:
+    def _copy_lists(self, samples: Sequence[Sample], index: FileIndex) -> None:
         """Copy the lists beside the raw images; write clothes.csv for clothes in names."""
-        raw, root = self.settings.root, self.root
+        raw, dataset, files = self.settings.root, self.options.data_train, dict[Path, bytes]()
         if raw is None:
             return
-        lists = companions(raw, self.options.data_train)
-        files = {root / path.name: path.read_bytes() for path in lists}
+        if not is_own_folder(raw, dataset):
+            names = [name for name in _lists(dataset) if (raw / name).is_file()]
+            files = {self.root / Path(name).name: (raw / name).read_bytes() for name in names}
         worn = sorted((sample.id, sample.clothes) for sample in samples if sample.clothes)
         if worn:
-            table = pd.DataFrame(worn, columns=["path", "clothes"])
-            files[root / "clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
-        records = Records(root, "companions", index)
+            table = pd.DataFrame(worn, columns=["path", "clothes"]).to_csv(index=False)
+            files[self.root / "clothes.csv"] = table.encode()
+        records = Records(self.root, "companions", index)
         for path, digest in records.digests(files).items():
-            same = digest == hashlib.sha256(files[path]).hexdigest()
-            if path.exists() and not same and not records.owns(path.name, path.name, digest):
+            name, made = path.name, Outcome(files[path])
+            same = made.files(name) == {name: digest}
+            if path.exists() and not same and not records.owns(name, name, digest):
                 raise InputError(f"{path}: {FOREIGN}")
-            records.add([path.name], [path], [Outcome(files[path])])
+            records.add([name], [path], [made])
             write_bytes(path, files[path])
         records.keep({path.name for path in files})
+
+
+def _lists(dataset: str) -> tuple[str, ...]:
+    """The lists beside a dataset's images: clothes, scenes."""
+    return "clothes.csv", *LAYOUTS[dataset].scenes.values()
 
 
 def _write(path: Path, content: bytes | None) -> None:
@@ -235,10 +231,3 @@ def _write(path: Path, content: bytes | None) -> None:
         path.unlink(missing_ok=True)
     else:
         write_bytes(path, content)
-
-
-def _remove_partials(root: Path) -> None:
-    """Remove what an interruption left half-written."""
-    folders = [root / folder for folder in (*KINDS, ".prepare")]
-    for path in [*root.glob(ASIDE), *(path for each in folders for path in each.rglob(ASIDE))]:
-        path.unlink(missing_ok=True)

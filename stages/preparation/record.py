@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.journal import Journal
 from deskpro.stages.data.index import Problem, refuse
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
-from deskpro.stages.preparation.samples import KINDS, Sample
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import Outcome, Step
 
 FOREIGN = "was not written by prepare. Move or delete it"
@@ -80,12 +81,10 @@ class Records:
 
     def add(self, ids: Iterable[str], paths: Iterable[Path], outcomes: Iterable[Outcome]) -> None:
         """Keep records of files that are about to be written, by image."""
-        new = []
-        for id_, path, outcome in zip(ids, paths, outcomes, strict=True):
-            content, files = outcome.content, {}
-            if content is not None:
-                files = {self.name(path): hashlib.sha256(content).hexdigest()}
-            new.append(Record(id_, self.keys[id_], files, dict(outcome.facts), outcome.problem))
+        new = [
+            Record(id_, self.keys[id_], made.files(self.name(path)), made.facts, made.problem)
+            for id_, path, made in zip(ids, paths, outcomes, strict=True)
+        ]
         self._journal.append(map(asdict, new))
         for record in new:
             self._records[record.id].append(record)
@@ -101,55 +100,40 @@ class Records:
         self._journal.rewrite(asdict(record) for record in kept if record is not None)
 
 
-def images_by_stem(root: Path) -> dict[Path, list[Path]]:
-    """The images in a prepared set by path without extension.
-
-    Masks and faces are found by their stem: a .png there would be mistaken for the .jpg that a step
-    writes.
-    """
-    found: dict[Path, list[Path]] = defaultdict(list)
-    for kind in KINDS:
-        for path in sorted((root / kind).rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                found[path.with_suffix("")].append(path)
-    return found
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder of the prepared set, sorted; hidden ones are passed over."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def unfinished(
-    step: Step, samples: Sequence[Sample], records: Records, resident: Mapping[Path, Sequence[Path]]
-) -> set[str]:
+def unfinished(step: Step, samples: Sequence[Sample], records: Records) -> set[str]:
     """The ids of images that a step must run on; the others get their recorded facts.
 
-    resident: see `images_by_stem`. Raises InputError for files in the way that prepare did not
-    write.
+    Raises InputError for files in the way that prepare did not write. One with another extension
+    is in the way too: masks and faces are found by their stem.
     """
-    inputs, present = {}, {}
+    there: dict[Path, list[Path]] = defaultdict(list)
+    for path in images_below(records.root / step.writes):
+        there[path.with_suffix("")].append(path)
+    inputs, present = dict[str, list[Path]](), dict[str, set[Path]]()
     for sample in samples:
         path = step.path(step.writes, sample)
         inputs[sample.id] = step.inputs(sample)
-        present[sample.id] = {
-            p for p in (path, *resident.get(path.with_suffix(""), ())) if p.exists()
-        }
-    known = records.digests(
-        path for paths in (*inputs.values(), *present.values()) for path in paths
-    )
+        present[sample.id] = {p for p in (path, *there[path.with_suffix("")]) if p.exists()}
+    known = records.digests(chain(*inputs.values(), *present.values()))
     fixed = json.dumps(step.provenance(), sort_keys=True, default=str)
-    todo, foreign = set(), list[Problem]()
-    what = f"{FOREIGN}, or leave the step {step.name} out of prepare.steps"
+    todo, foreign = set(), list[Path]()
     for sample in samples:
         id_ = sample.id
         parts = [step.name, id_, fixed, *(known[path] for path in inputs[id_])]
         records.keys[id_] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         files = {records.name(path): known[path] for path in present[id_]}
-        foreign += [
-            Problem(records.root / name, what)
-            for name, digest in files.items()
-            if not records.owns(id_, name, digest)
-        ]
+        foreign += [p for p in present[id_] if not records.owns(id_, records.name(p), known[p])]
         record = records.current(id_)
         if record is not None and record.problem is None and record.files == files:
             sample.facts |= record.facts
         else:
             todo.add(id_)
-    refuse(foreign, "can't be prepared")
+    what = f"{FOREIGN}, or leave the step {step.name} out of prepare.steps"
+    refuse([Problem(path, what) for path in sorted(foreign)], "can't be prepared")
     return todo

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Own
@@ -53,6 +56,9 @@ class Sample:
     clothes: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+
+
+_FIELDS = ["id", "source", "split", "pid", "camid", "clothes"]
 
 
 @dataclass
@@ -99,13 +105,6 @@ def is_own_folder(root: Path, dataset: str) -> bool:
     return dataset == "own" and not (root / "imgs").is_dir()
 
 
-def companions(root: Path, dataset: str) -> Iterator[Path]:
-    """The lists beside a published dataset's images: clothes, scenes."""
-    for name in ("clothes.csv", *LAYOUTS[dataset].scenes.values()):
-        if (root / name).is_file() and not is_own_folder(root, dataset):
-            yield root / name
-
-
 def _published(root: Path, layout: Layout) -> Found:
     splits = [split for split in SPLITS if any(layout.images(root, split))]
     table, problems = read_index(root, layout, splits)
@@ -117,30 +116,31 @@ def _published(root: Path, layout: Layout) -> Found:
 
 
 def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
-    """Until the images have their names, their id is the path below `root`."""
     clothes, problems = read_clothes(root / "clothes.csv")
-    found = Found([], problems)
-    cameras: dict[str, str | None] = {}
+    rows, skipped = list[dict[str, Any]](), Counter[str]()
     for path in _files(root):
         below, kind = path.relative_to(root).as_posix(), path.suffix or path.name
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            groups, problem = _parse(path, below, own.name)
-            if problem:
-                problems.append(Problem(path, problem))
-                continue
-            worn = groups.get("clothes") or clothes.get(below)
-            split, pid = groups.get("split") or "", str(groups["pid"])
-            found.samples.append(Sample(below, path, split, pid, 0, worn))
-            cameras[below] = groups.get("camid")
+            try:
+                groups = _parse(path, below, own.name)
+            except ValueError as error:
+                problems.append(Problem(path, str(error)))
+            else:
+                worn = groups.get("clothes") or clothes.get(below)
+                rows.append({"id": below, "source": path, **groups, "clothes": worn})
         elif path.name != "clothes.csv":
-            found.skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
-    problems += duplicate_ids({sample.pid for sample in found.samples}, root)
-    problems += _contradictions(found.samples, cameras)
-    if not problems:
-        _set_cameras_and_splits(found.samples, cameras, own)
-        problems += _set_ids(found.samples, layout)
-        found.samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
-    return found
+            skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
+    table = pd.DataFrame(rows, columns=_FIELDS, dtype=object)
+    table["split"] = table["split"].fillna("")
+    problems += duplicate_ids({*table["pid"]}, root)
+    problems += _contradictions(table)
+    if problems:
+        return Found([], problems, skipped)
+    _set_cameras_and_splits(table, own)
+    samples = [Sample(*row) for row in table.itertuples(index=False)]
+    problems += _set_ids(samples, layout)
+    samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
+    return Found(samples, problems, skipped)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -154,44 +154,42 @@ def _files(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _parse(path: Path, below: str, rule: str) -> tuple[dict[str, str | None], str]:
-    """What the name of an image contains, by group of `prepare.own.name`; what is wrong with it."""
+def _parse(path: Path, below: str, rule: str) -> dict[str, str | None]:
+    """What the name of an image contains, by group of `prepare.own.name`.
+
+    Raises ValueError where the image cannot be used.
+    """
     if not is_text(below):
-        return {}, f"its name isn't UTF-8 ({below!r}); rename it"
+        raise ValueError(f"its name isn't UTF-8 ({below!r}); rename it")
     if not path.is_file():
-        return {}, "broken link; remove it"
+        raise ValueError("broken link; remove it")
     match = re.fullmatch(rule, below)
     if match is None:
-        return {}, f"{below} doesn't match prepare.own.name {rule!r}"
+        raise ValueError(f"{below} doesn't match prepare.own.name {rule!r}")
     split = match.groupdict().get("split")
     if split not in (None, *SPLITS):
-        return {}, f"split {split!r} must be one of {', '.join(SPLITS)}"
-    return match.groupdict(), ""
+        raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}")
+    return match.groupdict()
 
 
-def _contradictions(
-    samples: Sequence[Sample], cameras: Mapping[str, str | None]
-) -> Iterator[Problem]:
+def _contradictions(table: pd.DataFrame) -> list[Problem]:
     """Names that lack a camera or split that others have; identities in training and in test."""
-    some_camera = any(camera is not None for camera in cameras.values())
-    splits: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        splits[sample.pid].add(sample.split)
-    for sample in samples:
-        others = splits[sample.pid] - {sample.split}
-        if some_camera and cameras[sample.id] is None:
-            yield Problem(sample.source, "its name has no camera (camid), other names have one")
-        if not sample.split and others:
-            what = f"its name has no split, others of identity {sample.pid} have one"
-            yield Problem(sample.source, what)
-        if sample.split == "train" and others & {"query", "gallery"}:
-            what = f"identity {sample.pid} is in training and in {'/'.join(sorted(others - {''}))}"
-            yield Problem(sample.source, what)
+    people, no_camera, split = table["pid"], table["camid"].isna(), table["split"]
+    known, tested = people[split != ""], people[split.isin(["query", "gallery"])]
+    wrong = {
+        "its name has no camera (camid), other names have one": no_camera & (not no_camera.all()),
+        "its name has no split, others of identity {} have one": (split == "") & people.isin(known),
+        "identity {} is in training and in query or gallery": (split == "train")
+        & people.isin(tested),
+    }
+    return [
+        Problem(row.source, what.format(row.pid))
+        for what, rows in wrong.items()
+        for row in table[rows].itertuples()
+    ]
 
 
-def _set_cameras_and_splits(
-    samples: Sequence[Sample], cameras: Mapping[str, str | None], own: Own
-) -> None:
+def _set_cameras_and_splits(table: pd.DataFrame, own: Own) -> None:
     """Cameras as numbers; a split for the images whose name has none.
 
     Names of cameras that aren't numbers are numbered in their order. Without cameras each image of
@@ -199,37 +197,23 @@ def _set_cameras_and_splits(
     camera are queries, but never all of an identity. An identity with a single image can be neither
     trained on nor found: that image is in the gallery.
     """
-    names = sorted({camera for camera in cameras.values() if camera is not None})
+    names = sorted({*table["camid"].dropna()})
     decimal = all(name.isdecimal() and len(name) <= 9 for name in names)
     numbers = {name: int(name) if decimal else i for i, name in enumerate(names, 1)}
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        sample.camid = numbers.get(cameras[sample.id] or "", 0)
-        if not sample.split:
-            groups[sample.pid].append(sample)
-    several = [pid for pid, images in groups.items() if len(images) > 1]
-    several.sort(key=lambda pid: _draw(own.seed, pid))
-    held_out = {*several[: round(own.test * len(several))]}
-    for pid, images in groups.items():
-        for sample in images:
-            sample.split = "gallery" if pid in held_out or len(images) == 1 else "train"
-        if pid in held_out:
-            for sample in _queries(images, own):
-                sample.split = "query"
+    table["camid"] = [numbers.get(camera, 0) for camera in table["camid"]]
+    free = table[table["split"] == ""]
+    alone = ~free["pid"].duplicated(keep=False)
+    several = sorted({*free["pid"][~alone]}, key=lambda pid: _draw(own.seed, pid))
+    held_out = free["pid"].isin(several[: round(own.test * len(several))])
+    table.loc[free.index, "split"] = (alone | held_out).map({True: "gallery", False: "train"})
+    hashes = free["id"][held_out].map(lambda name: _draw(own.seed, name))
+    drawn = free.loc[hashes.sort_values().index]
+    seen = drawn.groupby(["pid", "camid"])["id"]
+    queries = drawn[seen.cumcount() < np.minimum(own.query, seen.transform("size") - 1)]
+    first = drawn[~drawn["pid"].isin(queries["pid"])].drop_duplicates("pid")
+    table.loc[[*queries.index, *first.index], "split"] = "query"
     if not names:
-        seen: Counter[str] = Counter()
-        for sample in samples:
-            seen[sample.pid] += 1
-            sample.camid = seen[sample.pid]
-
-
-def _queries(images: Sequence[Sample], own: Own) -> list[Sample]:
-    drawn = sorted(images, key=lambda sample: _draw(own.seed, sample.id))
-    cameras: dict[int, list[Sample]] = defaultdict(list)
-    for sample in drawn:
-        cameras[sample.camid].append(sample)
-    queries = [s for seen in cameras.values() for s in seen[: min(own.query, len(seen) - 1)]]
-    return queries or drawn[:1]
+        table["camid"] = table.groupby("pid").cumcount() + 1
 
 
 def _draw(seed: int, name: str) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -30,8 +31,12 @@ class Outcome:
     """
 
     content: bytes | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+
+    def files(self, name: str) -> dict[str, str]:
+        """The SHA-256 of the step's file by its name; empty for no file."""
+        return {} if self.content is None else {name: hashlib.sha256(self.content).hexdigest()}
 
 
 class Step(ABC):
