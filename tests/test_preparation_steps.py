@@ -261,7 +261,7 @@ def test_a_face_outside_the_head_region_is_dropped(yunet: Path, portrait: Image.
 def test_a_file_that_is_no_detector_is_refused_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
-    with pytest.raises(InputError, match=r"broken\.onnx: OpenCV can't load it as YuNet"):
+    with pytest.raises(InputError, match=r"broken\.onnx: not a YuNet that OpenCV can load"):
         YuNet(Prepare(face=FaceBox(method="yunet", model=broken)), ROOT, "cpu")
 
 
@@ -338,7 +338,7 @@ def test_networks_made_for_minus_one_to_one_are_given_that() -> None:
 def test_a_file_that_is_no_network_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "network.pth"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"network\.pth: no network that spandrel can load"):
+    with pytest.raises(InputError, match=r"network\.pth: not a network that spandrel can load"):
         Spandrel(Prepare(restoration=Restoration(method="spandrel", model=file)), ROOT, "cpu")
 
 

@@ -625,7 +625,7 @@ def test_a_segmenter_that_cannot_be_loaded_is_refused(
     for model in (str(tmp_path / "empty"), "nobody/nothing"):
         result = preparation("prepare.parsing.method=segformer", f"prepare.parsing.model={model}")
         assert result.code == 2
-        assert f"prepare.parsing.model '{model}': no segmenter" in result.err
+        assert f"prepare.parsing.model {model}: not a segmenter" in result.err
 
 
 def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) -> None:

@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from deskpro.cache.files import sha256
-from deskpro.stages.base.errors import InputError
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,
     encode,
-    one_line,
+    loading,
     optional,
     read_image,
     read_labels,
@@ -34,6 +33,9 @@ _OTHER_HEAD = 0.25
 """A part of the head region counts as another person's from this share of the largest part on."""
 _CLEAR = 0.1
 """A detection less than this above the threshold is unsure."""
+
+
+Edges = tuple[float, float, float, float]
 
 
 class Box(NamedTuple):
@@ -73,9 +75,19 @@ class _Faces(Step):
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"classes": self.scheme.classes}
 
-    @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
         """The face in an RGB body image; labels: its label map, uint8 [H, W], if there is one."""
+        found, edges = self.detect(body, labels)
+        if edges is None:
+            return found
+        box, moved = square(*edges, self.settings.face.margin, body.size)
+        if box.side < self.settings.face.min_side:
+            return Found(SMALL, None, found.seen, found.score)
+        return found._replace(box=box, doubts=found.doubts + (AT_EDGE,) * moved)
+
+    @abstractmethod
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+        """As `find`, and the left, top, right and bottom of a face in place of its box."""
 
     def make(self, sample: Sample) -> Outcome:
         body = read_image(self.path("imgs", sample))
@@ -96,20 +108,6 @@ class _Faces(Step):
         left, top, side = found.box
         return Outcome(encode(body.crop((left, top, left + side, top + side))), facts)
 
-    def _boxed(
-        self,
-        edges: tuple[float, float, float, float],
-        size: tuple[int, int],
-        seen: int,
-        score: float | None,
-        doubts: tuple[str, ...],
-    ) -> Found:
-        """The face within edges (left, top, right, bottom) of an image of `size`."""
-        box, moved = square(*edges, self.settings.face.margin, size)
-        if box.side < self.settings.face.min_side:
-            return Found(SMALL, None, seen, score)
-        return Found(FOUND, box, seen, score, (*doubts, AT_EDGE) if moved else doubts)
-
 
 class Head(_Faces):
     """The square about the largest connected part of the head region.
@@ -124,22 +122,22 @@ class Head(_Faces):
     def load(self) -> None:
         self.ndimage = optional("scipy.ndimage", "prepare.face.method=head")
 
-    def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
         if labels is None:
             raise Unusable(
                 "no label map. prepare.face.method=head needs one; add parsing to prepare.steps"
             )
         parts, count = self.ndimage.label(self.scheme.region(labels, "head"), np.ones((3, 3)))
         if count == 0:
-            return Found(NONE)
+            return Found(NONE), None
         areas = np.bincount(parts.ravel())[1:]
         heads = int((areas >= _OTHER_HEAD * areas.max()).sum())
         largest = parts == areas.argmax() + 1  # of equal ones the uppermost, leftmost
         face, least = self.scheme.face, self.settings.face.visible
         if face is not None and (labels[largest] == face).mean() < least:
-            return Found(BACK, seen=heads)
+            return Found(BACK, seen=heads), None
         doubts = (SEVERAL,) if heads > 1 else ()
-        return self._boxed(_extent(largest), body.size, heads, None, doubts)
+        return Found(FOUND, seen=heads, doubts=doubts), _extent(largest)
 
 
 class YuNet(_Faces):
@@ -164,15 +162,11 @@ class YuNet(_Faces):
 
     def _detector(self, size: tuple[int, int]) -> Any:
         """Threads must not share one; creating it costs a few milliseconds an image."""
-        try:
-            score = self.settings.face.score
+        score = self.settings.face.score
+        with loading("prepare.face.model", self.model, "a YuNet that OpenCV can load"):
             return self.cv2.FaceDetectorYN.create(str(self.model), "", size, score)
-        except self.cv2.error as error:
-            raise InputError(
-                f"prepare.face.model {self.model}: OpenCV can't load it as YuNet: {one_line(error)}"
-            ) from None
 
-    def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
         settings = self.settings.face
         scale = max(1.0, settings.height / body.height)
         size = round(body.width * scale), round(body.height * scale)
@@ -181,19 +175,20 @@ class YuNet(_Faces):
         _, faces = self._detector(size).detect(bgr)
         seen = 0 if faces is None else len(faces)
         if seen == 0:
-            return Found(NONE)
+            return Found(NONE), None
         boxes, scores = faces[:, :4] / (size[0] / body.width), faces[:, 14]
         if settings.inside_head and labels is not None:
             inside = self._in_head(boxes, labels)
             boxes, scores = boxes[inside], scores[inside]
             if not len(boxes):
-                return Found(OUTSIDE, seen=seen)
+                return Found(OUTSIDE, seen=seen), None
         best = np.argmax(boxes[:, 2] * boxes[:, 3])
         left, top, width, height = boxes[best].tolist()
         score = float(scores[best])
         unsure = score < settings.score + _CLEAR
         doubts = (*([SEVERAL] if seen > 1 else []), *([UNSURE] if unsure else []))
-        return self._boxed((left, top, left + width, top + height), body.size, seen, score, doubts)
+        found = Found(FOUND, None, seen, score, doubts)
+        return found, (left, top, left + width, top + height)
 
     def _in_head(self, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Which boxes, [N, (left, top, width, height)], lie about the head region: bool [N]."""

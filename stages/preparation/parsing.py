@@ -20,8 +20,8 @@ from deskpro.stages.preparation.step import (
     Unusable,
     each,
     encode,
+    loading,
     on_device,
-    one_line,
     optional,
     read_image,
     read_labels,
@@ -87,15 +87,10 @@ class SegFormer(Step):
             )
         transformers = optional("transformers", "prepare.parsing.method=segformer")
         transformers.utils.logging.disable_progress_bar()
-        try:
+        with loading("prepare.parsing.model", name, "a segmenter that transformers can load"):
             self.processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
             self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(name)
-        except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken folder
-            raise InputError(
-                f"prepare.parsing.model {name!r}: no segmenter that transformers can load: "
-                f"{one_line(error)}"
-            ) from None
-        _require_classes(self.model.config, self.scheme, f"prepare.parsing.model {name!r}")
+        _require_classes(self.model.config, self.scheme, f"prepare.parsing.model {name}")
         self.digest: object = getattr(self.model.config, "_commit_hash", None)
         if Path(name).is_dir():
             self.digest = {

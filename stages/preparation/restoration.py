@@ -20,8 +20,8 @@ from deskpro.stages.preparation.step import (
     Step,
     Unusable,
     encode,
+    loading,
     on_device,
-    one_line,
     optional,
     read_image,
     require,
@@ -76,13 +76,8 @@ class Spandrel(_Restorer):
         method = "prepare.restoration.method=spandrel"
         spandrel, extra = (optional(package, method) for package in self.needs)
         extra.install(ignore_duplicates=True)
-        try:
+        with loading(option, model, "a network that spandrel can load"):
             self.network: Any = spandrel.ModelLoader(device="cpu").load_from_file(model)
-        except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken file
-            raise InputError(
-                f"{option} {model}: no network that spandrel can load: {one_line(error)}. Set it "
-                f"to {what}"
-            ) from None
         channels = self.network.input_channels, self.network.output_channels
         if not isinstance(self.network, spandrel.ImageModelDescriptor) or channels != (3, 3):
             raise InputError(

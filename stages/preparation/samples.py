@@ -183,9 +183,9 @@ def _contradictions(table: pd.DataFrame) -> list[Problem]:
         & people.isin(tested),
     }
     return [
-        Problem(row.source, what.format(row.pid))
+        Problem(row["source"], what.format(row["pid"]))
         for what, rows in wrong.items()
-        for row in table[rows].itertuples()
+        for row in table[rows].to_dict("records")
     ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -178,6 +179,15 @@ def require(
         found = "not set" if path is None else f"{path} not found"
         raise InputError(f"{option}: {found}. Set it to {what}")
     return path
+
+
+@contextmanager
+def loading(option: str, value: object, what: str) -> Iterator[None]:
+    """Turn any error of a library that loads `value` into an InputError; what: it must be."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken file
+        raise InputError(f"{option} {value}: not {what}: {one_line(error)}") from None
 
 
 def on_device(network: Any, name: str) -> Any:
