@@ -20,7 +20,7 @@ import zarr
 
 from deskpro.cache.errors import damaged
 from deskpro.cache.files import crc32c
-from deskpro.cache.schema import CRC_BYTES, ChunkKey
+from deskpro.cache.schema import CRC_BYTES, ChunkKey, stored_crc
 from deskpro.cache.store import TargetStore
 
 Rows = dict[str, np.ndarray]
@@ -184,7 +184,7 @@ class MappedReader(TargetReader):
         if len(mapped) != size + CRC_BYTES:
             raise damaged(path, f"{len(mapped)} bytes, must be {size + CRC_BYTES}")
         content = np.frombuffer(mapped, np.uint8)
-        stored = f"{int.from_bytes(mapped[size:], 'little'):08x}"
+        stored = stored_crc(mapped[size:])
         if (name, block, view) not in self._checked:
             if stored != crc32c(content[:size]):
                 raise damaged(path, "its checksum differs")

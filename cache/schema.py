@@ -74,6 +74,11 @@ class Column:
 Columns = Mapping[str, Column]
 
 
+def stored_crc(chunk: bytes) -> str:
+    """The CRC at the end of a chunk file's content, as eight hex digits."""
+    return f"{int.from_bytes(chunk[-CRC_BYTES:], 'little'):08x}"
+
+
 class ChunkKey(NamedTuple):
     """One view of one block of samples: the unit that is computed, written and kept."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deskpro.cache.errors import CacheError, DamagedError, unfinished
 from deskpro.cache.files import crc32c
-from deskpro.cache.schema import CRC_BYTES, METADATA, PLAIN_GROUP, Record, Schema
+from deskpro.cache.schema import CRC_BYTES, METADATA, PLAIN_GROUP, Record, Schema, stored_crc
 from deskpro.cache.sealed import INDEX, checked, read_seal
 from deskpro.cache.store import group_folders, read_attributes
 
@@ -48,7 +48,7 @@ def verify(root: Path) -> list[Damage]:
         same = path.is_file() and path.read_bytes() == PLAIN_GROUP
         files.append(Damage(path, "" if same else "not the metadata of a plain group"))
     found = [file for file in files if file.what]
-    # What lies in a folder whose own files can't be read can't be told.
+    # What lies in a folder whose own files can't be read is unknown.
     damaged, known = {damage.file for damage in found}, {file.file for file in files}
     unread = [f for f in (root, *groups) if {f, f / INDEX, f / METADATA} & damaged]
     return found + [
@@ -96,7 +96,7 @@ def _chunk(file: Path, crc: str) -> str:
         return "the file is gone"
     except OSError as error:
         return f"unreadable: {error}"
-    own = f"{int.from_bytes(content[-CRC_BYTES:], 'little'):08x}"
+    own = stored_crc(content)
     if crc32c(content[:-CRC_BYTES]) != own:
         return "its checksum differs"
     return "" if own == crc else "it is not the chunk of its record"

@@ -31,6 +31,7 @@ from deskpro.cache.schema import (
     chunk_digests,
     group_files,
     root_files,
+    stored_crc,
 )
 from deskpro.cache.sealed import is_sealed_with, read_seal, seal, try_seal, unseal, write_files
 from deskpro.cache.store import (
@@ -250,9 +251,14 @@ class GroupWriter:
         """Every chunk file has its size, and ends with the CRC of its record."""
         for name, crc in record.crc.items():
             file = self.schema.chunk_file(self._folder, name, *record.key)
-            if _stored_crc(file, self.schema.chunk_bytes(name)) != crc:
-                self._journal.append([record.key._asdict()])
-                raise damaged(file, "it is gone, or not the chunk of its record")
+            size = self.schema.chunk_bytes(name)
+            with suppress(FileNotFoundError), file.open("rb") as opened:
+                whole = opened.seek(0, os.SEEK_END) == size + CRC_BYTES
+                opened.seek(size)
+                if whole and stored_crc(opened.read()) == crc:
+                    continue
+            self._journal.append([record.key._asdict()])
+            raise damaged(file, "it is gone, or not the chunk of its record")
 
 
 def _stored_columns(root: Path, *, replace: bool) -> Columns:
@@ -292,13 +298,12 @@ def _whole(folder: Path, schema: Schema, records: Records, *, deep: bool) -> Rec
     sizes = {name: _sizes(folder / name) for name in schema.fields}
 
     def is_whole(name: str, record: Record) -> bool:
-        size = schema.chunk_bytes(name)
-        if sizes[name].get(schema.chunk_name(name, *record.key)) != size + CRC_BYTES:
-            return False
-        if not deep:
-            return True
+        size = schema.chunk_bytes(name) + CRC_BYTES
+        same_size = sizes[name].get(schema.chunk_name(name, *record.key)) == size
+        if not (same_size and deep):
+            return same_size
         content = schema.chunk_file(folder, name, *record.key).read_bytes()
-        return crc32c(content[:size]) == _hex(content[size:]) == record.crc.get(name)
+        return crc32c(content[:-CRC_BYTES]) == stored_crc(content) == record.crc.get(name)
 
     return {
         key: record
@@ -349,22 +354,6 @@ def _write_chunk(file: Path, values: np.ndarray) -> str:
         opened.flush()
         os.fsync(opened.fileno())
     return crc
-
-
-def _stored_crc(path: Path, size: int) -> str | None:
-    """The CRC at the end of a chunk file; None where the file isn't there in its full size."""
-    try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) != size + CRC_BYTES:
-                return None
-            file.seek(size)
-            return _hex(file.read(CRC_BYTES))
-    except FileNotFoundError:
-        return None
-
-
-def _hex(stored: bytes) -> str:
-    return f"{int.from_bytes(stored, 'little'):08x}"
 
 
 def _write_root(root: Path, files: Mapping[str, bytes]) -> None:

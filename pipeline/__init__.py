@@ -1,1 +1,1 @@
-"""The front door: command line, configuration, the plan of stages, the run folder."""
+"""The front door: command line, config, order of the stages, messages."""

@@ -2,88 +2,48 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from deskpro.pipeline import failures
+from deskpro.cache.file_index import FileIndex
+from deskpro.pipeline import config, failures, runner
+from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
 from deskpro.pipeline.inspect_cli import COMMANDS
-from deskpro.pipeline.stages import STAGES
+from deskpro.pipeline.stages import STAGES, needed
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Digests
 
-if TYPE_CHECKING:
-    from deskpro.stages.base.options import Options
-    from deskpro.stages.base.run_folder import RunFolder
+_POSITIVE = click.IntRange(1)
+_SEEDS = click.option("--seeds", default=3, type=_POSITIVE, help="How many.")
+_JOBS = click.option("--jobs", default=1, type=_POSITIVE, help="Students at a time.")
 
-_PATH = click.Path(path_type=Path)
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_DEEP = click.option("--deep", is_flag=True, help="Read every file again, known or not.")
-_SEEDS = click.option(
-    "--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many."
+
+def _stage(name: str) -> click.Command:
+    @click.command(name, help=STAGES[name].help)
+    @with_recipe
+    @DEEP
+    def command(recipe: Recipe, deep: bool) -> None:
+        _run(name, recipe, deep=deep)
+
+    return command
+
+
+def _run(stage: str, recipe: Recipe, *, deep: bool) -> None:
+    digests = Digests(FileIndex(), deep)
+    runner.run_stage(stage, *recipe.open(), force=recipe.force, digests=digests)
+
+
+@click.group(
+    commands=[*COMMANDS, *map(_stage, STAGES)],  # those with options of their own follow
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
-_JOBS = click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Students at a time."
-)
-
-
-class Recipe(NamedTuple):
-    """What every stage's command is given."""
-
-    options: Options
-    folder: RunFolder
-    force: bool
-
-
-def _recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that every stage takes; the command gets a `Recipe` for them."""
-
-    @click.option("--config", type=_PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
-    @click.option("--run", type=_FOLDER, help="The run folder.  [default: runs/<config name>]")
-    @click.option("--from", "source", type=_FOLDER, help="Use teacher and targets of this run.")
-    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
-    @click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
-    @functools.wraps(command)
-    def wrapped(
-        config: Path | None,
-        run: Path | None,
-        source: Path | None,
-        overrides: tuple[str, ...],
-        force: bool,
-        **others: object,
-    ) -> None:
-        command(Recipe(*open_run(config, run, source, overrides), force), **others)
-
-    return wrapped
-
-
-def open_run(
-    config: Path | None,
-    run: Path | None,
-    source: Path | None = None,
-    overrides: tuple[str, ...] = (),
-) -> tuple[Options, RunFolder]:
-    """Options and folder of a run: of a recipe, or of a run folder that has its own."""
-    from deskpro.pipeline import messages
-    from deskpro.pipeline.config import load
-    from deskpro.stages.base.run_folder import RunFolder
-
-    if config is None and run is None:
-        raise click.UsageError("give a recipe with --config, or a run folder with --run")
-    messages.INVOCATION.__init__(config, run, source, overrides)  # type: ignore[misc]
-    if config is not None:
-        options = load(config, overrides)
-        name = config.stem + (f"-{options.tag}" if options.tag else "")
-        return options, RunFolder.open(run or Path("runs") / name, source)
-    assert run is not None
-    if not (run / "config.yaml").is_file():
-        raise click.UsageError(f"{run} has no config.yaml; give a recipe with --config")
-    return load(run / "config.yaml", overrides), RunFolder.open(run, source)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="deskpro")
 def deskpro() -> None:
     """Two-stage offline distillation for cloth-changing person re-identification.
@@ -93,119 +53,80 @@ def deskpro() -> None:
     """
 
 
-for _command in COMMANDS:
-    deskpro.add_command(_command)
-
-
-def _run(name: str, recipe: Recipe, deep: bool) -> None:
-    from deskpro.cache.file_index import FileIndex
-    from deskpro.pipeline import runner
-    from deskpro.stages.base.stage import Digests
-
-    digests = Digests(FileIndex(), deep)
-    runner.run_stage(name, recipe.options, recipe.folder, force=recipe.force, digests=digests)
-
-
-def _stage(name: str, text: str) -> None:
-    @deskpro.command(name, help=text)
-    @_recipe
-    @_DEEP
-    def command(recipe: Recipe, deep: bool) -> None:
-        _run(name, recipe, deep)
-
-
-for _name, _row in STAGES.items():
-    _stage(_name, _row.help)  # those with options of their own are defined again below
-
-
 @deskpro.command()
-@click.option("--config", type=_PATH, help="The recipe, YAML.")
-@click.option("--run", type=_PATH, hidden=True)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
-@click.option("--force", is_flag=True, help="Run although the output exists.")
-@_DEEP
+@with_recipe
+@DEEP
 @click.option("--explain", is_flag=True, help="Show schemes, methods and rules, and do nothing.")
-def prepare(
-    config: Path | None,
-    run: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    deep: bool,
-    explain: bool,
-) -> None:
+def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
     """Make the prepared layout from a raw dataset: label maps, masks, LR and HR faces.
 
     The recipe's section prepare names the raw images and the method of each of the four steps;
     data.root is the folder to make. Its manifest lies there, so that all runs share it.
     """
-    from deskpro.pipeline.config import load
-    from deskpro.pipeline.explain import explain_preparation
-
     if explain:
-        explain_preparation(load(config, overrides).prepare)
-        return
-    _run("prepare", Recipe(*open_run(config, run, None, overrides), force), deep)
+        from deskpro.pipeline.explain import explain_preparation
+
+        explain_preparation(recipe.options().prepare)
+    else:
+        _run("prepare", recipe, deep=deep)
 
 
 @deskpro.command("eval")
-@click.option("--config", type=_PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
-@click.option("--run", type=_FOLDER, help="The run folder.  [default: runs/<config name>]")
-@click.option("--from", "source", type=_FOLDER, help="Use teacher and targets of this run.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
-@click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
-@_DEEP
-@click.option("--checkpoint", type=_PATH, help="Evaluate these weights alone; needs --data.")
-@click.option("--data", "root", type=_PATH, help="The dataset, with --checkpoint.")
-@click.option("--dataset", default="celeb", show_default=True, help="How its names are read.")
+@with_recipe
+@DEEP
+@click.option("--checkpoint", type=PATH, help="Evaluate these weights alone; needs --data.")
+@click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint.")
+@DATASET
 def eval_(
-    config: Path | None,
-    run: Path | None,
-    source: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    deep: bool,
-    checkpoint: Path | None,
-    root: Path | None,
-    dataset: str,
+    recipe: Recipe, deep: bool, checkpoint: Path | None, root: Path | None, dataset: str
 ) -> None:
     """Evaluate the student by every protocol of the dataset, for face, body and all."""
-    from deskpro.pipeline import evaluation
-    from deskpro.pipeline.config import load
+    if (checkpoint is None) != (root is None):
+        raise click.UsageError(
+            "--checkpoint needs --data, the dataset, and --data needs --checkpoint"
+        )
+    if checkpoint is None or root is None:
+        _run("eval", recipe, deep=deep)
+    else:
+        _evaluate_weights(recipe, checkpoint, root, dataset, deep)
 
-    if checkpoint is None:
-        if root is not None:
-            raise click.UsageError("--data goes with --checkpoint")
-        return _run("eval", Recipe(*open_run(config, run, source, overrides), force), deep)
-    if root is None:
-        raise click.UsageError("--checkpoint needs --data, the folder of the dataset")
-    options = evaluation.on_dataset(load(config, overrides), root, dataset)
-    return evaluation.evaluate_weights(options, checkpoint, run, force=force, deep=deep)
+
+def _evaluate_weights(recipe: Recipe, weights: Path, root: Path, dataset: str, deep: bool) -> None:
+    """Evaluate a student or teacher on a dataset: no cache, no teacher, no earlier stage."""
+    from deskpro.stages.evaluate import Evaluate
+
+    config.require_dataset(dataset)
+    changes = {"data.root": root, "data.test_root": None, "data_train": dataset, "data_test": None}
+    options = config.override(recipe.options(), changes)
+    folder = RunFolder(recipe.run or Path("runs") / f"eval-{weights.stem}")
+    if not weights.is_file():
+        raise InputError(f"{weights}: no such file. --checkpoint takes a weights file")
+    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
+        raise InputError(
+            f"{folder.path}: holds other stages of a run. For its own student leave --checkpoint "
+            "out; for these weights give another folder with --run"
+        )
+    stage, digests = Evaluate(options, folder, weights), Digests(FileIndex(), deep)
+    runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
 
 
 @deskpro.command("all")
-@_recipe
-@click.option("--update", is_flag=True, help="Rebuild what is stale, too, and say so.")
+@with_recipe
+@click.option("--update", is_flag=True, help="Rebuild what is stale, too, and list it.")
 def all_(recipe: Recipe, update: bool) -> None:
     """Every stage that is not fresh, in order; with --force every stage."""
-    from deskpro.cache.file_index import FileIndex
-    from deskpro.pipeline import runner, stages
-    from deskpro.stages.base.stage import Digests
-
-    digests = Digests(FileIndex())
-    for name in stages.needed(recipe.options):
-        runner.run_stage(
-            name, recipe.options, recipe.folder, force=recipe.force, update=update, digests=digests
-        )
+    (options, folder), digests = recipe.open(), Digests(FileIndex())
+    for name in needed(options):
+        runner.run_stage(name, options, folder, force=recipe.force, update=update, digests=digests)
 
 
 @deskpro.command()
-@_recipe
+@with_recipe
 @_SEEDS
 @_JOBS
 @click.option(
     "--study",
     default="parts",
-    show_default=True,
     type=click.Choice(["parts", "views"]),
     help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
 )
@@ -213,11 +134,12 @@ def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
     """What parts of the recipe are worth over several seeds, all students from one cache."""
     from deskpro.pipeline import studies
 
-    click.echo(f"written: {studies.ablation(*recipe, study=study, seeds=seeds, jobs=jobs)}")
+    path = studies.ablation(studies.Base(*recipe.open(), recipe.force, seeds, jobs), study)
+    click.echo(f"written: {path}, {path.with_suffix('.json').name}")
 
 
 @deskpro.command()
-@_recipe
+@with_recipe
 @click.option(
     "--grid",
     "grids",
@@ -232,11 +154,12 @@ def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None
     """Students of every combination of some options, from one cache, in one table."""
     from deskpro.pipeline import studies
 
-    click.echo(f"written: {studies.sweep(*recipe, grids=grids, seeds=seeds, jobs=jobs)}")
+    base = studies.Base(*recipe.open(), recipe.force, seeds, jobs)
+    click.echo(f"written: {studies.sweep(base, grids)}")
 
 
 @deskpro.command()
-@_recipe
+@with_recipe
 def demo(recipe: Recipe) -> None:
     """The whole pipeline on a synthetic benchmark.
 
@@ -245,7 +168,7 @@ def demo(recipe: Recipe) -> None:
     """
     from deskpro.pipeline import demo as demonstration
 
-    demonstration.run(*recipe)
+    demonstration.run(*recipe.open(), recipe.force)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
 
 _NAMES = {"datasets": tuple(LAYOUTS), "protocols": tuple(PROTOCOLS)}
-"""The names that options may choose from, by registry."""
+"""Registry → the names that options may choose from."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,33 +40,38 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(path: Path | None, overrides: Iterable[str] = ()) -> Options:
+def load(source: Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> Options:
     """The options of a YAML file with `key=value` overrides (dotted keys, YAML values).
 
-    Without a file the defaults are overridden. Raises InputError that names every unknown option,
-    wrong type and impossible value at once.
+    Args:
+        source: a file; or the options as a manifest records them; None: the defaults.
+        overrides: replace options of the source.
+
+    Raises:
+        InputError: it names every unknown option, wrong type and impossible value at once.
     """
-    return _validated(_read(path) if path is not None else {}, overrides, path)
-
-
-def restore(record: Mapping[str, object], overrides: Iterable[str] = ()) -> Options:
-    """The options that a stage's record keeps, with overrides."""
-    return _validated(json.loads(json.dumps(record)), overrides, None)
-
-
-def _validated(tree: dict[str, Any], overrides: Iterable[str], path: Path | None) -> Options:
+    tree = _read(source) if isinstance(source, Path) else copy.deepcopy(dict(source or {}))
     for override in overrides:
-        _set(tree, override)
-    try:
-        return Options.model_validate(tree, context=_NAMES)
-    except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        count = f"{len(lines)} invalid option{'s' * (len(lines) > 1)}"
-        raise InputError(
-            f"{path or '--set'}: {count}\n"
-            + "\n".join(f"  {line}" for line in sorted(lines))
-            + "\nFix the config, or override with --set key=value"
-        ) from None
+        key, value = assignment("--set", override, "kd_loss.T=1")
+        _put(tree, key, parse(value))
+    return _validated(tree, str(source) if isinstance(source, Path) else "--set")
+
+
+def override(options: Options, changes: Mapping[str, object], title: str = "--set") -> Options:
+    """The options with some replaced, by dotted key; validated again.
+
+    Raises:
+        InputError: a value is impossible; `title` names whose it is.
+    """
+    tree = options.model_dump()
+    for key, value in changes.items():
+        _put(tree, key, value)
+    return _validated(tree, title)
+
+
+def dump(options: Options) -> str:
+    """The resolved options as YAML that `load` reads back to the same options."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
 
 
 def require_dataset(name: str) -> None:
@@ -75,21 +80,24 @@ def require_dataset(name: str) -> None:
         raise InputError(f"--dataset {name}: must be one of {', '.join(LAYOUTS)}")
 
 
-def override(options: Options, changes: Mapping[str, object]) -> Options:
-    """The options with some replaced, by dotted key; validated anew."""
-    tree = options.model_dump()
-    for key, value in changes.items():
-        *sections, leaf = key.split(".")
-        below = tree
-        for section in sections:
-            below = below[section]
-        below[leaf] = value
-    return Options.model_validate(tree, context=_NAMES)
+def parse(text: str) -> Any:
+    """A value as it is written in YAML, in `--set`, `--grid` and `make-benchmark --set` alike."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
 
 
-def dump(options: Options) -> str:
-    """The resolved options as YAML that `load` reads back to the same options."""
-    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+def assignment(option: str, text: str, example: str) -> tuple[str, str]:
+    """Key and value of `key=value`, as an option of the command line gives it.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    key, _, value = text.partition("=")
+    if not key or "=" not in text:
+        raise InputError(f"{option} {text!r}: must be key=value, as in {option} {example}")
+    return key, value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -109,46 +117,43 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def parse(text: str) -> Any:
-    """A value as it is written in YAML, in `--set`, `--grid` and `make-benchmark --set` alike."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"--set {override!r}: must be key=value, as in --set kd_loss.T=1")
-    value = parse(text)
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    """Replace the value at a dotted key; sections that are absent or null are made."""
     *sections, leaf = key.split(".")
     for section in sections:
-        if tree.get(section) is None:  # absent, or an optional section that isn't given
+        if tree.get(section) is None:
             tree[section] = {}
-        below = tree[section]
-        if not isinstance(below, dict):
-            raise InputError(f"--set {override!r}: {section} is a single value, it has no {leaf}")
-        tree = below
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise InputError(f"--set {key}: {section} is a single value, it has no {leaf}")
     tree[leaf] = value
+
+
+def _validated(tree: Mapping[str, Any], title: str) -> Options:
+    try:
+        return Options.model_validate(tree, context=_NAMES)
+    except ValidationError as error:
+        lines = sorted(map(_explain, error.errors()))
+        raise InputError(
+            f"{title}: {len(lines)} invalid option{'s' * (len(lines) > 1)}\n"
+            + "".join(f"  {line}\n" for line in lines)
+            + "Fix the config, or override with --set key=value"
+        ) from None
 
 
 def _explain(error: Mapping[str, Any]) -> str:
     """One line: which option, what is wrong, the value found, what is allowed."""
     key = ".".join(str(part) for part in error["loc"])
-    found = error["input"]
     if error["type"] == "extra_forbidden":
-        *sections, name = key.split(".")
-        prefix = "".join(f"{section}." for section in sections)
-        known = [o.removeprefix(prefix) for o in LEAVES if o.startswith(prefix)]
+        section, dot, name = key.rpartition(".")
+        known = [o.removeprefix(section + dot) for o in LEAVES if o.startswith(section + dot)]
         near = difflib.get_close_matches(name, known, n=1)
-        if not near and len(known) > 12:
-            return f"{key}: unknown option"
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"allowed are {', '.join(known)}"
-        return f"{key}: unknown option; {hint}"
+        hint = "" if len(known) > 12 else f"; allowed are {', '.join(known)}"
+        hint = f"; did you mean {section}{dot}{near[0]}?" if near else hint
+        return f"{key}: unknown option{hint}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if isinstance(found, Mapping):  # a rule between several options names its values itself
+    if isinstance(error["input"], Mapping):  # a rule between options names its values
         return f"{key}: {message}"
     message = message.replace("input should", "must").replace("input is not", "must be")
-    return f"{key}: {message}, found {found!r}"
+    return f"{key}: {message}, found {error['input']!r}"

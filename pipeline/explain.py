@@ -45,7 +45,7 @@ def _own_rule(chosen: Prepare) -> str:
         "A folder of one's own (data_train: own):\n"
         f"  name   {own.name}\n"
         "         must match the path of each image below prepare.root; its groups are pid and,\n"
-        "         where the name says them, camid, clothes, split (train, query, gallery).\n"
+        "         optionally, camid, clothes, split (train, query, gallery).\n"
         "         Cameras that aren't numbers are numbered in the order of their names. Without\n"
         "         camid, each image of an identity counts as a camera of its own.\n"
         f"  test   {own.test:g} of the identities are held out (seed {own.seed}), where the name\n"

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 
 import click
 
+from deskpro.cache.errors import CacheError
 from deskpro.pipeline import messages
+from deskpro.stages.base import distributed
+from deskpro.stages.base.errors import InputError, Stopped
 
+_RESUME = "finished work is kept, run the same command to resume"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _KNOWN = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
@@ -23,12 +27,9 @@ _KNOWN = {
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Exit with one message where the block fails in a way that the user can fix."""
-    from deskpro.cache.errors import CacheError
-    from deskpro.stages.base.errors import InputError, Stopped
 
     def stop(number: int, frame: object) -> None:
-        name, resume = signal.Signals(number).name, "run the same command to resume"
-        raise Stopped(f"stopped by {name}; finished work is kept, {resume}", 128 + number)
+        raise Stopped(f"stopped by {signal.Signals(number).name}; {_RESUME}", 128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -38,11 +39,11 @@ def report_errors() -> Iterator[None]:
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
         advice = f". Type: {messages.command(error.command)}" if error.command else ""
-        _fail(str(error) + advice)
+        _fail(f"{error}{advice}")
     except Stopped as stopped:
         _fail(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; finished work is kept, run the same command to resume", 130)
+        _fail(f"interrupted; {_RESUME}", 130)
     except OSError as error:
         if error.errno in _FULL:
             _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
@@ -54,8 +55,6 @@ def report_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    from deskpro.stages.base import distributed
-
     if distributed.is_first_failure(message):  # what all ranks meet is printed once
         click.echo(f"deskpro: {message}", err=True)
     sys.exit(code)

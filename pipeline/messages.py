@@ -1,71 +1,54 @@
-"""Everything that the pipeline says: reasons, refusals, summaries, and the next command to type."""
+"""The wording of the pipeline: reasons, refusals, summaries, and the next command to type."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deskpro.stages.base.progress import table
 from deskpro.stages.base.stage import Reason, Result, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Facts = dict[str, object]
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Columns and lines."""
 
-
-@dataclass
-class Invocation:
-    """The options of the user's own command that every stage takes."""
-
-    config: Path | None = None
-    run: Path | None = None
-    source: Path | None = None
-    overrides: tuple[str, ...] = ()
-
-
-INVOCATION = Invocation()
-"""Of this process; the command line fills it in."""
+OPTIONS: list[str] = []
+"""The options of the user's own command that every stage takes; the command line fills it in."""
 
 
 def command(stage: str) -> str:
     """A stage with options to add → the whole command, with the user's own options."""
     name, *add = stage.split()
-    words = ["deskpro", name]
-    for option, value in (
-        ("--config", INVOCATION.config),
-        ("--run", INVOCATION.run),
-        ("--from", INVOCATION.source),
-    ):
-        words += [] if value is None else [option, str(value)]
-    for override in INVOCATION.overrides:
-        words += ["--set", override]
-    return shlex.join([*words, *add])
+    return shlex.join(["deskpro", name, *OPTIONS, *add])
 
 
 def reason(reason: Reason, stage: str) -> str:
     """Why an output is not fresh."""
-    if reason.kind == "no-record":
-        return "has no manifest"
-    if reason.kind == "store":
-        return reason.name
-    if reason.kind == "out":
-        return "differs from its recorded digest"
-    if reason.kind == "param":
-        if reason.before is None:
-            return f"{reason.name} is new: {_short(reason.now)}"
-        if reason.now is None:
-            return f"{reason.name} is no longer used"
-        return f"{reason.name} was {_short(reason.before)}, is {_short(reason.now)}"
-    if reason.before is None:
-        return f"{reason.name} is new"
-    if reason.now is None:
-        return f"{reason.name} is no longer used"
-    return f"{reason.name} changed since {stage} ran"
+    match reason:
+        case Reason("no-record"):
+            return "has no manifest"
+        case Reason("store", name):
+            return name
+        case Reason("out"):
+            return "differs from its recorded digest"
+        case Reason(kind, name, None, now):
+            return f"{name} is new" + f": {_short(now)}" * (kind == "param")
+        case Reason(_, name, _, None):
+            return f"{name} is no longer used"
+        case Reason("dep", name):
+            return f"the content of {name} has changed since {stage} ran"
+    return f"{reason.name} was {_short(reason.before)}, is {_short(reason.now)}"
+
+
+def _short(value: object) -> str:
+    """Long digests by their beginning."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def reasons(stage: Stage, found: Iterable[Reason]) -> str:
@@ -92,8 +75,8 @@ def updates(stage: Stage, found: Iterable[Reason]) -> str:
     return f"{stage.name}: {output(stage)} is rebuilt: {reasons(stage, found)}"
 
 
-def used_although(stage: Stage, found: Reason) -> str:
-    return f"warning: using {output(stage)} although {reason(found, stage.name)}"
+def used_although(stage: Stage, found: Iterable[Reason]) -> str:
+    return f"warning: using {output(stage)} although {reasons(stage, found)}"
 
 
 def saved_as(stage: Stage, path: Path, kept: Path) -> str:
@@ -120,61 +103,82 @@ def one_process(stage: str, processes: int) -> str:
 
 
 def done(stage: Stage, seconds: float) -> str:
-    return f"{stage.name}: done in {duration(seconds)}"
-
-
-def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{stage.name}: done in " + f"{minutes} min " * (minutes > 0) + f"{rest} s"
 
 
 def facts(stage: Stage, result: Result) -> Facts:
     """What a stage did, for its summary: in its own words, or as the fields of its result."""
     words = SUMMARIES.get(stage.name)
-    if words is not None:
-        return words(result)
-    return {name.replace("_", " "): value for name, value in vars(result).items()}
+    if words is None:
+        return {name.replace("_", " "): value for name, value in vars(result).items()}
+    return {name: value for name, value in words(result).items() if value}
 
 
-def _teacher(result: Any) -> Facts:
-    return _data(result.data) | _training(result.training) | {"teacher": result.path}
+def _prepare(result: Any) -> Facts:
+    left_out, removed = result.left_out, result.removed
+    counts = sorted(result.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
+    skipped = ", ".join(f"{count} {suffix}" for suffix, count in counts)
+    return {
+        **{name: str(count) for name, count in result.summary.items()},
+        "left out": left_out and f"{left_out} images, listed in {result.listing}",
+        "removed": removed and f"{removed} images that are no longer in the raw dataset",
+        "skipped": skipped and f"not images: {skipped}",
+        "note": result.enlarged and "HR faces are bicubic enlargements: nothing was restored",
+        "listing": result.listing,
+        "contact sheet": result.page,
+    }
 
 
-def _cache(result: Any) -> Facts:
-    found = _data(result.data)
-    found["views"] = f"{result.views} of each sample" + ", the first plain" * result.plain_view
-    for target, kept in result.kept.items():
-        if kept:
-            found[target] = f"{kept} of {result.chunks} (block, view) were there"
-    return found | {"cache": f"{result.path} ({result.bytes / 1e6:.1f} MB)"}
-
-
-def _student(result: Any) -> Facts:
-    used = f"{result.samples} samples of {result.identities} identities, from {result.source}"
-    found: Facts = {"used": used}
-    if result.targets:
-        found["targets"] = f"from {result.targets}"
-    found |= _training(result.training)
-    found["size"] = f"{result.parameters / 1e6:.2f} M parameters"
-    found["cost"] = f"{result.macs / 1e6:.0f} M multiply-adds a sample"
-    return found | {"student": result.path}
+def _data(data: Mapping[str, Any]) -> Facts:
+    """Which samples were used."""
+    left_out, vanished = data["left_out"], ", ".join(data["vanished"])
+    return {
+        "used": f"{data['samples']} samples of {data['identities']} identities",
+        "left out": left_out and f"{left_out} samples, listed in {data['listing']}",
+        "vanished": vanished and f"identities without a sample left: {vanished}",
+    }
 
 
 def _training(training: Mapping[str, Any]) -> Facts:
     """What the training of either network did."""
-    found: Facts = {}
     identities, images = training["batch"]
-    if training["short_identities"]:
-        short = training["short_identities"]
-        found["repeated"] = f"{short} identities have fewer than {images} images"
-    if training["start"] is not None:
-        start = training["start"]
-        found["started from"] = f"{start['path']}, {start['loaded']} tensors"
-        found["fresh"] = f"{start['fresh']} tensors: {', '.join(start['modules']) or 'none'}"
-        found["not loaded"] = ", ".join(start["unused"]) or "nothing"
-    found["steps"] = f"{training['steps']}, {identities}×{images} samples each"
-    losses = training["losses"].items()
-    return found | {"last loss": "  ".join(f"{name} {value:.3f}" for name, value in losses)}
+    short, start, losses = (training[k] for k in ("short_identities", "start", "losses"))
+    return {
+        "repeated": short and f"{short} identities have fewer than {images} images",
+        "started from": start and f"{start['path']}, {start['loaded']} tensors",
+        "fresh": start and f"{start['fresh']} tensors: {', '.join(start['modules']) or 'none'}",
+        "not loaded": start and (", ".join(start["unused"]) or "nothing"),
+        "steps": f"{training['steps']}, {identities}×{images} samples each",
+        "last loss": "  ".join(f"{name} {value:.3f}" for name, value in losses.items()),
+    }
+
+
+def _teacher(result: Any) -> Facts:
+    return {**_data(result.data), **_training(result.training), "teacher": result.path}
+
+
+def _cache(result: Any) -> Facts:
+    return {
+        **_data(result.data),
+        "views": f"{result.views} of each sample" + ", the first plain" * result.plain_view,
+        **{
+            target: kept and f"{kept} of {result.chunks} (block, view) were there"
+            for target, kept in result.kept.items()
+        },
+        "cache": f"{result.path} ({result.bytes / 1e6:.1f} MB)",
+    }
+
+
+def _student(result: Any) -> Facts:
+    return {
+        "used": f"{result.samples} samples of {result.identities} identities, from {result.source}",
+        "targets": result.targets and f"from {result.targets}",
+        **_training(result.training),
+        "size": f"{result.parameters / 1e6:.2f} M parameters",
+        "cost": f"{result.macs / 1e6:.0f} M multiply-adds a sample",
+        "student": result.path,
+    }
 
 
 def _eval(result: Any) -> Facts:
@@ -188,36 +192,6 @@ def _eval(result: Any) -> Facts:
     }
 
 
-def _data(data: Mapping[str, Any]) -> Facts:
-    """Which samples were used."""
-    found: Facts = {"used": f"{data['samples']} samples of {data['identities']} identities"}
-    if data["left_out"]:
-        found["left out"] = f"{data['left_out']} samples, listed in {data['listing']}"
-    if data["vanished"]:
-        found["vanished"] = "identities without a sample left: " + ", ".join(data["vanished"])
-    return found
-
-
-def _short(value: object) -> str:
-    """Long digests by their beginning."""
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
-
-
-def _prepare(result: Any) -> Facts:
-    found = dict(result.summary)
-    if result.left_out:
-        found["left out"] = f"{result.left_out} images, listed in {result.listing}"
-    if result.removed:
-        found["removed"] = f"{result.removed} images that are no longer in the raw dataset"
-    if result.skipped:
-        counts = sorted(result.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
-        found["skipped"] = "not images: " + ", ".join(f"{n} {suffix}" for suffix, n in counts)
-    if result.enlarged:
-        found["note"] = "HR faces are bicubic enlargements: nothing was restored"
-    return found | {"listing": result.listing, "contact sheet": result.page}
-
-
 SUMMARIES: dict[str, Callable[[Any], Facts]] = {
     "prepare": _prepare,
     "train-teacher": _teacher,
@@ -225,50 +199,65 @@ SUMMARIES: dict[str, Callable[[Any], Facts]] = {
     "train-student": _student,
     "eval": _eval,
 }
-"""Stage → the facts of its summary."""
+"""Stage → the facts of its summary; what is empty is left out."""
 
 
-def demo_table(
-    found: pd.DataFrame,
-) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
-    """Title, columns and lines of the demonstration's result."""
-    result = {(row["variant"], row["stream"]): row for row in found.to_dict("records")}
+def demo_table(found: pd.DataFrame) -> Table:
+    """The demonstration's result: measures without and with targets, and their difference."""
+    records = found.to_dict("records")
+    result = {(row["variant"], row["stream"]): (row["mAP"], row["rank1"]) for row in records}
     lines: list[tuple[str, ...]] = []
     for stream in ("face", "body", "all"):
-        plain, both = result["plain", stream], result["both", stream]
-        cells = []
-        for measure in ("mAP", "rank1"):
-            gain = both[measure] - plain[measure]
-            cells += [f"{plain[measure]:.1f}", f"{both[measure]:.1f}", f"{gain:+.1f}"]
-        lines.append((stream, *cells))
-    teacher = result["teacher", "face"]
-    numbers = [f"{teacher[measure]:.1f}" for measure in ("mAP", "rank1")]
-    lines.append(("teacher, HR face", "", numbers[0], "", "", numbers[1], ""))
-    return (
-        "LR student without and with the teacher's cached targets (%, Market rule)",
-        ("stream", "mAP plain", "mAP distilled", "", "rank-1 plain", "rank-1 distilled", ""),
-        lines,
-    )
+        pairs = zip(result["plain", stream], result["both", stream], strict=True)
+        cells = [(f"{plain:.1f}", f"{both:.1f}", f"{both - plain:+.1f}") for plain, both in pairs]
+        lines.append((stream, *cells[0], *cells[1]))
+    mean_ap, rank1 = (f"{value:.1f}" for value in result["teacher", "face"])
+    lines.append(("teacher, HR face", "", mean_ap, "", "", rank1, ""))
+    columns = ("mAP plain", "mAP distilled", "", "rank-1 plain", "rank-1 distilled", "")
+    return ("stream", *columns), lines
 
 
-def ablation_table(rows: pd.DataFrame, found: pd.DataFrame, base: str, command: str) -> str:
-    """The table of an ablation as Markdown; printed too."""
-    columns = ("variant", "stream", "seeds", "mAP %", "rank-1 %", f"mAP over {base}")
-    lines = [
+def study_table(found: pd.DataFrame, by: str, more: Mapping[str, Callable[[Any], str]]) -> Table:
+    """Variants by stream with their means over seeds; `more` makes further columns of a row."""
+    columns = (by, "stream", "seeds", "mAP %", "rank-1 %", *more)
+    return columns, [
         (
             row["variant"],
             row["stream"],
             str(row["seeds"]),
             _spread(row["mAP"], row["mAP_sd"]),
             _spread(row["rank1"], row["rank1_sd"]),
-            "" if row["variant"] in (base, "teacher") else verdict(row),
+            *(words(row) for words in more.values()),
         )
         for row in found.to_dict("records")
     ]
-    table("ablation", columns, lines)
-    seeds = ", ".join(map(str, sorted(set(rows.loc[rows["variant"] != "teacher", "seed"]))))
+
+
+def ablation_table(found: pd.DataFrame, base: str) -> Table:
+    """The table of a study whose gains are over the variant `base`."""
+
+    def gain(row: Mapping[Any, Any]) -> str:
+        return "" if row["variant"] in (base, "teacher") else verdict(row)
+
+    return study_table(found, "variant", {f"mAP over {base}": gain})
+
+
+def sweep_table(found: pd.DataFrame) -> Table:
+    """The table of a sweep."""
+    costs: dict[str, Callable[[Any], str]] = {
+        "size": lambda row: f"{row['parameters'] / 1e6:.2f} M",
+        "cost": lambda row: f"{row['macs'] / 1e6:.0f} M MACs",
+        "minutes": lambda row: f"{row['minutes']:.1f}",
+    }
+    return study_table(found, "combination", costs)
+
+
+def ablation_page(table: Table, seeds: Iterable[int], command: str) -> str:
+    """The table of an ablation as Markdown, with what a reader must know."""
+    columns, lines = table
     text = [
-        f"Mean ± standard deviation over the seeds {seeds}; Market rule; made by `{command}`.",
+        f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; Market rule; made "
+        f"by `{command}`.",
         "A gain helps (harms) where it exceeds twice the pooled standard deviation. The teacher",
         "sees HR faces: an upper reference for `face`, from one seed.",
         "",
@@ -279,31 +268,13 @@ def ablation_table(rows: pd.DataFrame, found: pd.DataFrame, base: str, command: 
 
 def verdict(row: Mapping[Any, Any]) -> str:
     """What a gain over the base is worth, measured by the spread over seeds."""
-    if math.isnan(row["gain"]):
+    gain, spread = row["gain"], row["pooled_sd"]
+    if math.isnan(gain):
         return ""
-    if math.isnan(row["pooled_sd"]):
-        return f"{row['gain']:+.1f} (one seed: no spread)"
-    clear = abs(row["gain"]) > 2 * row["pooled_sd"]
-    word = ("helps" if row["gain"] > 0 else "harms") if clear else "no clear effect"
-    return f"{row['gain']:+.1f} ({word}; pooled sd {row['pooled_sd']:.1f})"
-
-
-def sweep_table(found: pd.DataFrame) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and lines of a sweep."""
-    columns = ("combination", "stream", "seeds", "mAP %", "rank-1 %", "size", "cost", "minutes")
-    return columns, [
-        (
-            row["combination"],
-            row["stream"],
-            str(row["seeds"]),
-            _spread(row["mAP"], row["mAP_sd"]),
-            _spread(row["rank1"], row["rank1_sd"]),
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['macs'] / 1e6:.0f} M MACs",
-            f"{row['minutes']:.1f}",
-        )
-        for row in found.to_dict("records")
-    ]
+    if math.isnan(spread):
+        return f"{gain:+.1f} (one seed: no spread)"
+    word = ("helps" if gain > 0 else "harms") if abs(gain) > 2 * spread else "no clear effect"
+    return f"{gain:+.1f} ({word}; pooled sd {spread:.1f})"
 
 
 def _spread(mean: float, sd: float) -> str:

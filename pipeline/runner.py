@@ -1,4 +1,4 @@
-"""Run stages: make what is missing before one, keep what is fresh, replace only when told to."""
+"""Run stages: first what is missing before one; fresh output is kept, stale output refused."""
 
 from __future__ import annotations
 
@@ -57,31 +57,24 @@ def run_stage(
     if distributed.world_size() > 1 and not stage.distributed:
         raise InputError(messages.one_process(stage.name, distributed.world_size()))
     stage.check()
+    before, main = _upstream(stage), distributed.is_main()
     with distributed.shared_errors():
-        _run_stage(stage, digests, force, chain, update)
-
-
-def _run_stage(stage: Stage, digests: Digests, force: bool, chain: bool, update: bool) -> None:
-    options, folder, before = stage.options, stage.folder, _upstream(stage)
-    if before is not None:
-        missing = not _exists(before)
-        if missing:
-            log(messages.runs_first(stage, before))
-        if chain or missing:
-            run_stage(before, options, folder, chain=chain, update=update, digests=digests)
-    with _locked(stage):
-        action = None
-        if distributed.is_main():  # the others would see what this one has written since
-            _refuse_stale_upstream(before, digests)
-            action = _decide(stage, digests, force, update), _inputs(stage, digests)
-        how, inputs = distributed.broadcast_object(action)
-        if how == "fresh":
-            log(messages.fresh(stage))
-        elif how == "resume" and distributed.is_main():
-            with _kept(stage):
-                _run(stage, digests, False, inputs)
-        else:
-            _run(stage, digests, how == "force", inputs)
+        if before is not None:
+            if missing := not _exists(before):
+                log(messages.runs_first(stage, before))
+            if chain or missing:
+                run_stage(before, options, folder, chain=chain, update=update, digests=digests)
+        with hold(stage.home.path, stage.name) if main else nullcontext():
+            action = None
+            if main:  # the others would see what this one has written since
+                _refuse_stale_upstream(before, digests)
+                action = _decide(stage, digests, force, update), _inputs(stage, digests)
+            how, inputs = distributed.broadcast_object(action)
+            if how == "fresh":
+                log(messages.fresh(stage))
+                return
+            with _kept(stage) if how == "resume" and main else nullcontext():
+                _run(stage, digests, how == "force", inputs)
 
 
 def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
@@ -100,8 +93,8 @@ def _decide(
     reasons = stale_reasons(stage, digests)
     if not reasons:
         return "fresh"
-    changed = {reason.kind for reason in reasons} == {"dep"}
-    if _extends(reasons) or (changed and digests.deep and stage.incremental):
+    kinds, effects = {reason.kind for reason in reasons}, {reason.effect for reason in reasons}
+    if effects == {"extend"} or (kinds == {"dep"} and digests.deep and stage.incremental):
         return "run"
     if _interrupted(stage, reasons, digests):
         return "resume"
@@ -141,10 +134,6 @@ def _exists(stage: Stage) -> bool:
     return all(path.exists() for path in stage.outs())
 
 
-def _extends(reasons: list[Reason]) -> bool:
-    return all(reason.effect == "extend" for reason in reasons)
-
-
 def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
     """Whether a kill came between the output and its manifest, of these very params and deps.
 
@@ -159,55 +148,44 @@ def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
 
 
 def _inputs(stage: Stage, digests: Digests) -> dict[str, Any]:
-    inputs = {
-        "params": relevant(stage.options, stage.params),
-        "deps": stage.digests(digests),
-    }
-    found: dict[str, Any] = json.loads(json.dumps(inputs))
-    return found
+    """The params and deps of a stage, as the manifest has them."""
+    return {"params": relevant(stage.options, stage.params), "deps": stage.digests(digests)}
 
 
 def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
-    """Every stage before must have made what the options say, as far as its output is still here.
+    """Raise where what is left of the output of an earlier stage is not what the options give.
 
     An output without a manifest was brought from elsewhere and is used.
     """
     while stage is not None:
-        if stage.required and not _exists(stage):
+        exists = _exists(stage)
+        if stage.required and not exists:
             raise InputError(messages.never_done(stage), command=stage.name)
-        if _exists(stage) and stage.home.manifest(stage.name).is_file():
+        if exists and stage.home.manifest(stage.name).is_file():
             reasons = stale_reasons(stage, digests)
-            if reasons and all(reason.effect == "notice" for reason in reasons):
-                for reason in reasons:
-                    log(messages.used_although(stage, reason))
+            effects = {reason.effect for reason in reasons}
+            if effects == {"notice"}:
+                log(messages.used_although(stage, reasons))
             elif reasons and not _interrupted(stage, reasons, digests):
-                add = "" if _extends(reasons) else " --force"
+                add = "" if effects == {"extend"} else " --force"
                 raise InputError(messages.stale(stage, reasons), command=stage.name + add)
         stage = _upstream(stage)
 
 
-@contextmanager
-def _locked(stage: Stage) -> Iterator[None]:
-    """One process (or one group of them) works on a run folder at a time."""
-    main = distributed.is_main()
-    with hold(stage.home.path, stage.name) if main else nullcontext():
-        yield
-
-
 def _run(stage: Stage, digests: Digests, force: bool, inputs: Mapping[str, Any]) -> None:
-    home, begun = stage.home, time.monotonic()
-    started = home.started(stage.name)
-    if distributed.is_main():
+    main, start = distributed.is_main(), time.monotonic()
+    started = stage.home.started(stage.name)
+    if main:
         write_text(started, json.dumps(inputs) + "\n")
-    job = Job(digests.index, force, digests.deep, {**inputs["params"], **inputs["deps"]})
     try:
-        result = stage.run(job)
+        provenance = {**inputs["params"], **inputs["deps"]}
+        result = stage.run(Job(digests.index, force, digests.deep, provenance))
     except BaseException:
         started.unlink(missing_ok=True)
         raise
     digests.forget()
-    if distributed.is_main():
-        seconds = time.monotonic() - begun
+    if main:
+        seconds = time.monotonic() - start
         _write_manifest(stage, result, seconds, inputs, digests)
         started.unlink(missing_ok=True)
         for folder in stage.scratch():
@@ -223,6 +201,7 @@ def _write_manifest(
     home = stage.folder if stage.home.path == stage.folder.upstream else stage.home
     write_text(home.config, config.dump(stage.options))
     stage.folder.write_source()
+    versions = {name: version(name) for name in _VERSIONS}
     manifest = {
         "stage": stage.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -232,8 +211,7 @@ def _write_manifest(
         "outs": stage.out_digests(digests),
         "config": stage.options.model_dump(mode="json"),
         "result": asdict(result),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _VERSIONS},
+        "versions": {"python": platform.python_version(), **versions},
     }
     text = json.dumps(manifest, indent=1, default=str) + "\n"
     write_text(stage.home.manifest(stage.name), text)

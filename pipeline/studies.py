@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from deskpro.cache.files import write_aside, write_text
 from deskpro.pipeline import config, messages, runner, stages
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
 from deskpro.stages.base.progress import log, table
@@ -38,7 +38,18 @@ STUDIES: dict[str, Variants] = {
     },
 }
 """Study → its variants; gains are counted from the first."""
-BASES = tuple(next(iter(variants)) for variants in STUDIES.values())
+
+
+class Base(NamedTuple):
+    """The run whose variants are studied, and how many students are trained for that."""
+
+    options: Options
+    folder: RunFolder
+    force: bool = False
+    seeds: int = 3
+    """Seeds of each variant, counted up from `train_student.seed`."""
+    jobs: int = 1
+    """Students at a time."""
 
 
 class Student(NamedTuple):
@@ -50,30 +61,26 @@ class Student(NamedTuple):
     folder: RunFolder
 
 
-def ablation(
-    options: Options, folder: RunFolder, force: bool, *, study: str, seeds: int, jobs: int
-) -> str:
-    """Run a study and write its table and rows into the run folder; the names of the two."""
-    rows = ablation_rows(options, folder, force, study=study, seeds=seeds, jobs=jobs)
-    add = f" --study {study}" * (study != "parts")
-    command = messages.command(f"ablation{add} --seeds {seeds} --jobs {jobs}")
-    path = folder.path / ("ablation.md" if study == "parts" else f"ablation-{study}.md")
-    write_text(
-        path, messages.ablation_table(rows, summarise(rows), next(iter(STUDIES[study])), command)
-    )
+def ablation(base: Base, study: str) -> Path:
+    """Run a study and write its table and, as JSON, its rows into the run folder.
+
+    Returns:
+        The file with the table; the rows lie beside it.
+    """
+    rows, first = ablation_rows(base, study), next(iter(STUDIES[study]))
+    found = messages.ablation_table(summarise(rows, first), first)
+    table("ablation", *found)
+    other = study != "parts"
+    add = f" --study {study}" * other + f" --seeds {base.seeds} --jobs {base.jobs}"
+    page = messages.ablation_page(found, _seeds(base), messages.command(f"ablation{add}"))
+    path = base.folder.path / ("ablation" + f"-{study}" * other + ".md")
+    write_text(path, page)
     write_text(path.with_suffix(".json"), json.dumps(rows.to_dict("records"), indent=1) + "\n")
-    return f"{path}, {path.with_suffix('.json').name}"
+    return path
 
 
 def ablation_rows(
-    options: Options,
-    folder: RunFolder,
-    force: bool,
-    *,
-    study: str = "parts",
-    variants: Iterable[str] | None = None,
-    seeds: int = 3,
-    jobs: int = 1,
+    base: Base, study: str = "parts", variants: Iterable[str] | None = None
 ) -> pd.DataFrame:
     """Train and evaluate a study's variants with every seed; an interrupted call is resumed.
 
@@ -81,29 +88,23 @@ def ablation_rows(
     faces, is the last variant: the upper reference of `face`.
 
     Returns:
-        A row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1).
-        Seeds count up from `train_student.seed`.
+        A row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1),
+        parameters, macs, minutes (of training).
     """
+    from deskpro.stages.evaluate import Evaluate
+
+    options, folder = base.options, base.folder
     _require_parts(options, study)
     runner.run_stage("teacher-cache", options, folder, chain=True)
     chosen = {variant: STUDIES[study][variant] for variant in variants or STUDIES[study]}
-    students = members(options, folder, chosen, seeds, "ablation")
-    train(students, options, jobs, force)
-    teacher = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
-    _evaluate_teacher(options, folder, teacher)
-    students.append(Student("teacher", options.train_teacher.seed, options, teacher))
-    return pd.DataFrame([row for student in students for row in _rows(student)])
+    students = train(base, chosen, "ablation")
+    home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
+    evaluation = Evaluate(options, home, options.pre_train or folder.teacher, kind="teacher")
+    runner.run_stage(evaluation, options, home, update=True)
+    return _rows([*students, Student("teacher", options.train_teacher.seed, options, home)])
 
 
-def sweep(
-    options: Options,
-    folder: RunFolder,
-    force: bool,
-    *,
-    grids: Iterable[str],
-    seeds: int,
-    jobs: int,
-) -> Path:
+def sweep(base: Base, grids: Iterable[str]) -> Path:
     """Train and evaluate every combination with every seed; an interrupted call is resumed.
 
     Writes `sweep.csv` into the run folder, a row per combination and stream: combination, stream,
@@ -112,33 +113,14 @@ def sweep(
     """
     variants = combinations(grids)
     for name, changes in variants.items():  # all must be possible, before any work
-        try:
-            config.override(options, changes)
-        except ValueError as error:
-            raise InputError(f"--grid: {name} is impossible: {error}") from None
-    runner.run_stage("teacher-cache", options, folder, chain=True)
-    students = members(options, folder, variants, seeds, "sweep")
-    train(students, options, jobs, force)
-    rows = pd.DataFrame([row for student in students for row in _rows(student)])
-    found = (
-        rows.groupby(["variant", "stream"], sort=False)
-        .agg(
-            seeds=("seed", "size"),
-            mAP=("mAP", lambda values: 100 * values.mean()),
-            mAP_sd=("mAP", lambda values: 100 * values.std()),
-            rank1=("rank1", lambda values: 100 * values.mean()),
-            rank1_sd=("rank1", lambda values: 100 * values.std()),
-            parameters=("parameters", "first"),
-            macs=("macs", "first"),
-            minutes=("minutes", "mean"),
-        )
-        .reset_index()
-        .rename(columns={"variant": "combination"})
-    )
-    with write_aside(folder.path / "sweep.csv") as aside:
-        found.to_csv(aside, index=False)
+        config.override(base.options, changes, f"--grid {name}")
+    runner.run_stage("teacher-cache", base.options, base.folder, chain=True)
+    found = summarise(_rows(train(base, variants, "sweep")))
+    path = base.folder.path / "sweep.csv"
+    with write_aside(path) as aside:
+        found.rename(columns={"variant": "combination"}).to_csv(aside, index=False)
     table("sweep", *messages.sweep_table(found))
-    return folder.path / "sweep.csv"
+    return path
 
 
 def combinations(grids: Iterable[str]) -> Variants:
@@ -151,74 +133,56 @@ def combinations(grids: Iterable[str]) -> Variants:
     for grid in grids:
         key, _, values = grid.partition("=")
         found = config.parse(f"[{values}]")
-        if key not in LEAVES or not values or not isinstance(found, list):
+        if key not in LEAVES or key in axes or not values or not isinstance(found, list):
             raise InputError(
-                f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5; the options "
-                "are those of the recipe"
+                f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5, with each "
+                "option of the recipe at most once"
             )
-        if key in axes:
-            raise InputError(f"--grid {grid}: {key} has a grid already")
         axes[key] = found
-    return {
-        ",".join(f"{key}={value}" for key, value in zip(axes, values, strict=True)): dict(
-            zip(axes, values, strict=True)
-        )
-        for values in itertools.product(*axes.values())
-    }
+    every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    return {",".join(f"{key}={value}" for key, value in each.items()): each for each in every}
 
 
-def members(
-    options: Options, folder: RunFolder, variants: Variants, seeds: int, below: str
-) -> list[Student]:
-    """Every variant with every seed, counted up from the recipe's; makes the caches they need."""
-    first = options.train_student.seed
-    students = []
+def _seeds(base: Base) -> range:
+    first = base.options.train_student.seed
+    return range(first, first + base.seeds)
+
+
+def train(base: Base, variants: Variants, below: str) -> list[Student]:
+    """Train and evaluate every variant with every seed; students that are fresh are kept.
+
+    A variant that needs another cache than the run's gets one. Students that differ from the run's
+    in the seed alone are shared by all studies.
+    """
+    options, folder, students = base.options, base.folder, []
     for variant, changes in variants.items():
-        changed, source = _with_cache(options, folder, variant, changes, below)
-        for seed in range(first, first + seeds):
+        changed, source = _with_cache(options, folder, folder.path / below / variant, changes)
+        for seed in _seeds(base):
             own = config.override(changed, {"train_student.seed": seed})
-            place = _place(options, folder, own, f"{below}/{variant}-{seed}", source)
+            shared = own == config.override(options, {"train_student.seed": seed})
+            name = f"ablation/both-{seed}" if shared else f"{below}/{variant}-{seed}"
+            place = folder if own == options else RunFolder(folder.path / name, source)
             students.append(Student(variant, seed, own, place))
+    launch = options.launch.model_copy(update={"workers": base.jobs})
+    # A student is one item: within a worker its stages do their work themselves.
+    alone = Launch(threads=options.launch.threads)
+    items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
+    for _ in map_items(launch, functools.partial(_worker, base.force), items):
+        pass
     return students
 
 
 def _with_cache(
-    options: Options, folder: RunFolder, variant: str, changes: dict[str, object], below: str
+    options: Options, folder: RunFolder, own: Path, changes: Mapping[str, object]
 ) -> tuple[Options, Path]:
-    """A variant's options, and the run whose cache it uses: one of its own if it needs another."""
+    """A variant's options, and the run whose cache it uses: `own`, made if it needs another."""
     changed = config.override(options, changes)
     params = stages.stage_class("teacher-cache").params
     if relevant(changed, params) == relevant(options, params):
         return changed, folder.upstream
     changed = config.override(changed, {"pre_train": options.pre_train or folder.teacher})
-    own = RunFolder(folder.path / below / variant)
-    runner.run_stage("teacher-cache", changed, own)
-    return changed, own.path
-
-
-def _place(
-    options: Options, folder: RunFolder, changed: Options, name: str, source: Path
-) -> RunFolder:
-    """A student's folder: the run's own where it has the run's options.
-
-    Students that differ in the seed alone are shared by all studies.
-    """
-    if changed == options:
-        return folder
-    seed = changed.train_student.seed
-    if config.override(options, {"train_student.seed": seed}) == changed:
-        name = f"ablation/both-{seed}"
-    return RunFolder(folder.path / name, source)
-
-
-def train(students: Iterable[Student], options: Options, jobs: int, force: bool) -> None:
-    """Train and evaluate the students that are not fresh, `jobs` at a time."""
-    launch = options.launch.model_copy(update={"workers": jobs})
-    # A student is one item: within a worker its stages do their work themselves.
-    alone = Launch(threads=options.launch.threads)
-    items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
-    for _ in Engine(launch).map(functools.partial(_worker, force), items):
-        pass
+    runner.run_stage("teacher-cache", changed, RunFolder(own))
+    return changed, own
 
 
 def _worker(force: bool) -> Callable[[Student], None]:
@@ -230,15 +194,8 @@ def _worker(force: bool) -> Callable[[Student], None]:
     return work
 
 
-def _evaluate_teacher(options: Options, folder: RunFolder, home: RunFolder) -> None:
-    from deskpro.stages.evaluate import Evaluate
-
-    weights = options.pre_train or folder.teacher
-    stage = Evaluate(options, home, weights, kind="teacher")
-    runner.run_stage(stage, options, home, update=True)
-
-
 def _require_parts(options: Options, study: str) -> None:
+    """Raises InputError where the recipe lacks what the study switches off, or views."""
     off = {
         "kd_loss.enable": not options.kd_loss.enable or options.kd_loss.alpha == 0,
         "mse.mse_weight": options.mse.mse_weight == 0,
@@ -257,45 +214,54 @@ def _require_parts(options: Options, study: str) -> None:
         )
 
 
-def _rows(student: Student) -> Iterator[dict[str, object]]:
-    """What was measured of a student under the first protocol, a row per stream."""
-    protocols = json.loads(student.folder.metrics.read_text())["protocols"]
-    record = read_json(student.folder.manifest("train-student")) or {}
-    result: dict[str, Any] = record.get("result", {})
-    for stream, numbers in next(iter(protocols.values()))["streams"].items():
-        yield {
-            "variant": student.variant,
-            "seed": student.seed,
-            "stream": stream,
-            "mAP": numbers["mAP"],
-            "rank1": numbers["cmc"][0],
-            "parameters": result.get("parameters"),
-            "macs": result.get("macs"),
-            "minutes": record.get("seconds", 0) / 60,
-        }
+def _rows(students: Iterable[Student]) -> pd.DataFrame:
+    """What was measured of students under the first protocol, a row per stream."""
+    rows = []
+    for variant, seed, _, folder in students:
+        protocols = json.loads(folder.metrics.read_text())["protocols"]
+        record = read_json(folder.manifest("train-student")) or {}
+        result: dict[str, Any] = record.get("result", {})
+        rows += [
+            {
+                "variant": variant,
+                "seed": seed,
+                "stream": stream,
+                "mAP": numbers["mAP"],
+                "rank1": numbers["cmc"][0],
+                "parameters": result.get("parameters"),
+                "macs": result.get("macs"),
+                "minutes": record.get("seconds", 0) / 60,
+            }
+            for stream, numbers in next(iter(protocols.values()))["streams"].items()
+        ]
+    return pd.DataFrame(rows)
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (n−1) over seeds, in percent, and the gain over the base.
+def summarise(rows: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
+    """Mean and standard deviation (n−1) over seeds, in percent, and the gain over a variant.
 
     Returns:
-        A row per variant and stream: variant, stream, seeds, mAP, mAP_sd, rank1, rank1_sd, gain (of
-        mAP over the study's first variant; nan without it), pooled_sd (of the two mAPs). An sd of
-        one seed is nan.
+        A row per variant and stream: variant, stream, seeds, mAP, mAP_sd, rank1, rank1_sd,
+        parameters, macs, minutes (mean of training); with `base` also gain (of mAP over it; nan
+        where it lacks the stream), pooled_sd (of the two mAPs). An sd of one seed is nan.
     """
     found = (
-        rows.assign(mAP=100 * rows["mAP"], rank1=100 * rows["rank1"])
-        .groupby(["variant", "stream"], sort=False)
+        rows.groupby(["variant", "stream"], sort=False)
         .agg(
             seeds=("seed", "size"),
-            mAP=("mAP", "mean"),
-            mAP_sd=("mAP", "std"),
-            rank1=("rank1", "mean"),
-            rank1_sd=("rank1", "std"),
+            mAP=("mAP", lambda values: 100 * values.mean()),
+            mAP_sd=("mAP", lambda values: 100 * values.std()),
+            rank1=("rank1", lambda values: 100 * values.mean()),
+            rank1_sd=("rank1", lambda values: 100 * values.std()),
+            parameters=("parameters", "first"),
+            macs=("macs", "first"),
+            minutes=("minutes", "mean"),
         )
         .reset_index()
     )
-    base = found[found["variant"].isin(BASES)].set_index("stream").reindex(found["stream"])
-    found["gain"] = found["mAP"] - base["mAP"].to_numpy()
-    found["pooled_sd"] = ((found["mAP_sd"] ** 2 + base["mAP_sd"].to_numpy() ** 2) / 2) ** 0.5
+    if base is not None:
+        of_base = found[found["variant"] == base].set_index("stream").reindex(found["stream"])
+        spread = found["mAP_sd"] ** 2 + of_base["mAP_sd"].to_numpy() ** 2
+        found["gain"] = found["mAP"] - of_base["mAP"].to_numpy()
+        found["pooled_sd"] = (spread / 2) ** 0.5
     return found

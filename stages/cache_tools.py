@@ -1,4 +1,4 @@
-"""Look inside a target cache: what it holds, whether it is undamaged, whether it is right."""
+"""Inspect a target cache: what it holds, whether it is undamaged, whether it is right."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import ASIDE, write_bytes, write_text
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import STEPS, Prepare
 from deskpro.stages.base.progress import bar
@@ -159,9 +159,9 @@ class PrepareData(Stage):
         size = self.settings.batch
         batches = (samples[i : i + size] for i in range(0, len(samples), size))
         items = ([sample for sample in batch if sample.id in todo] for batch in batches)
-        engine, title = Engine(self.options.launch), f"prepare {step.name}"
+        title, launch = f"prepare {step.name}", self.options.launch
         with bar(title, len(todo), "images") as progress, ThreadPoolExecutor() as pool:
-            for done, outcomes in engine.map(step.worker, filter(None, items)):
+            for done, outcomes in map_items(launch, step.worker, filter(None, items)):
                 paths = [step.path(step.writes, sample) for sample in done]
                 records.add([sample.id for sample in done], paths, outcomes)
                 list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.errors import CacheError
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
@@ -244,7 +244,7 @@ def _computed(
     if launch.engine == "local" and launch.workers == 1:
         yield from zip(items, make_worker().run(items, advance), strict=True)
         return
-    for item, results in Engine(launch).map(make_worker, items):
+    for item, results in map_items(launch, make_worker, items):
         advance(len(item.rows) * len(item.views))
         yield item, results
 

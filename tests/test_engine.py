@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch
 from tests.conftest import REPOSITORY
@@ -51,7 +51,7 @@ def make_nothing() -> Callable[[int], int]:
 
 
 def results(launch: Launch, folder: Path | None = None) -> dict[int, list[int]]:
-    found = Engine(launch).map(partial(make_square, folder), ITEMS)
+    found = map_items(launch, partial(make_square, folder), ITEMS)
     return {item: result.tolist() for item, result in found}
 
 
@@ -66,7 +66,7 @@ def test_one_process_and_two_give_the_same() -> None:
 def test_threads_of_the_driver_are_as_before() -> None:
     import torch
 
-    found = dict(Engine(Launch(threads=2)).map(make_square, ITEMS))
+    found = dict(map_items(Launch(threads=2), make_square, ITEMS))
     assert [threads for _, threads in found.values()] == [2] * len(ITEMS)
     assert torch.get_num_threads() == 1
 
@@ -75,9 +75,9 @@ def test_threads_of_the_driver_are_as_before() -> None:
 @pytest.mark.parametrize("launch", [Launch(), LOCAL])
 def test_an_input_error_of_a_worker_is_the_driver_s(launch: Launch) -> None:
     with pytest.raises(InputError, match=r"^image 5 can't be read$"):
-        list(Engine(launch).map(make_refusing, ITEMS))
+        list(map_items(launch, make_refusing, ITEMS))
     with pytest.raises(InputError, match=r"^no GPU$"):
-        list(Engine(launch).map(make_nothing, ITEMS))
+        list(map_items(launch, make_nothing, ITEMS))
 
 
 def test_items_are_read_when_a_worker_is_free() -> None:
@@ -90,7 +90,7 @@ def test_items_are_read_when_a_worker_is_free() -> None:
 
     for launch in (Launch(), LOCAL):
         read.clear()
-        found = Engine(launch).map(make_refusing, items())
+        found = map_items(launch, make_refusing, items())
         next(found)
         found.close()  # type: ignore[attr-defined]
         assert len(read) <= launch.workers + 1
@@ -118,20 +118,20 @@ def test_an_address_without_a_cluster_is_refused_at_once() -> None:
     pytest.importorskip("ray")
     launch = Launch(engine="ray", address="127.0.0.1:1")
     with pytest.raises(InputError, match=r"launch.address 127.0.0.1:1: no Ray cluster"):
-        list(Engine(launch).map(make_square, ITEMS))
+        list(map_items(launch, make_square, ITEMS))
 
 
 DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.options import Launch
 from tests.test_engine import make_reporting
 
 if __name__ == "__main__":
     launch = Launch(engine=sys.argv[2], workers=2, threads=1)
-    found = Engine(launch).map(partial(make_reporting, Path(sys.argv[1])), range(9))
+    found = map_items(launch, partial(make_reporting, Path(sys.argv[1])), range(9))
     list(found)
 """
 
@@ -188,7 +188,7 @@ def test_ray_gives_the_same_and_repeats_what_a_dead_worker_had(tmp_path: Path) -
     assert results(RAY, tmp_path) == EXPECTED
     assert (tmp_path / "died").exists()
     with pytest.raises(InputError, match=r"^image 5 can't be read$"):
-        list(Engine(RAY).map(make_refusing, ITEMS))
+        list(map_items(RAY, make_refusing, ITEMS))
 
 
 @pytest.mark.slow

@@ -308,7 +308,7 @@ def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     clothes = project.data / "clothes.csv"
     lines = clothes.read_text().splitlines()
     clothes.write_text("\n".join([lines[0], *(line.split(",")[0] + ",coat" for line in lines[1:])]))
-    assert "clothes.csv changed since" in project("eval").err
+    assert "clothes.csv has changed since" in project("eval").err
 
 
 @pytest.mark.finished("eval")
@@ -320,7 +320,7 @@ def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> No
     content[-40] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert "imgs of query changed" in project("eval").err  # its entry has another time
+    assert "imgs of query has changed" in project("eval").err  # its entry has another time
     project.ok("eval", "--deep")
     assert metrics(project)["data"]["digests"]["imgs"] != before["imgs"]
 

@@ -55,28 +55,31 @@ def sentences() -> Iterator[str]:
     yield messages.fresh(stage)
     yield messages.stale(stage, REASONS[2:4])
     yield messages.updates(stage, REASONS[2:3])
-    yield messages.used_although(stage, REASONS[5])
+    yield messages.used_although(stage, REASONS[5:6])
     yield messages.runs_first(stage, before)
     yield messages.never_done(stage)
     yield messages.one_process("eval", 2)
     yield messages.done(stage, 75)
-    messages.INVOCATION.__init__(  # type: ignore[misc]
-        Path("configs/my recipe.yaml"), Path("runs/x"), Path("runs/demo"), ("kd_loss.T=1",)
-    )
+    messages.OPTIONS[:] = [
+        "--config", "configs/my recipe.yaml", "--run", "runs/x", "--from", "runs/demo",
+        "--set", "kd_loss.T=1",
+    ]  # fmt: skip
     yield messages.command("teacher-cache --force")
-    messages.INVOCATION.__init__()  # type: ignore[misc]
+    messages.OPTIONS.clear()
     for gain, sd in ((3.0, 1.0), (-3.0, 1.0), (0.5, 1.0), (3.0, float("nan"))):
         yield messages.verdict({"gain": gain, "pooled_sd": sd})
     rows = pd.DataFrame(
         [
             {"variant": variant, "seed": seed, "stream": "all", "mAP": 0.3, "rank1": 0.5}
+            | dict.fromkeys(("parameters", "macs", "minutes"), 1)
             for variant in ("plain", "both")
             for seed in (0, 1)
         ]
     )
     from deskpro.pipeline.studies import summarise
 
-    yield messages.ablation_table(rows, summarise(rows), "plain", "deskpro ablation --seeds 2")
+    table = messages.ablation_table(summarise(rows, "plain"), "plain")
+    yield messages.ablation_page(table, range(2), "deskpro ablation --seeds 2")
 
 
 def text() -> str:

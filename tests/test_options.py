@@ -10,7 +10,7 @@ import pytest
 from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config, runner
 from deskpro.pipeline.stages import STAGES, make, stage_class
-from deskpro.stages.base import options as options_module
+from deskpro.stages.base import training_options
 from deskpro.stages.base.options import LEAVES, WITHOUT_EFFECT, Options, flatten, relevant
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.run_folder import RunFolder
@@ -115,7 +115,7 @@ def other(name: str, value: Any) -> Any:
 def test_every_param_that_changes_is_a_reason(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options_module, "BACKBONE_NAMES", ("osnet", "other"))
+    monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet", "other"))
     options, folder = Options(), RunFolder(tmp_path)
     digests = Digests(FileIndex(tmp_path / "index"))
     for name in sorted(declared(stage)):

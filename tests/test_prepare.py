@@ -332,7 +332,7 @@ def test_raw_images_that_come_and_go_are_followed(preparation: Preparation) -> N
     labels = (preparation.raw / "labels" / GALLERY / gone.name).with_suffix(".png")
     gone.rename(new)
     labels.rename(labels.with_name("0099_c1_0001.png"))
-    assert "the raw images of gallery changed since" in preparation().err
+    assert "the raw images of gallery has changed since" in preparation().err
     preparation.ok("--force")
     assert not [*preparation.made.rglob(f"{gone.stem}.*")]
     assert (preparation.made / "mask" / GALLERY / "0099_c1_0001.png").is_file()
@@ -456,7 +456,7 @@ def test_deep_reads_every_file_again(preparation: Preparation) -> None:
     content[-8] ^= 255  # of the same size, and of the same time
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "the label maps changed" in preparation().err  # its entry has another time
+    assert "the label maps has changed" in preparation().err  # its entry has another time
     assert "is fresh" not in preparation("--deep").err
     lost = sorted((preparation.made / "hr_face" / TRAIN).iterdir())[0]
     path.write_bytes(bytes(content[:-8]) + bytes([content[-8] ^ 255]) + bytes(content[-7:]))
@@ -633,7 +633,7 @@ def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) 
     for option, message in (
         (f"data.root={preparation.raw / 'prepared'}", "one lies in the other"),
         (f"data.root={preparation.raw}", "one lies in the other"),
-        (f"prepare.parsing.labels={preparation.made / 'labels'}", "is mixed with what is made"),
+        (f"prepare.parsing.labels={preparation.made / 'labels'}", "one lies in the other"),
     ):
         result = preparation(option)
         assert result.code == 2

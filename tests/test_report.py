@@ -335,7 +335,7 @@ def test_without_an_evaluation_the_error_names_the_command(run: Path) -> None:
     with pytest.raises(InputError, match=r"another version.*make eval FORCE=1"):
         make(run)
     (run / "metrics.json").unlink()
-    with pytest.raises(InputError, match=r"no evaluation"):
+    with pytest.raises(InputError, match=r"metrics\.json: missing, or has no manifest"):
         make(run)
 
 

@@ -126,7 +126,7 @@ def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path)
     for stage in ("teacher-cache", "train-student"):
         result = project(stage, "--set", f"pre_train={teacher}")
         assert result.code == 2
-        assert "the teacher changed since" in result.err
+        assert "the teacher has changed since" in result.err
 
 
 @pytest.mark.finished("eval")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deskpro.stages.base.options import Views
+from deskpro.stages.base.training_options import Views
 from deskpro.stages.data.loader import ImageDataset
 from deskpro.stages.data.views import (
     ERASED,

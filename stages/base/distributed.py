@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TIMEOUT = timedelta(hours=12)
-"""How long a rank waits for the others: the first may hash a whole dataset before they go on."""
+"""How long a rank waits for the others: rank 0 may hash a whole dataset first."""
 
 
 def rank() -> int:
@@ -164,7 +164,7 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Where the block fails only because another rank failed, say what happened there.
+    """Where the block fails only because another rank failed, report that rank's error.
 
     Raises:
         InputError: "rank K failed: ERROR", caused by this rank's own error.
@@ -176,8 +176,8 @@ def shared_errors() -> Iterator[None]:
             raise
         from torch import distributed
 
-        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
-        reason = f"{error or type(error).__name__}"
+        reason = str(error) or type(error).__name__
+        lost = isinstance(error, distributed.DistError) or "gloo" in reason
         failed, cause = _first_failure(f"lost another rank: {reason}" if lost else reason)
         if lost:
             raise InputError(f"rank {failed} failed: {cause}") from error
@@ -190,7 +190,7 @@ def is_first_failure(message: str) -> bool:
         return True
     try:
         failed, cause = _first_failure(message)
-    except (RuntimeError, ValueError):  # no store to ask: rather printed twice than never
+    except (RuntimeError, ValueError):  # no store: better printed twice than never
         return True
     return failed == rank() or message not in (cause, f"rank {failed} failed: {cause}")
 

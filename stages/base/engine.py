@@ -30,50 +30,72 @@ Outcome = tuple[Any, Exception | None]
 Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome]]]
 """submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome)."""
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What numerical libraries read when they load."""
 _GRACE = 30
 """Seconds for a worker to stop by itself."""
 _RESUME = "What is finished is kept; run the same command to resume"
 
 
-class Engine:
-    """Where independent items are computed; no result depends on it at equal threads."""
+def map_items(
+    launch: Launch, make_worker: MakeWorker, items: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its result, in any order; a worker has one item at a time.
 
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
+    No result depends on engine and number of workers at equal threads.
 
-    def map(self, make_worker: MakeWorker, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Each item with its result, in any order; a worker has one item at a time.
+    Args:
+        launch: Which workers, and how many.
+        make_worker: Picklable. Called once in each worker, it returns a function from an item to
+            its result, which must be picklable too.
+        items: Picklable; the next is read when a worker is free.
 
-        Args:
-            make_worker: Picklable. Called once in each worker, it returns a function from an item
-                to its result, which must be picklable too.
-            items: Picklable; the next is read when a worker is free.
+    Raises:
+        InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
+            its traceback as a note.
+    """
+    count, threads = launch.workers, launch.threads
+    if launch.engine == "local" and count == 1:
+        worker = make_worker()
+        with _torch_threads(threads):
+            for item in items:
+                yield item, worker(item)
+        return
+    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    start_workers = _ray if launch.engine == "ray" else _processes
+    waiting, running = iter(items), dict[int, Any]()
 
-        Raises:
-            InputError: A worker raised it, or died. Other exceptions of a worker are raised too,
-                with its traceback as a note.
-        """
-        launch, waiting, running = self.launch, iter(items), dict[int, Any]()
-        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.workers)
-        if launch.engine == "local" and launch.workers == 1:
-            workers = _here(make_worker, launch.threads)
-        elif launch.engine == "local":
-            workers = _processes(make_worker, launch.workers, threads)
-        else:
-            workers = _ray(make_worker, launch.workers, threads, launch.address or "local")
-        with workers as (submit, ready):
-            for number, item in zip(range(launch.workers), waiting, strict=False):
-                submit(number, item)
-                running[number] = item
-            while running:
-                number, (result, error) = ready()
-                if error is not None:
-                    raise error
-                done = running.pop(number)
-                for item in itertools.islice(waiting, 1):
-                    submit(number, item)
-                    running[number] = item
-                yield done, result
+    def start(number: int) -> None:
+        for item in itertools.islice(waiting, 1):
+            submit(number, item)
+            running[number] = item
+
+    with start_workers(launch, make_worker, threads) as (submit, ready):
+        for number in range(count):
+            start(number)
+        while running:
+            number, (result, error) = ready()
+            if error is not None:
+                raise error
+            done = running.pop(number)
+            start(number)
+            yield done, result
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads of torch while the block runs; None changes nothing."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Worker:
@@ -96,31 +118,8 @@ class _Worker:
             return None, error
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """What numerical libraries read when they load."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))
-
-
 @contextmanager
-def _here(make_worker: MakeWorker, threads: int | None) -> Iterator[Workers]:
-    """This process, with so many threads of torch while it lasts; None changes nothing."""
-    given: list[Any] = []
-    worker, before = make_worker(), None
-    if threads is not None:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-    try:
-        yield lambda number, item: given.append(item), lambda: (0, (worker(given.pop()), None))
-    finally:
-        if before is not None:
-            torch.set_num_threads(before)
-
-
-@contextmanager
-def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Workers]:
+def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
     """Processes with a pipe each; the worker's number is its LOCAL_RANK, so its GPU.
 
     `ProcessPoolExecutor` waits forever for a worker that is killed while it sends a result, and
@@ -130,7 +129,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
     pipes, processes = list[Connection](), list[SpawnProcess]()
 
     def submit(number: int, item: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # ready() says that it is dead
+        with suppress(BrokenPipeError, ConnectionResetError):  # ready() reports that it is dead
             pipes[number].send(item)
 
     def ready() -> tuple[int, Outcome]:
@@ -145,7 +144,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
             ) from None
 
     try:
-        for number in range(count):
+        for number in range(launch.workers):
             mine, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, number, made, threads))
             process.start()
@@ -168,7 +167,7 @@ def _processes(make_worker: MakeWorker, count: int, threads: int) -> Iterator[Wo
 def _serve(pipe: Connection, number: int, make_worker: bytes, threads: int) -> None:
     """Life of a worker process: it ends with the driver, which alone decides about Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ |= _environment(threads) | {"LOCAL_RANK": str(number)}
+    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"LOCAL_RANK": str(number)}
     threading.Thread(target=_end_with_driver, daemon=True).start()
     worker = _Worker(make_worker, threads)
     with suppress(EOFError, BrokenPipeError):
@@ -184,7 +183,7 @@ def _end_with_driver() -> None:
 
 
 @contextmanager
-def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Iterator[Workers]:
+def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
     """Actors on the nodes of a cluster; Ray restarts a dead one and repeats its item."""
     try:
         import ray
@@ -203,23 +202,24 @@ def _ray(make_worker: MakeWorker, count: int, threads: int, address: str) -> Ite
         except ray.exceptions.RayError as error:
             raise InputError(f"ray: {' '.join(str(error).split())}. {_RESUME}") from None
 
-    if address != "local":  # Ray would try for minutes
-        host, _, port = address.rpartition(":")
+    if launch.address:  # Ray would try for minutes
+        host, _, port = launch.address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), 10).close()
         except OSError as error:
-            raise InputError(f"launch.address {address}: no Ray cluster: {error}") from None
+            raise InputError(f"launch.address {launch.address}: no Ray cluster: {error}") from None
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(launch.address or "local", log_to_driver=False, logging_level=logging.ERROR)
         gpus = ray.cluster_resources().get("GPU", 0)
         actor = ray.remote(_Worker).options(
-            num_gpus=min(1, int(100 * gpus / count) / 100),
+            num_gpus=min(1, int(100 * gpus / launch.workers) / 100),
             max_restarts=3,
             max_task_retries=3,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _environment(threads)},
+            runtime_env={"env_vars": dict.fromkeys(_THREADS, str(threads))},
         )
-        actors: list[Any] = [actor.remote(pickle.dumps(make_worker), threads) for _ in range(count)]
+        made = pickle.dumps(make_worker)
+        actors: list[Any] = [actor.remote(made, threads) for _ in range(launch.workers)]
         yield submit, ready
     finally:
         ray.shutdown()

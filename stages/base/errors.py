@@ -4,7 +4,7 @@
 class InputError(Exception):
     """Something that the user gave cannot be used.
 
-    The message says what is wrong, the value found and what is allowed. `command` is a stage with
+    The message names what is wrong, the value found and what is allowed. `command` is a stage with
     the options to add, as `teacher-cache --force`: the command line prints it with the user's own
     options as the next command to type. Exit code 2, no traceback.
     """
@@ -15,7 +15,7 @@ class InputError(Exception):
 
 
 class Stopped(Exception):
-    """The work was asked to stop and has saved its progress; the message says how to resume.
+    """The work was stopped and has saved its progress; the message tells how to resume.
 
     code: exit code of the process, 128 + the signal's number.
     """

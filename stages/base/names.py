@@ -1,4 +1,4 @@
-"""What an image's name says. Torch-free."""
+"""The facts of an image's name. Torch-free."""
 
 from __future__ import annotations
 

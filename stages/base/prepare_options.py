@@ -7,7 +7,15 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from deskpro.stages.base.section import FilePath, Fraction, NoEffect, Positive, Section
+from deskpro.stages.base.section import (
+    SHOWN,
+    Count,
+    Fraction,
+    NoEffect,
+    Positive,
+    Section,
+    Source,
+)
 
 StepName = Literal["parsing", "mask", "face", "restoration"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
@@ -24,7 +32,7 @@ class Own(Section):
     """Share of the identities held out for query and gallery, where the name has no split."""
     query: Positive = 1
     """Images that are queries, of each held-out identity and camera; the rest is gallery."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     """Decides which identities are held out, and which images are queries."""
 
     @field_validator("name")
@@ -49,7 +57,7 @@ class Parsing(Section):
     """labels reads existing label maps, segformer computes them."""
     scheme: Literal["lip", "atr", "pascal", "cihp"] = "atr"
     """What the class ids mean; `deskpro prepare --explain` shows the table."""
-    labels: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
+    labels: Source = None
     """For labels: the folder of PNGs of one channel, below it the paths of the body images."""
     model: str | None = None
     """For segformer: a local folder in the format of transformers, or a name on its hub."""
@@ -67,7 +75,7 @@ class FaceBox(Section):
 
     method: Literal["head", "yunet"] = "head"
     """head: the square about the head region of the label map; yunet: a face detector."""
-    model: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
+    model: Source = None
     """For yunet: its ONNX file."""
     margin: Annotated[float, Field(ge=0, le=2)] = 0.15
     """Room on each side of what was found, as a share of its longer side."""
@@ -89,9 +97,9 @@ class Restoration(Section):
     method: Literal["bicubic", "spandrel", "pictures"] = "bicubic"
     """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
     HR body images."""
-    model: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
+    model: Source = None
     """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
-    pictures: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
+    pictures: Source = None
     """For pictures: the folder of HR body images, below it the paths of the body images."""
     size: Annotated[int, Field(ge=16, le=2048)] = 224
     """Side of the HR face of bicubic and pictures; a network has its own."""
@@ -100,7 +108,7 @@ class Restoration(Section):
 class Prepare(Section):
     """From a raw dataset to the prepared layout in `data.root`."""
 
-    root: Annotated[FilePath | None, NoEffect("contents count, not places")] = None
+    root: Source = None
     """The raw dataset in the layout of `data_train`; null: the images already in `data.root`."""
     own: Own = Own()
     """How `root` is read if `data_train` is own."""
@@ -115,7 +123,7 @@ class Prepare(Section):
     class: an error, or left out and listed."""
     batch: Annotated[Positive, NoEffect("results don't depend on batches")] = 16
     """Images that go through a network at a time; an interruption costs at most one batch."""
-    shown: Annotated[int, Field(ge=0, le=500), NoEffect("only shown")] = 24
+    shown: Annotated[int, Field(ge=0, le=500), SHOWN] = 24
     """Random, and as many doubtful, images on the contact sheet."""
 
     @field_validator("steps")

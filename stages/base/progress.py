@@ -5,17 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -30,8 +23,8 @@ def _console() -> Console:
     return Console(stderr=True, highlight=False, quiet=not is_main())
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
         unit = task.fields["unit"]
         return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s")
 
@@ -39,59 +32,52 @@ class _Rate(ProgressColumn):
 class Bar:
     """The progress of one piece of work; made by `bar`."""
 
-    def __init__(self, title: str, total: int, unit: str, progress: Progress | None) -> None:
-        self._title, self._total, self._unit = title, total, unit
-        self._progress = progress
-        self._task = progress.add_task(title, total=total, unit=unit, note="") if progress else None
-        self._done, self._note = 0, ""
-        self._started = self._spoke = time.monotonic()
+    def __init__(self, shown: progress.Progress, title: str, total: int, unit: str) -> None:
+        self._progress = shown
+        self._task = shown.add_task(title, total=total, unit=unit, note="")
+        self._logged = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done."""
-        self.reach(self._done + count)
+        self._update(advance=count)
 
     def reach(self, done: int, total: int | None = None) -> None:
         """`done` units in all are done."""
-        self._done, self._total = done, total or self._total
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=self._total)
-        elif time.monotonic() - self._spoke > _SILENT:
-            self._speak()
+        self._update(completed=done, total=total)
 
     def note(self, text: str) -> None:
         """Show a few words beside the bar."""
-        self._note = text
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, note=text)
+        self._update(note=text)
 
-    def _speak(self) -> None:
-        self._spoke = time.monotonic()
-        rate = self._done / max(self._spoke - self._started, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0
-        _console().print(
-            f"{self._title}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, "
-            f"{left:.0f} s left  {self._note}",
-            soft_wrap=True,
-        )
+    def _update(self, **changes: Any) -> None:
+        self._progress.update(self._task, **changes)
+        if self._progress.disable and time.monotonic() - self._logged > _SILENT:
+            self._logged = time.monotonic()
+            [task] = self._progress.tasks
+            rate = task.completed / max(task.elapsed or 0, 1e-9)
+            left = (task.remaining or 0) / rate if rate else 0
+            log(
+                f"{task.description}: {task.completed:.0f}/{task.total:.0f} {task.fields['unit']}, "
+                f"{rate:.1f}/s, {left:.0f} s left  {task.fields['note']}"
+            )
 
 
 @contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
     """A progress bar with rate and time left while the block runs."""
     console = _console()
-    if not console.is_terminal:
-        yield Bar(title, total, unit, None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(title, total, unit, progress)
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as shown:
+        yield Bar(shown, title, total, unit)
 
 
 def log(text: str) -> None:
@@ -101,10 +87,8 @@ def log(text: str) -> None:
 
 def summary(title: str, facts: Mapping[str, object]) -> None:
     """What a stage did: what, how much, how long, where."""
-    width = max(len(name) for name in facts)
-    log(f"{title}")
-    for name, fact in facts.items():
-        log(f"  {name:<{width}}  {fact}")
+    width = max(map(len, facts))
+    log("\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items())]))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,24 @@ from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
 
-    `source` is the run whose teacher and targets this one uses, itself where not given. It is
-    recorded in `from.json`, so that later commands on the folder need not repeat `--from`.
+    `source` is the run whose teacher and targets this one uses; None: its own. It is recorded in
+    `from.json`, so that later commands on the folder need not repeat `--from`.
     """
 
-    path: Path
-    source: Path | None = None
+    def __init__(self, path: Path, source: Path | None = None) -> None:
+        self.path, self.source = path, source
+        self.upstream = source or path
+        """The run that holds the teacher and the targets."""
+        self.teacher = self.upstream / "teacher.safetensors"
+        self.targets = self.upstream / "targets.zarr"
+        self.left_out = self.upstream / "left_out.csv"
+        self.student = path / "student.safetensors"
+        self.features = path / "features.zarr"
+        self.metrics = path / "metrics.json"
+        self.config = path / "config.yaml"
 
     @classmethod
     def open(cls, path: Path, source: Path | None = None) -> RunFolder:
@@ -30,59 +37,25 @@ class RunFolder:
         Raises:
             InputError: the two differ, or the source is no run folder.
         """
-        recorded = read_json(path / "from.json")
-        known = None if recorded is None else Path(os.path.normpath(path / str(recorded["from"])))
-        if source is None:
-            source = known
-        elif known is not None and known.resolve() != source.resolve():
+        record = read_json(path / "from.json")
+        recorded = record and Path(os.path.normpath(path / str(record["from"])))
+        if source and recorded and recorded.resolve() != source.resolve():
             raise InputError(
-                f"{path}: its targets are those of {known}, --from is {source}. Give another "
+                f"{path}: its targets are those of {recorded}, --from is {source}. Give another "
                 "folder with --run"
             )
-        if source is None or source.resolve() == path.resolve():
+        source = source or recorded or path
+        if source.resolve() == path.resolve():
             return cls(path)
         if not (source / "manifests").is_dir():
             raise InputError(f"--from {source}: no run folder (it has no manifests)")
         return cls(path, cls.open(source).upstream)
-
-    @property
-    def upstream(self) -> Path:
-        """The run that holds the teacher and the targets."""
-        return self.source or self.path
 
     def write_source(self) -> None:
         """Record whose targets this run uses."""
         if self.source is not None:
             below = os.path.relpath(self.source.resolve(), self.path.resolve())
             write_text(self.path / "from.json", json.dumps({"from": below}) + "\n")
-
-    @property
-    def teacher(self) -> Path:
-        return self.upstream / "teacher.safetensors"
-
-    @property
-    def targets(self) -> Path:
-        return self.upstream / "targets.zarr"
-
-    @property
-    def left_out(self) -> Path:
-        return self.upstream / "left_out.csv"
-
-    @property
-    def student(self) -> Path:
-        return self.path / "student.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def features(self) -> Path:
-        return self.path / "features.zarr"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
 
     def of(self, network: str) -> Path:
         """The folder of a network's training: the source's for the teacher."""

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-Side = Annotated[int, Field(ge=16)]
-Size = Annotated[tuple[Side, Side], Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-FilePath = Annotated[Path, Field(strict=False)]
 
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Marks an option on which no output depends, and says why: `Annotated[int, NoEffect("…")]`.
+    """Marks an option on which no output depends, with the reason: `Annotated[int, NoEffect("…")]`.
 
     Every other option is in the `params` of some stage (tests/house).
     """
 
     why: str
+
+
+ROUNDING = NoEffect("values differ by rounding alone")
+SHOWN = NoEffect("only shown")
+CONTENT = NoEffect("contents count, not places")
+
+Side = Annotated[int, Field(ge=16)]
+Size = Annotated[tuple[Side, Side], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Scale = Annotated[float, Field(gt=0)]
+FilePath = Annotated[Path, Field(strict=False)]
+Source = Annotated[FilePath | None, CONTENT]
+"""A file or folder that is read; None where there is none."""
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):

@@ -1,7 +1,4 @@
-"""What a stage is: its params, dependencies and outputs, and why an output is not fresh.
-
-The words are those of DVC (params, deps, outs). A reason is a value; `pipeline.messages` words it.
-"""
+"""What a stage is: its params, deps and outs (DVC's words), and why an output is not fresh."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from deskpro.stages.base.run_folder import RunFolder
 
 
 class Reason(NamedTuple):
-    """Why an output is not what its stage would make now.
+    """Why an output is not what its stage would make now; `pipeline.messages` words it.
 
     effect: `rerun` replaces the output and needs --force; `extend` adds to it; `notice` still
     allows later stages to use it.
@@ -50,35 +47,31 @@ class Digests:
 
     index: FileIndex
     deep: bool = False
-    _known: dict[Dep, str | None] = field(default_factory=dict)
+    _known: dict[tuple[Path, str | None], str | None] = field(default_factory=dict)
 
     def of(self, dep: Dep) -> str | None:
         """SHA-256 of a file's content, or over the names and contents of the files of a folder.
 
         None where nothing is there: an output stays fresh when its source was removed.
         """
-        key = dep._replace(role="")
-        if key not in self._known:
-            self._known[key] = self._compute(dep)
-        return self._known[key]
+        _, path, pattern = dep
+        if (path, pattern) not in self._known:
+            there = path.is_file() if pattern is None else path.is_dir()
+            self._known[path, pattern] = self._compute(path, pattern) if there else None
+        return self._known[path, pattern]
 
     def forget(self) -> None:
-        """A stage has written files: look again."""
+        """A stage has written files: read them again."""
         self._known.clear()
 
-    def _compute(self, dep: Dep) -> str | None:
-        if dep.pattern is None:
-            if not dep.path.is_file():
-                return None
-            return self.index.probe([dep.path], deep=self.deep)[str(dep.path)].sha256
-        if not dep.path.is_dir():
-            return None
-        files = sorted(str(path) for path in dep.path.glob(dep.pattern) if path.is_file())
-        facts = self.index.probe(files, deep=self.deep)
+    def _compute(self, path: Path, pattern: str | None) -> str:
+        if pattern is None:
+            return self.index.probe([path], deep=self.deep)[str(path)].sha256
+        files = sorted(str(file) for file in path.glob(pattern) if file.is_file())
         digest = hashlib.sha256()
-        for name in files:
-            below = name.removeprefix(f"{dep.path}/")
-            digest.update(f"{below}\0{facts[name].sha256}\n".encode(errors="surrogateescape"))
+        for name, facts in self.index.probe(files, deep=self.deep).items():
+            line = f"{name.removeprefix(f'{path}/')}\0{facts.sha256}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
@@ -143,7 +136,7 @@ class Stage(ABC):
         return []
 
     def check(self) -> None:  # noqa: B027  most stages have nothing to check
-        """Raise InputError where it cannot run, before anything else is looked at."""
+        """Raise InputError where it cannot run, before anything else is checked."""
 
     def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
         """Why the existing output is not what it would make now; empty where it is."""
@@ -153,8 +146,8 @@ class Stage(ABC):
         if outs != record["outs"]:
             return [Reason("out", str(self.outs()[0]), record["outs"], outs)]
         return [
-            *_param_reasons(record["params"], relevant(self.options, self.params)),
-            *_dep_reasons(record["deps"], self.digests(digests)),
+            *_changes("param", record["params"], relevant(self.options, self.params)),
+            *_changes("dep", record["deps"], self.digests(digests)),
         ]
 
     def out_digests(self, digests: Digests) -> dict[str, str | None]:
@@ -172,24 +165,14 @@ class Stage(ABC):
         """Make the outputs; torch is imported here and not before."""
 
 
-def _param_reasons(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Reason]:
-    names = [*now, *(name for name in before if name not in now)]
+def _changes(
+    kind: Literal["param", "dep"], before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[Reason]:
+    """What is new, no longer used or different; a dependency that is no longer there is neither."""
     return [
-        Reason("param", name, before.get(name), now.get(name))
-        for name in names
-        if name not in before or name not in now or before[name] != now[name]
+        Reason(kind, name, before.get(name), now.get(name))
+        for name in {**now, **before}
+        if name not in before
+        or name not in now
+        or (before[name] != now[name] and (kind == "param" or now[name] is not None))
     ]
-
-
-def _dep_reasons(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[Reason]:
-    """A dependency that is no longer there is no reason; one that is new or no longer used is."""
-    changed = [
-        Reason("dep", role, before[role], digest)
-        for role, digest in now.items()
-        if role in before and digest is not None and digest != before[role]
-    ]
-    other = [
-        Reason("dep", role, before.get(role), now.get(role))
-        for role in sorted(before.keys() ^ now.keys())
-    ]
-    return changed + other

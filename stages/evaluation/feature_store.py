@@ -17,7 +17,7 @@ from deskpro.cache.reader import ZarrReader, all_bytes
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import distributed
-from deskpro.stages.base.engine import Engine
+from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
@@ -108,7 +108,7 @@ def _computed(
     launch = options.launch
     if launch.engine == "local" and launch.workers == 1:
         return zip(blocks, make_worker().run(blocks), strict=True)
-    return Engine(launch).map(make_worker, blocks)
+    return map_items(launch, make_worker, blocks)
 
 
 def _wanted(

@@ -1,7 +1,7 @@
 """The backbones that LMBN can stand on: what it needs of each, and a row for each.
 
 To add one: a function here that assembles it, with its row in `BACKBONES` (its building blocks may
-have a module of their own, as OSNet's); its name in `BACKBONE_NAMES` of `base/options.py`.
+have a module of their own, as OSNet's); its name in `BACKBONE_NAMES` of `base/training_options.py`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from torch import nn
 
 from deskpro.stages.base.distributed import all_gather_object, is_main, world_size
 from deskpro.stages.base.errors import InputError, Stopped
-from deskpro.stages.base.options import Training
 from deskpro.stages.base.progress import Bar, log
+from deskpro.stages.base.training_options import Training
 from deskpro.stages.training.checkpoints import Checkpoints, State
 from deskpro.stages.training.monitor import History, Logger
 from deskpro.stages.training.signals import StopRequest

@@ -15,7 +15,7 @@ import torch
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.distributed import is_main
-from deskpro.stages.base.options import TensorBoard
+from deskpro.stages.base.training_options import TensorBoard
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -14,10 +14,11 @@ from torch import nn
 
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options, Recipe
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job
+from deskpro.stages.base.training_options import Recipe
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
 from deskpro.stages.data.sampler import PKSampler

@@ -1,0 +1,70 @@
+"""Arguments that commands share, above all the recipe and the run folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from deskpro.pipeline import messages
+from deskpro.pipeline.config import load
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
+
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+CONFIG = click.option("--config", type=PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
+RUN = click.option("--run", type=FOLDER, help="The run folder.  [default: runs/<config name>]")
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+DEEP = click.option("--deep", is_flag=True, help="Read every file again, known or not.")
+DATASET = click.option("--dataset", default="celeb", help="How its names are read.")
+
+
+class Recipe(NamedTuple):
+    """A recipe and a run folder as typed; files are read by `options` and `open`."""
+
+    config: Path | None = None
+    run: Path | None = None
+    source: Path | None = None
+    overrides: tuple[str, ...] = ()
+    force: bool = False
+
+    def options(self) -> Options:
+        """The options, without a run folder."""
+        return load(self.config, self.overrides)
+
+    def open(self) -> tuple[Options, RunFolder]:
+        """Options and folder of a run: of a recipe, or of a run folder that has its own."""
+        if self.config is None and self.run is None:
+            raise click.UsageError("give a recipe with --config, or a run folder with --run")
+        messages.OPTIONS[:] = self._words()
+        config = self.config or Path(self.run or ".", "config.yaml")
+        if self.config is None and not config.is_file():
+            raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
+        options = load(config, self.overrides)
+        name = config.stem + (f"-{options.tag}" if options.tag else "")
+        return options, RunFolder.open(self.run or Path("runs") / name, self.source)
+
+    def _words(self) -> list[str]:
+        named = {"--config": self.config, "--run": self.run, "--from": self.source}
+        pairs = [(option, str(value)) for option, value in named.items() if value is not None]
+        pairs += [("--set", override) for override in self.overrides]
+        return [word for pair in pairs for word in pair]
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every stage takes; the command gets them as its first argument."""
+
+    @CONFIG
+    @RUN
+    @click.option("--from", "source", type=FOLDER, help="Use teacher and targets of this run.")
+    @SET
+    @click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        command(Recipe(**{name: given.pop(name) for name in Recipe._fields}), **given)
+
+    return wrapped

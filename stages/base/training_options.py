@@ -1,0 +1,196 @@
+"""The options of networks and of their training. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from deskpro.stages.base.section import (
+    SHOWN,
+    Count,
+    Fraction,
+    NoEffect,
+    Positive,
+    Precision,
+    Scale,
+    Section,
+    Several,
+    Source,
+    Weight,
+)
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+"""Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
+BACKBONE_NAMES = ("osnet",)
+"""The rows of `models.backbones.BACKBONES`."""
+
+
+class Network(Section):
+    """One LMBN network (teacher) or one per stream (student)."""
+
+    backbone: str = "osnet"
+    """What the network stands on: a name of BACKBONE_NAMES."""
+    width: float = 1.0
+    """OSNet's channel multiplier."""
+    block: Literal["osnet", "published"] = "osnet"
+    """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
+    feature_dim: Annotated[int, Field(ge=8)] = 512
+    """Length of each head's feature."""
+    pre_train: Source = None
+    """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the network's class takes."""
+        return self.model_dump(exclude={"pre_train"})
+
+    @field_validator("backbone", "width")
+    @classmethod
+    def _known(cls, value: object, info: ValidationInfo) -> object:
+        known: tuple[object, ...] = BACKBONE_NAMES if info.field_name == "backbone" else WIDTHS
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(map(str, known))}")
+        return value
+
+
+class Loss(Section):
+    """Weights of the identity losses (published as '1*CrossEntropy+1*Triplet')."""
+
+    cross_entropy: Weight = 1.0
+    triplet: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    margin: Weight = 0.7
+
+
+class Views(Section):
+    """What an augmented view may be; probabilities, and fractions of the image."""
+
+    seed: Count = 0
+    flip: Fraction = 0.5
+    crop: Fraction = 0.5
+    """Probability of enlarging by `enlarge` and cropping back at a random place."""
+    enlarge: Annotated[float, Field(ge=1, le=2)] = 1.05
+    erase: Fraction = 0.5
+    """Probability of erasing a rectangle of the images (never of the mask)."""
+    erase_area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.02, 0.4)
+    erase_aspect: Annotated[tuple[Scale, Scale], Field(strict=False)] = (0.3, 1 / 0.3)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Views:
+        for name in ("erase_area", "erase_aspect"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} ({low}, {high}) must ascend")
+        return self
+
+
+class Training(Section):
+    """How long and how fast a network is trained. Adam; warm-up, then cosine (network.md)."""
+
+    seed: Count = 0
+    """Initial weights, batches and the order of views."""
+    epochs: Positive = 140
+    warmup_epochs: Count = 10
+    max_steps: Positive | None = None
+    """Stop after so many steps; the learning-rate schedule stays that of `epochs`."""
+    lr: Scale | None = None
+    """Peak learning rate; 6e-4·√(batchid·batchimage/20) where not given (network.md)."""
+    weight_decay: Weight = 5e-4
+    precision: Precision = "float32"
+    """Autocast type of the forward pass; weights and losses stay float32."""
+    channels_last: bool = True
+    """Keep activations channels-last in memory: faster wherever measured, other rounding."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to 10 bits: faster."""
+    compile: bool = False
+    """Compile the network (torch.compile): slow to start, faster steps on a GPU, other rounding."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Training:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}"
+            )
+        return self
+
+
+class TeacherTraining(Training):
+    """The teacher's own options: those of the student's training do not apply to it."""
+
+    batchid: Several = 5
+    """P: identities in a batch."""
+    batchimage: Several = 6
+    """K: images of each identity in a batch."""
+    loss: Loss = Loss()
+    views: Views = Views()
+
+
+class StudentTraining(Training):
+    """What the student gets from the cache. All but the defaults is for studies."""
+
+    views: Positive | None = None
+    """Use only the first so many views of the cache; all where not given."""
+    fresh_views: bool = False
+    """See a new view each epoch, as without a cache. Cached targets are then those of view 0, and
+    don't match what is seen: the classic mistake of offline distillation."""
+    live_teacher: bool = False
+    """Run the teacher on each view, as without a cache: needs HR faces and masks."""
+    sync_batch_norm: bool = False
+    """Of several processes: batch statistics of the whole batch instead of each process's part."""
+    gather_triplets: bool = False
+    """Of several processes: hardest pairs of the whole batch instead of each process's part."""
+
+
+class KDLoss(Section):
+    """Knowledge distillation from the teacher's cached logits."""
+
+    enable: bool = True
+    T: Scale = 5.0
+    """Temperature."""
+    alpha: Fraction = 0.7
+    """Weight of distillation against the cross-entropy of the face heads, which gets 1−alpha."""
+
+
+class MSE(Section):
+    """Supervision of the spatial attention by the cached attention."""
+
+    mse_weight: Weight = 7.0
+    spatial_attn_lr: Weight = 1.0
+    """Multiplier on the learning rate of the attention's own parameters."""
+
+
+class Checkpointing(Section):
+    """What is kept of a training under way. No result depends on it."""
+
+    every: Annotated[Positive, NoEffect("training resumes exactly")] = 1000
+    """Steps between two checkpoints; every epoch ends with one in any case."""
+    keep: Annotated[Positive, NoEffect("training resumes exactly")] = 2
+    """The last so many are kept until training is done."""
+
+
+class TensorBoard(Section):
+    """What is shown of a training under way. No result depends on it."""
+
+    enable: Annotated[bool, SHOWN] = True
+    every: Annotated[Positive, SHOWN] = 20
+    """Steps between two points of a curve."""
+    overlays: Annotated[Positive, SHOWN] = 5
+    """Epochs between two images of the attention, the student's beside its target."""
+
+
+class Recipe(NamedTuple):
+    """How one network is trained, wherever the options of it stand."""
+
+    training: Training
+    losses: Section
+    """What has the options of its losses, such as `loss.margin`."""
+    views: Views
+    batchid: int
+    """P: identities in a batch."""
+    batchimage: int
+    """K: images of each identity in a batch."""
+    prefix: str = ""
+    """What precedes batchid and batchimage in `--set`."""
+    sync_batch_norm: bool = False
+    gather_triplets: bool = False
