@@ -21,7 +21,8 @@ def explain_preparation(settings: Prepare | None) -> None:
         for name, method in methods.items():
             mark = "*" if getattr(chosen, step).method == name else " "
             click.echo(f"  {mark} prepare.{step}.method={name}")
-            click.echo(f"      {method.does}")
+            about = (method.__doc__ or "").partition("\n")[0]
+            click.echo(f"      {about}")
             for package in method.needs:
                 here = "" if find_spec(package) else "; missing: pip install '.[prepare]'"
                 click.echo(f"      needs {package}{here}")

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import write_bytes, write_text
+from deskpro.cache.files import ASIDE, write_bytes, write_text
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import STEPS, Prepare
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
-from deskpro.stages.data.index import Problem
+from deskpro.stages.data.index import Problem, refuse
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
-from deskpro.stages.preparation.record import (
-    Prepared,
-    Record,
-    Records,
-    digests,
-    images_by_stem,
-    unfinished,
-)
-from deskpro.stages.preparation.samples import (
-    KINDS,
-    Sample,
-    companions,
-    find_samples,
-    is_own_folder,
-)
+from deskpro.stages.preparation.record import FOREIGN, Records, images_below, unfinished
+from deskpro.stages.preparation.samples import Sample, find_samples, is_own_folder
 from deskpro.stages.preparation.step import Outcome, Step
-
-_LISTED = 40
-"""Problems in one error message; prepare.csv lists all images that were left out."""
-
 
 _NETWORK_FILES = (
     "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
@@ -79,8 +60,13 @@ class PrepareData(Stage):
         return self.options.prepare or Prepare()
 
     @property
+    def root(self) -> Path:
+        """The prepared set."""
+        return self.options.data.root
+
+    @property
     def home(self) -> RunFolder:
-        return RunFolder(self.options.data.root / ".prepare")
+        return RunFolder(self.root / ".prepare")
 
     def check(self) -> None:
         if self.options.prepare is None:
@@ -90,34 +76,30 @@ class PrepareData(Stage):
             )
 
     def deps(self) -> list[Dep]:
-        settings = self.settings
-        found = []
-        if settings.root is not None:
-            layout = LAYOUTS[self.options.data_train]
-            if is_own_folder(settings.root, self.options.data_train):
-                found.append(Dep("the raw images", settings.root, "**/*"))
-            else:
-                bodies = layout.bodies(settings.root)
-                for split, pattern in layout.files.items():
-                    found.append(Dep(f"the raw images of {split}", bodies, pattern))
-            for name in ("clothes.csv", *layout.scenes.values()):
-                found.append(Dep(name, settings.root / name))
-        if settings.parsing.method == "labels" and settings.parsing.labels is not None:
-            found.append(Dep("the label maps", settings.parsing.labels, "**/*"))
-        if settings.parsing.model is not None:
-            for name in _NETWORK_FILES:
-                found.append(
-                    Dep(f"prepare.parsing.model, {name}", Path(settings.parsing.model) / name)
-                )
-        restoration = settings.restoration
-        if restoration.method == "pictures" and restoration.pictures is not None:
-            found.append(Dep("the HR images", restoration.pictures, "**/*"))
-        models = {"face": settings.face.model, "restoration": restoration.model}
-        found += [Dep(f"prepare.{step}.model", path) for step, path in models.items() if path]
-        return found
+        settings, dataset = self.settings, self.options.data_train
+        raw, parsing, restoration = settings.root, settings.parsing, settings.restoration
+        places = list[tuple[str, Path | None, str | None]]()
+        if raw is not None and is_own_folder(raw, dataset):
+            places += [("the raw images", raw, "**/*")]
+        elif raw is not None:
+            files = LAYOUTS[dataset].files.items()
+            bodies = LAYOUTS[dataset].bodies(raw)
+            places += [(f"the raw images of {split}", bodies, pattern) for split, pattern in files]
+        if raw is not None:
+            places += [(name, raw / name, None) for name in _lists(dataset)]
+        if parsing.method == "labels":
+            places += [("the label maps", parsing.labels, "**/*")]
+        if parsing.model is not None:
+            folder, role = Path(parsing.model), "prepare.parsing.model"
+            places += [(f"{role}, {name}", folder / name, None) for name in _NETWORK_FILES]
+        if restoration.method == "pictures":
+            places += [("the HR images", restoration.pictures, "**/*")]
+        places += [("prepare.face.model", settings.face.model, None)]
+        places += [("prepare.restoration.model", restoration.model, None)]
+        return [Dep(role, path, pattern) for role, path, pattern in places if path is not None]
 
     def outs(self) -> list[Path]:
-        return [self.options.data.root / "prepare.csv"]
+        return [self.root / "prepare.csv"]
 
     def run(self, job: Job) -> Result:
         """Each step runs on all images before the next.
@@ -126,82 +108,122 @@ class PrepareData(Stage):
             InputError: images cannot be used and `prepare.unusable` is "refuse"; all others are
                 done.
         """
-        settings, root = self.settings, self.options.data.root
+        settings, root = self.settings, self.root
         found = find_samples(settings.root or root, self.options.data_train, settings.own)
-        _refuse(found.problems)
-        steps = _steps(settings, root, self.options.device)
-        outputs = Outputs(root / "prepare.csv", root / "prepare.html")
-        records = {name: Records(root, name) for name in ("body", *STEPS)}
-        resident = images_by_stem(root)
-        made = records["body"].ids() | {sample.id for sample in found.samples}
-        _refuse_foreign_files(settings, resident, {root / "imgs" / id_ for id_ in made}, outputs)
-        outputs.listing.unlink(missing_ok=True)  # it exists only while the set is complete
-        remove_partials(root)
-        _copy_companions(self.options, settings, found.samples, job.index)
-        before = [records[name] for name in records.keys() - {step.name for step in steps}]
-        images = [Prepared(sample) for sample in found.samples]
-        for image in images:
-            for earlier in before:
-                image.facts |= earlier.facts(image.sample.id)
+        refuse(found.problems, "can't be prepared")
+        samples, page, [out] = found.samples, root / "prepare.html", self.outs()
+        methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
+        if settings.root is not None:
+            methods.insert(0, Bodies)
+        steps = [method(settings, root, self.options.device) for method in methods]
+        records = {name: Records(root, name, job.index) for name in ("body", *STEPS)}
+        self._refuse_foreign_files(records["body"].ids() | {sample.id for sample in samples})
+        out.unlink(missing_ok=True)  # it exists only while the set is complete
+        for partial in [*root.rglob(ASIDE)]:
+            partial.unlink()
+        self._copy_lists(samples, job.index)
+        for name in records.keys() - {step.name for step in steps}:
+            for sample in samples:
+                sample.facts |= records[name].facts(sample.id)
         for step in steps:
-            usable = [image for image in images if image.problem is None]
-            todo = unfinished(step, usable, records[step.name], resident, job.index)
-            _perform(step, images, todo, records[step.name], self.options)
-        images.sort(key=lambda image: image.sample.id)
-        removed = _finish(self.options, steps, images, records, job.index, outputs)
+            usable = [sample for sample in samples if sample.problem is None]
+            todo = unfinished(step, usable, records[step.name])
+            self._perform(step, samples, todo, records[step.name])
+        samples.sort(key=lambda sample: sample.id)
+        self._refuse_unusable(samples)
+        removed = set()
+        for own in (records[step.name] for step in steps):
+            removed |= own.ids() - {sample.id for sample in samples}
+            own.keep([sample.id for sample in samples if sample.problem is None])
+        table = listing.table(samples, settings.root or root)
+        contact_sheet.write(page, table, settings, root, self.options.data_train)
+        write_text(out, table.to_csv(index=False))
         return PrepareResult(
-            summary=listing.summary(images),
-            left_out=sum(image.problem is not None for image in images),
-            removed=removed,
+            summary=listing.summary(samples),
+            left_out=int(table["problem"].notna().sum()),
+            removed=len(removed),
             skipped=found.skipped,
             enlarged="restoration" in settings.steps and settings.restoration.method == "bicubic",
-            listing=outputs.listing,
-            page=outputs.page,
+            listing=out,
+            page=page,
         )
 
+    def _perform(
+        self, step: Step, samples: Sequence[Sample], todo: set[str], records: Records
+    ) -> None:
+        """Run a step on the images `todo`, in batches; only this process writes.
 
-class Outputs(NamedTuple):
-    """listing: prepare.csv in the prepared set, written last; page: the contact sheet."""
+        The records of a batch are on disk before its files: after a crash in between, the files
+        that exist are known, and the others are written by the same command.
+        """
+        size = self.settings.batch
+        batches = (samples[i : i + size] for i in range(0, len(samples), size))
+        items = ([sample for sample in batch if sample.id in todo] for batch in batches)
+        title, launch = f"prepare {step.name}", self.options.launch
+        with bar(title, len(todo), "images") as progress, ThreadPoolExecutor() as pool:
+            for done, outcomes in map_items(launch, step.worker, filter(None, items)):
+                paths = [step.path(step.writes, sample) for sample in done]
+                records.add([sample.id for sample in done], paths, outcomes)
+                list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))
+                for sample, outcome in zip(done, outcomes, strict=True):
+                    sample.facts |= outcome.facts
+                    sample.problem = outcome.problem
+                progress.advance(len(done))
 
-    listing: Path
-    page: Path
+    def _refuse_unusable(self, samples: Sequence[Sample]) -> None:
+        bad = [sample for sample in samples if sample.problem is not None]
+        hint = "--set prepare.unusable=leave-out prepares the others"
+        if self.settings.root is None:
+            hint = "move the image out of imgs/"
+        if self.settings.unusable == "refuse" or self.settings.root is None:
+            problems = [Problem(s.source, f"{s.problem}. Fix it, or {hint}") for s in bad]
+            refuse(problems, "can't be prepared")
+        if len(bad) == len(samples):
+            first = f"{bad[0].source}: {bad[0].problem}"
+            raise InputError(f"none of {len(bad)} images can be prepared; {first}")
+
+    def _refuse_foreign_files(self, known: set[str]) -> None:
+        """Refuse to mix with images, or replace pages, that prepare did not write.
+
+        known: the ids of images that it wrote, or will write.
+        """
+        imgs = self.root / "imgs"
+        foreign = [p for p in images_below(imgs) if p.relative_to(imgs).as_posix() not in known]
+        if self.settings.root is not None and foreign:
+            raise InputError(
+                f"{imgs}: {len(foreign)} images were not written by prepare, e.g. "
+                f"{foreign[0].name}. Set data.root to another folder"
+            )
+        pages = [self.root / name for name in ("prepare.csv", "prepare.html")]
+        written = any((self.root / ".prepare").glob("*.jsonl"))
+        refuse([Problem(path, FOREIGN) for path in pages if path.exists() and not written])
+
+    def _copy_lists(self, samples: Sequence[Sample], index: FileIndex) -> None:
+        """Copy the lists beside the raw images; write clothes.csv for clothes in names."""
+        raw, dataset, files = self.settings.root, self.options.data_train, dict[Path, bytes]()
+        if raw is None:
+            return
+        if not is_own_folder(raw, dataset):
+            names = [name for name in _lists(dataset) if (raw / name).is_file()]
+            files = {self.root / Path(name).name: (raw / name).read_bytes() for name in names}
+        worn = sorted((sample.id, sample.clothes) for sample in samples if sample.clothes)
+        if worn:
+            table = pd.DataFrame(worn, columns=["path", "clothes"]).to_csv(index=False)
+            files[self.root / "clothes.csv"] = table.encode()
+        records = Records(self.root, "companions", index)
+        for path, digest in records.digests(files).items():
+            name, made = path.name, Outcome(files[path])
+            same = made.files(name) == {name: digest}
+            if path.exists() and not same and not records.owns(name, name, digest):
+                raise InputError(f"{path}: {FOREIGN}")
+            records.add([name], [path], [made])
+            write_bytes(path, files[path])
+        records.keep({path.name for path in files})
 
 
-def _steps(settings: Prepare, root: Path, device: str) -> list[Step]:
-    methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
-    if settings.root is not None:
-        methods.insert(0, Bodies)
-    return [method(settings, root, device) for method in methods]
-
-
-def _perform(
-    step: Step, images: Sequence[Prepared], todo: set[str], records: Records, options: Options
-) -> None:
-    """Run a step on the images `todo`, in batches; only this process writes.
-
-    The records of a batch are on disk before its files: after a crash in between, the files that
-    exist are known, and the others are written by the same command.
-    """
-    by_id = {image.sample.id: image for image in images}
-    size, launch = (options.prepare or Prepare()).batch, options.launch
-    batches = [images[i : i + size] for i in range(0, len(images), size)]
-    items = [
-        tuple(replace(p.sample, facts=p.facts) for p in batch if p.sample.id in todo)
-        for batch in batches
-    ]
-    with bar(f"prepare {step.name}", len(todo), "images") as progress, ThreadPoolExecutor() as pool:
-        for samples, outcomes in map_items(launch, step.worker, filter(None, items)):
-            paths = [step.path(step.writes, sample) for sample in samples]
-            new = []
-            for sample, path, outcome in zip(samples, paths, outcomes, strict=True):
-                image = by_id[sample.id]
-                image.facts |= outcome.facts
-                image.problem = outcome.problem
-                key = image.keys[step.name]
-                new.append(Record.of(sample.id, key, records.name(path), outcome))
-            records.add(new)
-            list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))
-            progress.advance(len(samples))
+def _lists(dataset: str) -> tuple[str, ...]:
+    """The lists beside a dataset's images: clothes, scenes."""
+    return "clothes.csv", *LAYOUTS[dataset].scenes.values()
 
 
 def _write(path: Path, content: bytes | None) -> None:
@@ -209,106 +231,3 @@ def _write(path: Path, content: bytes | None) -> None:
         path.unlink(missing_ok=True)
     else:
         write_bytes(path, content)
-
-
-def _finish(
-    options: Options,
-    steps: Sequence[Step],
-    images: Sequence[Prepared],
-    records: Mapping[str, Records],
-    file_index: FileIndex,
-    outputs: Outputs,
-) -> int:
-    """Delete what is no longer wanted, write page and listing; the number of vanished images."""
-    settings, root = options.prepare or Prepare(), options.data.root
-    _refuse_unusable(images, settings)
-    vanished: set[str] = set()
-    for step in steps:
-        own = records[step.name]
-        good = {p.sample.id: p.keys[step.name] for p in images if p.problem is None}
-        for id_ in own.ids() - good.keys():
-            own.withdraw(id_, file_index)
-        vanished |= own.ids() - {image.sample.id for image in images}
-        own.compact(good)
-    table = listing.table(images, settings.root or root)
-    contact_sheet.write(outputs.page, table, settings, root, options.data_train)
-    write_text(outputs.listing, table.to_csv(index=False))
-    return len(vanished)
-
-
-def _refuse_unusable(images: Sequence[Prepared], settings: Prepare) -> None:
-    bad = [image for image in images if image.problem is not None]
-    _refuse([Problem(p.sample.source, str(p.problem)) for p in bad if p.foreign])
-    hint = "--set prepare.unusable=leave-out prepares the others"
-    if settings.root is None:
-        hint = "move the image out of imgs/"
-    if settings.unusable == "refuse" or settings.root is None:
-        _refuse([Problem(p.sample.source, f"{p.problem}. Fix it, or {hint}") for p in bad])
-    if len(bad) == len(images):
-        first = Problem(bad[0].sample.source, str(bad[0].problem))
-        raise InputError(f"none of {len(bad)} images can be prepared; {first}")
-
-
-def _refuse(problems: Sequence[Problem]) -> None:
-    if not problems:
-        return
-    count = f"{len(problems)} image{'s' * (len(problems) > 1)}"
-    lines = [f"{count} can't be prepared:", *map(str, problems[:_LISTED])]
-    if len(problems) > _LISTED:
-        lines.append(f"… and {len(problems) - _LISTED} more")
-    raise InputError("\n  ".join(lines))
-
-
-def _refuse_foreign_files(
-    settings: Prepare,
-    resident: Mapping[Path, Sequence[Path]],
-    bodies: Collection[Path],
-    outputs: Outputs,
-) -> None:
-    """Refuse to mix with images, or replace pages, that prepare did not write."""
-    root = outputs.listing.parent
-    images = [path for same in resident.values() for path in same]
-    foreign = sorted(p for p in images if p.is_relative_to(root / "imgs") and p not in bodies)
-    if settings.root is not None and foreign:
-        raise InputError(
-            f"{root / 'imgs'}: {len(foreign)} images were not written by prepare, e.g. "
-            f"{foreign[0].name}. Set data.root to another folder"
-        )
-    if not [*(root / ".prepare").glob("*.jsonl")]:
-        for path in (outputs.listing, outputs.page):
-            if path.exists():
-                raise InputError(f"{path}: was not written by prepare. Move or delete it")
-
-
-def remove_partials(root: Path) -> None:
-    """Remove what an interruption left half-written."""
-    paths = [*root.glob(".*.partial*")]
-    for folder in (*KINDS, ".prepare"):
-        paths += (root / folder).rglob(".*.partial*")
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _copy_companions(
-    options: Options, settings: Prepare, samples: Sequence[Sample], file_index: FileIndex
-) -> None:
-    """Copy the lists beside the raw images; write clothes.csv for clothes that names contain."""
-    if settings.root is None:
-        return
-    root = options.data.root
-    files = {root / p.name: p.read_bytes() for p in companions(settings.root, options.data_train)}
-    worn = [(sample.id, sample.clothes) for sample in samples if sample.clothes]
-    if worn:
-        table = pd.DataFrame(sorted(worn), columns=["path", "clothes"])
-        files[root / "clothes.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
-    records = Records(root, "companions")
-    for path, digest in digests(files, file_index).items():
-        record = Record.of(path.name, "", path.name, Outcome(files[path]))
-        same = digest == record.files[path.name]
-        if path.exists() and not same and not records.owns(path.name, path, digest):
-            raise InputError(f"{path}: was not written by prepare. Move or delete it")
-        records.add([record])
-        write_bytes(path, files[path])
-    for name in records.ids() - {path.name for path in files}:
-        records.withdraw(name, file_index)
-    records.compact({path.name: "" for path in files})

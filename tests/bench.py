@@ -237,7 +237,7 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
 
     def theirs() -> None:
         for part in batched(range(samples), 16):
-            rendered = [images.render_views(i, range(count)) for i in part]
+            rendered = [images.__getitems__([(i, view) for view in range(count)]) for i in part]
             for view in range(count):
                 teach({k: torch.stack([one[k][view] for one in rendered]) for k in rendered[0]})
 

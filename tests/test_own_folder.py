@@ -125,8 +125,8 @@ def test_names_that_contradict_each_other_are_problems(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     rule = r"(?:(?P<split>train|query|gallery)/)?(?P<pid>[^/]+)/(?:c(?P<camid>\d)_)?\d+\.jpg"
     assert problems_of(tmp_path, rule) == {
-        "c1_1.jpg": "identity anna is in training and in query",
-        "c2_2.jpg": "identity anna is in training and in query",
+        "c1_1.jpg": "identity anna is in training and in query or gallery",
+        "c2_2.jpg": "identity anna is in training and in query or gallery",
         "4.jpg": "its name has no camera (camid), other names have one",
         "c1_6.jpg": "its name has no split, others of identity cy have one",
     }

@@ -34,7 +34,7 @@ from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.parsing import LabelFiles
 from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask, unknown_classes
+from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES
 from deskpro.stages.preparation.step import Unusable, optional, read_image
 from tests.conftest import REPOSITORY
 
@@ -72,16 +72,13 @@ def test_every_class_but_the_background_has_one_channel(name: str, count: int) -
 def test_a_mask_is_the_table_applied_to_each_pixel(name: str, number: int) -> None:
     scheme = SCHEMES[name]
     labels = np.random.default_rng(number).integers(0, len(scheme.classes), (5, 4), np.uint8)
-    drawn = mask(labels, scheme)
+    drawn = scheme.mask(labels)
     assert drawn.shape == (5, 4, 3)
     for row in range(5):
         for column in range(4):
             channel = scheme.classes[labels[row, column]][1]
             expected = [255 if each == channel else 0 for each in CHANNELS]
             assert drawn[row, column].tolist() == expected
-    assert not unknown_classes(labels, scheme)
-    labels[0, 0] = 255
-    assert unknown_classes(labels, scheme) == [255]
 
 
 # Methods
@@ -92,7 +89,7 @@ def test_the_options_have_the_names_of_all_methods_and_schemes() -> None:
     for step, methods in METHODS.items():
         field = type(getattr(Prepare(), step)).model_fields["method"]
         assert get_args(field.annotation) == tuple(methods)
-        assert all(method.name == step and method.does for method in methods.values())
+        assert all(method.name == step and method.__doc__ for method in methods.values())
     assert get_args(Parsing.model_fields["scheme"].annotation) == tuple(SCHEMES)
 
 
@@ -264,7 +261,7 @@ def test_a_face_outside_the_head_region_is_dropped(yunet: Path, portrait: Image.
 def test_a_file_that_is_no_detector_is_refused_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
-    with pytest.raises(InputError, match=r"broken\.onnx: OpenCV can't load it as YuNet"):
+    with pytest.raises(InputError, match=r"broken\.onnx: not a YuNet that OpenCV can load"):
         YuNet(Prepare(face=FaceBox(method="yunet", model=broken)), ROOT, "cpu")
 
 
@@ -341,7 +338,7 @@ def test_networks_made_for_minus_one_to_one_are_given_that() -> None:
 def test_a_file_that_is_no_network_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "network.pth"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"network\.pth: no network that spandrel can load"):
+    with pytest.raises(InputError, match=r"network\.pth: not a network that spandrel can load"):
         Spandrel(Prepare(restoration=Restoration(method="spandrel", model=file)), ROOT, "cpu")
 
 

@@ -593,14 +593,14 @@ def test_a_photograph_on_its_side_is_stored_upright(
     ("option", "message"),
     [
         ("prepare.root=nowhere", "nowhere: no such folder. Set prepare.root"),
-        ("prepare.parsing.labels=null", "prepare.parsing.labels None: no such folder"),
+        ("prepare.parsing.labels=null", "prepare.parsing.labels: not set. Set it to the folder"),
         ("prepare.parsing.method=guess", "must be 'labels' or 'segformer', found 'guess'"),
         ("prepare.parsing.scheme=coco", "must be 'lip', 'atr', 'pascal' or 'cihp'"),
         ("prepare.face.method=yunet", "prepare.face.model: not set. Set it to YuNet's ONNX file"),
         ("prepare.restoration.method=spandrel", "prepare.restoration.model: not set"),
         (
             "prepare.restoration.method=pictures",
-            "prepare.restoration.pictures None: no such folder",
+            "prepare.restoration.pictures: not set. Set it to the folder",
         ),
         ("prepare.steps=[mask,paint]", "must be 'parsing', 'mask', 'face' or 'restoration'"),
         ("prepare.own.name=(", "must be a regular expression"),
@@ -625,7 +625,7 @@ def test_a_segmenter_that_cannot_be_loaded_is_refused(
     for model in (str(tmp_path / "empty"), "nobody/nothing"):
         result = preparation("prepare.parsing.method=segformer", f"prepare.parsing.model={model}")
         assert result.code == 2
-        assert f"prepare.parsing.model '{model}': no segmenter" in result.err
+        assert f"prepare.parsing.model {model}: not a segmenter" in result.err
 
 
 def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) -> None:

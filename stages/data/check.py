@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,8 @@ from deskpro.cache.file_index import Facts, FileIndex
 from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.index import Problem, read_index
+from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
-
-_REPORTED = 40
-"""Problems in one error message; `check-data` lists all."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,11 @@ class CheckedData:
         """The rows of one split, numbered from 0."""
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
-    def vanished(self) -> list[str]:
-        """Training identities of which no sample is left."""
-        return sorted(set(self.left_out["pid"]) - set(self.split("train")["pid"]))
-
     def facts(self, listing: Path) -> dict[str, Any]:
         """What was used and left out: samples, identities, left_out, vanished, listing.
 
-        `listing` gets a CSV of sample_id, pid, reason (only the header where all was used).
+        vanished: training identities of which no sample is left. `listing` gets a CSV of sample_id,
+        pid, reason (only the header where all was used).
         """
         write_text(listing, self.left_out.to_csv(index=False))
         train = self.split("train")
@@ -50,20 +44,14 @@ class CheckedData:
             "samples": len(train),
             "identities": train["pid"].nunique(),
             "left_out": len(self.left_out),
-            "vanished": self.vanished(),
+            "vanished": sorted({*self.left_out["pid"]} - {*train["pid"]}),
             "listing": listing,
         }
 
     def require(self) -> CheckedData:
         """Itself, or InputError with a line per problem."""
-        if not self.problems:
-            return self
-        lines = [str(problem) for problem in self.problems[:_REPORTED]]
-        if len(self.problems) > _REPORTED:
-            lines.append(
-                f"… and {len(self.problems) - _REPORTED} more; deskpro check-data lists all"
-            )
-        raise InputError("\n".join(lines))
+        refuse(self.problems, more="; deskpro check-data lists all")
+        return self
 
 
 def check_data(
@@ -98,7 +86,7 @@ def check_data(
     table, problems = read_index(root, layout, splits)
     if unfinished(root):
         problems.append(Problem(root, "its preparation is not complete. Type: make prepare"))
-    left_out = table.iloc[:0].assign(reason="")[["sample_id", "pid", "reason"]]
+    left_out = pd.DataFrame(columns=["sample_id", "pid", "reason"])
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
         problems += missing
@@ -108,16 +96,15 @@ def check_data(
         path
         for split, wanted in kinds.items()
         for kind in wanted
-        for path in table.loc[table["split"] == split, kind]
-        if path is not None
+        for path in table.loc[table["split"] == split, kind].dropna()
     ]
     with bar("check-data", len(paths), "images") as progress:
-        files = (index or FileIndex()).probe(paths, image_size, advance=progress.advance)
-    problems += [
-        Problem(Path(path), _unreadable(path, facts.problem))
-        for path, facts in files.items()
-        if facts.problem is not None
-    ]
+        files = (index or FileIndex()).probe(paths, _size, advance=progress.advance)
+    for name, facts in files.items():
+        path, what = Path(name), f"unreadable image: {facts.problem}"
+        if facts.problem is not None:
+            broken = path.is_symlink() and not path.exists()
+            problems.append(Problem(path, "broken link" if broken else what))
     if training and "mask" in needs:
         problems += _mismatched_masks(table[table["split"] == "train"], files)
     return CheckedData(table, left_out, problems)
@@ -127,37 +114,31 @@ def _complete(
     table: pd.DataFrame, root: Path, needs: Sequence[str], incomplete: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
     """Split off the training rows that can't be used, with the reason."""
-    problems: list[Problem] = []
-    reasons: dict[str, str] = {}
     wanted = [kind for kind in needs if kind != "imgs"]
-    hint = "; --set data.incomplete=leave-out trains without it"
-
-    def refuse(sample_id: str, path: Path, what: str) -> None:
-        reasons[sample_id] = what
-        if incomplete == "refuse":
-            problems.append(Problem(path, what + hint))
-
+    faces = {"lr_face", "hr_face"} & {*wanted}
     train = table[table["split"] == "train"]
+    reasons, refused = dict[str, str](), dict[str, Path]()
     for row in train.to_dict("records"):
-        absent = [kind for kind in wanted if row[kind] is None]
-        if absent and {*absent} >= {"lr_face", "hr_face"} & {*wanted}:
-            reasons[row["sample_id"]] = "no face was found: it has no " + ", ".join(absent)
+        id_, absent = row["sample_id"], [kind for kind in wanted if row[kind] is None]
+        if absent and {*absent} >= faces:
+            reasons[id_] = "no face was found: it has no " + ", ".join(absent)
         elif absent:
-            path = root / absent[0] / row["sample_id"]
-            refuse(row["sample_id"], path, "missing " + " and ".join(absent) + " in training")
-    usable = train[~train["sample_id"].isin(list(reasons))]
-    alone = usable[usable.groupby("pid")["pid"].transform("size") == 1]
-    for row in alone.to_dict("records"):
-        what = f"identity {row['pid']} has one image; training needs two"
-        refuse(row["sample_id"], Path(row["imgs"]), what)
-    unusable = train["sample_id"].isin(list(reasons))
-    left_out = train.loc[unusable, ["sample_id", "pid"]].reset_index(drop=True)
-    left_out["reason"] = [reasons[sample_id] for sample_id in left_out["sample_id"]]
-    return table.drop(train.index[unusable]), left_out, problems
+            reasons[id_] = "missing " + " and ".join(absent) + " in training"
+            refused[id_] = root / absent[0] / id_
+    usable = train[~train["sample_id"].isin([*reasons])]
+    for row in usable[~usable["pid"].duplicated(keep=False)].to_dict("records"):
+        reasons[row["sample_id"]] = f"identity {row['pid']} has one image; training needs two"
+        refused[row["sample_id"]] = Path(row["imgs"])
+    unusable = table["sample_id"].isin([*reasons])
+    left_out = table.loc[unusable, ["sample_id", "pid"]].reset_index(drop=True)
+    left_out["reason"] = [reasons[id_] for id_ in left_out["sample_id"]]
+    hint = "; --set data.incomplete=leave-out trains without it"
+    problems = [Problem(path, reasons[id_] + hint) for id_, path in refused.items()]
+    return table[~unusable], left_out, problems if incomplete == "refuse" else []
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, decoded to its end.
+def load_image(path: Path) -> Image.Image:
+    """An image, decoded to its end.
 
     Raises:
         OSError, SyntaxError, ValueError: It doesn't decode.
@@ -165,25 +146,21 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             image.load()
-            return image.size
+            return image
     except UnidentifiedImageError:
         raise ValueError("not an image file") from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
 
 
-def _unreadable(path: str, problem: str) -> str:
-    if Path(path).is_symlink() and not Path(path).exists():
-        return "broken link"
-    return f"unreadable image: {problem}"
+def _size(path: Path) -> tuple[int, int]:
+    return load_image(path).size
 
 
-def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> list[Problem]:
+def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> Iterator[Problem]:
     """Masks whose size is not that of their body image."""
-    problems = []
     for image, mask in zip(train["imgs"], train["mask"], strict=True):
         (_, *wanted, unreadable), (_, *found, broken) = files[image], files[mask]
         if not unreadable and not broken and wanted != found:
             what = f"mask of {found[0]}×{found[1]} pixels, its body image has"
-            problems.append(Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}"))
-    return problems
+            yield Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}")

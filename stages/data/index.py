@@ -15,6 +15,9 @@ from deskpro.stages.base.names import Name
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 
+_LISTED = 40
+"""Problems in one error message."""
+
 
 class Problem(NamedTuple):
     """What is wrong with a file or folder, and must be fixed before the data can be used."""
@@ -24,6 +27,20 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
+
+
+def refuse(problems: Sequence[Problem], what: str = "", more: str = "") -> None:
+    """Raise InputError with a line for each of the first problems, where there are any.
+
+    what: is wrong with so many images; more: how to see the other problems.
+    """
+    if problems:
+        count = f"{len(problems)} image{'s' * (len(problems) > 1)}"
+        lines = [f"{count} {what}:"] if what else []
+        lines += map(str, problems[:_LISTED])
+        if len(problems) > _LISTED:
+            lines.append(f"… and {len(problems) - _LISTED} more{more}")
+        raise InputError("\n  ".join(lines))
 
 
 def read_index(
@@ -52,7 +69,10 @@ def read_index(
         scenes, wrong = _read_scenes(root, layout.scenes.get(split))
         problems += wrong
         files = {
-            kind: _by_stem(root / kind, layout.images(root, split, kind)) for kind in KINDS[1:]
+            kind: {
+                _stem(path): f"{root}/{kind}/{path}" for path in layout.images(root, split, kind)
+            }
+            for kind in KINDS[1:]
         }
         images = layout.images(root, split)
         if not images:
@@ -77,10 +97,8 @@ def read_index(
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
     problems += duplicate_ids({str(row["pid"]) for row in rows}, folder)
     columns = ["split", "sample_id", *Name._fields, *KINDS]
-    table = pd.DataFrame(rows, columns=columns).astype({"camid": "int64"})
-    for column in (*Name._fields[2:], *KINDS):  # None, never a float NaN, stands for absent
-        table[column] = table[column].astype(object).where(table[column].notna(), None)
-    return table, problems
+    table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
+    return table.where(table.notna(), None), problems
 
 
 def content_hashes(
@@ -107,10 +125,6 @@ def content_hashes(
 def _stem(path: str) -> str:
     """What the images of a sample have in common: the path without the extension."""
     return path.rpartition(".")[0]
-
-
-def _by_stem(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    return {_stem(path): f"{folder}/{path}" for path in paths}
 
 
 def class_order(pids: Iterable[str]) -> list[str]:
@@ -153,12 +167,8 @@ def _read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name can be written down."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether a file's name can be written down: it has no bytes that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def duplicate_ids(pids: set[str], folder: Path) -> list[Problem]:

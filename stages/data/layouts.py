@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from deskpro.stages.base.names import Name
 
@@ -26,14 +27,21 @@ PREPARED = {
 RAW = {"train": "train/*", "query": "query/*", "gallery": "gallery/*"}
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """The published size of a dataset, to check a copy by."""
 
     train: tuple[int, int]
     """Identities, images."""
     query: int
     gallery: int
+
+
+def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
+    """The rule of a dataset whose file names say everything, each split in one folder."""
+    return (re.compile(rf"[^/]+/{pattern}\.\w+"),)
+
+
+_BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d{1,9})_[^/]*")
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Layout:
     C for 1, 2, 3.
     """
 
-    example: str
-    rules: tuple[re.Pattern[str], ...]
+    example: str = "<pid>_c<camid>_<frame>.jpg"
+    rules: tuple[re.Pattern[str], ...] = _BY_CAMERA
     files: Mapping[str, str] = field(default_factory=lambda: PREPARED)
     always_prepared: bool = False
     """Exists in the prepared layout alone."""
@@ -77,10 +85,10 @@ class Layout:
 
     def parse(self, path: str) -> Name | None:
         """What a path below `bodies` says; None where it doesn't follow the rule."""
-        matches = (rule.fullmatch(path) for rule in self.rules)
-        groups = next((match.groupdict() for match in matches if match), None)
-        if groups is None:
+        match = next(filter(None, (rule.fullmatch(path) for rule in self.rules)), None)
+        if match is None:
             return None
+        groups = match.groupdict()
         camera = groups.pop("camid", None)
         if camera is not None and camera.isalpha():
             camera = str(ord(camera) - ord("A") + 1)
@@ -93,67 +101,42 @@ class Layout:
 def list_images(folder: Path, pattern: str) -> list[str]:
     """The image files of a folder that match a pattern: paths below it, sorted part by part.
 
-    Each part of the pattern matches one part of the path; a leading `**` matches any number of
-    folders. Links are followed, hidden files and folders are passed over.
+    Each part of the pattern matches one part of the path. Links are followed, hidden files and
+    folders are passed over.
     """
-    return [*_matches(str(folder), "", pattern.split("/"), set())]
-
-
-def _matches(folder: str, below: str, parts: list[str], seen: set[str]) -> Iterator[str]:
-    part, *rest = parts
-    if part == "**":
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above it
-            return
-        seen.add(real)
+    part, _, rest = pattern.partition("/")
     try:
-        found = sorted((each.name, each) for each in os.scandir(folder) if each.name[0] != ".")
+        found = sorted(name for name in os.listdir(folder) if fnmatchcase(name, part))  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
-        return
-    for name, entry in found:
-        if part == "**" and entry.is_dir():
-            yield from _matches(entry.path, f"{below}{name}/", parts, seen)
-        elif part != "**" and rest:
-            if fnmatchcase(name, part) and entry.is_dir():
-                yield from _matches(entry.path, f"{below}{name}/", rest, seen)
-        elif fnmatchcase(name, parts[-1]) and name.lower().endswith(IMAGE_SUFFIXES):
-            yield below + name
-
-
-def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
-    """The rule of a dataset whose file names say everything, each split in one folder."""
-    return (re.compile(rf"[^/]+/{pattern}\.\w+"),)
+        return []
+    names = [name for name in found if not name.startswith(".")]
+    if rest:
+        return [f"{name}/{below}" for name in names for below in list_images(folder / name, rest)]
+    return [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
 
 
 _CELEB = Counts((632, 20_208), 2_972, 11_006)
 _CELEB_LIGHT = Counts((490, 9_021), 887, 934)
 _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
-_BY_CAMERA = _name(r"(?P<pid>\d+)_c(?P<camid>\d{1,9})_[^/]*")
 _MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d)[^/]*")
 _NO_CAMERA = _name(r"(?P<pid>\d+)_(?P<scene>\d)\d*_\d+")
-_CHANGING = ("market", "cloth-changing", "same-clothes")
+_CHANGING = ("market", "cloth-changing")
 _CELEB_RULES = ("celeb-plain", "celeb-official")
 
 LAYOUTS: dict[str, Layout] = {
-    "benchmark": Layout(
-        "<pid>_c<camid>_<frame>.jpg",
-        _BY_CAMERA,
-        always_prepared=True,
-        protocols=("market", "cloth-changing"),
-    ),
-    "celeb": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, always_prepared=True, counts=_CELEB),
+    "benchmark": Layout(always_prepared=True, protocols=_CHANGING),
+    "celeb": Layout(always_prepared=True, counts=_CELEB),
     "celeb-light": Layout(
         "<pid>_<camid>_<frame>.jpg",
         _name(r"(?P<pid>\d+)_(?P<camid>\d{1,9})_[^/]*"),
         always_prepared=True,
         counts=_CELEB_LIGHT,
     ),
-    "prcc": Layout("<pid>_c<camid>_<frame>.jpg", _BY_CAMERA, always_prepared=True, counts=_PRCC),
+    "prcc": Layout(always_prepared=True, counts=_PRCC),
     "own": Layout(
-        "<pid>_c<camid>_<frame>.jpg",
-        _name(r"(?P<pid>[^/]+?)_c(?P<camid>\d{1,9})_[^/]*"),
+        rules=_name(r"(?P<pid>[^/]+?)_c(?P<camid>\d{1,9})_[^/]*"),
         always_prepared=True,
-        protocols=("market", "cloth-changing"),
+        protocols=_CHANGING,
     ),
     "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB, protocols=_CELEB_RULES),
     "celeb-light-raw": Layout(
@@ -179,7 +162,7 @@ LAYOUTS: dict[str, Layout] = {
         "<pid>_<clothes>_c<camid>_*.png",
         _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d{1,9})_[^/]*"),
         {"train": "train/*", "query": "query/*", "gallery": "test/*"},
-        protocols=_CHANGING,
+        protocols=(*_CHANGING, "same-clothes"),
     ),
     "vcclothes": Layout(
         "<pid>-<camid>-<clothes>-<n>.jpg",

@@ -60,45 +60,34 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A batch of items at once: each image is written where the batch wants it."""
+        """A batch of items at once: each image is written where the batch wants it.
+
+        A file is decoded once for the views of its row.
+        """
         numbers = np.stack([self.views(row, view) for row, view in items])
         batch: dict[str, Any] = {
             "row": torch.tensor([row for row, _ in items]),
             "view": torch.tensor([view for _, view in items]),
             "view_params": torch.from_numpy(numbers),
         }
-        views = [View(*each) for each in numbers.tolist()]
+        views: dict[int, dict[int, View]] = {}  # row → place in the batch → view
+        for i, (row, _) in enumerate(items):
+            views.setdefault(row, {})[i] = View(*numbers[i].tolist())
         for kind, size in self.sizes.items():
             pixels = _memory(len(items), *size)
-            for i, (row, _) in enumerate(items):
+            batch[kind] = pixels.permute(0, 3, 1, 2)
+            for row, places in views.items():
                 path = self.paths[kind][row]
                 if path is None:
-                    pixels[i] = 0
+                    pixels[[*places]] = 0
                 else:
-                    pixels[i] = self._render_views(kind, path, [views[i]], size)[0].permute(1, 2, 0)
-            batch[kind] = pixels.permute(0, 3, 1, 2)
+                    rendered = self._render_views(kind, path, places.values(), size)
+                    for i, image in zip(places, rendered, strict=True):
+                        pixels[i] = image.permute(1, 2, 0)
         return batch
 
-    def render_views(self, row: int, views: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A sample under several views, each file decoded once.
-
-        For each kind uint8 [V, 3, H, W]; `view_params` float32 [V, len(View)].
-        """
-        numbers = np.stack([self.views(row, view) for view in views])
-        sample = {"view_params": torch.from_numpy(numbers)}
-        for kind, size in self.sizes.items():
-            path = self.paths[kind][row]
-            if path is None:
-                sample[kind] = torch.zeros(len(numbers), 3, *size, dtype=torch.uint8)
-            else:
-                views_ = [View(*each) for each in numbers.tolist()]
-                rendered = self._render_views(kind, path, views_, size)
-                sample[kind] = torch.stack([one.permute(1, 2, 0) for one in rendered])
-                sample[kind] = sample[kind].permute(0, 3, 1, 2)
-        return sample
-
     def _render_views(
-        self, kind: str, path: str, views: Sequence[View], size: tuple[int, int]
+        self, kind: str, path: str, views: Iterable[View], size: tuple[int, int]
     ) -> list[torch.Tensor]:
         """uint8 [3, H, W] for each view of a file, channels last in memory."""
         try:
@@ -138,8 +127,8 @@ def _decode(path: str) -> torch.Tensor:
 class MultiViewDataset(Dataset[dict[str, Any]]):
     """Samples under several views at once, for a teacher.
 
-    Item (row, views) is what `ImageDataset.render_views` gives, with `row`, and `pixels`: by name
-    int64 [V], the bits of `pixel_hash`, as torch has few operations on uint64.
+    Item (row, views) is a batch of `ImageDataset` with `pixels`: by name int64 [V], the bits of
+    `pixel_hash`, as torch has few operations on uint64.
     """
 
     def __init__(self, images: ImageDataset, hashed: Mapping[str, Sequence[str]]) -> None:
@@ -151,13 +140,13 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Any]:
         row, views = item
-        sample = self.images.render_views(row, views)
+        sample = self.images.__getitems__([(row, view) for view in views])
         pixels = {}
         for name, kinds in self.hashed.items():
             images = [sample[kind].numpy() for kind in kinds]
             hashes = [pixel_hash(*(image[i] for image in images)) for i in range(len(views))]
             pixels[name] = torch.from_numpy(np.asarray(hashes, np.uint64).view(np.int64))
-        return {**sample, "row": row, "pixels": pixels}
+        return sample | {"pixels": pixels}
 
 
 def pixel_hash(*images: np.ndarray) -> int:

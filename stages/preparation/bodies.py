@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.step import Outcome, Step, jpeg, png, read_image
-
-_ORIENTATION = 0x0112
-"""EXIF's tag of which way is up."""
+from deskpro.stages.preparation.step import Outcome, Step, encode, read_image
 
 
 class Bodies(Step):
@@ -19,7 +15,7 @@ class Bodies(Step):
 
     name, reads, writes = "body", (), "imgs"
 
-    def provenance(self) -> Mapping[str, object]:
+    def provenance(self) -> dict[str, object]:
         return {"version": 1}
 
     def inputs(self, sample: Sample) -> list[Path]:
@@ -30,10 +26,8 @@ class Bodies(Step):
         if min(image.size) < 2:
             return Outcome(problem=f"{sample.source}: {image.width}×{image.height} pixels")
         with Image.open(sample.source) as opened:
-            turned = opened.getexif().get(_ORIENTATION, 1) != 1
-        if not turned:
-            content = sample.source.read_bytes()
-        else:
-            content = png(image) if sample.source.suffix.lower() == ".png" else jpeg(image)
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        kind = "PNG" if sample.source.suffix.lower() == ".png" else "JPEG"
+        content = encode(image, kind) if turned else sample.source.read_bytes()
         facts = {"width": image.width, "height": image.height, "turned": turned}
         return Outcome(content, facts)

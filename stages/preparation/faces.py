@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from deskpro.cache.files import sha256
-from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.schemes import SCHEMES, Scheme, region
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,
-    one_line,
+    encode,
+    loading,
     optional,
-    png,
     read_image,
     read_labels,
-    require_model,
+    require,
 )
 
 FOUND = "face found"
@@ -38,6 +33,9 @@ _OTHER_HEAD = 0.25
 """A part of the head region counts as another person's from this share of the largest part on."""
 _CLEAR = 0.1
 """A detection less than this above the threshold is unsure."""
+
+
+Edges = tuple[float, float, float, float]
 
 
 class Box(NamedTuple):
@@ -74,18 +72,22 @@ class _Faces(Step):
 
     name, reads, writes = "face", ("imgs", "labels"), "lr_face"
 
-    @property
-    def scheme(self) -> Scheme:
-        return SCHEMES[self.settings.parsing.scheme]
+    def provenance(self) -> dict[str, object]:
+        return super().provenance() | {"classes": self.scheme.classes}
 
-    def _provenance(self, *options: str) -> dict[str, object]:
-        values = {name: getattr(self.settings.face, name) for name in options}
-        method = self.settings.face.method
-        return {"method": method, "classes": self.scheme.classes, **values, "version": 1}
-
-    @abstractmethod
     def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
         """The face in an RGB body image; labels: its label map, uint8 [H, W], if there is one."""
+        found, edges = self.detect(body, labels)
+        if edges is None:
+            return found
+        box, moved = square(*edges, self.settings.face.margin, body.size)
+        if box.side < self.settings.face.min_side:
+            return Found(SMALL, None, found.seen, found.score)
+        return found._replace(box=box, doubts=found.doubts + (AT_EDGE,) * moved)
+
+    @abstractmethod
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+        """As `find`, and the left, top, right and bottom of a face in place of its box."""
 
     def make(self, sample: Sample) -> Outcome:
         body = read_image(self.path("imgs", sample))
@@ -99,27 +101,12 @@ class _Faces(Step):
             "faces": found.seen,
             "score": None if found.score is None else round(found.score, 4),
             "doubts": "; ".join(found.doubts),
-            **dict(zip(("left", "top", "side"), found.box or (None,) * 3, strict=True)),
+            **dict(zip(Box._fields, found.box or (None,) * 3, strict=True)),
         }
         if found.box is None:
             return Outcome(facts=facts)
         left, top, side = found.box
-        crop = body.crop((left, top, left + side, top + side))
-        return Outcome(png(crop), facts)
-
-    def _boxed(
-        self,
-        edges: tuple[float, float, float, float],
-        size: tuple[int, int],
-        seen: int,
-        score: float | None = None,
-        doubts: tuple[str, ...] = (),
-    ) -> Found:
-        """The face within edges (left, top, right, bottom) of an image of `size`."""
-        box, moved = square(*edges, self.settings.face.margin, size)
-        if box.side < self.settings.face.min_side:
-            return Found(SMALL, seen=seen, score=score)
-        return Found(FOUND, box, seen, score, (*doubts, AT_EDGE) if moved else doubts)
+        return Outcome(encode(body.crop((left, top, left + side, top + side))), facts)
 
 
 class Head(_Faces):
@@ -130,33 +117,27 @@ class Head(_Faces):
     """
 
     needs = ("scipy",)
+    params = ("margin", "min_side", "visible")
 
-    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
-        super().__init__(settings, root, device)
+    def load(self) -> None:
         self.ndimage = optional("scipy.ndimage", "prepare.face.method=head")
 
-    def provenance(self) -> Mapping[str, object]:
-        return self._provenance("margin", "min_side", "visible")
-
-    def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
         if labels is None:
             raise Unusable(
                 "no label map. prepare.face.method=head needs one; add parsing to prepare.steps"
             )
-        head = region(labels, self.scheme.ids("head"))
-        parts, count = self.ndimage.label(head, np.ones((3, 3)))
+        parts, count = self.ndimage.label(self.scheme.region(labels, "head"), np.ones((3, 3)))
         if count == 0:
-            return Found(NONE)
+            return Found(NONE), None
         areas = np.bincount(parts.ravel())[1:]
         heads = int((areas >= _OTHER_HEAD * areas.max()).sum())
-        largest = int(areas.argmax()) + 1  # of equal ones the uppermost, leftmost
-        chosen = parts == largest
-        if self.scheme.face is not None:
-            visible = float((labels[chosen] == self.scheme.face).mean())
-            if visible < self.settings.face.visible:
-                return Found(BACK, seen=heads)
+        largest = parts == areas.argmax() + 1  # of equal ones the uppermost, leftmost
+        face, least = self.scheme.face, self.settings.face.visible
+        if face is not None and (labels[largest] == face).mean() < least:
+            return Found(BACK, seen=heads), None
         doubts = (SEVERAL,) if heads > 1 else ()
-        return self._boxed(_extent(chosen), body.size, heads, doubts=doubts)
+        return Found(FOUND, seen=heads, doubts=doubts), _extent(largest)
 
 
 class YuNet(_Faces):
@@ -167,66 +148,61 @@ class YuNet(_Faces):
     """
 
     needs = ("cv2",)
+    params = ("margin", "min_side", "score", "height", "inside_head")
 
-    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
-        super().__init__(settings, root, device)
+    def load(self) -> None:
         what = "YuNet's ONNX file, from OpenCV's model zoo"
-        self.model = require_model(settings.face.model, "prepare.face.model", what)
+        self.model = require("prepare.face.model", self.settings.face.model, what)
         self.cv2 = optional("cv2", "prepare.face.method=yunet")
         self.digest = sha256(self.model)
         self._detector((320, 320))  # refuses an unreadable file before any work
 
-    def provenance(self) -> Mapping[str, object]:
-        options = ("margin", "min_side", "score", "height", "inside_head")
-        return {"model": self.digest, **self._provenance(*options)}
+    def provenance(self) -> dict[str, object]:
+        return super().provenance() | {"model": self.digest}
 
     def _detector(self, size: tuple[int, int]) -> Any:
-        try:
-            # Threads must not share one; creating it costs a few milliseconds an image.
-            score = self.settings.face.score
+        """Threads must not share one; creating it costs a few milliseconds an image."""
+        score = self.settings.face.score
+        with loading("prepare.face.model", self.model, "a YuNet that OpenCV can load"):
             return self.cv2.FaceDetectorYN.create(str(self.model), "", size, score)
-        except self.cv2.error as error:
-            raise InputError(
-                f"prepare.face.model {self.model}: OpenCV can't load it as YuNet: {one_line(error)}"
-            ) from None
 
-    def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
-        scale = max(1.0, self.settings.face.height / body.height)
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+        settings = self.settings.face
+        scale = max(1.0, settings.height / body.height)
         size = round(body.width * scale), round(body.height * scale)
         larger = body if scale == 1 else body.resize(size, Image.Resampling.BICUBIC)
         bgr = np.ascontiguousarray(np.asarray(larger)[..., ::-1])
-        _, rows = self._detector(size).detect(bgr)
-        faces = np.zeros((0, 15), np.float32) if rows is None else rows
-        boxes = faces[:, :4] / (size[0] / body.width)
-        seen = len(faces)
+        _, faces = self._detector(size).detect(bgr)
+        seen = 0 if faces is None else len(faces)
         if seen == 0:
-            return Found(NONE)
-        if self.settings.face.inside_head and labels is not None:
-            inside = [self._in_head(box, labels) for box in boxes]
-            faces, boxes = faces[inside], boxes[inside]
-            if not len(faces):
-                return Found(OUTSIDE, seen=seen)
-        best = int(np.argmax(boxes[:, 2] * boxes[:, 3]))
-        left, top, width, height = map(float, boxes[best])
-        score = float(faces[best, 14])
-        unsure = score < self.settings.face.score + _CLEAR
+            return Found(NONE), None
+        boxes, scores = faces[:, :4] / (size[0] / body.width), faces[:, 14]
+        if settings.inside_head and labels is not None:
+            inside = self._in_head(boxes, labels)
+            boxes, scores = boxes[inside], scores[inside]
+            if not len(boxes):
+                return Found(OUTSIDE, seen=seen), None
+        best = np.argmax(boxes[:, 2] * boxes[:, 3])
+        left, top, width, height = boxes[best].tolist()
+        score = float(scores[best])
+        unsure = score < settings.score + _CLEAR
         doubts = (*([SEVERAL] if seen > 1 else []), *([UNSURE] if unsure else []))
-        return self._boxed((left, top, left + width, top + height), body.size, seen, score, doubts)
+        found = Found(FOUND, None, seen, score, doubts)
+        return found, (left, top, left + width, top + height)
 
-    def _in_head(self, box: np.ndarray, labels: np.ndarray) -> bool:
-        head = region(labels, self.scheme.ids("head"))
+    def _in_head(self, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which boxes, [N, (left, top, width, height)], lie about the head region: bool [N]."""
+        head = self.scheme.region(labels, "head")
         if not head.any():
-            return False
+            return np.zeros(len(boxes), bool)
         left, top, right, bottom = _extent(head)
         room = self.settings.face.margin * max(right - left, bottom - top)
-        x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
-        return bool(left - room <= x <= right - 1 + room and top - room <= y <= bottom - 1 + room)
+        x, y = (boxes[:, :2] + boxes[:, 2:] / 2).T
+        across = (left - room <= x) & (x <= right - 1 + room)
+        return across & (top - room <= y) & (y <= bottom - 1 + room)
 
 
 def _extent(region: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of where bool [H, W] is true; right and bottom exclusive."""
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-FACES: dict[str, type[Step]] = {"head": Head, "yunet": YuNet}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from deskpro.stages.preparation.faces import FOUND
-from deskpro.stages.preparation.record import Prepared
+from deskpro.stages.preparation.samples import Sample
 
 _COLUMNS = (
     "sample_id", "split", "pid", "camid", "source", "width", "height", "turned", "head_share",
@@ -19,23 +19,20 @@ _COLUMNS = (
 """Of prepare.csv; those of steps that never ran are absent."""
 
 
-def table(images: Sequence[Prepared], source: Path) -> pd.DataFrame:
-    """A row for every image, as in prepare.csv; source: the raw dataset."""
-    rows = []
-    for image in images:
-        sample = image.sample
-        inside = sample.source.is_relative_to(source)
-        rows.append(
-            {
-                "sample_id": sample.id,
-                "split": sample.split,
-                "pid": sample.pid,
-                "camid": sample.camid,
-                "source": str(sample.source.relative_to(source) if inside else sample.source),
-                **image.facts,
-                "problem": image.problem,
-            }
-        )
+def table(samples: Sequence[Sample], raw: Path) -> pd.DataFrame:
+    """A row for every image, as in prepare.csv; raw: the raw dataset."""
+    rows = [
+        {
+            "sample_id": sample.id,
+            "split": sample.split,
+            "pid": sample.pid,
+            "camid": sample.camid,
+            "source": str(sample.source).removeprefix(f"{raw}/"),
+            **sample.facts,
+            "problem": sample.problem,
+        }
+        for sample in samples
+    ]
     names = {name for row in rows for name in row}
     listed = pd.DataFrame(rows, columns=[name for name in _COLUMNS if name in names])
     for name in {"width", "height", "faces", "left", "top", "side"} & names:
@@ -43,24 +40,22 @@ def table(images: Sequence[Prepared], source: Path) -> pd.DataFrame:
     return listed
 
 
-def summary(images: Sequence[Prepared]) -> dict[str, object]:
+def summary(samples: Sequence[Sample]) -> dict[str, object]:
     """The number of images and identities, decisions and doubts, by name."""
-    good = [image for image in images if image.problem is None]
-    identities = len({image.sample.pid for image in good})
-    found: dict[str, object] = {"images": f"{len(good)} of {identities} identities"}
-    decisions = Counter(image.facts["decision"] for image in good if "decision" in image.facts)
-    if decisions:
-        found["faces"] = counted(decisions, first=FOUND)
-    doubts = Counter(d for image in good for d in image.facts.get("doubts", "").split("; ") if d)
-    if doubts:
-        found["doubtful"] = counted(doubts)
-    turned = sum(bool(image.facts.get("turned")) for image in good)
-    if turned:
-        found["turned upright"] = turned
-    return found
+    good = [sample for sample in samples if sample.problem is None]
+    facts = [sample.facts for sample in good]
+    decisions = Counter(known["decision"] for known in facts if "decision" in known)
+    doubts = Counter(d for known in facts for d in known.get("doubts", "").split("; ") if d)
+    found = {
+        "images": f"{len(good)} of {len({sample.pid for sample in good})} identities",
+        "faces": _counted(decisions, first=FOUND),
+        "doubtful": _counted(doubts),
+        "turned upright": sum(bool(known.get("turned")) for known in facts),
+    }
+    return {name: fact for name, fact in found.items() if fact}
 
 
-def counted(counts: Counter[str], first: str = "") -> str:
+def _counted(counts: Counter[str], first: str = "") -> str:
     """Names with their counts, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda pair: (pair[0] != first, -pair[1], pair[0]))
     return ", ".join(f"{count} {name}" for name, count in ordered)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from PIL import Image
 
 from deskpro.stages.preparation.samples import Sample
-from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES, mask
-from deskpro.stages.preparation.step import Outcome, Step, png, read_labels
+from deskpro.stages.preparation.schemes import CHANNELS
+from deskpro.stages.preparation.step import Outcome, Step, encode, read_labels
 
 
 class Regions(Step):
@@ -14,16 +14,11 @@ class Regions(Step):
 
     name, reads, writes = "mask", ("labels",), "mask"
 
-    def provenance(self) -> Mapping[str, object]:
-        classes = SCHEMES[self.settings.parsing.scheme].classes
-        return {"method": "regions", "classes": classes, "version": 1}
+    def provenance(self) -> dict[str, object]:
+        return super().provenance() | {"classes": self.scheme.classes}
 
     def make(self, sample: Sample) -> Outcome:
-        labels = read_labels(self.path("labels", sample))
-        drawn = mask(labels, SCHEMES[self.settings.parsing.scheme])
-        shares = (drawn > 0).mean(axis=(0, 1)).tolist()
+        mask = self.scheme.mask(read_labels(self.path("labels", sample)))
+        shares = (mask > 0).mean(axis=(0, 1)).tolist()
         facts = {f"{name}_share": round(s, 4) for name, s in zip(CHANNELS, shares, strict=True)}
-        return Outcome(png(drawn), facts)
-
-
-MASKS: dict[str, type[Step]] = {"regions": Regions}
+        return Outcome(encode(Image.fromarray(mask)), facts)

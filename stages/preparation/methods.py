@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from deskpro.stages.preparation.faces import FACES
-from deskpro.stages.preparation.masks import MASKS
-from deskpro.stages.preparation.parsing import PARSERS
-from deskpro.stages.preparation.restoration import RESTORERS
+from deskpro.stages.preparation.faces import Head, YuNet
+from deskpro.stages.preparation.masks import Regions
+from deskpro.stages.preparation.parsing import LabelFiles, SegFormer
+from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
 from deskpro.stages.preparation.step import Step
 
 METHODS: dict[str, dict[str, type[Step]]] = {
-    "parsing": PARSERS,
-    "mask": MASKS,
-    "face": FACES,
-    "restoration": RESTORERS,
+    "parsing": {"labels": LabelFiles, "segformer": SegFormer},
+    "mask": {"regions": Regions},
+    "face": {"head": Head, "yunet": YuNet},
+    "restoration": {"bicubic": Bicubic, "spandrel": Spandrel, "pictures": HighResolution},
 }

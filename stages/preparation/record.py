@@ -7,14 +7,18 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.journal import Journal
+from deskpro.stages.data.index import Problem, refuse
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
-from deskpro.stages.preparation.samples import KINDS, Sample
+from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import Outcome, Step
+
+FOREIGN = "was not written by prepare. Move or delete it"
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,6 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
-    @classmethod
-    def of(cls, id_: str, key: str, name: str, outcome: Outcome) -> Record:
-        content = outcome.content
-        files = {} if content is None else {name: hashlib.sha256(content).hexdigest()}
-        return cls(id_, key, files, dict(outcome.facts), outcome.problem)
-
-
-@dataclass
-class Prepared:
-    """The state of an image: keys by step, facts of all steps, why it cannot be used.
-
-    foreign: whether that is a file that prepare did not write.
-    """
-
-    sample: Sample
-    keys: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    foreign: bool = False
-
 
 class Records:
     """The records of one step, in a journal in the folder .prepare of the prepared set.
@@ -59,113 +43,97 @@ class Records:
     file that no record names is foreign, and never replaced.
     """
 
-    def __init__(self, root: Path, step: str) -> None:
-        self.root = root
+    def __init__(self, root: Path, step: str, index: FileIndex) -> None:
+        self.root, self.index = root, index
+        self.keys: dict[str, str] = defaultdict(str)
+        """Id → the key that a record must have now; "" where nothing else counts."""
         self._journal = Journal(root / ".prepare" / f"{step}.jsonl")
         self._records: dict[str, list[Record]] = defaultdict(list)
         for line in self._journal.read():
-            record = Record(**line)
-            self._records[record.id].append(record)
+            self._records[line["id"]].append(Record(**line))
 
     def ids(self) -> set[str]:
         """Every image that has a record."""
         return {*self._records}
 
-    def find(self, id_: str, key: str) -> Record | None:
-        """The record of an image with this key."""
-        return next((r for r in reversed(self._records.get(id_, [])) if r.key == key), None)
+    def current(self, id_: str) -> Record | None:
+        """The last record of an image that has its key."""
+        found = reversed(self._records.get(id_, []))
+        return next((record for record in found if record.key == self.keys[id_]), None)
 
     def facts(self, id_: str) -> Mapping[str, Any]:
         """Those of the last record of an image; none without one."""
         return self._records[id_][-1].facts if id_ in self._records else {}
 
-    def owns(self, id_: str, path: Path, digest: str) -> bool:
-        """Whether a file with this SHA-256 is one that the step wrote for an image."""
-        name = self.name(path)
-        return any(r.files.get(name) == digest for r in self._records.get(id_, []))
+    def owns(self, id_: str, name: str, digest: str) -> bool:
+        """Whether the step wrote a file with this path and SHA-256 for an image."""
+        return any(record.files.get(name) == digest for record in self._records.get(id_, []))
 
     def name(self, path: Path) -> str:
         """The path of a file below the prepared set."""
         return str(path.relative_to(self.root))
 
-    def add(self, records: Collection[Record]) -> None:
-        """Keep records of files that are about to be written."""
-        self._journal.append(map(asdict, records))
-        for record in records:
+    def digests(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """The SHA-256 of each file; "" for one that is absent or cannot be read."""
+        unique = list(dict.fromkeys(paths))
+        facts = self.index.probe(unique)
+        return {path: facts[str(path)].sha256 for path in unique}
+
+    def add(self, ids: Iterable[str], paths: Iterable[Path], outcomes: Iterable[Outcome]) -> None:
+        """Keep records of files that are about to be written, by image."""
+        new = [
+            Record(id_, self.keys[id_], made.files(self.name(path)), made.facts, made.problem)
+            for id_, path, made in zip(ids, paths, outcomes, strict=True)
+        ]
+        self._journal.append(map(asdict, new))
+        for record in new:
             self._records[record.id].append(record)
 
-    def withdraw(self, id_: str, file_index: FileIndex) -> None:
-        """Delete the files that the step wrote for an image."""
-        paths = {self.root / name for record in self._records[id_] for name in record.files}
-        for path, digest in digests(paths, file_index).items():
-            if self.owns(id_, path, digest):
-                path.unlink()
-
-    def compact(self, keys: Mapping[str, str]) -> None:
-        """Keep one record of each image, that of its key."""
-        kept = [self.find(id_, keys[id_]) for id_ in sorted(keys)]
+    def keep(self, ids: Collection[str]) -> None:
+        """Delete what the step wrote for other images; keep the current records of these."""
+        for id_ in self.ids() - {*ids}:
+            names = {name for record in self._records[id_] for name in record.files}
+            for path, digest in self.digests(self.root / name for name in names).items():
+                if self.owns(id_, self.name(path), digest):
+                    path.unlink()
+        kept = map(self.current, sorted(ids))
         self._journal.rewrite(asdict(record) for record in kept if record is not None)
 
 
-def digests(paths: Iterable[Path], index: FileIndex, *, deep: bool = False) -> dict[Path, str]:
-    """The SHA-256 of each file; "" for one that is absent or cannot be read."""
-    unique = list(dict.fromkeys(paths))
-    facts = index.probe(unique, deep=deep)
-    return {path: facts[str(path)].sha256 for path in unique}
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder of the prepared set, sorted; hidden ones are passed over."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def images_by_stem(root: Path) -> dict[Path, list[Path]]:
-    """The images in a prepared set by path without extension.
+def unfinished(step: Step, samples: Sequence[Sample], records: Records) -> set[str]:
+    """The ids of images that a step must run on; the others get their recorded facts.
 
-    Masks and faces are found by their stem: a .png there would be mistaken for the .jpg that a step
-    writes.
+    Raises InputError for files in the way that prepare did not write. One with another extension
+    is in the way too: masks and faces are found by their stem.
     """
-    found: dict[Path, list[Path]] = defaultdict(list)
-    for kind in KINDS:
-        for path in sorted((root / kind).rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                found[path.with_suffix("")].append(path)
-    return found
-
-
-def unfinished(
-    step: Step,
-    images: Sequence[Prepared],
-    records: Records,
-    resident: Mapping[Path, Sequence[Path]],
-    file_index: FileIndex,
-) -> set[str]:
-    """The ids of images that a step must run on; the others get recorded facts, or a problem.
-
-    resident: see `images_by_stem`.
-    """
-    inputs, present = {}, {}
-    for image in images:
-        id_, path = image.sample.id, step.path(step.writes, image.sample)
-        inputs[id_] = step.inputs(image.sample)
-        present[id_] = [p for p in {path, *resident.get(path.with_suffix(""), ())} if p.exists()]
-    groups = [*inputs.values(), *present.values()]
-    known = digests((path for group in groups for path in group), file_index)
+    there: dict[Path, list[Path]] = defaultdict(list)
+    for path in images_below(records.root / step.writes):
+        there[path.with_suffix("")].append(path)
+    inputs, present = dict[str, list[Path]](), dict[str, set[Path]]()
+    for sample in samples:
+        path = step.path(step.writes, sample)
+        inputs[sample.id] = step.inputs(sample)
+        present[sample.id] = {p for p in (path, *there[path.with_suffix("")]) if p.exists()}
+    known = records.digests(chain(*inputs.values(), *present.values()))
     fixed = json.dumps(step.provenance(), sort_keys=True, default=str)
-    todo = set()
-    for image in images:
-        id_ = image.sample.id
+    todo, foreign = set(), list[Path]()
+    for sample in samples:
+        id_ = sample.id
         parts = [step.name, id_, fixed, *(known[path] for path in inputs[id_])]
-        key = image.keys[step.name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        foreign = [p for p in present[id_] if not records.owns(id_, p, known[p])]
-        record = records.find(id_, key)
-        if foreign:
-            image.foreign = True
-            image.problem = (
-                f"{min(foreign)}: was not written by prepare. Move or delete it, or leave the step "
-                f"{step.name} out of prepare.steps"
-            )
-        elif (
-            record is not None
-            and record.problem is None
-            and record.files == {records.name(path): known[path] for path in present[id_]}
-        ):
-            image.facts |= record.facts
+        records.keys[id_] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        files = {records.name(path): known[path] for path in present[id_]}
+        foreign += [p for p in present[id_] if not records.owns(id_, records.name(p), known[p])]
+        record = records.current(id_)
+        if record is not None and record.problem is None and record.files == files:
+            sample.facts |= record.facts
         else:
             todo.add(id_)
+    what = f"{FOREIGN}, or leave the step {step.name} out of prepare.steps"
+    refuse([Problem(path, what) for path in sorted(foreign)], "can't be prepared")
     return todo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,19 +13,18 @@ from PIL import Image
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
     Outcome,
     Step,
     Unusable,
-    jpeg,
+    encode,
+    loading,
     on_device,
-    one_line,
     optional,
     read_image,
-    require_model,
+    require,
 )
 
 FACE_SIDE = 512
@@ -45,8 +44,7 @@ class _Restorer(Step):
         path = self.path("lr_face", sample)
         if not path.is_file():
             return Outcome()
-        restored = self.restore(read_image(path), sample)
-        return Outcome(jpeg(restored))
+        return Outcome(encode(self.restore(read_image(path), sample), "JPEG"))
 
     @abstractmethod
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
@@ -56,8 +54,7 @@ class _Restorer(Step):
 class Bicubic(_Restorer):
     """Bicubic enlargement. It restores nothing: a teacher then sees what the student sees."""
 
-    def provenance(self) -> Mapping[str, object]:
-        return {"method": "bicubic", "size": self.settings.restoration.size, "version": 1}
+    params = ("size",)
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
         size = self.settings.restoration.size
@@ -73,20 +70,14 @@ class Spandrel(_Restorer):
 
     needs = ("spandrel", "spandrel_extra_arches")
 
-    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
-        super().__init__(settings, root, device)
+    def load(self) -> None:
         option, what = "prepare.restoration.model", "the file of a face-restoration network"
-        model = require_model(settings.restoration.model, option, what)
-        spandrel = optional("spandrel", "prepare.restoration.method=spandrel")
-        extra = optional("spandrel_extra_arches", "prepare.restoration.method=spandrel")
+        model = require(option, self.settings.restoration.model, what)
+        method = "prepare.restoration.method=spandrel"
+        spandrel, extra = (optional(package, method) for package in self.needs)
         extra.install(ignore_duplicates=True)
-        try:
+        with loading(option, model, "a network that spandrel can load"):
             self.network: Any = spandrel.ModelLoader(device="cpu").load_from_file(model)
-        except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken file
-            raise InputError(
-                f"{option} {model}: no network that spandrel can load: {one_line(error)}. Set it "
-                f"to {what}"
-            ) from None
         channels = self.network.input_channels, self.network.output_channels
         if not isinstance(self.network, spandrel.ImageModelDescriptor) or channels != (3, 3):
             raise InputError(
@@ -94,62 +85,63 @@ class Spandrel(_Restorer):
                 f"an RGB image. Set it to {what}"
             )
         self.digest = sha256(model)
-        self.torch_device = on_device(self.network, device)
+        self.torch_device = on_device(self.network, self.device)
 
-    def provenance(self) -> Mapping[str, object]:
-        return {"method": "spandrel", "model": self.digest, "version": 1}
+    def provenance(self) -> dict[str, object]:
+        return super().provenance() | {"model": self.digest}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         # One after the other: the noise of each is drawn from torch's one random state.
-        return [outcome for sample in samples for outcome in Step.__call__(self, [sample])]
+        run = super().__call__
+        return [outcome for sample in samples for outcome in run([sample])]
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
         import torch
 
         face = face.resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(face)).permute(2, 0, 1)[None].float() / 255
+        seed = hashlib.sha256(sample.id.encode(errors="surrogateescape")).digest()[:6]
         devices = [self.torch_device] if self.torch_device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.inference_mode():
-            torch.manual_seed(_seed(sample.id))
+            torch.manual_seed(int.from_bytes(seed))
             restored = run_network(self.network, pixels.to(self.torch_device))
         rounded = (restored[0].permute(1, 2, 0) * 255).round().clamp(0, 255)
         return Image.fromarray(rounded.to(torch.uint8).cpu().numpy())
+
+
+def run_network(network: Any, pixels: Any) -> Any:
+    """A spandrel network on images in its training range: float [1, 3, H, W] in 0..1, in and out.
+
+    GFPGAN and CodeFormer are made for −1..1; spandrel leaves that to its caller.
+    """
+    if network.architecture.id in ("GFPGAN", "CodeFormer"):
+        return (network.model(2 * pixels - 1)[0] + 1) / 2
+    return network(pixels)
 
 
 class HighResolution(_Restorer):
     """The face cut from an HR body image of the same scene, where the dataset has such images."""
 
     reads = ("lr_face", "imgs")
+    params = ("size",)
 
-    def __init__(self, settings: Prepare, root: Path, device: str) -> None:
-        super().__init__(settings, root, device)
-        folder = settings.restoration.pictures
-        if folder is None or not folder.is_dir():
-            raise InputError(
-                f"prepare.restoration.pictures {folder}: no such folder. Set it to the folder of "
-                "the HR body images, below it the paths of the raw ones"
-            )
-        self.folder = folder
-
-    def provenance(self) -> Mapping[str, object]:
-        return {"method": "pictures", "size": self.settings.restoration.size, "version": 1}
+    def load(self) -> None:
+        what = "the folder of the HR body images, below it the paths of the raw ones"
+        folder = self.settings.restoration.pictures
+        self.folder = require("prepare.restoration.pictures", folder, what, Path.is_dir)
 
     def inputs(self, sample: Sample) -> list[Path]:
         return [*super().inputs(sample), self._image(sample)]
 
     def _image(self, sample: Sample) -> Path:
-        below, root = Path(sample.id), self.settings.root
-        if root is not None and sample.source.is_relative_to(root):
-            below = sample.source.relative_to(root)
-        lower = sorted(IMAGE_SUFFIXES)
-        suffixes = [below.suffix, *lower, *(suffix.upper() for suffix in lower)]
-        files = [(self.folder / below).with_suffix(suffix) for suffix in suffixes]
-        return next((file for file in files if file.is_file()), files[0])
+        upper = [suffix.upper() for suffix in IMAGE_SUFFIXES]
+        suffixes = (sample.source.suffix, *sorted(IMAGE_SUFFIXES), *sorted(upper))
+        return self.beside(self.folder, sample, suffixes)
 
     def restore(self, face: Image.Image, sample: Sample) -> Image.Image:
-        left, top, side = (sample.facts.get(name) for name in ("left", "top", "side"))
-        if left is None or top is None or side is None:
+        if sample.facts.get("left") is None:
             raise Unusable(f"{sample.id}: no face box is known. Add face to prepare.steps")
+        left, top, side = (sample.facts[name] for name in ("left", "top", "side"))
         path, size = self._image(sample), self.settings.restoration.size
         body, large = read_image(self.path("imgs", sample)), read_image(path)
         across, down = large.width / body.width, large.height / body.height
@@ -165,24 +157,3 @@ class HighResolution(_Restorer):
             min((top + side) * down, large.height),
         )
         return large.resize((size, size), Image.Resampling.BICUBIC, edges)
-
-
-def run_network(network: Any, pixels: Any) -> Any:
-    """A spandrel network on images in its training range: float [1, 3, H, W] in 0..1, in and out.
-
-    GFPGAN and CodeFormer are made for −1..1; spandrel leaves that to its caller.
-    """
-    if network.architecture.id in ("GFPGAN", "CodeFormer"):
-        return (network.model(2 * pixels - 1)[0] + 1) / 2
-    return network(pixels)
-
-
-RESTORERS: dict[str, type[Step]] = {
-    "bicubic": Bicubic,
-    "spandrel": Spandrel,
-    "pictures": HighResolution,
-}
-
-
-def _seed(id_: str) -> int:
-    return int.from_bytes(hashlib.sha256(id_.encode(errors="surrogateescape")).digest()[:6])

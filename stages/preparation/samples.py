@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Own
@@ -37,12 +40,12 @@ def prepared_path(root: Path, kind: str, id_: str) -> Path:
     return path.with_suffix(KINDS[kind]) if KINDS[kind] else path
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
-    """A body image to prepare.
+    """A body image to prepare, and what is known of it so far.
 
     id: its path below imgs/ in the prepared set; its other files differ in the extension. facts:
-    what earlier steps found, see `Outcome.facts`.
+    what the steps found, see `Outcome.facts`. problem: why it cannot be used.
     """
 
     id: str
@@ -51,7 +54,11 @@ class Sample:
     pid: str
     camid: int
     clothes: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+_FIELDS = ["id", "source", "split", "pid", "camid", "clothes"]
 
 
 @dataclass
@@ -83,25 +90,19 @@ def find_samples(root: Path, dataset: str, own: Own) -> Found:
     # Faces, masks and label maps are found by the name without its extension.
     stems = Counter(sample.source.with_suffix("") for sample in found.samples)
     for sample in found.samples:
+        name = Path(sample.id).name
         if stems[sample.source.with_suffix("")] > 1:
             what = "another image has the same name with another extension; rename one"
             found.problems.append(Problem(sample.source, what))
-        if len(Path(sample.id).name.encode(errors="replace")) > _LONGEST:
-            what = f"its name would be {Path(sample.id).name!r}: longer than {_LONGEST} bytes"
-            found.problems.append(Problem(sample.source, f"{what}; shorten it"))
+        if len(name.encode(errors="replace")) > _LONGEST:
+            what = f"its name would be {name!r}: longer than {_LONGEST} bytes; shorten it"
+            found.problems.append(Problem(sample.source, what))
     return found
 
 
 def is_own_folder(root: Path, dataset: str) -> bool:
     """Whether the names below `root` follow prepare.own, not a dataset's layout."""
     return dataset == "own" and not (root / "imgs").is_dir()
-
-
-def companions(root: Path, dataset: str) -> Iterator[Path]:
-    """The lists beside a published dataset's images: clothes, scenes."""
-    for name in ("clothes.csv", *LAYOUTS[dataset].scenes.values()):
-        if (root / name).is_file() and not is_own_folder(root, dataset):
-            yield root / name
 
 
 def _published(root: Path, layout: Layout) -> Found:
@@ -116,156 +117,126 @@ def _published(root: Path, layout: Layout) -> Found:
 
 def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     clothes, problems = read_clothes(root / "clothes.csv")
-    found = Found([], problems)
-    cameras: dict[str, str | None] = {}
+    rows, skipped = list[dict[str, Any]](), Counter[str]()
     for path in _files(root):
-        below = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            if path.name != "clothes.csv":
-                kind = path.suffix or path.name
-                found.skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
-            continue
-        groups = _groups(path, below, own.name)
-        if isinstance(groups, Problem):
-            problems.append(groups)
-            continue
-        worn = groups.get("clothes") or clothes.get(below)
-        split, pid = groups.get("split") or "", str(groups["pid"])
-        found.samples.append(Sample(below, path, split, pid, 0, worn))
-        cameras[below] = groups.get("camid")
-    problems += duplicate_ids({sample.pid for sample in found.samples}, root)
-    problems += _contradictions(found.samples, cameras)
-    if not problems:
-        known = any(camera is not None for camera in cameras.values())
-        samples = _with_splits(_with_cameras(found.samples, cameras), own, known)
-        found.samples = _named(samples, layout, problems)
-    return found
-
-
-def _groups(path: Path, below: str, rule: str) -> dict[str, str | None] | Problem:
-    """What the name of an image contains, by group of `prepare.own.name`."""
-    if not is_text(below):
-        return Problem(path, f"its name isn't UTF-8 ({below!r}); rename it")
-    if not path.is_file():
-        return Problem(path, "broken link; remove it")
-    match = re.fullmatch(rule, below)
-    if match is None:
-        return Problem(path, f"{below} doesn't match prepare.own.name {rule!r}")
-    groups = match.groupdict()
-    if groups.get("split") not in (None, *SPLITS):
-        return Problem(path, f"split {groups['split']!r} must be one of {', '.join(SPLITS)}")
-    return groups
-
-
-def _named(samples: Iterable[Sample], layout: Layout, problems: list[Problem]) -> list[Sample]:
-    """The images with their ids in the prepared set, sorted by split and id."""
-    named: list[Sample] = []
-    used: set[str] = set()
-    for sample in samples:
-        id_ = _name(sample, used)
-        name = layout.parse(id_)
-        if name is None or name.pid != sample.pid:
-            what = f"identity {sample.pid!r} cannot be an ID: {Path(id_).name!r} reads differently"
-            problems.append(Problem(sample.source, f"{what} ({layout.example})"))
-            continue
-        used.add(str(Path(id_).with_suffix("")))
-        named.append(replace(sample, id=id_))
-    return sorted(named, key=lambda sample: (SPLITS.index(sample.split), sample.id))
-
-
-def _name(sample: Sample, used: set[str]) -> str:
-    """<split folder>/<pid>_c<camid>_<path>.<ext>, the path without the identity's folder."""
-    path = Path(sample.id)
-    parts = [*path.parent.parts, path.stem]
-    frame = "-".join(parts[1:] if len(parts) > 1 and parts[0] == sample.pid else parts)
-    folder = PREPARED[sample.split].split("/")[0]
-    first = stem = f"{folder}/{sample.pid}_c{sample.camid}_{frame}"
-    number = 2
-    while stem in used:
-        stem = f"{first}-{number}"
-        number += 1
-    return stem + path.suffix
+        below, kind = path.relative_to(root).as_posix(), path.suffix or path.name
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            try:
+                groups = _parse(path, below, own.name)
+            except ValueError as error:
+                problems.append(Problem(path, str(error)))
+            else:
+                worn = groups.get("clothes") or clothes.get(below)
+                rows.append({"id": below, "source": path, **groups, "clothes": worn})
+        elif path.name != "clothes.csv":
+            skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
+    table = pd.DataFrame(rows, columns=_FIELDS, dtype=object)
+    table["split"] = table["split"].fillna("")
+    problems += duplicate_ids({*table["pid"]}, root)
+    problems += _contradictions(table)
+    if problems:
+        return Found([], problems, skipped)
+    _set_cameras_and_splits(table, own)
+    samples = [Sample(*row) for row in table.itertuples(index=False)]
+    problems += _set_ids(samples, layout)
+    samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
+    return Found(samples, problems, skipped)
 
 
 def _files(root: Path) -> Iterator[Path]:
     """Every file that isn't hidden, sorted; links to folders are followed, each folder once."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder)
-        if here.resolve() in seen:
-            folders.clear()
-            continue
-        seen.add(here.resolve())
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in sorted(files) if not name.startswith("."))
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
+        if real not in seen:
+            yield from (Path(folder, name) for name in sorted(files) if name[0] != ".")
+        seen.add(real)
 
 
-def _contradictions(samples: list[Sample], cameras: Mapping[str, str | None]) -> Iterator[Problem]:
-    """Names that lack a camera or split that others have; identities in training and in test."""
-    some_camera = any(camera is not None for camera in cameras.values())
-    splits: dict[str, set[str]] = defaultdict(set)
-    for sample in samples:
-        splits[sample.pid].add(sample.split)
-    for sample in samples:
-        others = splits[sample.pid] - {sample.split}
-        if some_camera and cameras[sample.id] is None:
-            yield Problem(sample.source, "its name has no camera (camid), other names have one")
-        if not sample.split and others:
-            what = f"its name has no split, others of identity {sample.pid} have one"
-            yield Problem(sample.source, what)
-        if sample.split == "train" and others & {"query", "gallery"}:
-            what = f"identity {sample.pid} is in training and in {'/'.join(sorted(others - {''}))}"
-            yield Problem(sample.source, what)
+def _parse(path: Path, below: str, rule: str) -> dict[str, str | None]:
+    """What the name of an image contains, by group of `prepare.own.name`.
 
-
-def _with_cameras(samples: list[Sample], cameras: Mapping[str, str | None]) -> list[Sample]:
-    """Cameras as numbers: those in the names, else by the order of their names, else by image."""
-    names = {camera for camera in cameras.values() if camera is not None}
-    if all(name.isdecimal() and len(name) <= 9 for name in names):
-        numbers = {name: int(name) for name in names}
-    else:
-        numbers = {name: i for i, name in enumerate(sorted(names), 1)}
-    seen: Counter[str] = Counter()
-    numbered = []
-    for sample in samples:
-        camera = cameras[sample.id]
-        seen[sample.pid] += 1
-        camid = seen[sample.pid] if camera is None else numbers[camera]
-        numbered.append(replace(sample, camid=camid))
-    return numbered
-
-
-def _with_splits(samples: list[Sample], own: Own, cameras: bool) -> Iterator[Sample]:
-    """A split for the images whose name has none.
-
-    A share of the identities is held out; of these, some images of each camera are queries, but
-    never all of an identity. An identity with a single image can be neither trained on nor found:
-    that image is in the gallery.
+    Raises ValueError where the image cannot be used.
     """
-    yield from (sample for sample in samples if sample.split)
-    images: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if not sample.split:
-            images[sample.pid].append(sample)
-    alone = {pid for pid, own_images in images.items() if len(own_images) == 1}
-    drawn = sorted(images.keys() - alone, key=lambda pid: _draw(own.seed, pid))
-    held_out = {*drawn[: round(own.test * len(drawn))]}
-    for pid, own_images in images.items():
-        queries = _queries(own_images, own, cameras) if pid in held_out else set()
-        rest = "gallery" if pid in alone or pid in held_out else "train"
-        for sample in own_images:
-            yield replace(sample, split="query" if sample.id in queries else rest)
+    if not is_text(below):
+        raise ValueError(f"its name isn't UTF-8 ({below!r}); rename it")
+    if not path.is_file():
+        raise ValueError("broken link; remove it")
+    match = re.fullmatch(rule, below)
+    if match is None:
+        raise ValueError(f"{below} doesn't match prepare.own.name {rule!r}")
+    split = match.groupdict().get("split")
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}")
+    return match.groupdict()
 
 
-def _queries(images: list[Sample], own: Own, cameras: bool) -> set[str]:
-    drawn = sorted(images, key=lambda sample: _draw(own.seed, sample.id))
-    groups: dict[int, list[str]] = defaultdict(list)
-    for sample in drawn:
-        groups[sample.camid if cameras else 0].append(sample.id)
-    queries = {id_ for ids in groups.values() for id_ in ids[: min(own.query, len(ids) - 1)]}
-    return queries or {drawn[0].id}
+def _contradictions(table: pd.DataFrame) -> list[Problem]:
+    """Names that lack a camera or split that others have; identities in training and in test."""
+    people, no_camera, split = table["pid"], table["camid"].isna(), table["split"]
+    known, tested = people[split != ""], people[split.isin(["query", "gallery"])]
+    wrong = {
+        "its name has no camera (camid), other names have one": no_camera & (not no_camera.all()),
+        "its name has no split, others of identity {} have one": (split == "") & people.isin(known),
+        "identity {} is in training and in query or gallery": (split == "train")
+        & people.isin(tested),
+    }
+    return [
+        Problem(row["source"], what.format(row["pid"]))
+        for what, rows in wrong.items()
+        for row in table[rows].to_dict("records")
+    ]
+
+
+def _set_cameras_and_splits(table: pd.DataFrame, own: Own) -> None:
+    """Cameras as numbers; a split for the images whose name has none.
+
+    Names of cameras that aren't numbers are numbered in their order. Without cameras each image of
+    an identity counts as one. A share of the identities is held out; of these, some images of each
+    camera are queries, but never all of an identity. An identity with a single image can be neither
+    trained on nor found: that image is in the gallery.
+    """
+    names = sorted({*table["camid"].dropna()})
+    decimal = all(name.isdecimal() and len(name) <= 9 for name in names)
+    numbers = {name: int(name) if decimal else i for i, name in enumerate(names, 1)}
+    table["camid"] = [numbers.get(camera, 0) for camera in table["camid"]]
+    free = table[table["split"] == ""]
+    alone = ~free["pid"].duplicated(keep=False)
+    several = sorted({*free["pid"][~alone]}, key=lambda pid: _draw(own.seed, pid))
+    held_out = free["pid"].isin(several[: round(own.test * len(several))])
+    table.loc[free.index, "split"] = (alone | held_out).map({True: "gallery", False: "train"})
+    hashes = free["id"][held_out].map(lambda name: _draw(own.seed, name))
+    drawn = free.loc[hashes.sort_values().index]
+    seen = drawn.groupby(["pid", "camid"])["id"]
+    queries = drawn[seen.cumcount() < np.minimum(own.query, seen.transform("size") - 1)]
+    first = drawn[~drawn["pid"].isin(queries["pid"])].drop_duplicates("pid")
+    table.loc[[*queries.index, *first.index], "split"] = "query"
+    if not names:
+        table["camid"] = table.groupby("pid").cumcount() + 1
 
 
 def _draw(seed: int, name: str) -> bytes:
     """A hash that orders names at random, each independent of the other names."""
     return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()
+
+
+def _set_ids(samples: Sequence[Sample], layout: Layout) -> Iterator[Problem]:
+    """<split folder>/<pid>_c<camid>_<path>.<ext>, the path without the identity's folder."""
+    used: set[str] = set()
+    for sample in samples:
+        path = Path(sample.id)
+        parts = [*path.parent.parts, path.stem]
+        frame = "-".join(parts[1:] if len(parts) > 1 and parts[0] == sample.pid else parts)
+        folder = PREPARED[sample.split].split("/")[0]
+        first = stem = f"{folder}/{sample.pid}_c{sample.camid}_{frame}"
+        number = 2
+        while stem in used:
+            stem = f"{first}-{number}"
+            number += 1
+        used.add(stem)
+        sample.id = stem + path.suffix
+        name = layout.parse(sample.id)
+        if name is None or name.pid != sample.pid:
+            what = f"identity {sample.pid!r} cannot be an ID: {Path(sample.id).name!r} reads"
+            yield Problem(sample.source, f"{what} differently ({layout.example})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +12,24 @@ CHANNELS = ("head", "clothes", "skin")
 FACE = "Face"
 """The class of a visible face, in schemes that have one."""
 
+_HEAD = {"Hat", "Hair", "Sunglasses", FACE, "Head"}
+_SKIN = {"Left-arm", "Right-arm", "Left-leg", "Right-leg", "Torso-skin", "Lower-arms"}
+"""Of the classes of all schemes; the others but Background are clothes."""
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """The classes of a parser, by id, and the channel of each; "" is background."""
+    """The classes of a parser, by id; source: where they are published."""
 
     title: str
-    classes: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
     source: str
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.classes)
+    def classes(self) -> tuple[tuple[str, str], ...]:
+        """Each class with its channel; "" is background."""
+        channels = dict.fromkeys(_HEAD, "head") | dict.fromkeys(_SKIN, "skin") | {"Background": ""}
+        return tuple((name, channels.get(name, "clothes")) for name in self.names)
 
     @property
     def face(self) -> int | None:
@@ -35,31 +40,32 @@ class Scheme:
         """The classes of a channel of the mask."""
         return [i for i, (_, of) in enumerate(self.classes) if of == channel]
 
+    def region(self, labels: np.ndarray, channel: str) -> np.ndarray:
+        """Where a label map, uint8 [H, W], has a class of a channel: bool [H, W]."""
+        return np.isin(labels, self.ids(channel))
 
-_BACKGROUND = ("Background", "")
-_LIMBS = (("Left-arm", "skin"), ("Right-arm", "skin"), ("Left-leg", "skin"), ("Right-leg", "skin"))
-_SHOES = (("Left-shoe", "clothes"), ("Right-shoe", "clothes"))
+    def mask(self, labels: np.ndarray) -> np.ndarray:
+        """The mask of a label map, uint8 [H, W]: uint8 [H, W, 3] of 0 and 255, see `CHANNELS`."""
+        regions = [self.region(labels, channel) for channel in CHANNELS]
+        return 255 * np.stack(regions, axis=-1).astype(np.uint8)
+
 
 SCHEMES: dict[str, Scheme] = {
     "lip": Scheme(
         "LIP",
         (
-            _BACKGROUND, ("Hat", "head"), ("Hair", "head"), ("Glove", "clothes"),
-            ("Sunglasses", "head"), ("Upper-clothes", "clothes"), ("Dress", "clothes"),
-            ("Coat", "clothes"), ("Socks", "clothes"), ("Pants", "clothes"),
-            ("Jumpsuits", "clothes"), ("Scarf", "clothes"), ("Skirt", "clothes"), (FACE, "head"),
-            *_LIMBS, *_SHOES,
+            "Background", "Hat", "Hair", "Glove", "Sunglasses", "Upper-clothes", "Dress", "Coat",
+            "Socks", "Pants", "Jumpsuits", "Scarf", "Skirt", FACE, "Left-arm", "Right-arm",
+            "Left-leg", "Right-leg", "Left-shoe", "Right-shoe",
         ),
         "Gong et al., Look into Person, CVPR 2017",
     ),
     "atr": Scheme(
         "ATR",
         (
-            _BACKGROUND, ("Hat", "head"), ("Hair", "head"), ("Sunglasses", "head"),
-            ("Upper-clothes", "clothes"), ("Skirt", "clothes"), ("Pants", "clothes"),
-            ("Dress", "clothes"), ("Belt", "clothes"), *_SHOES, (FACE, "head"),
-            ("Left-leg", "skin"), ("Right-leg", "skin"), ("Left-arm", "skin"),
-            ("Right-arm", "skin"), ("Bag", "clothes"), ("Scarf", "clothes"),
+            "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress",
+            "Belt", "Left-shoe", "Right-shoe", FACE, "Left-leg", "Right-leg", "Left-arm",
+            "Right-arm", "Bag", "Scarf",
         ),
         "Liang et al., Deep Human Parsing with Active Template Regression, TPAMI 2015",
     ),
@@ -67,38 +73,17 @@ SCHEMES: dict[str, Scheme] = {
     "pascal": Scheme(
         "Pascal-Person-Part",
         (
-            _BACKGROUND, ("Head", "head"), ("Torso", "clothes"), ("Upper-arms", "clothes"),
-            ("Lower-arms", "skin"), ("Upper-legs", "clothes"), ("Lower-legs", "clothes"),
+            "Background", "Head", "Torso", "Upper-arms", "Lower-arms", "Upper-legs", "Lower-legs",
         ),
         "Chen et al., Detect What You Can, CVPR 2014",
     ),
     "cihp": Scheme(
         "CIHP",
         (
-            _BACKGROUND, ("Hat", "head"), ("Hair", "head"), ("Glove", "clothes"),
-            ("Sunglasses", "head"), ("Upper-clothes", "clothes"), ("Dress", "clothes"),
-            ("Coat", "clothes"), ("Socks", "clothes"), ("Pants", "clothes"),
-            ("Torso-skin", "skin"), ("Scarf", "clothes"), ("Skirt", "clothes"), (FACE, "head"),
-            *_LIMBS, *_SHOES,
+            "Background", "Hat", "Hair", "Glove", "Sunglasses", "Upper-clothes", "Dress", "Coat",
+            "Socks", "Pants", "Torso-skin", "Scarf", "Skirt", FACE, "Left-arm", "Right-arm",
+            "Left-leg", "Right-leg", "Left-shoe", "Right-shoe",
         ),
         "Gong et al., Instance-level Human Parsing via Part Grouping Network, ECCV 2018",
     ),
 }  # fmt: skip
-
-
-def unknown_classes(labels: np.ndarray, scheme: Scheme) -> list[int]:
-    """The ids in a label map, uint8 [H, W], that the scheme lacks."""
-    return [int(i) for i in np.unique(labels) if i >= len(scheme.classes)]
-
-
-def region(labels: np.ndarray, ids: Collection[int]) -> np.ndarray:
-    """Where a label map, uint8 [H, W], has one of some classes: bool [H, W]."""
-    chosen = np.zeros(256, bool)
-    chosen[list(ids)] = True
-    return chosen[labels]
-
-
-def mask(labels: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """The mask of a label map, uint8 [H, W]: uint8 [H, W, 3] of 0 and 255, see `CHANNELS`."""
-    regions = [region(labels, scheme.ids(channel)) for channel in CHANNELS]
-    return np.stack([255 * each.astype(np.uint8) for each in regions], axis=-1)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
+from deskpro.stages.data.check import load_image
 from deskpro.stages.preparation.samples import Sample, prepared_path
+from deskpro.stages.preparation.schemes import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,19 @@ class Outcome:
     """
 
     content: bytes | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+
+    def files(self, name: str) -> dict[str, str]:
+        """The SHA-256 of the step's file by its name; empty for no file."""
+        return {} if self.content is None else {name: hashlib.sha256(self.content).hexdigest()}
 
 
 class Step(ABC):
-    """A method of a step. To add one: its class, and a row in the dict of its module.
+    """A method of a step. To add one: its class, and a row in `METHODS`.
 
-    Another process builds it from the same arguments: a pickled step carries no network.
+    The first line of its docstring is shown by `prepare --explain`. Another process builds it from
+    the same arguments: a pickled step carries no network.
     """
 
     name: ClassVar[str]
@@ -43,17 +52,19 @@ class Step(ABC):
     """Folders of the prepared set whose file of an image the result depends on."""
     writes: ClassVar[str]
     """The folder that the step's files go to."""
-    does: ClassVar[str]
-    """The first line of the docstring, for `prepare --explain`."""
+    params: ClassVar[tuple[str, ...]] = ()
+    """Options of the step's section that all results depend on."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages beyond those of the pipeline."""
-
-    def __init_subclass__(cls) -> None:
-        cls.does = (cls.__doc__ or "").strip().partition("\n")[0]
 
     def __init__(self, settings: Prepare, root: Path, device: str) -> None:
         """root: the prepared set; device: auto, cpu, cuda or cuda:N. Raises InputError."""
         self.settings, self.root, self.device = settings, root, device
+        self.scheme = SCHEMES[settings.parsing.scheme]
+        self.load()
+
+    def load(self) -> None:  # noqa: B027  most methods need nothing
+        """Load libraries and networks. Raises InputError."""
 
     def __reduce__(self) -> tuple[type[Step], tuple[Prepare, Path, str]]:
         return type(self), (self.settings, self.root, self.device)
@@ -66,13 +77,24 @@ class Step(ABC):
         """The file of an image in a folder of the prepared set."""
         return prepared_path(self.root, kind, sample.id)
 
+    def beside(self, folder: Path, sample: Sample, suffixes: Iterable[str]) -> Path:
+        """The file of an image in another folder, by its path in the raw or the prepared set."""
+        paths, root = [Path(sample.id)], self.settings.root
+        if root is not None and sample.source.is_relative_to(root):
+            raw = sample.source.relative_to(root)
+            below_imgs = [Path(*raw.parts[1:])] if raw.parts[0] == "imgs" else []
+            paths = [raw, *below_imgs, *paths]
+        files = [(folder / path).with_suffix(suffix) for path in paths for suffix in suffixes]
+        return next(filter(Path.is_file, files), files[0])
+
     def inputs(self, sample: Sample) -> list[Path]:
         """The files of an image that its result depends on."""
         return [self.path(kind, sample) for kind in self.reads]
 
-    @abstractmethod
-    def provenance(self) -> Mapping[str, object]:
+    def provenance(self) -> dict[str, object]:
         """What all results depend on: options, digests of weights, version of the code."""
+        section = getattr(self.settings, self.name)
+        return {name: getattr(section, name) for name in ("method", *self.params)} | {"version": 1}
 
     @abstractmethod
     def make(self, sample: Sample) -> Outcome:
@@ -89,30 +111,16 @@ class Unusable(Exception):
 
 
 def read_image(path: Path) -> Image.Image:
-    """A photograph, RGB, upright. Raises Unusable."""
-    image = upright(path)
+    """An image, RGB, upright. Raises Unusable."""
+    image = _upright(path)
     if image.mode[0] in "IF":  # pillow would clip them to white
         raise Unusable(f"{path}: more than 8 bits a channel ({image.mode}); save it with 8")
     return image.convert("RGB")
 
 
-def upright(path: Path) -> Image.Image:
-    """An image in the mode of its file, turned as its EXIF says. Raises Unusable."""
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise Unusable(f"{path}: missing") from None
-    except UnidentifiedImageError:
-        raise Unusable(f"{path}: unreadable image: not an image file") from None
-    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unusable(f"{path}: unreadable image: {one_line(error)}") from None
-
-
 def read_labels(path: Path) -> np.ndarray:
     """A label map: uint8 [H, W]. Raises Unusable."""
-    image = upright(path)
+    image = _upright(path)
     if image.mode not in ("L", "P"):
         raise Unusable(
             f"{path}: label map of mode {image.mode}; must be one channel of 8 bits, the class"
@@ -120,20 +128,20 @@ def read_labels(path: Path) -> np.ndarray:
     return np.asarray(image)
 
 
-def png(pixels: np.ndarray | Image.Image) -> bytes:
-    """A PNG file of uint8 [H, W] or [H, W, 3]."""
-    return _encoded(pixels, "PNG")
+def _upright(path: Path) -> Image.Image:
+    """An image in the mode of its file, turned as its EXIF says. Raises Unusable."""
+    try:
+        return ImageOps.exif_transpose(load_image(path))
+    except FileNotFoundError:
+        raise Unusable(f"{path}: missing") from None
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        raise Unusable(f"{path}: unreadable image: {one_line(error)}") from None
 
 
-def jpeg(pixels: np.ndarray | Image.Image) -> bytes:
-    """A JPEG file of uint8 [H, W, 3], of high quality."""
-    return _encoded(pixels, "JPEG", quality=95, subsampling=0)
-
-
-def _encoded(pixels: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+def encode(image: Image.Image, kind: str = "PNG") -> bytes:
+    """An image as a file: PNG, or JPEG of high quality."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, kind, quality=95, subsampling=0)  # a PNG has neither
     return buffer.getvalue()
 
 
@@ -154,27 +162,32 @@ def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unu
 
 
 def optional(module: str, option: str) -> Any:
-    """A library that only some methods need. Raises InputError where it is not installed."""
+    """A library that only some methods need. Raises InputError where it cannot be imported."""
     try:
         return import_module(module)
     except ImportError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise InputError(
-                f"{option} needs {module}, which cannot be imported: {error}"
-            ) from None
         raise InputError(
-            f"{option} needs the package {module}, which is not installed. Type: "
-            "pip install '.[prepare]'"
+            f"{option} needs the package {module}: {error}. Type: pip install '.[prepare]'"
         ) from None
 
 
-def require_model(path: Path | None, option: str, what: str) -> Path:
-    """The file that `option` names. Raises InputError where there is none; what: it must be."""
-    if path is None:
-        raise InputError(f"{option}: not set. Set it to {what}")
-    if not path.is_file():
-        raise InputError(f"{option} {path}: no such file. Set it to {what}")
+def require(
+    option: str, path: Path | None, what: str, exists: Callable[[Path], bool] = Path.is_file
+) -> Path:
+    """The file or folder that an option names. Raises InputError; what: it must be."""
+    if path is None or not exists(path):
+        found = "not set" if path is None else f"{path} not found"
+        raise InputError(f"{option}: {found}. Set it to {what}")
     return path
+
+
+@contextmanager
+def loading(option: str, value: object, what: str) -> Iterator[None]:
+    """Turn any error of a library that loads `value` into an InputError; what: it must be."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken file
+        raise InputError(f"{option} {value}: not {what}: {one_line(error)}") from None
 
 
 def on_device(network: Any, name: str) -> Any:

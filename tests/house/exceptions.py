@@ -10,9 +10,6 @@ PLANNED = "more than planned in the design; its features are all in use"
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "imports by string": {"stages/preparation/step.py": "the libraries of the extra `prepare`"},
     "work at import": {},
-    "traces at import": {
-        "stages/prepare.py": "its contact sheet loads matplotlib, which makes its folders"
-    },
     "module size": {},
     "function size": {
         "stages/targets/comparison.py: compare": PLANNED,
