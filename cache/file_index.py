@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from deskpro.cache.files import open_file
+
 _SETTLED = 2.0
 """Seconds after its last change from which on a file's times tell another change."""
 _LOCK = 0.2
 """Seconds to wait for another process that writes."""
 _KEPT_DAYS, _REFRESH_DAYS = 180, 7
 """Files that nobody asked for in so many days are forgotten; how often that is noted."""
-_TABLE = """CREATE TABLE IF NOT EXISTS files_1 (
+_TABLE = """CREATE TABLE IF NOT EXISTS files_2 (
     path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT,
     sha256 TEXT, width INT, height INT, decoded INT, used INT) WITHOUT ROWID"""
 
@@ -111,7 +113,7 @@ class FileIndex:
             try:
                 with closing(self._open()) as database:
                     rows = database.execute(
-                        "SELECT f.* FROM json_each(?) AS j JOIN files_1 AS f ON f.path = j.value",
+                        "SELECT f.* FROM json_each(?) AS j JOIN files_2 AS f ON f.path = j.value",
                         [json.dumps([*paths])],
                     ).fetchall()
                 return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:8]), bool(r[8]), r[9]) for r in rows}
@@ -126,9 +128,9 @@ class FileIndex:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with closing(self._open()) as database, database:
                     marks = ", ".join("?" * len(values[0]))
-                    database.executemany(f"INSERT OR REPLACE INTO files_1 VALUES ({marks})", values)
+                    database.executemany(f"INSERT OR REPLACE INTO files_2 VALUES ({marks})", values)
                     oldest = rows[0].used - _KEPT_DAYS
-                    database.execute("DELETE FROM files_1 WHERE used < ?", [oldest])
+                    database.execute("DELETE FROM files_2 WHERE used < ?", [oldest])
             except (sqlite3.Error, OSError, UnicodeError) as error:
                 self._forgo(error)
         if self._memory is not None:
@@ -165,7 +167,7 @@ def _read(path: str, decode: Decode | None) -> _Row:
     """Read a file; its stamp is of the time before."""
     stamp, digest = _stamp(path) or (), ""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (quicker)
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = decode(Path(path)) if decode else (None, None)
         return _Row(path, stamp, Facts(digest, *size), decode is not None)

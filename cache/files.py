@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import json
 import os
 import platform
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -59,9 +63,41 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_file(path: str | Path) -> io.BufferedReader:
+    """A regular file to read; a FIFO would block, and a device may never end.
+
+    Raises:
+        OSError: it is none, or can't be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a regular file. Raises OSError."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a regular UTF-8 file. Raises OSError, UnicodeDecodeError."""
+    return read_bytes(path).decode()
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a regular JSON file. Raises OSError, ValueError."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

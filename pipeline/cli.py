@@ -16,7 +16,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests
 
-_POSITIVE = click.IntRange(1)
+_POSITIVE = click.IntRange(1, 1000)
 _SEEDS = click.option("--seeds", default=3, type=_POSITIVE, help="How many.")
 _JOBS = click.option("--jobs", default=1, type=_POSITIVE, help="Students at a time.")
 

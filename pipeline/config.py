@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from deskpro.cache.files import read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Options
 from deskpro.stages.data.layouts import LAYOUTS
@@ -19,6 +20,12 @@ from deskpro.stages.metrics.protocols import PROTOCOLS
 
 _NAMES = {"datasets": tuple(LAYOUTS), "protocols": tuple(PROTOCOLS)}
 """Registry → the names that options may choose from."""
+
+
+_DEEPEST = 50
+"""Brackets within each other; pyyaml's time grows with the square, and then it fails."""
+_BAD_YAML = (yaml.YAMLError, RecursionError, ValueError)
+"""What pyyaml raises: ValueError for dates and numbers that can't be."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,6 +38,12 @@ class _Loader(yaml.SafeLoader):
             problem = f"given twice: {', '.join(twice)}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= _DEEPEST:
+            problem = f"more than {_DEEPEST} brackets within each other"
+            raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.add_implicit_resolver(
@@ -84,7 +97,7 @@ def parse(text: str) -> Any:
     """A value as it is written in YAML, in `--set`, `--grid` and `make-benchmark --set` alike."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except _BAD_YAML:
         return text
 
 
@@ -102,13 +115,13 @@ def assignment(option: str, text: str, example: str) -> tuple[str, str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(read_text(path), _Loader)
     except FileNotFoundError:
         shipped = ", ".join(str(p) for p in sorted(Path("configs").glob("*.yaml"))) or "none here"
         raise InputError(f"{path}: no such config. Shipped configs: {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read as a config: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except _BAD_YAML as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -156,4 +169,5 @@ def _explain(error: Mapping[str, Any]) -> str:
     if isinstance(error["input"], Mapping):  # a rule between options names its values
         return f"{key}: {message}"
     message = message.replace("input should", "must").replace("input is not", "must be")
-    return f"{key}: {message}, found {error['input']!r}"
+    found = repr(error["input"])
+    return f"{key}: {message}, found {found if len(found) < 200 else found[:200] + '…'}"

@@ -193,7 +193,7 @@ def embed(
     default=Path("data/benchmark"),
     help="The folder to make; it must not exist.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="As seed=1; repeatable."
 )

@@ -134,10 +134,11 @@ def combinations(grids: Iterable[str]) -> Variants:
     for grid in grids:
         key, _, values = grid.partition("=")
         found = config.parse(f"[{values}]")
-        if key not in LEAVES or key in axes or not values or not isinstance(found, list):
+        listed = isinstance(found, list) and all(found.count(value) == 1 for value in found)
+        if key not in LEAVES or key in axes or not values or not listed:
             raise InputError(
                 f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5, with each "
-                "option of the recipe at most once"
+                "option of the recipe and each value at most once"
             )
         axes[key] = found
     every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import read_bytes, write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
@@ -83,7 +84,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
 def _open(folder: Path, name: str, *, anyway: bool) -> Run:
     report = record.read_metrics(folder, anyway=anyway)
     try:
-        queries = pd.read_csv(folder / "queries.csv", dtype={"pid": str})
+        queries = pd.read_csv(io.BytesIO(read_bytes(folder / "queries.csv")), dtype={"pid": str})
         parts = {
             (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
                 {"pid": "first", "ap": "mean", "rank1": "mean"}

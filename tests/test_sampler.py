@@ -69,7 +69,7 @@ def test_a_repeated_sample_is_shown_under_another_view() -> None:
 def test_on_a_long_tailed_set_everybody_comes_early_and_late() -> None:
     """Few people have most images. Half of what each shows lies in the first half of an epoch.
 
-    Were those with most images left taken first, the first tenth would show 10 of the 200 people instead of 52.
+    Were those with most images left taken first, the first tenth would show 10 people, not 52.
     """
     sizes = np.maximum(4, (800 / np.arange(1, 201)).astype(int))
     labels = np.repeat(np.arange(200), sizes)

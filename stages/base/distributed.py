@@ -25,12 +25,27 @@ TIMEOUT = timedelta(hours=12)
 
 def rank() -> int:
     """The number of this process; 0, the main one, writes files and logs."""
-    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+    return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
     """How many processes torchrun started, on all machines; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", 1)
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and absent:
+        raise InputError(
+            f"WORLD_SIZE={size} without {', '.join(absent)}: start several processes by torchrun, "
+            "or unset WORLD_SIZE"
+        )
+    return size
+
+
+def _number(name: str, default: int) -> int:
+    """An environment variable that torchrun sets."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{name}={text}: must be a number, as torchrun sets it; or unset it")
+    return int(text)
 
 
 def is_main() -> bool:
@@ -52,8 +67,8 @@ def pick_device(name: str) -> torch.device:
     device, count = torch.device("cpu" if name == "auto" else name), torch.cuda.device_count()
     if device.type == "cpu" and (name == "cpu" or not count):
         return device
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    ranks = _number("LOCAL_WORLD_SIZE", 1)
+    index = _number("LOCAL_RANK", 0) if device.index is None else device.index
     if ranks > 1 and (device.index is not None or ranks > count):
         raise InputError(
             f"device {name}: each of the {ranks} ranks on this machine needs a GPU of its own, the "
@@ -186,11 +201,11 @@ def shared_errors() -> Iterator[None]:
 
 def is_first_failure(message: str) -> bool:
     """Whether to print an error: what all ranks meet, or what only follows, is printed once."""
-    if world_size() == 1:
-        return True
     try:
+        if world_size() == 1:
+            return True
         failed, cause = _first_failure(message)
-    except (RuntimeError, ValueError):  # no store: better printed twice than never
+    except (InputError, RuntimeError, ValueError):  # no store: better printed twice than never
         return True
     return failed == rank() or message not in (cause, f"rank {failed} failed: {cause}")
 

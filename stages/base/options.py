@@ -18,12 +18,12 @@ from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.section import (
     CONTENT,
     ROUNDING,
-    Count,
     FilePath,
     Fraction,
     NoEffect,
     Positive,
     Precision,
+    Processes,
     Section,
     Several,
     Size,
@@ -45,7 +45,7 @@ class Data(Section):
     """Height and width of body image and mask, pixels."""
     face_size: Size = (224, 224)
     """Height and width of LR and HR face, pixels."""
-    workers: Annotated[Count, NoEffect("values don't depend on workers")] = 2
+    workers: Annotated[int, Field(ge=0, le=256), NoEffect("values don't depend on workers")] = 2
     """Loader processes."""
     incomplete: Literal["refuse", "leave-out"] = "refuse"
     """Training samples with only some of their face files and mask, and identities with one
@@ -97,7 +97,9 @@ class Evaluation(Section):
     batch: Annotated[Positive, ROUNDING] = 64
     flip: bool = True
     """Add the feature of the mirrored image."""
-    ranks: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 20)
+    ranks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(strict=False, min_length=1)
+    ] = (1, 5, 10, 20)
     """Ranks of the CMC that are printed and saved."""
 
 
@@ -106,9 +108,9 @@ class Launch(Section):
 
     engine: Annotated[Literal["local", "ray"], _PLACE] = "local"
     """Processes of this machine, or workers of a Ray cluster."""
-    workers: Annotated[Positive, _PLACE] = 1
+    workers: Annotated[Processes, _PLACE] = 1
     """Workers; a single local one is this process."""
-    threads: Annotated[Positive | None, ROUNDING] = None
+    threads: Annotated[Processes | None, ROUNDING] = None
     """CPU threads of each worker; where not given, several share this machine's cores."""
     address: Annotated[Annotated[str, Field(pattern=r"^\S+:\d+$")] | None, _PLACE] = None
     """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
@@ -119,7 +121,7 @@ class Options(Section):
 
     tag: Annotated[str, Field(pattern=r"^[\w.+-]*$"), NoEffect("names the run folder")] = ""
     """Appended to the name of the run folder."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), ROUNDING] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$"), ROUNDING] = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_train: str = "benchmark"
     """Name of the training set, which decides how its file names are read."""

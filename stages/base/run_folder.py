@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from deskpro.cache.files import read_json as read_any
 from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 
@@ -83,7 +84,7 @@ class RunFolder:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a file; None where there is none that can be read."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_any(path)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

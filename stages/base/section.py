@@ -23,12 +23,13 @@ ROUNDING = NoEffect("values differ by rounding alone")
 SHOWN = NoEffect("only shown")
 CONTENT = NoEffect("contents count, not places")
 
-Side = Annotated[int, Field(ge=16)]
+Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Several = Annotated[int, Field(ge=2)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Several = Annotated[int, Field(ge=2, le=10**4)]
+Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
 Weight = Annotated[float, Field(ge=0)]
 Scale = Annotated[float, Field(gt=0)]
 FilePath = Annotated[Path, Field(strict=False)]

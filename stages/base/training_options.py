@@ -35,7 +35,7 @@ class Network(Section):
     """OSNet's channel multiplier."""
     block: Literal["osnet", "published"] = "osnet"
     """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
-    feature_dim: Annotated[int, Field(ge=8)] = 512
+    feature_dim: Annotated[int, Field(ge=8, le=2**16)] = 512
     """Length of each head's feature."""
     pre_train: Source = None
     """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""

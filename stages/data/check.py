@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
 from deskpro.cache.file_index import Facts, FileIndex
 from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.images import read_image
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
@@ -137,24 +137,8 @@ def _complete(
     return table[~unusable], left_out, problems if incomplete == "refuse" else []
 
 
-def load_image(path: Path) -> Image.Image:
-    """An image, decoded to its end.
-
-    Raises:
-        OSError, SyntaxError, ValueError: It doesn't decode.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except UnidentifiedImageError:
-        raise ValueError("not an image file") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
-
-
 def _size(path: Path) -> tuple[int, int]:
-    return load_image(path).size
+    return read_image(path).size
 
 
 def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from deskpro.cache.file_index import FileIndex
+from deskpro.cache.files import read_bytes, read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.base.progress import bar
@@ -138,16 +140,22 @@ def class_order(pids: Iterable[str]) -> list[str]:
 
 def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     """Path → clothes of a `clothes.csv`, and what is wrong with it; nothing where there is none."""
-    if not path.is_file():
-        return {}, []
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        worn = table["clothes"].str.strip()
-        known = worn != ""
-        return dict(zip(table["path"][known], worn[known], strict=True)), []
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        text = read_bytes(path).decode("utf-8-sig")  # a spreadsheet writes a byte-order mark
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        table = table.assign(clothes=table["clothes"].str.strip())[["path", "clothes"]]
+        table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("imgs/")
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return {}, []
+        return {}, [Problem(path, "broken link")]
+    except (OSError, ValueError, KeyError) as error:
         what = f"must be a CSV with the columns path and clothes ({error})"
         return {}, [Problem(path, what)]
+    known = table[table["clothes"] != ""].drop_duplicates()
+    twice = known[known["path"].duplicated()]
+    problems = [Problem(path, f"{name}: two kinds of clothes") for name in twice["path"].unique()]
+    return dict(zip(known["path"], known["clothes"], strict=True)), problems
 
 
 def _read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[Problem]]:
@@ -156,7 +164,7 @@ def _read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[
         return {}, []
     path, scenes = root / listing, {}
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             image, comma, scene = line.strip().rpartition(",")
             if not comma or not scene.strip():
                 return {}, [Problem(path, f"line {number} must be image,scene: {line!r}")]

@@ -18,7 +18,7 @@ from deskpro.stages.base.names import Name
 SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")
 """The four images of a sample, by the name of their folder."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PREPARED = {
     "train": "bounding_box_train/*",
     "query": "query/*",
@@ -118,7 +118,7 @@ def list_images(folder: Path, pattern: str) -> list[str]:
 _CELEB = Counts((632, 20_208), 2_972, 11_006)
 _CELEB_LIGHT = Counts((490, 9_021), 887, 934)
 _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
-_MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d)[^/]*")
+_MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d{1,9})(?:s\d+)?_[^/]*")
 _NO_CAMERA = _name(r"(?P<pid>\d+)_(?P<scene>\d)\d*_\d+")
 _CHANGING = ("market", "cloth-changing")
 _CELEB_RULES = ("celeb-plain", "celeb-official")
@@ -178,7 +178,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "deepchange": Layout(
         "P<pid>_C<camid>_*.jpg",
-        _name(r"P(?P<pid>[^_/]+)_C(?P<camid>\d+)_[^/]*"),
+        _name(r"P(?P<pid>[^_/]+)_C(?P<camid>\d{1,9})_[^/]*"),
         {"train": "train-set/*", "query": "test-set-query/*", "gallery": "test-set-gallery/*"},
         scenes={
             "train": "train-set-bbox.txt",

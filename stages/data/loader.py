@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.images import UNREADABLE, read_image
 from deskpro.stages.data.views import PLAIN, View, erase, normalise, render_view, render_view_fast
 
 Things = TypeVar("Things", bound=Sequence[Any])
@@ -94,9 +94,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
             if kind in self.quick:
                 image = _decode(path)
                 return [render_view_fast(image, view, size) for view in views]
-            with Image.open(path) as opened:
-                return [torch.from_numpy(render_view(opened, view, size)) for view in views]
-        except OSError as error:
+            whole = read_image(path)
+            return [torch.from_numpy(render_view(whole, view, size)) for view in views]
+        except UNREADABLE as error:
             raise InputError(f"{path}: unreadable image: {error}") from None
 
 
@@ -113,15 +113,14 @@ def _decode(path: str) -> torch.Tensor:
     """uint8 [3, h, w], channels last in memory: the pixels that PIL decodes, JPEG much quicker."""
     with open(path, "rb") as file:  # noqa: PTH123 - a Path costs as much as a small file's reading
         encoded = file.read()
-    if encoded.startswith(b"\xff\xd8"):
+    if encoded.startswith(b"\xff\xd8") and b"Exif\0" not in encoded:  # which may turn it
         try:
             # CMYK becomes RGB by PIL's rule.
             if decode_jpeg_header(encoded)[2] not in ("CMYK", "YCCK"):
                 return torch.from_numpy(decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
         except ValueError:  # PIL reads more files, and its errors are clearer
             pass
-    with Image.open(io.BytesIO(encoded)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(read_image(io.BytesIO(encoded)))).permute(2, 0, 1)
 
 
 class MultiViewDataset(Dataset[dict[str, Any]]):

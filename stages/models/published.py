@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import torch
 
+from deskpro.cache.files import read_bytes
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models.osnet import CHANNELS
 
@@ -190,7 +191,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             objects that can stay inert.
     """
     try:
-        content = _load(path.read_bytes())
+        content = _load(read_bytes(path))
     except _HostileError as error:
         raise InputError(
             f"{path}: refused: loading it would call {error}, which no checkpoint needs. "

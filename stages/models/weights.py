@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import open_file, write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models import published
 from deskpro.stages.models.backbones import BACKBONES
@@ -124,7 +124,7 @@ def _open(path: Path) -> Found:
 def is_safetensors(path: Path) -> bool:
     """A safetensors file starts with the length of its header (8 bytes) and the header's JSON."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
     except OSError as error:
         raise InputError(f"{path}: no such weights file ({error.strerror})") from None

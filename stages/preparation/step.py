@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from deskpro.stages.base import images
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Prepare
-from deskpro.stages.data.check import load_image
 from deskpro.stages.preparation.samples import Sample, prepared_path
 from deskpro.stages.preparation.schemes import SCHEMES
 
@@ -112,15 +112,12 @@ class Unusable(Exception):
 
 def read_image(path: Path) -> Image.Image:
     """An image, RGB, upright. Raises Unusable."""
-    image = _upright(path)
-    if image.mode[0] in "IF":  # pillow would clip them to white
-        raise Unusable(f"{path}: more than 8 bits a channel ({image.mode}); save it with 8")
-    return image.convert("RGB")
+    return _usable(images.read_image, path)
 
 
 def read_labels(path: Path) -> np.ndarray:
     """A label map: uint8 [H, W]. Raises Unusable."""
-    image = _upright(path)
+    image = _usable(images.open_image, path)
     if image.mode not in ("L", "P"):
         raise Unusable(
             f"{path}: label map of mode {image.mode}; must be one channel of 8 bits, the class"
@@ -128,13 +125,12 @@ def read_labels(path: Path) -> np.ndarray:
     return np.asarray(image)
 
 
-def _upright(path: Path) -> Image.Image:
-    """An image in the mode of its file, turned as its EXIF says. Raises Unusable."""
+def _usable(read: Callable[[Path], Image.Image], path: Path) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(load_image(path))
+        return read(path)
     except FileNotFoundError:
         raise Unusable(f"{path}: missing") from None
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+    except images.UNREADABLE as error:
         raise Unusable(f"{path}: unreadable image: {one_line(error)}") from None
 
 

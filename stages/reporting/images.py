@@ -35,7 +35,7 @@ class Thumbnails:
         try:
             with Image.open(path) as opened:
                 opened.draft("RGB", size)
-                image = opened.convert("RGB")
+                image = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
         if image.width > size[0] or image.height > size[1]:

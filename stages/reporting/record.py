@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from deskpro.cache.files import sha256
+from deskpro.cache import files
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
@@ -29,7 +29,7 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
     """
     path, command = folder / "metrics.json", shlex.join(["eval", "--run", str(folder)])
     try:
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = files.read_json(path)
         _ = metrics["data"]["digests"].items(), metrics["data"]["root"]
         for protocol in metrics["protocols"].values():
             _ = protocol["rule"]
@@ -45,7 +45,7 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
     run = RunFolder(folder)
     student, unfinished = run.student, run.checkpoints("student").exists()
     if kind == "student" and name == student.name and (student.exists() or unfinished):
-        now = sha256(student)[:12] if student.exists() else "in training"
+        now = files.sha256(student)[:12] if student.exists() else "in training"
         if now != evaluated[:12]:
             problem = f"{path} is of another student ({evaluated[:12]}) than {student} ({now})"
             if not anyway:
@@ -58,7 +58,10 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
 def read_table(path: Path, *, text: bool = True) -> pd.DataFrame | None:
     """A CSV file, every cell as text (or as pandas reads it); None where there is none."""
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False) if text else pd.read_csv(path)
+        content = io.BytesIO(files.read_bytes(path))
+        if not text:
+            return pd.read_csv(content)
+        return pd.read_csv(content, dtype=str, keep_default_na=False)
     except (OSError, ValueError):  # absent, empty, or cut short
         return None
 
@@ -66,7 +69,7 @@ def read_table(path: Path, *, text: bool = True) -> pd.DataFrame | None:
 def read_text(path: Path) -> str | None:
     """A text file; None where there is none that can be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return files.read_bytes(path).decode(errors="replace")
     except OSError:
         return None
 
@@ -76,7 +79,7 @@ def stages(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in folder.glob("*.json"):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = files.read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(record, dict):
