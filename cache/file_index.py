@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sqlite3
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -146,10 +146,11 @@ class FileIndex:
     def _forgo(self, error: Exception) -> None:
         """From here on, keep what is found out in memory."""
         self._memory = {}
-        warnings.warn(
-            f"{self.path}: the file index cannot be used ({error}); this process reads images "
-            "again. Delete it, or set DESKPRO_CACHE to a folder on a local disk",
-            stacklevel=4,
+        logging.getLogger(__name__).warning(
+            "%s: the file index cannot be used (%s); this process reads images again. Delete it, "
+            "or set DESKPRO_CACHE to a folder on a local disk",
+            self.path,
+            error,
         )
 
 
