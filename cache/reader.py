@@ -173,20 +173,14 @@ class MappedReader(TargetReader):
         return found
 
     def _map(self, name: str, block: int, view: int) -> np.ndarray:
-        key, size, field = (
-            (name, block, view),
-            self.schema.chunk_bytes(name),
-            self.schema.fields[name],
-        )
-        record = self.records.get(ChunkKey(block, view))
+        key, field = (name, block, view), self.schema.fields[name]
+        record, size = self.records.get(ChunkKey(block, view)), self.schema.chunk_bytes(name)
         crc = record.crc[name] if record else ""
         with open_chunk(self._file(*key), size, crc, deep=key not in self._checked) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._checked.add(key)
         mapped.madvise(mmap.MADV_RANDOM)
-        values = np.frombuffer(
-            mapped, np.dtype(field.dtype), size // np.dtype(field.dtype).itemsize
-        )
+        values = np.frombuffer(mapped, np.uint8, size).view(field.dtype)
         return values.reshape(self.schema.block, *field.shape)
 
 
