@@ -248,7 +248,7 @@ class GroupWriter:
         records = [record for key, record in self._records.items() if key in self._wanted]
         self._journal.rewrite(record.as_json() for record in records)
         unseal(self._folder)
-        # Between, it has no metadata and can't be opened: the arrays aren't those of either.
+        # Metadata go first and come last: what has them has the arrays that they describe.
         (self._folder / METADATA).unlink(missing_ok=True)
         arrays = {name: content for name, content in self._files.items() if name != METADATA}
         for files in (arrays, self._files):
