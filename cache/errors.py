@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+BUILD, REBUILD = "teacher-cache", "teacher-cache --force"
+
 
 class CacheError(Exception):
-    """A cache cannot be used; the message says why and what to type.
+    """A cache cannot be used; the message says why.
 
     differences: what a refusal is about, as `cache.fingerprint` finds it. command: a stage with
     the options to add, as `teacher-cache --force`, which makes the cache usable.
@@ -20,7 +22,9 @@ class CacheError(Exception):
 
 
 class DamagedError(CacheError):
-    """A file is not what was written."""
+    """A file is not what was written; why: in short."""
+
+    why = ""
 
 
 class UnfinishedError(CacheError):
@@ -28,11 +32,15 @@ class UnfinishedError(CacheError):
 
 
 def damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(
-        f"{path}: damaged ({why}). Restore this file from a copy, or rebuild (whole chunks are "
-        "kept): make teacher-cache FORCE=1"
-    )
+    advice = "Restore this file from a copy, or rebuild (whole chunks are kept)"
+    error = DamagedError(f"{path}: damaged ({why}). {advice}", command=REBUILD)
+    error.why = why
+    return error
 
 
 def unfinished(folder: Path) -> UnfinishedError:
-    return UnfinishedError(f"{folder}: not finished. To resume: make teacher-cache")
+    return UnfinishedError(f"{folder}: not finished", command=BUILD)
+
+
+def absent(path: Path) -> CacheError:
+    return CacheError(f"{path}: no target cache here", command=BUILD)

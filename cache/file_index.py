@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sqlite3
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +111,7 @@ class FileIndex:
     def _load(self, paths: set[str]) -> dict[str, _Row]:
         if self._memory is None and self.path.exists():
             try:
-                with closing(self._open()) as database:
+                with self._open() as database:
                     rows = database.execute(
                         "SELECT f.* FROM json_each(?) AS j JOIN files_2 AS f ON f.path = j.value",
                         [json.dumps([*paths])],
@@ -126,7 +126,7 @@ class FileIndex:
             values = [(r.path, *r.stamp, *r.facts[:3], r.decoded, r.used) for r in rows]
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with closing(self._open()) as database, database:
+                with self._open() as database, database:
                     marks = ", ".join("?" * len(values[0]))
                     database.executemany(f"INSERT OR REPLACE INTO files_2 VALUES ({marks})", values)
                     oldest = rows[0].used - _KEPT_DAYS
@@ -136,22 +136,20 @@ class FileIndex:
         if self._memory is not None:
             self._memory |= {row.path: row for row in rows}
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=_LOCK)
-        try:
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=_LOCK)) as database:
             database.execute(_TABLE)
-        except sqlite3.Error:
-            database.close()
-            raise
-        return database
+            yield database
 
     def _forgo(self, error: Exception) -> None:
         """From here on, keep what is found out in memory."""
         self._memory = {}
-        warnings.warn(
-            f"{self.path}: the file index cannot be used ({error}); this process reads images "
-            "again. Delete it, or set DESKPRO_CACHE to a folder on a local disk",
-            stacklevel=4,
+        logging.getLogger(__name__).warning(
+            "%s: the file index cannot be used (%s); this process reads images again. Delete it, "
+            "or set DESKPRO_CACHE to a folder on a local disk",
+            self.path,
+            error,
         )
 
 

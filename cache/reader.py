@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import zarr
 
+from deskpro.cache.chunk import open_chunk
 from deskpro.cache.errors import damaged
-from deskpro.cache.files import crc32c
-from deskpro.cache.schema import CRC_BYTES, ChunkKey, stored_crc
+from deskpro.cache.schema import ChunkKey
 from deskpro.cache.store import TargetStore
 
 Rows = dict[str, np.ndarray]
@@ -173,28 +173,15 @@ class MappedReader(TargetReader):
         return found
 
     def _map(self, name: str, block: int, view: int) -> np.ndarray:
-        path, size = self._file(name, block, view), self.schema.chunk_bytes(name)
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise damaged(path, "the file is gone") from None
-        except ValueError as error:  # an empty file can't be mapped
-            raise damaged(path, str(error)) from None
-        if len(mapped) != size + CRC_BYTES:
-            raise damaged(path, f"{len(mapped)} bytes, must be {size + CRC_BYTES}")
-        content = np.frombuffer(mapped, np.uint8)
-        stored = stored_crc(mapped[size:])
-        if (name, block, view) not in self._checked:
-            if stored != crc32c(content[:size]):
-                raise damaged(path, "its checksum differs")
-            self._checked.add((name, block, view))
-        record = self.records.get(ChunkKey(block, view))
-        if record is None or record.crc[name] != stored:
-            raise damaged(path, "it is not the chunk of its record")
+        key, field = (name, block, view), self.schema.fields[name]
+        record, size = self.records.get(ChunkKey(block, view)), self.schema.chunk_bytes(name)
+        crc = record.crc[name] if record else ""
+        with open_chunk(self._file(*key), size, crc, deep=key not in self._checked) as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._checked.add(key)
         mapped.madvise(mmap.MADV_RANDOM)
-        field = self.schema.fields[name]
-        return content[:size].view(field.dtype).reshape(self.schema.block, *field.shape)
+        values = np.frombuffer(mapped, np.uint8, size).view(field.dtype)
+        return values.reshape(self.schema.block, *field.shape)
 
 
 def _most_maps(chunks: int) -> int:

@@ -22,9 +22,6 @@ FORMAT = 3
 """Version of the layout; a reader refuses another."""
 ATTRIBUTE = "target_cache"
 """Attribute of the root (format, samples, columns) and of groups (`group_files`)."""
-CRC_BYTES = 4
-"""Every chunk file ends with the CRC-32C of what comes before, little-endian."""
-METADATA = "zarr.json"
 JOURNAL = "index/journal.jsonl"
 """Of a group that is not finished: its records so far."""
 VALID = "valid"
@@ -72,11 +69,6 @@ class Column:
 
 
 Columns = Mapping[str, Column]
-
-
-def stored_crc(chunk: bytes) -> str:
-    """The CRC at the end of a chunk file's content, as eight hex digits."""
-    return f"{int.from_bytes(chunk[-CRC_BYTES:], 'little'):08x}"
 
 
 class ChunkKey(NamedTuple):
@@ -147,6 +139,12 @@ class Schema:
         one = self.fields[name]
         return int(np.prod((self.block, *one.shape))) * np.dtype(one.dtype).itemsize
 
+    def chunk_files(self, folder: Path, record: Record) -> Iterator[tuple[Path, int, str]]:
+        """Of each field the chunk file of a record, its bytes without the CRC, and the CRC."""
+        for name in self.fields:
+            file = self.chunk_file(folder, name, *record.key)
+            yield file, self.chunk_bytes(name), record.crc.get(name, "")
+
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Schema:
         fields = {
@@ -211,17 +209,16 @@ def group_files(
     made_from = {"fingerprint": dict(fingerprint), "depends": list(depends)}
     store, group = _new_group("Targets of samples and views", asdict(schema) | made_from)
     for name, one in schema.fields.items():
-        group.create_array(
+        _create_array(
+            group,
             name,
+            one,
+            dims=("sample", "view", *one.dims),
             shape=(schema.samples, schema.views, *one.shape),
             chunks=(schema.block, 1, *one.shape),
             dtype=one.dtype,
             fill_value=one.fill,
             serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],  # fp16 logits don't compress; raw chunks can be mapped
-            chunk_key_encoding={"name": "default", "separator": "."},  # one folder a field
-            dimension_names=("sample", "view", *one.dims),
-            attributes={"units": one.units, "description": one.description},
         )
     _put(group, VALID, Column(valid, ("sample",), "1", "whether the sample has targets"))
     return {path: content.to_bytes() for path, content in store.items()}
@@ -236,15 +233,29 @@ def _new_group(description: str, about: Mapping[str, Any]) -> tuple[dict[str, An
 
 def _put(group: zarr.Group, name: str, column: Column) -> None:
     """An array of one chunk."""
-    array = group.create_array(
+    array = _create_array(
+        group,
         name,
+        column,
+        dims=column.dims,
         shape=column.values.shape,
         chunks=tuple(max(1, size) for size in column.values.shape),
         dtype="str" if column.is_text else column.values.dtype,
-        compressors=[Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=column.dims,
-        attributes={"units": column.units, "description": column.description},
-        config={"write_empty_chunks": True},
     )
     array[...] = column.values.astype(object) if column.is_text else column.values
+
+
+def _create_array(
+    group: zarr.Group, name: str, about: Field | Column, *, dims: tuple[str, ...], **layout: Any
+) -> zarr.Array[Any]:
+    """An array whose chunks lie in one folder, as they are: fp16 logits don't compress, and raw
+    chunks can be mapped."""
+    return group.create_array(
+        name,
+        compressors=[Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dims,
+        attributes={"units": about.units, "description": about.description},
+        config={"write_empty_chunks": True},
+        **layout,
+    )

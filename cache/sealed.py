@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deskpro.cache.errors import DamagedError, damaged
+from deskpro.cache.errors import damaged
 from deskpro.cache.files import ASIDE, sync, write_bytes
 
+METADATA = "zarr.json"
 INDEX = "index/zarr.json"
 _HEAD = b'{"zarr_format": 3, "node_type": "group", "attributes": {"sha256": "'
 _MIDDLE, _TAIL = b'", "content": ', b"}}"
@@ -41,23 +42,20 @@ def unseal(folder: Path) -> None:
         sync((folder / INDEX).parent)
 
 
-def read_seal(folder: Path) -> Seal | None:
-    """The seal of a folder; None where there is none. Raises DamagedError."""
+def read_seal(folder: Path, *, strict: bool = True) -> Seal | None:
+    """The seal of a folder; None where there is none.
+
+    Raises DamagedError where its hash differs; unless strict, that counts as none.
+    """
     try:
         text = (folder / INDEX).read_bytes()
     except FileNotFoundError:
         return None
-    if text != _sealed(text[_BODY]):
+    if text == _sealed(text[_BODY]):
+        return Seal(**json.loads(text[_BODY]))
+    if strict:
         raise damaged(folder / INDEX, "its checksum differs")
-    return Seal(**json.loads(text[_BODY]))
-
-
-def try_seal(folder: Path) -> Seal | None:
-    """The seal of a folder; None also where it is damaged."""
-    try:
-        return read_seal(folder)
-    except DamagedError:
-        return None
+    return None
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
@@ -72,7 +70,7 @@ def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
 
 def is_sealed_with(folder: Path, files: Mapping[str, bytes]) -> bool:
     """Whether a folder is finished, with exactly these files, and they are whole."""
-    found = try_seal(folder)
+    found = read_seal(folder, strict=False)
     return (
         found is not None
         and found.files == _hashes(files)

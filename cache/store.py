@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deskpro.cache.errors import CacheError, damaged, unfinished
+from deskpro.cache.errors import BUILD, REBUILD, CacheError, absent, damaged, unfinished
 from deskpro.cache.journal import Journal
 from deskpro.cache.schema import (
     ATTRIBUTE,
     FORMAT,
     JOURNAL,
-    METADATA,
     VALID,
     ChunkKey,
     Column,
@@ -25,7 +25,7 @@ from deskpro.cache.schema import (
     Schema,
     chunk_digests,
 )
-from deskpro.cache.sealed import INDEX, Seal, checked, read_seal
+from deskpro.cache.sealed import INDEX, METADATA, Seal, checked, read_seal
 
 Records = dict[ChunkKey, Record]
 
@@ -35,8 +35,8 @@ class TargetStore:
 
     def __init__(self, root: Path) -> None:
         """Raises CacheError: nothing there, another format, not finished, or damaged."""
-        if not root.exists():
-            raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
+        if is_empty(root):
+            raise absent(root)
         seal = read_seal(root)
         attributes = read_attributes(root, seal)
         if seal is None:
@@ -54,8 +54,9 @@ class TargetStore:
         return {name: load_column(self.root, name, self._seal) for name in self.columns}
 
     def groups(self) -> list[str]:
-        """The names of its groups, finished or not, in order."""
-        return [str(folder.relative_to(self.root)) for folder in group_folders(self.root)]
+        """The names of the groups that can be opened, finished or not, in order."""
+        folders = filter(_is_described, group_folders(self.root))
+        return [str(folder.relative_to(self.root)) for folder in folders]
 
     def sealed(self, group: str) -> bool:
         """Whether a group is finished. Raises CacheError where its seal is damaged."""
@@ -78,14 +79,14 @@ class TargetStore:
             wanted = chunk_digests(
                 found.schema, columns, found.fingerprint, found.depends, found.valid
             )
-        records = {k: r for k, r in found.records.items() if r.digest == wanted.get(k)}
-        outdated = sorted({key.block for key in found.records.keys() - records.keys()})
-        if outdated and not partly:
+        others = outdated(found.records, wanted)
+        if others and not partly:
             raise CacheError(
-                f"{found.folder}: blocks {outdated} were made from other images or views than the "
-                "store has now. To update them: make teacher-cache FORCE=1"
+                f"{found.folder}: blocks {sorted({key.block for key in others})} were made from "
+                "other images or views than the store has now",
+                command=REBUILD,
             )
-        found.records = records
+        found.records = {k: r for k, r in found.records.items() if k not in others}
         return found
 
 
@@ -105,8 +106,8 @@ class Group:
     @classmethod
     def load(cls, folder: Path) -> Group:
         """Raises CacheError where it is not there, or damaged."""
-        if not folder.exists():
-            raise CacheError(f"{folder}: no such targets here. To build them: make teacher-cache")
+        if not _is_described(folder):
+            raise CacheError(f"{folder}: no such targets here", command=BUILD)
         seal = read_seal(folder)
         about = read_attributes(folder, seal)
         if "fields" not in about:
@@ -124,6 +125,11 @@ class Group:
             read_records(folder, seal),
             seal is not None,
         )
+
+
+def outdated(records: Records, wanted: Mapping[ChunkKey, str]) -> set[ChunkKey]:
+    """The keys whose chunks were made from something else than the digests that are wanted."""
+    return {key for key, record in records.items() if record.digest != wanted.get(key)}
 
 
 def read_records(folder: Path, seal: Seal | None) -> Records:
@@ -154,7 +160,8 @@ def read_attributes(folder: Path, seal: Seal | None) -> dict[str, Any]:
     if version != FORMAT:
         raise CacheError(
             f"{folder}: cache format {version}, this version reads format {FORMAT}. Delete it "
-            f"(rm -r {folder}), then rebuild it: make teacher-cache"
+            f"(rm -r {folder}), then rebuild it",
+            command=BUILD,
         )
     return attributes
 
@@ -175,8 +182,18 @@ def load_column(folder: Path, name: str, seal: Seal | None) -> Column:
     return Column(values, tuple(map(str, dims)), *about)
 
 
+def is_empty(root: Path) -> bool:
+    """Whether nothing of a store is there, at most what an interrupted write left."""
+    return not root.is_dir() or all(name.startswith(".") for name in os.listdir(root))  # noqa: PTH208 (names only)
+
+
+def _is_described(folder: Path) -> bool:
+    """Whether a group can be opened: not one whose writing was interrupted at its beginning."""
+    return (folder / INDEX).exists() or (folder / METADATA).exists()
+
+
 def group_folders(folder: Path) -> Iterator[Path]:
-    """Every group of targets below a folder, finished or not, in order."""
+    """Every group of targets below a folder, finished, unfinished or just begun, in order."""
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         if (path / INDEX).exists() or (path / JOURNAL).exists():
             yield path

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deskpro.cache.errors import CacheError, DamagedError, unfinished
-from deskpro.cache.files import crc32c
-from deskpro.cache.schema import CRC_BYTES, METADATA, PLAIN_GROUP, Record, Schema, stored_crc
-from deskpro.cache.sealed import INDEX, checked, read_seal
-from deskpro.cache.store import group_folders, read_attributes
+from deskpro.cache.chunk import check_chunk
+from deskpro.cache.errors import DamagedError, absent, unfinished
+from deskpro.cache.schema import PLAIN_GROUP, Record, Schema
+from deskpro.cache.sealed import INDEX, METADATA, checked, read_seal
+from deskpro.cache.store import group_folders, is_empty, read_attributes
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def verify(root: Path) -> list[Damage]:
     Raises:
         CacheError: there is no finished store.
     """
-    if not root.exists():
-        raise CacheError(f"{root}: no target cache here. To build it: make teacher-cache")
+    if is_empty(root):
+        raise absent(root)
     if not (root / INDEX).exists():
         raise unfinished(root)
     groups = [*group_folders(root)]
@@ -64,39 +64,29 @@ def _files(folder: Path) -> Iterator[Damage]:
     """Every file of a root or a group, and what is wrong with it: nothing, where that is empty."""
     try:
         seal = read_seal(folder)
-    except DamagedError:
-        yield Damage(folder / INDEX, "its checksum differs")
+    except DamagedError as error:
+        yield Damage(folder / INDEX, error.why)
         return
     if seal is None:
         yield Damage(folder, "not finished")
         return
     yield Damage(folder / INDEX, "")
     for name in seal.files:
-        try:
-            checked(folder, name, seal.files)
-            yield Damage(folder / name, "")
-        except DamagedError:
-            there = (folder / name).is_file()
-            yield Damage(folder / name, "its checksum differs" if there else "the file is gone")
-            if name == METADATA:
-                return
+        what = _problem(checked, folder, name, seal.files)
+        yield Damage(folder / name, what)
+        if what and name == METADATA:
+            return
     if seal.chunks:
         schema = Schema.from_json(read_attributes(folder, seal))
         for record in map(Record.from_json, seal.chunks):
-            for name, crc in record.crc.items():
-                file = schema.chunk_file(folder, name, *record.key)
-                yield Damage(file, _chunk(file, crc), *record.key)
+            for file in schema.chunk_files(folder, record):
+                yield Damage(file[0], _problem(check_chunk, *file), *record.key)
 
 
-def _chunk(file: Path, crc: str) -> str:
-    """What is wrong with a chunk file."""
+def _problem(check: Callable[..., object], *args: object) -> str:
+    """Why a check finds damage; "" where it finds none."""
     try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return "the file is gone"
-    except OSError as error:
-        return f"unreadable: {error}"
-    own = stored_crc(content)
-    if crc32c(content[:-CRC_BYTES]) != own:
-        return "its checksum differs"
-    return "" if own == crc else "it is not the chunk of its record"
+        check(*args)
+    except DamagedError as error:
+        return error.why
+    return ""

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from deskpro.cache.errors import CacheError, DamagedError, UnfinishedError, damaged
-from deskpro.cache.files import crc32c, sync
+from deskpro.cache.chunk import check_chunk, write_chunk
+from deskpro.cache.errors import REBUILD, CacheError, DamagedError, UnfinishedError
+from deskpro.cache.files import sync
 from deskpro.cache.fingerprint import Difference, describe, differences, sample_differences
 from deskpro.cache.journal import Journal
 from deskpro.cache.lock import hold
 from deskpro.cache.schema import (
-    CRC_BYTES,
     JOURNAL,
-    METADATA,
     PLAIN_GROUP,
     ChunkKey,
     Column,
@@ -31,15 +30,16 @@ from deskpro.cache.schema import (
     chunk_digests,
     group_files,
     root_files,
-    stored_crc,
 )
-from deskpro.cache.sealed import is_sealed_with, read_seal, seal, try_seal, unseal, write_files
+from deskpro.cache.sealed import METADATA, is_sealed_with, read_seal, seal, unseal, write_files
 from deskpro.cache.store import (
     Group,
     Records,
     TargetStore,
     group_folders,
     is_array,
+    is_empty,
+    outdated,
     read_records,
 )
 
@@ -135,7 +135,7 @@ class GroupWriter:
         written = []
         for i, key in enumerate(keys):
             crc = {
-                name: _write_chunk(
+                name: write_chunk(
                     self.schema.chunk_file(self._folder, name, *key),
                     _padded(self.schema, name, targets[name][:, i]),
                 )
@@ -157,11 +157,15 @@ class GroupWriter:
         """
         if not self.sealed:
             self._begin()
-            missing = sorted({k.block for k in self._wanted if not self._is_current(k)})
+            missing = sorted({key.block for key in self._wanted.keys() - self._current()})
             if missing:
                 raise CacheError(f"{self._folder}: blocks {missing} are not written, cannot seal")
             for key in self._wanted:
-                self._require_stored(self._records[key])
+                try:
+                    self._check(self._records[key], deep=False)
+                except DamagedError:
+                    self._journal.append([key._asdict()])
+                    raise
             records = (with_changes(self._records[key], kept=False) for key in self._wanted)
             seal(self._folder, self._files, (record.as_json() for record in records))
             self.sealed = True
@@ -186,28 +190,35 @@ class GroupWriter:
         total = schema.blocks * schema.views
         if len(self._wanted) < total:
             raise CacheError(f"{self._folder}: a column has fewer views than {schema.views}")
-        found = try_seal(self._folder) if replace else read_seal(self._folder)
+        found = read_seal(self._folder, strict=not replace)
         records = read_records(self._folder, found)
-        outdated = any(r.digest != self._wanted.get(key) for key, r in records.items())
-        if outdated and not replace:
+        if outdated(records, self._wanted) and not replace:
             raise self._refusal(stored, columns)
-        if found is not None:
-            records = {key: with_changes(r, kept=True) for key, r in records.items()}
-        self._records = _whole(self._folder, schema, records, deep=deep)
+        self._records: Records = {}
+        for key, record in records.items():
+            with suppress(DamagedError):
+                self._check(record, deep=deep)
+                self._records[key] = with_changes(record, kept=record.kept or found is not None)
+        there = {key for key in self._current() if reuse or not self._records[key].kept}
         self.missing: dict[int, list[int]] = {}
         for key in self._wanted:
-            if not self._is_current(key) or (self._records[key].kept and not reuse):
+            if key not in there:
                 self.missing.setdefault(key.block, []).append(key.view)
-        self.there = total - sum(map(len, self.missing.values()))
+        self.there = len(there)
         self.sealed = (
             not self.missing
             and is_sealed_with(self._folder, self._files)
             and is_sealed_with(self.root, self._root_files)
         )
 
-    def _is_current(self, key: ChunkKey) -> bool:
-        record = self._records.get(key)
-        return record is not None and record.digest == self._wanted[key]
+    def _current(self) -> set[ChunkKey]:
+        """The keys whose chunks are whole and made from what is wanted."""
+        return self._records.keys() - outdated(self._records, self._wanted)
+
+    def _check(self, record: Record, *, deep: bool) -> None:
+        """Raise DamagedError where a chunk file is not that of its record."""
+        for file in self.schema.chunk_files(self._folder, record):
+            check_chunk(*file, deep=deep)
 
     def _refusal(self, stored: Columns, columns: Columns) -> CacheError:
         found: list[Difference] = []
@@ -221,8 +232,9 @@ class GroupWriter:
         lines = describe(found) or ["its chunks were made from other values"]
         return CacheError(
             f"{self._folder}: made from other settings or images: {'; '.join(lines)}. Restore them "
-            "to keep it, or type make teacher-cache FORCE=1 to keep only what is the same",
+            "to keep it, or rebuild it: only what is the same is kept",
             found,
+            command=REBUILD,
         )
 
     def _begin(self) -> None:
@@ -236,7 +248,11 @@ class GroupWriter:
         records = [record for key, record in self._records.items() if key in self._wanted]
         self._journal.rewrite(record.as_json() for record in records)
         unseal(self._folder)
-        write_files(self._folder, self._files)
+        # Metadata go first and come last: what has them has the arrays that they describe.
+        (self._folder / METADATA).unlink(missing_ok=True)
+        arrays = {name: content for name, content in self._files.items() if name != METADATA}
+        for files in (arrays, self._files):
+            write_files(self._folder, files)
         chunks = {
             f"{name}/{self.schema.chunk_name(name, *key)}"
             for name in self.schema.fields
@@ -246,19 +262,6 @@ class GroupWriter:
         for folder in (self.root.parent, *(self.root / p for p in Path(self.group).parents)):
             sync(folder)  # new folders have their names
         self._begun = True
-
-    def _require_stored(self, record: Record) -> None:
-        """Every chunk file has its size, and ends with the CRC of its record."""
-        for name, crc in record.crc.items():
-            file = self.schema.chunk_file(self._folder, name, *record.key)
-            size = self.schema.chunk_bytes(name)
-            with suppress(FileNotFoundError), file.open("rb") as opened:
-                whole = opened.seek(0, os.SEEK_END) == size + CRC_BYTES
-                opened.seek(size)
-                if whole and stored_crc(opened.read()) == crc:
-                    continue
-            self._journal.append([record.key._asdict()])
-            raise damaged(file, "it is gone, or not the chunk of its record")
 
 
 def _stored_columns(root: Path, *, replace: bool) -> Columns:
@@ -272,7 +275,7 @@ def _stored_columns(root: Path, *, replace: bool) -> Columns:
             f"{old}: an unfinished cache of an earlier format. Delete it (rm -r {old}), then type "
             "the same command"
         )
-    if not root.exists() or all(entry.name.startswith(".") for entry in root.iterdir()):
+    if is_empty(root):
         return {}
     try:
         return TargetStore(root).load_columns()
@@ -293,33 +296,6 @@ def _widened(column: Column, stored: Column | None) -> Column:
     return with_changes(column, values=stored.values) if same else column
 
 
-def _whole(folder: Path, schema: Schema, records: Records, *, deep: bool) -> Records:
-    """The records whose chunk files are there in their size; deep: and in every byte."""
-    sizes = {name: _sizes(folder / name) for name in schema.fields}
-
-    def is_whole(name: str, record: Record) -> bool:
-        size = schema.chunk_bytes(name) + CRC_BYTES
-        same_size = sizes[name].get(schema.chunk_name(name, *record.key)) == size
-        if not (same_size and deep):
-            return same_size
-        content = schema.chunk_file(folder, name, *record.key).read_bytes()
-        return crc32c(content[:-CRC_BYTES]) == stored_crc(content) == record.crc.get(name)
-
-    return {
-        key: record
-        for key, record in records.items()
-        if all(is_whole(name, record) for name in schema.fields)
-    }
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Size by file name; one listing instead of a question per chunk."""
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries}
-
-
 def _require_fit(schema: Schema, block: int, views: int, targets: Mapping[str, np.ndarray]) -> None:
     rows = schema.rows(block)
     if set(targets) != set(schema.fields):
@@ -334,26 +310,13 @@ def _require_fit(schema: Schema, block: int, views: int, targets: Mapping[str, n
             )
 
 
-def _padded(schema: Schema, name: str, values: np.ndarray) -> np.ndarray:
+def _padded(schema: Schema, name: str, values: np.ndarray) -> bytes:
     """A chunk of the full block, little-endian; the end of the last block has the fill value."""
     field = schema.fields[name]
     dtype = np.dtype(field.dtype).newbyteorder("<")
     chunk = np.full((schema.block, *field.shape), field.fill, dtype)
     chunk[: len(values)] = values
-    return chunk
-
-
-def _write_chunk(file: Path, values: np.ndarray) -> str:
-    """Write a chunk and its CRC, and return that; a reader's map keeps the earlier file."""
-    content = values.tobytes()
-    crc = crc32c(content)
-    file.unlink(missing_ok=True)
-    with file.open("wb") as opened:
-        opened.write(content)
-        opened.write(int(crc, 16).to_bytes(CRC_BYTES, "little"))
-        opened.flush()
-        os.fsync(opened.fileno())
-    return crc
+    return chunk.tobytes()
 
 
 def _write_root(root: Path, files: Mapping[str, bytes]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deskpro.cache.errors import CacheError
+from deskpro.cache.errors import absent
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader, all_bytes
@@ -37,7 +37,7 @@ def find_store(path: Path) -> Path:
     if (path / "targets.zarr").is_dir():
         return path / "targets.zarr"
     if path.is_dir() and not (path / "zarr.json").is_file():
-        raise CacheError(f"{path}: no target cache here. To build it: make teacher-cache")
+        raise absent(path)
     return path
 
 

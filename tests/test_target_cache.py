@@ -499,6 +499,13 @@ def test_info_tells_what_a_cache_holds(project: Project) -> None:
         assert float(cells[1]) == pytest.approx(100 * top1, abs=0.06)
         assert float(cells[2]) == pytest.approx(float(nats), abs=2e-3)
     assert project.command("cache", "info", str(project.data)).code == 2
+    group = store(project) / TARGETS["logits"].group  # as a kill before its metadata leaves it
+    for name in ("zarr.json", "index/zarr.json"):
+        (group / name).unlink()
+    (group / "index" / "journal.jsonl").touch()
+    result = project.command("cache", "info", str(project.run))
+    assert result.code == 0, result.err
+    assert "logits" not in result.err
 
 
 def test_info_of_an_unfinished_store_tells_how_far_it_is(project: Project) -> None:
