@@ -120,7 +120,7 @@ class TrainStudent(Stage):
         arguments = {"forward_mode": options.forward_mode, **options.student.arguments}
         student = Student(len(data.classes), **arguments)
         start = options.student.pre_train
-        started = None if start is None else warm_start(student, start).facts(start)
+        started = None if start is None else warm_start(student, start, data.classes).facts(start)
         attention = [p for name, p in student.named_parameters() if ".spatial_attn." in name]
         shapes = {"face": options.data.face_size, "body": options.data.body_size}
         blank = [torch.zeros(1, 3, *shapes[s]) if s in options.streams else None for s in shapes]

@@ -94,7 +94,7 @@ class TrainTeacher(Stage):
             options=options,
             network=network,
             arguments=options.teacher.arguments,
-            start=None if start is None else warm_start(network, start).facts(start),
+            start=None if start is None else warm_start(network, start, data.classes).facts(start),
             data=data,
             device=device,
             images={"face": "hr_face"},

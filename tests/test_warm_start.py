@@ -14,7 +14,10 @@ from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.osnet import CHANNELS, Conv1x1, ConvLayer, OSBlock, transition
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.warm_start import warm_start
+from deskpro.stages.models.weights import ModelInfo, save
 from tests.conftest import Project
+
+PEOPLE = [*"abcde"]
 
 
 def osnet(width: float) -> nn.Module:
@@ -47,7 +50,7 @@ def test_osnet_fills_the_trunk_and_every_branch(
 ) -> None:
     path, state = zoo
     network = LMBN(5, width=0.25, feature_dim=16, attention=True)
-    start = warm_start(network, path)
+    start = warm_start(network, path, PEOPLE)
     own = network.state_dict()
     for name, source in {
         "backbone.0.conv.weight": "conv1.conv.weight",
@@ -75,7 +78,7 @@ def test_osnet_fills_both_streams_of_a_student(
 ) -> None:
     path, state = zoo
     student = Student(5, width=0.25, feature_dim=16)
-    warm_start(student, path)
+    warm_start(student, path, PEOPLE)
     for stream in ("lr_face_net", "nocloth_net"):
         weight = student.state_dict()[f"{stream}.part_branch.backbone2.2.conv.weight"]
         assert torch.equal(weight, state["conv5.conv.weight"])
@@ -83,7 +86,7 @@ def test_osnet_fills_both_streams_of_a_student(
 
 def test_another_width_is_refused(zoo: tuple[Path, dict[str, torch.Tensor]]) -> None:
     with pytest.raises(InputError, match=r"backbone.0.conv.weight is \[16, 3, 7, 7\]"):
-        warm_start(LMBN(5, width=0.5, feature_dim=16), zoo[0])
+        warm_start(LMBN(5, width=0.5, feature_dim=16), zoo[0], PEOPLE)
 
 
 def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
@@ -91,11 +94,33 @@ def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.conv.weight": torch.zeros(1), "layer1.0.weight": torch.zeros(2)}, path)
     network = LMBN(5, width=0.25, feature_dim=16)
     with pytest.raises(InputError, match=r"backbone.0.conv.weight is \[1\]"):
-        warm_start(network, path)
-    torch.save({"conv1.conv.weight.x": torch.zeros(1), "conv1.conv.weight": torch.zeros(1)}, path)
-    network.backbone = torch.nn.Conv2d(3, 96, 3)
-    with pytest.raises(InputError, match="no tensor has a name that the network knows"):
-        warm_start(network, path)
+        warm_start(network, path, PEOPLE)
+
+
+def test_a_file_without_a_tensor_of_the_backbone_is_refused(
+    zoo: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    """As OSNet-IBN and -AIN, whose other layers have the names and shapes of OSNet's."""
+    path, state = zoo
+    network = LMBN(5, width=0.25, feature_dim=16)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    instance = {"conv2.0.IN.weight": torch.zeros(64)}
+    gone = "conv4.1.gate.fc1.bias"
+    torch.save({name: t for name, t in state.items() if name != gone} | instance, path)
+    with pytest.raises(InputError, match="looks like OSNet-IBN or -AIN") as raised:
+        warm_start(network, path, PEOPLE)
+    assert "part_branch.backbone2.1.1.gate.fc1.bias is absent" in str(raised.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_classifiers_of_other_people_are_fresh_though_they_are_as_many(tmp_path: Path) -> None:
+    path, first = tmp_path / "student.safetensors", Student(5, width=0.25, feature_dim=16)
+    info = ModelInfo("student", {"width": 0.25, "feature_dim": 16}, 5, PEOPLE, (32, 32), (64, 32))
+    save(path, first, info)
+    for people, count in ((PEOPLE, 0), ([*"vwxyz"], 14), ([*"edcba"], 14)):
+        start = warm_start(Student(5, width=0.25, feature_dim=16), path, people)
+        assert len(start.fresh) == count
+        assert all("classifier" in name for name in start.fresh)
 
 
 @pytest.mark.slow
@@ -108,6 +133,6 @@ def test_an_earlier_student_starts_one_for_other_people(project: Project, tmp_pa
     assert "started from" in result.err
     assert "fresh         0 tensors" in result.err or "0 tensors: none" in result.err
     student = Student(9, width=0.25, feature_dim=16)
-    start = warm_start(student, first)
+    start = warm_start(student, first, [*PEOPLE, *"fghi"])
     assert {name.rsplit(".", 2)[1] for name in start.fresh} == {"classifier"}
     assert len(start.unused) == len(start.fresh) == 14

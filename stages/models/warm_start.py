@@ -6,7 +6,7 @@ and LightMBN, the trunk and each of the three branches start from the same layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,32 +52,41 @@ class WarmStart(NamedTuple):
         }
 
 
-def warm_start(network: LMBN | Student, path: Path) -> WarmStart:
+def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> WarmStart:
     """Load into `network`, in place, what fits of a weights file.
 
     From an OSNet file everything but its classifier; from an earlier teacher or student everything,
     but the classifiers where the identities are others.
 
+    Args:
+        classes: identities of the network, in class order.
+
     Raises:
-        InputError: nothing fits, or a tensor has another shape (another width, for one), or an
-            earlier network is of another kind.
+        InputError: the file lacks a tensor of the backbone, or a tensor has another shape (another
+            width, for one), or an earlier network is of another kind.
     """
     own = network.state_dict()
-    tensors = _tensors(network, path)
+    tensors, trained_on = _tensors(network, path)
     fitting = {
         name: tensor
         for name, tensor in tensors.items()
-        if name in own and (own[name].shape == tensor.shape or "classifier" not in name)
+        if name in own and ("classifier" not in name or trained_on == [*classes])
     }
     wrong = [
         f"{name} is {list(tensor.shape)}, must be {list(own[name].shape)}"
         for name, tensor in fitting.items()
         if own[name].shape != tensor.shape
+    ] + [
+        f"{name} is absent"
+        for name in own
+        if "backbone" in name and name not in fitting and not name.endswith("num_batches_tracked")
     ]
-    if wrong or not fitting:
+    if wrong:
+        looks = "; it looks like OSNet-IBN or -AIN" * any(".IN." in name for name in tensors)
         raise InputError(
-            f"{path}: doesn't fit this network; its backbone, width or feature_dim differs:\n  "
-            + "\n  ".join(wrong[:5] or ["no tensor has a name that the network knows"])
+            f"{path}: doesn't fit this network{looks}. Its backbone, width or feature_dim "
+            "differs:\n  "
+            + "\n  ".join(wrong[:5])
             + f"\n  … and {len(wrong) - 5} more" * (len(wrong) > 5)
         )
     network.load_state_dict({**own, **fitting})
@@ -85,15 +94,19 @@ def warm_start(network: LMBN | Student, path: Path) -> WarmStart:
     return WarmStart(sorted(fitting), fresh, sorted(tensors.keys() - fitting.keys()))
 
 
-def _tensors(network: LMBN | Student, path: Path) -> Mapping[str, torch.Tensor]:
-    """Tensors by the network's names; those that it has no place for keep their own."""
+def _tensors(
+    network: LMBN | Student, path: Path
+) -> tuple[Mapping[str, torch.Tensor], list[str] | None]:
+    """Tensors by the network's names (others keep their own), and the identities of the file."""
     if not is_safetensors(path):
         state = {key.removeprefix("module."): t for key, t in published.read_state(path).items()}
         if "conv1.conv.weight" in state:
-            return _from_osnet(state, network)
+            return _from_osnet(state, network), None
     if isinstance(network, Student):
-        return load_student(path)[0].state_dict()
-    return load_teacher(path)[0].face_net.state_dict()
+        student, info = load_student(path)
+        return student.state_dict(), info.classes
+    teacher, info = load_teacher(path)
+    return teacher.face_net.state_dict(), info.classes
 
 
 def _from_osnet(
