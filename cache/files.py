@@ -43,6 +43,19 @@ def write_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def below(folder: Path, name: str) -> Path:
+    """The path of a name that was read from a file, below a folder.
+
+    Raises:
+        ValueError: it leads out of the folder: absolute, by `..`, or by a link.
+    """
+    path = folder / name
+    inside = folder.resolve() in (path.parent.resolve() / path.name).parents
+    if not inside or ".." in Path(name).parts:
+        raise ValueError(f"{name} lies outside of {folder}")
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text; `path` is complete or as before."""
     write_bytes(path, text.encode())

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import write_aside, write_bytes
+from deskpro.cache.files import below, write_aside, write_bytes
 from deskpro.cache.fingerprint import (
     FieldDifference,
     SampleDifference,
@@ -1009,3 +1009,17 @@ def test_only_the_first_process_writes_the_index(
     index = FileIndex(tmp_path / "index")
     index.probe(images)
     assert not index.path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "out/x", "a/out/x", "..", "a/..", ""]
+)
+def test_no_name_from_a_file_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    for link in (folder / "out", folder / "a" / "out"):
+        link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="lies outside of"):
+        below(folder, name)
+    assert below(folder, "a/x") == folder / "a" / "x"
+    assert below(folder, "x") == folder / "x"

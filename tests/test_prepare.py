@@ -21,7 +21,9 @@ import yaml
 from PIL import Image
 
 from deskpro.cache.file_index import FileIndex
+from deskpro.cache.journal import Journal
 from deskpro.stages import prepare as stage
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import Parsing, Prepare
 from deskpro.stages.base.run_folder import RunFolder
@@ -29,6 +31,7 @@ from deskpro.stages.base.stage import Job
 from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.check import check_data
 from deskpro.stages.preparation.parsing import SegFormer
+from deskpro.stages.preparation.record import Records
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
 from tests.conftest import RECIPE, REPOSITORY, Result
@@ -675,3 +678,25 @@ def test_a_segformer_parses_on_a_gpu_as_on_a_cpu(raw_benchmark: Path, tmp_path: 
         for device in ("cpu", "cuda:0")
     )
     assert (here == there).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "name", ["../mine.jpg", "imgs/../../mine.jpg", "{absolute}", "link/mine.jpg"]
+)
+def test_a_journal_that_names_files_elsewhere_deletes_nothing(name: str, tmp_path: Path) -> None:
+    mine, root = tmp_path / "mine.jpg", tmp_path / "set"
+    mine.write_bytes(b"precious")
+    (root / "imgs").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path)
+    files = {name.format(absolute=mine): hashlib.sha256(b"precious").hexdigest()}
+    Journal(root / ".prepare" / "body.jsonl").append([{"id": "a", "key": "", "files": files}])
+    with pytest.raises(InputError, match=r"body\.jsonl: not a journal of prepare"):
+        Records(root, "body", FileIndex(tmp_path / "index"))
+    assert mine.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("record", [{"id": 5}, {"a": 1}, {"id": "a", "key": "", "files": [1]}])
+def test_a_journal_of_something_else_is_one_message(record: object, tmp_path: Path) -> None:
+    Journal(tmp_path / ".prepare" / "body.jsonl").append([record])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="not a journal of prepare"):
+        Records(tmp_path, "body", FileIndex(tmp_path / "index"))

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from deskpro.cache.file_index import FileIndex
+from deskpro.cache.files import below
 from deskpro.cache.journal import Journal
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import Problem, refuse
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import Sample
@@ -50,7 +52,16 @@ class Records:
         self._journal = Journal(root / ".prepare" / f"{step}.jsonl")
         self._records: dict[str, list[Record]] = defaultdict(list)
         for line in self._journal.read():
-            self._records[line["id"]].append(Record(**line))
+            try:
+                record = Record(**line)
+                for name in record.files:
+                    below(root, name)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{self._journal.path}: not a journal of prepare ({error}). Move {root} away "
+                    "and prepare it again"
+                ) from None
+            self._records[record.id].append(record)
 
     def ids(self) -> set[str]:
         """Every image that has a record."""
