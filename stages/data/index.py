@@ -70,13 +70,12 @@ def read_index(
     for split in splits:
         scenes, wrong = _read_scenes(root, layout.scenes.get(split))
         problems += wrong
-        files = {
-            kind: {
-                _stem(path): f"{root}/{kind}/{path}" for path in layout.images(root, split, kind)
-            }
-            for kind in KINDS[1:]
-        }
+        files = {}
+        for kind in KINDS[1:]:
+            files[kind], ambiguous = _by_stem(root / kind, layout.images(root, split, kind))
+            problems += ambiguous
         images = layout.images(root, split)
+        problems += _by_stem(folder, images)[1]
         if not images:
             place = folder / layout.files[split].split("*")[0].split("[")[0]
             problems.append(Problem(place, f"empty split: no {split} images"))
@@ -136,6 +135,17 @@ def class_order(pids: Iterable[str]) -> list[str]:
     published one.
     """
     return sorted(set(pids))
+
+
+def _by_stem(folder: Path, images: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Stem → path, as a sample's images are found; two of one stem are a problem."""
+    found, problems = dict[str, str](), list[Problem]()
+    for image in images:
+        path = f"{folder}/{image}"
+        if (first := found.setdefault(_stem(image), path)) != path:
+            what = f"differs from {PurePath(first).name} in the extension alone; delete one of them"
+            problems.append(Problem(Path(path), what))
+    return found, problems
 
 
 def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
