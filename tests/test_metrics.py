@@ -400,13 +400,13 @@ def test_an_interval_covers_the_mean_95_times_of_100() -> None:
     """
     random = np.random.default_rng(0)
     covered = {"identities": 0, "queries": 0}
-    for seed in range(100):
+    for seed in range(40):
         values = random.exponential(size=60).repeat(8) + random.normal(0, 0.05, 480)
         for unit, groups in (("identities", np.arange(480) // 8), ("queries", np.arange(480))):
             low, high = interval(values, groups, seed)
             covered[unit] += low <= 1 <= high
-    assert 85 <= covered["identities"] <= 99
-    assert covered["queries"] < 70
+    assert 33 <= covered["identities"] <= 40
+    assert covered["queries"] < 28
 
 
 def test_an_interval_of_one_query_an_identity_is_the_plain_bootstrap() -> None:

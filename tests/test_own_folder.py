@@ -133,12 +133,12 @@ def test_names_that_contradict_each_other_are_problems(tmp_path: Path) -> None:
 
 
 def test_odd_files_are_problems_or_counted(tmp_path: Path) -> None:
-    anna = ["1.jpg", "2.jpg", "3.webp", "notes.txt", ".hidden.jpg"]
+    anna = ["1.jpg", "2.jpg", "3.heic", "notes.txt", ".hidden.jpg"]
     tree(tmp_path, {"anna": anna, "7": ["4.jpg"], "007": ["5.jpg"]})
     (tmp_path / "anna" / "broken.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "anna" / f"{'long' * 60}.jpg").write_bytes(b"")
     found = find_samples(tmp_path, "own", Own())
-    assert found.skipped == {".webp": 1, ".txt": 1}
+    assert found.skipped == {".heic": 1, ".txt": 1}
     said = " ".join(problem.what for problem in found.problems)
     assert "broken link" in said
     assert "identities 007 and 7 differ only in leading zeros" in said

@@ -453,7 +453,8 @@ def test_two_processes_train_one_teacher(project: Project) -> None:
 def test_identities_that_ranks_cannot_share_are_refused(
     batchid: int, gathered: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("WORLD_SIZE=2", "MASTER_ADDR=x", "MASTER_PORT=1"):
+        monkeypatch.setenv(*name.split("="))
     monkeypatch.setenv("RANK", "1")
     labels = np.repeat(np.arange(4), 5)
     data = recipe.TrainingSet(pd.DataFrame(), labels, [*"abcd"], lambda *_: labels, 3)
