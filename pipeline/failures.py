@@ -28,10 +28,17 @@ _KNOWN = {
 def report_errors() -> Iterator[None]:
     """Exit with one message where the block fails in a way that the user can fix."""
 
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; {_RESUME}", 128 + number)
+    received: list[Stopped] = []
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, frame: object) -> None:
+        received.append(
+            Stopped(f"stopped by {signal.Signals(number).name}; {_RESUME}", 128 + number)
+        )
+        raise KeyboardInterrupt if number == signal.SIGINT else received[0]
+
+    # Who ignores Ctrl-C, as a job in the background, goes on to.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except click.ClickException as error:
@@ -43,15 +50,20 @@ def report_errors() -> Iterator[None]:
     except Stopped as stopped:
         _fail(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
-        _fail(f"interrupted; {_RESUME}", 130)
-    except OSError as error:
+        _fail(f"stopped by SIGINT; {_RESUME}", 130)
+    except Exception as error:
+        if received:  # a library that was being loaded has made another error of it
+            _fail(str(received[0]), received[0].code)
+        if not isinstance(error, OSError):
+            raise
         if error.errno in _FULL:
             _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
         if error.errno in _KNOWN:
             _fail(f"{error.filename}: {error.strerror}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int = 2) -> None:

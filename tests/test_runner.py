@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.pipeline import config, runner
+from deskpro.pipeline import config, failures, runner
 from deskpro.pipeline.stages import STAGES, Row, make, needed
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests, Reason
@@ -223,3 +224,21 @@ def test_a_half_trained_run_resumes_on_a_copied_dataset(
     assert "resuming at step" in resumed.err
     student = "student.safetensors"
     assert (project.run / student).read_bytes() == (whole / student).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_another_error_is_one_line(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise ImportError("half loaded")
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop, failures.report_errors():
+        load()
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err.startswith(f"deskpro: stopped by {number.name}; ")
+    assert signal.getsignal(number) == before
