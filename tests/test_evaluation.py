@@ -292,7 +292,7 @@ def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
 
 
 @pytest.mark.finished("eval")
-@pytest.mark.parametrize("stage", ["report", "compare"])
+@pytest.mark.parametrize("stage", ["report", pytest.param("compare", marks=pytest.mark.slow)])
 def test_figures_of_a_student_that_is_gone_are_refused(
     project: Project, tmp_path: Path, stage: str
 ) -> None:

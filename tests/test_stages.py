@@ -155,7 +155,7 @@ def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> No
     assert (project.run / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("size", [(61, 31), (38, 45)])
+@pytest.mark.parametrize("size", [(61, 31), pytest.param((38, 45), marks=pytest.mark.slow)])
 def test_images_of_any_size_go_through_every_stage(size: tuple[int, int], project: Project) -> None:
     sets = (f"data.body_size={list(size)}", "train_student.max_steps=1",
             "train_teacher.max_steps=1", "data.face_size=[33, 47]")  # fmt: skip
