@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import log
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
@@ -56,7 +57,8 @@ def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> W
     """Load into `network`, in place, what fits of a weights file.
 
     From an OSNet file everything but its classifier; from an earlier teacher or student everything,
-    but the classifiers where the identities are others.
+    but the classifiers where the identities are others. Where the file doesn't name them, as
+    published ones, classifiers of the same number are taken over, with a warning.
 
     Args:
         classes: identities of the network, in class order.
@@ -67,11 +69,18 @@ def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> W
     """
     own = network.state_dict()
     tensors, trained_on = _tensors(network, path)
+    # A published file doesn't say whose classes it has; their number is then all that tells.
+    same = trained_on in (None, [*classes])
     fitting = {
         name: tensor
         for name, tensor in tensors.items()
-        if name in own and ("classifier" not in name or trained_on == [*classes])
+        if name in own and ("classifier" not in name or (same and own[name].shape == tensor.shape))
     }
+    if trained_on is None and any("classifier" in name for name in fitting):
+        log(
+            f"warning: {path} doesn't say whose classifiers it has; they are taken over, as there "
+            f"are {len(classes)}. Name its identities first: deskpro import-checkpoint --data DIR"
+        )
     wrong = [
         f"{name} is {list(tensor.shape)}, must be {list(own[name].shape)}"
         for name, tensor in fitting.items()
