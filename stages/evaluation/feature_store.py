@@ -108,6 +108,7 @@ def store_features(
         fingerprint,
         depends=[*hashes],
         replace=True,  # features are computed from what is still here; nothing is lost
+        deep=True,  # so a damaged block is computed again, too
     ) as writer:
         if writer.missing:
             make = partial(FeatureWorker, network, extractor.info.kind, distinct, options)
