@@ -178,7 +178,7 @@ def test_sort_and_filter_by_keyboard_alone(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "order"
     orders = {
         "best": ("ap", lambda value: -float(value)),
-        "first": ("first", lambda value: -int(value)),
+        "first": ("first", lambda value: -float(value)),
         "pid": ("pid", int),
     }
     for order, (what, key) in orders.items():
@@ -278,6 +278,17 @@ def test_its_numbers_are_those_of_the_evaluation(evaluated: Path, page_file: Pat
 def run(evaluated: Path, tmp_path: Path) -> Path:
     """A copy of the run that a test may change; its images are those of the original."""
     return Path(shutil.copytree(evaluated, tmp_path / "run"))
+
+
+def test_each_stage_shows_what_it_did_and_the_digests_of_its_files(run: Path) -> None:
+    text = make(run).read_text()
+    for stage in ("train-teacher", "teacher-cache", "train-student", "eval"):
+        record = json.loads((run / "manifests" / f"{stage}.json").read_text())
+        assert record["deps"]
+        assert record["outs"]
+        for digest in (*record["deps"].values(), *record["outs"].values()):
+            assert digest in text
+    assert '<th scope="row">training.steps</th><td class="wrap">' in text
 
 
 def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_path: Path) -> None:

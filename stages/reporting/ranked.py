@@ -38,12 +38,7 @@ def cards(
         show: makes the thumbnails.
     """
     wanted = ranked[ranked["query"].isin(chosen["sample_id"])]
-    lists = {
-        query: rows.sort_values("rank", key=lambda rank: rank.astype(float), kind="stable").to_dict(
-            "records"
-        )
-        for query, rows in wanted.groupby("query")
-    }
+    lists = {query: rows.to_dict("records") for query, rows in wanted.groupby("query")}
     found = []
     for query in chosen.astype({"positives": int}).to_dict("records"):
         images = paths.get(query["sample_id"], {})

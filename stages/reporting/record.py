@@ -83,15 +83,14 @@ def stages(folder: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
         if isinstance(record, dict):
-            inputs = (record.get("inputs") or {}) | {"its output": record.get("output")}
             stamp = str(record.get("finished", ""))
             found.append(
                 {
                     "name": str(record.get("stage", path.stem)),
                     "finished": stamp.replace("T", " ").replace("+00:00", " UTC"),
                     "seconds": record.get("seconds"),
-                    "facts": record.get("facts") or {},
-                    "digests": {k: str(v) for k, v in inputs.items() if v is not None},
+                    "facts": flatten(record.get("result") or {}),
+                    "digests": flatten((record.get("deps") or {}) | (record.get("outs") or {})),
                     "versions": record.get("versions") or {},
                 }
             )
@@ -99,7 +98,7 @@ def stages(folder: Path) -> list[dict[str, Any]]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A cache's fingerprint as one level of dotted names; a long list by its length."""
+    """Nested facts as one level of dotted names; a long list by its length."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
