@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deskpro.cache.errors import damaged
-from deskpro.cache.files import crc32c
+from deskpro.cache.files import crc32c, open_file
 
 _CRC = 4
 
@@ -33,7 +33,7 @@ def open_chunk(path: Path, size: int, crc: str, *, deep: bool = True) -> BinaryI
         DamagedError: it is gone, unreadable, or not the chunk that was written.
     """
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except FileNotFoundError:
         raise damaged(path, "the file is gone") from None
     except OSError as error:

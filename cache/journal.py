@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deskpro.cache.files import sync, write_aside
+from deskpro.cache.files import read_bytes, sync, write_aside
 
 
 class Journal:
@@ -62,7 +62,7 @@ class Journal:
         records: list[dict[str, Any]] = []
         end = 0
         try:
-            content = self.path.read_bytes()
+            content = read_bytes(self.path)
         except FileNotFoundError:
             return records, end
         for line in content.splitlines(keepends=True):

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deskpro.cache.errors import CacheError
+from deskpro.cache.files import read_json
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 def _holder(file: Path) -> str:
     try:
-        by = json.loads(file.read_text())
+        by = read_json(file)
         return f"process {by['pid']} on {by['host']} since {by['since']} ({by['what']})"
     except (OSError, ValueError, KeyError, TypeError):  # it is about to write its name
         return "another process"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deskpro.cache.errors import damaged
-from deskpro.cache.files import ASIDE, sync, write_bytes
+from deskpro.cache.files import ASIDE, read_bytes, sync, write_bytes
 
 METADATA = "zarr.json"
 INDEX = "index/zarr.json"
@@ -45,11 +45,16 @@ def unseal(folder: Path) -> None:
 def read_seal(folder: Path, *, strict: bool = True) -> Seal | None:
     """The seal of a folder; None where there is none.
 
-    Raises DamagedError where its hash differs; unless strict, that counts as none.
+    Raises DamagedError where it can't be read or its hash differs; unless strict, that counts as
+    none.
     """
     try:
-        text = (folder / INDEX).read_bytes()
+        text = read_bytes(folder / INDEX)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if strict:
+            raise damaged(folder / INDEX, f"unreadable: {error}") from None
         return None
     if text == _sealed(text[_BODY]):
         return Seal(**json.loads(text[_BODY]))
@@ -98,6 +103,6 @@ def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from deskpro.cache.errors import BUILD, REBUILD, CacheError, absent, damaged, unfinished
+from deskpro.cache.files import read_bytes, read_json
 from deskpro.cache.journal import Journal
 from deskpro.cache.schema import (
     ATTRIBUTE,
@@ -152,7 +153,7 @@ def read_attributes(folder: Path, seal: Seal | None) -> dict[str, Any]:
     """
     try:
         # Where there is a seal damage must not pass for another format.
-        text = checked(folder, METADATA, seal.files) if seal else (folder / METADATA).read_bytes()
+        text = checked(folder, METADATA, seal.files) if seal else read_bytes(folder / METADATA)
         attributes: dict[str, Any] = json.loads(text)["attributes"][ATTRIBUTE]
         version = attributes["format"]
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -204,6 +205,6 @@ def group_folders(folder: Path) -> Iterator[Path]:
 def is_array(folder: Path) -> bool:
     """Whether zarr finds an array in a folder."""
     try:
-        return bool(json.loads((folder / METADATA).read_bytes())["node_type"] == "array")
+        return bool(read_json(folder / METADATA)["node_type"] == "array")
     except (OSError, ValueError, KeyError, TypeError):
         return False

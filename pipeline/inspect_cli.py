@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from deskpro.pipeline import config
+from deskpro.pipeline import config, messages
 from deskpro.pipeline.arguments import CONFIG, DATASET, DEEP, FOLDER, PATH, RUN, SET, Recipe
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
@@ -24,6 +25,12 @@ def _fail_with(lines: Iterable[object]) -> None:
     if found:
         click.echo("\n".join(found))
         sys.exit(1)
+
+
+def _advise_on(path: Path) -> None:
+    """Commands that errors advise are for this run folder, or for that of this store."""
+    run = path.parent if path.name == "targets.zarr" else path
+    messages.OPTIONS[:] = ["--run", str(run)]
 
 
 def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: str) -> Options:
@@ -45,6 +52,7 @@ def info(path: Path) -> None:
     """What it holds: shape, coverage, size, and how sure the teacher is."""
     from deskpro.stages import cache_tools
 
+    _advise_on(path)
     facts, tables = cache_tools.info(path)
     for title, columns, rows in tables:
         table(title, columns, rows)
@@ -57,6 +65,7 @@ def verify(path: Path) -> None:
     """Check every byte against its checksum; exit code 1 if anything is damaged."""
     from deskpro.stages import cache_tools
 
+    _advise_on(path)
     _fail_with(cache_tools.verify(path))
     log(f"cache verify: {path} is complete and undamaged")
 
@@ -74,6 +83,7 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
     """
     from deskpro.stages import cache_tools
 
+    _advise_on(run)
     folder = RunFolder.open(run)
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = _options(manifest, overrides, folder.targets, "teacher-cache")
@@ -120,7 +130,8 @@ def report(
     from deskpro.stages import report as stage
 
     folder = RunFolder.open(run)
-    options = _options(folder.manifest("eval"), overrides, folder.metrics, f"eval --run {run}")
+    command = shlex.join(["eval", "--run", str(run)])
+    options = _options(folder.manifest("eval"), overrides, folder.metrics, command)
     facts = stage.run(options, folder, out or run / "report.html", anyway=anyway, **shown)
     summary(f"report: {run}", facts)
 

@@ -364,6 +364,18 @@ RUNS = [
               ("is half a zip", raw(b"PK\x03\x04")), ("is a pickle that ends", raw(b"\x80\x02")),
               ("is an image", image()), *NOT_FILES),
 ]  # fmt: skip
+LOGITS = "run/targets.zarr/teachers/default/logits/"
+STORES = [
+    *replaced("a group's metadata", LOGITS + "zarr.json", "logits", "train-student --force",
+              ("is missing", missing), ("is empty", raw(b"")),
+              ("is cut short", edited(lambda content: content[: len(content) // 2])), *NOT_FILES),
+    *[row for name in ("index/zarr.json", "logits/c.0.0.0.0", "valid/c.0")
+      for row in replaced(name, LOGITS + name, "logits", "train-student --force", *NOT_FILES[:3])],
+    *replaced("the store", "run/targets.zarr",
+              "no target cache here. Type: deskpro teacher-cache --run {run}", "cache verify {run}",
+              ("is a file", text("")), ("is an empty folder", folder), ("is a FIFO", fifo),
+              ("is missing", missing)),
+]  # fmt: skip
 ENVIRONMENT = [
     Row(what, "train-student --force", what.split("=")[0], environment=environment)
     for what, environment in [
