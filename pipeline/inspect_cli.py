@@ -102,7 +102,7 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
 )
 @click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
 def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
-    """Compare runs with the first: one table and figure, with a paired test over queries."""
+    """Compare runs with the first: one table and figure, paired by query, tested by identity."""
     from deskpro.stages import compare as stage
 
     if len(runs) < 2:
