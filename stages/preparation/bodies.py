@@ -11,7 +11,7 @@ from deskpro.stages.preparation.step import Outcome, Step, encode, read_image
 
 
 class Bodies(Step):
-    """The file itself if it is upright; else the upright image, in the same format."""
+    """The file itself if it is upright; else the upright image, as JPEG if it was one, or PNG."""
 
     name, reads, writes = "body", (), "imgs"
 
@@ -27,7 +27,7 @@ class Bodies(Step):
             return Outcome(problem=f"{sample.source}: {image.width}×{image.height} pixels")
         with Image.open(sample.source) as opened:
             turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        kind = "PNG" if sample.source.suffix.lower() == ".png" else "JPEG"
+        kind = "JPEG" if sample.source.suffix.lower() in (".jpg", ".jpeg") else "PNG"
         content = encode(image, kind) if turned else sample.source.read_bytes()
         facts = {"width": image.width, "height": image.height, "turned": turned}
         return Outcome(content, facts)
