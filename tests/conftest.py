@@ -7,9 +7,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -58,12 +60,23 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
+def slowness() -> float:
+    """CPU time that a loop takes now, of its time on the machine on which the limit was set."""
+    before, total = time.process_time(), 0
+    for i in range(1_000_000):
+        total += i
+    return (time.process_time() - before) / 0.05
+
+
 _COUNTED = pytest.StashKey[float]()
 """The CPU seconds of this process when the last report was made."""
+_MEASURED = pytest.StashKey[float]()
+"""When its slowness was measured: a shared machine's changes from minute to minute."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[_COUNTED] = cpu_seconds()
+    session.config.stash[_MEASURED] = 0.0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,6 +84,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
     report: Any = yield
     now = cpu_seconds()
     report.cpu_seconds = now - item.config.stash[_COUNTED]
+    if now - item.config.stash[_MEASURED] > 5:
+        item.config.stash[_MEASURED] = now
+        report.slowness = slowness()
     item.config.stash[_COUNTED] = now
     return report  # type: ignore[no-any-return]
 
@@ -79,12 +95,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """The test processes of xdist have ended by now, so that they are counted."""
     terminalreporter.section("CPU")
     tests: dict[str, float] = {}
-    for report in [report for group in terminalreporter.stats.values() for report in group]:
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    measured = [report.slowness for report in reports if hasattr(report, "slowness")]
+    for report in reports:
         if (seconds := getattr(report, "cpu_seconds", None)) is not None:
             tests[report.nodeid] = tests.get(report.nodeid, 0.0) + seconds
     for test in sorted(tests, key=lambda test: -tests[test])[: config.getoption("--costs")]:
         terminalreporter.write_line(f"{tests[test]:8.2f} s  {test}")
-    terminalreporter.write_line(f"CPU seconds of all processes: {cpu_seconds():.0f}")
+    used, slow = cpu_seconds(), fmean(measured) if measured else slowness()
+    terminalreporter.write_line(
+        f"CPU seconds of all processes: {used:.0f} (this machine takes {slow:.2f} times as long)"
+    )
+    terminalreporter.write_line(f"CPU seconds to compare with the limit: {used / slow:.0f}")
 
 
 # Made once
