@@ -1,4 +1,4 @@
-"""What is known of files: content and image size, read again only where a file may have changed."""
+"""What is known of files: digest, what an image has; read again only where one may have changed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ _LOCK = 0.2
 """Seconds to wait for another process that writes."""
 _KEPT_DAYS, _REFRESH_DAYS = 180, 7
 """Files that nobody asked for in so many days are forgotten; how often that is noted."""
-_TABLE = """CREATE TABLE IF NOT EXISTS files_2 (
+_TABLE = """CREATE TABLE IF NOT EXISTS files_3 (
     path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT,
-    sha256 TEXT, width INT, height INT, decoded INT, used INT) WITHOUT ROWID"""
+    sha256 TEXT, width INT, height INT, note TEXT, decoded INT, used INT) WITHOUT ROWID"""
 
-Decode = Callable[[Path], tuple[int, int]]
+Decode = Callable[[Path], tuple[int, int, str | None]]
 
 
 class Facts(NamedTuple):
     """sha256: hex digest, "" of an unreadable file. width, height: in pixels, where decoded.
 
-    problem: why it can't be read, or decoded.
+    note: what else the decoder found. problem: why it can't be read, or decoded.
     """
 
     sha256: str
     width: int | None = None
     height: int | None = None
+    note: str | None = None
     problem: str | None = None
 
 
@@ -81,8 +82,9 @@ class FileIndex:
 
         Args:
             paths: of the files.
-            decode: decodes an image to the end and returns (width, height). It raises OSError,
-                SyntaxError or ValueError for a bad file, whose message becomes its problem.
+            decode: decodes an image to the end and returns (width, height, note). It raises
+                OSError, RuntimeError, SyntaxError or ValueError for a bad file, whose message
+                becomes its problem.
             deep: read every file, whatever its times.
             advance: called with how many more files are done.
         """
@@ -113,24 +115,24 @@ class FileIndex:
             try:
                 with self._open() as database:
                     rows = database.execute(
-                        "SELECT f.* FROM json_each(?) AS j JOIN files_2 AS f ON f.path = j.value",
+                        "SELECT f.* FROM json_each(?) AS j JOIN files_3 AS f ON f.path = j.value",
                         [json.dumps([*paths])],
                     ).fetchall()
-                return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:8]), bool(r[8]), r[9]) for r in rows}
+                return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:9]), bool(r[9]), r[10]) for r in rows}
             except sqlite3.Error as error:
                 self._forgo(error)
         return {path: row for path, row in (self._memory or {}).items() if path in paths}
 
     def _save(self, rows: Sequence[_Row]) -> None:
         if self._memory is None and self._writes and rows:
-            values = [(r.path, *r.stamp, *r.facts[:3], r.decoded, r.used) for r in rows]
+            values = [(r.path, *r.stamp, *r.facts[:4], r.decoded, r.used) for r in rows]
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self._open() as database, database:
                     marks = ", ".join("?" * len(values[0]))
-                    database.executemany(f"INSERT OR REPLACE INTO files_2 VALUES ({marks})", values)
+                    database.executemany(f"INSERT OR REPLACE INTO files_3 VALUES ({marks})", values)
                     oldest = rows[0].used - _KEPT_DAYS
-                    database.execute("DELETE FROM files_2 WHERE used < ?", [oldest])
+                    database.execute("DELETE FROM files_3 WHERE used < ?", [oldest])
             except (sqlite3.Error, OSError, UnicodeError) as error:
                 self._forgo(error)
         if self._memory is not None:
@@ -167,8 +169,8 @@ def _read(path: str, decode: Decode | None) -> _Row:
     try:
         with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = decode(Path(path)) if decode else (None, None)
-        return _Row(path, stamp, Facts(digest, *size), decode is not None)
-    except (OSError, SyntaxError, ValueError) as error:
+        found = decode(Path(path)) if decode else ()
+        return _Row(path, stamp, Facts(digest, *found), decode is not None)
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         problem = " ".join(str(error).split())
         return _Row(path, stamp, Facts(digest, problem=problem), decode is not None)

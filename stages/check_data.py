@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from deskpro.cache.files import write_text
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import check_data
@@ -28,6 +32,8 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
         facts["left out"] = f"{data['left_out']} samples, listed in {folder.left_out}"
     if data["vanished"]:
         facts["vanished"] = "identities without a sample left: " + ", ".join(data["vanished"])
+    if checked.unused:
+        facts["not used"] = _listed(checked.unused, folder.left_out.with_name("unused.csv"))
     for split in ("query", "gallery"):
         rows = checked.split(split)
         faceless = int(rows["lr_face"].isna().sum())
@@ -41,3 +47,11 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
             f"gallery {layout.counts.gallery:,}"
         )
     return checked.problems, facts
+
+
+def _listed(unused: Sequence[Problem], path: Path) -> str:
+    """Files and rows that belong to no image, in a few words; all of them in a CSV."""
+    import pandas as pd
+
+    write_text(path, pd.DataFrame(unused, columns=["path", "reason"]).to_csv(index=False))
+    return f"{len(unused)} files or rows of lists, listed in {path}, e.g. {unused[0]}"

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,15 @@ def fifo(path: Path) -> None:
 
 def link(target: str) -> Change:
     return lambda path: path.symlink_to(target)
+
+
+def copied(name: str) -> Change:
+    """A copy of the folder of that name beside it."""
+
+    def put(path: Path) -> None:
+        shutil.copytree(path.with_name(name), path)
+
+    return put
 
 
 def edited(change: Callable[[bytes], bytes]) -> Change:
@@ -339,6 +349,12 @@ DATASETS = [
         "that contradicts another",
         edited(lambda content: content + content.splitlines()[1].split(b",")[0] + b",other\n"),
     )),
+    *replaced("the folder of masks", "data/mask", "look like label maps", "train-teacher --force",
+              ("has label maps", copied("labels"))),
+    *replaced("the folder of masks", "data/mask", "look like label maps", "teacher-cache --force",
+              ("has label maps", copied("labels"))),
+    *replaced("each row", "data/clothes.csv", "names an image", "eval --force",
+              ("that matches nothing", text("path;clothes\nimages/1.jpg;red\n"))),
     *replaced("clothes.csv", "data/clothes.csv", "clothes.csv", "eval --force",
               ("isn't text", raw(b"\xff\xfe\x00")), ("has other columns", text("a,b\n1,2\n")),
               ("is a FIFO", fifo), ("is a folder", folder), ("is endless", link("/dev/zero"))),

@@ -914,10 +914,10 @@ def test_a_file_is_read_again_only_where_it_may_have_changed(
     monkeypatch.setenv("DESKPRO_CACHE", str(tmp_path / "index"))
     read: list[str] = []
 
-    def decode(path: Path) -> tuple[int, int]:
+    def decode(path: Path) -> tuple[int, int, str | None]:
         read.append(path.name)
         width, height = path.read_text().split()
-        return int(width), int(height)
+        return int(width), int(height), f"{width} wide"
 
     def probe(*, deep: bool = False) -> list[str]:
         """The files that were decoded; each is known as it is."""
@@ -930,6 +930,7 @@ def test_a_file_is_read_again_only_where_it_may_have_changed(
             facts = found[str(path)]
             assert facts.sha256 == hashlib.sha256(text).hexdigest()
             assert (facts.width, facts.height, facts.problem) == (*map(int, text.split()), None)
+            assert facts.note == f"{facts.width} wide"
         return sorted(read)
 
     everything = ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -956,9 +957,9 @@ def test_files_that_cannot_be_read_or_decoded_have_a_problem(
     images[1].unlink()
     images[2].write_text("no image")
 
-    def decode(path: Path) -> tuple[int, int]:
+    def decode(path: Path) -> tuple[int, int, str | None]:
         width, height = path.read_text().split()
-        return int(width), int(height)
+        return int(width), int(height), None
 
     for _ in range(2):
         found = FileIndex(tmp_path / "index").probe(images, decode)
@@ -966,7 +967,7 @@ def test_files_that_cannot_be_read_or_decoded_have_a_problem(
         assert "No such file" in (found[str(images[1])].problem or "")
         assert "invalid literal" in (found[str(images[2])].problem or "")
         assert found[str(images[2])].sha256
-        assert found[str(images[3])][1:] == (3, 4, None)
+        assert found[str(images[3])][1:] == (3, 4, None, None)
 
 
 @pytest.mark.parametrize("trouble", ["broken", "locked", "unwritable"])
@@ -990,10 +991,10 @@ def test_an_index_that_cannot_be_used_costs_a_log_line_only(
         index = FileIndex(images[0])  # a file, so no folder
     count = 0
 
-    def decode(path: Path) -> tuple[int, int]:
+    def decode(path: Path) -> tuple[int, int, str | None]:
         nonlocal count
         count += 1
-        return 1, 1
+        return 1, 1, None
 
     for _ in range(2):
         assert index.probe(images, decode)[str(images[0])].width == 1

@@ -383,3 +383,91 @@ def test_a_layout_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         {"pid": "ada", "camid": 1, "clothes": "red", "scene": "park"},
         {"pid": "ada", "camid": 2, "clothes": None, "scene": "hall"},
     ]
+
+
+@pytest.mark.parametrize("kind", ["lr_face", "hr_face", "mask"])
+def test_files_without_a_body_image_are_counted_and_named(kind: str, project: Project) -> None:
+    image = first(project.data, kind)
+    idle = image.with_name("0001_c1_other.jpg")
+    idle.write_bytes(image.read_bytes())
+    result = project.ok("check-data")
+    assert f"1 files or rows of lists, listed in {project.run / 'unused.csv'}" in result.err
+    assert str(idle) in (project.run / "unused.csv").read_text()
+    checked = check_data(project.data, "benchmark")
+    assert [str(each) for each in checked.unused] == [
+        f"{idle}: there is no body image of this name"
+    ]
+    assert not checked.problems
+
+
+def test_a_stage_warns_of_what_it_does_not_use(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = first(data, "lr_face", "query")
+    for number in range(4):
+        image.with_name(f"0001_c1_{number}-no.jpg").write_bytes(image.read_bytes())
+    check_data(data, "benchmark").require()
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "warning: 4 files or rows of lists are not used" in shown
+    assert "; and 1 more; deskpro check-data lists all" in shown
+
+
+def test_faces_that_are_all_named_otherwise_are_a_problem(data: Path) -> None:
+    for image in (data / "lr_face" / "query").iterdir():
+        image.rename(image.with_name(f"x{image.name}"))
+    [problem] = check_data(data, "benchmark").problems
+    assert problem.path == data / "lr_face" / "query"
+    assert "has the name of a body image" in problem.what
+
+
+def test_what_is_no_image_among_images_is_named(data: Path) -> None:
+    folder = data / "imgs" / "query"
+    (folder / "0001_c1_9.gif").write_bytes(b"GIF")
+    (folder / "Thumbs.db").touch()
+    (folder / "more").mkdir()
+    found = {problem.path.name: problem.what for problem in check_data(data, "benchmark").unused}
+    assert found.keys() == {"0001_c1_9.gif", "more"}
+    assert "not an image file" in found["0001_c1_9.gif"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_spreadsheet_may_write_clothes_with_its_own_separator(separator: str, data: Path) -> None:
+    before, _ = read_index(data, LAYOUTS["benchmark"])
+    path = data / "clothes.csv"
+    text = path.read_text().replace(",", separator).replace("\n", "\r\n")
+    path.write_bytes(text.encode("utf-8-sig"))
+    after, problems = read_index(data, LAYOUTS["benchmark"])
+    assert not problems
+    assert after["clothes"].tolist() == before["clothes"].tolist()
+
+
+def test_rows_of_clothes_that_match_nothing_are_named(data: Path) -> None:
+    path = data / "clothes.csv"
+    rows = path.read_text()
+    path.write_text(rows + "query/9_c1_9.jpg,red\n" + "x" * 5000 + ",red\n")
+    checked = check_data(data, "benchmark", splits=("query",))  # the others' rows are theirs
+    assert [problem.what for problem in checked.unused] == [
+        "query/9_c1_9.jpg: no such image",
+        "x" * 5000 + ": no such image",
+    ]
+    assert not checked.problems
+    path.write_text(rows.replace("\n", "\n/home/me/").removesuffix("/home/me/"))
+    [problem] = check_data(data, "benchmark").problems
+    assert "none of its 44 rows names an image" in problem.what
+
+
+def test_lines_of_scenes_that_match_nothing_are_named(tmp_path: Path) -> None:
+    layout = LAYOUTS["deepchange"]
+    for split, listing in layout.scenes.items():
+        image = tmp_path / layout.files[split].replace("*", "P1_C1_1.jpg")
+        image.parent.mkdir()
+        Image.new("RGB", (8, 16)).save(image)
+        (tmp_path / listing).write_text("P1_C1_1.jpg,a\nP1_C1_2.jpg,a\n")
+    read = {"splits": ["query"], "test_needs": ("imgs",), "training": False}
+    checked = check_data(tmp_path, "deepchange", **read)  # type: ignore[arg-type]
+    assert not checked.problems
+    listing = tmp_path / layout.scenes["query"]
+    assert [str(each) for each in checked.unused] == [f"{listing}: P1_C1_2.jpg: no such image"]
+    listing.write_text("a.jpg,a\n")
+    [problem] = check_data(tmp_path, "deepchange", **read).problems  # type: ignore[arg-type]
+    assert "none of its 1 rows names an image" in problem.what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.images import read_image
-from deskpro.stages.data.check import _size
+from deskpro.stages.data.check import decode
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.data.loader import ImageDataset
 from deskpro.stages.preparation import step
@@ -86,7 +87,9 @@ def test_every_stage_sees_the_same_pixels(name: str, tmp_path: Path) -> None:
     expected = write(path)
     for pixels in seen(path).values():
         np.testing.assert_array_equal(pixels, expected)
-    facts = FileIndex(tmp_path / "index").probe([path], _size)[str(path)]
+    facts = FileIndex(tmp_path / "index").probe(
+        [path], partial(decode, masks_below=tmp_path / "mask")
+    )[str(path)]
     assert (facts.height, facts.width, facts.problem) == (*SIZE, None)
 
 
@@ -118,7 +121,11 @@ def test_more_than_8_bits_are_refused_by_every_stage(name: str, tmp_path: Path) 
     for quick in ((), ("imgs",)):
         with pytest.raises(InputError, match="more than 8 bits a channel"):
             ImageDataset(table, {"imgs": SIZE}, quick=quick)[0, 0]
-    problem = FileIndex(tmp_path / "index").probe([path], _size)[str(path)].problem
+    problem = (
+        FileIndex(tmp_path / "index")
+        .probe([path], partial(decode, masks_below=tmp_path / "mask"))[str(path)]
+        .problem
+    )
     assert problem is not None
     assert "more than 8 bits a channel" in problem
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.images import read_image
 from deskpro.stages.base.progress import bar
+from deskpro.stages.data import masks
 from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
+from deskpro.stages.data.unused import find_unused, warn_of_unused
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class CheckedData:
     left_out: pd.DataFrame
     """Training rows that aren't used: sample_id, pid, reason."""
     problems: list[Problem]
+    unused: list[Problem]
+    """Files, and rows of lists, that belong to no image."""
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, numbered from 0."""
@@ -49,8 +55,9 @@ class CheckedData:
         }
 
     def require(self) -> CheckedData:
-        """Itself, or InputError with a line per problem."""
+        """Itself, or InputError with a line per problem. A warning names what isn't used."""
         refuse(self.problems, more="; deskpro check-data lists all")
+        warn_of_unused(self.unused, "; deskpro check-data lists all")
         return self
 
 
@@ -70,8 +77,8 @@ def check_data(
     Where the training split is for `training`, it must be complete: a sample with none of the
     needed face files and mask is one whose face wasn't found: it is left out. One with only some of
     them, or an identity with one image, is a problem, or left out where `incomplete` is
-    "leave-out". Images must decode to the end, and a mask must have the size of its body image.
-    Test samples may lack any face file.
+    "leave-out". Images must decode to the end, and a mask must have the size of its body image;
+    some of the masks must have a head. Test samples may lack any face file.
 
     Images that `index` knows (this user's file index, if not given) aren't read again; one reading
     gives it digest, size and problem of the others.
@@ -79,11 +86,15 @@ def check_data(
     layout = LAYOUTS[dataset]
     if training and not layout.prepared(root) and set(needs) - {"imgs"}:
         raise InputError(
-            f"{dataset} brings body images only, {', '.join(needs[1:])} would be needed. Train "
-            "the body stream without targets: --set forward_mode=body --set kd_loss.enable=false "
-            "--set mse.mse_weight=0; or prepare faces and masks for it: make prepare"
+            f"{dataset} brings body images only, {', '.join(needs[1:])} would be needed. Prepare "
+            "faces and masks for it (make prepare), or train the body stream without targets",
+            command="train-student --set forward_mode=body --set kd_loss.enable=false "
+            "--set mse.mse_weight=0",
         )
+    splits = [*splits]
     table, problems = read_index(root, layout, splits)
+    unused, unmatched = find_unused(root, layout, splits)
+    problems += unmatched
     if unfinished(root):
         problems.append(Problem(root, "its preparation is not complete. Type: make prepare"))
     left_out = pd.DataFrame(columns=["sample_id", "pid", "reason"])
@@ -98,16 +109,30 @@ def check_data(
         for kind in wanted
         for path in table.loc[table["split"] == split, kind].dropna()
     ]
+    files, unreadable = _read(paths, root, index or FileIndex())
+    problems += unreadable
+    if training and "mask" in needs:
+        train = table[table["split"] == "train"]
+        problems += _mismatched_masks(train, files)
+        if lack := masks.lack_of_heads(files[path].note for path in train["mask"]):
+            problems.append(Problem(root / "mask", lack))
+    return CheckedData(table, left_out, problems, unused)
+
+
+def _read(
+    paths: Sequence[str], root: Path, index: FileIndex
+) -> tuple[dict[str, Facts], list[Problem]]:
+    """The facts of each image, and those that can't be read."""
+    problems = []
     with bar("check-data", len(paths), "images") as progress:
-        files = (index or FileIndex()).probe(paths, _size, advance=progress.advance)
+        read = partial(decode, masks_below=Path(os.path.abspath(root / "mask")))  # noqa: PTH100
+        files = index.probe(paths, read, advance=progress.advance)
     for name, facts in files.items():
         path, what = Path(name), f"unreadable image: {facts.problem}"
         if facts.problem is not None:
             broken = path.is_symlink() and not path.exists()
             problems.append(Problem(path, "broken link" if broken else what))
-    if training and "mask" in needs:
-        problems += _mismatched_masks(table[table["split"] == "train"], files)
-    return CheckedData(table, left_out, problems)
+    return files, problems
 
 
 def _complete(
@@ -137,14 +162,17 @@ def _complete(
     return table[~unusable], left_out, problems if incomplete == "refuse" else []
 
 
-def _size(path: Path) -> tuple[int, int]:
-    return read_image(path).size
+def decode(path: Path, masks_below: Path) -> tuple[int, int, str | None]:
+    """Width, height and, of a mask, what it has; masks_below: their folder."""
+    image = read_image(path)
+    return *image.size, masks.content(image) if path.is_relative_to(masks_below) else None
 
 
 def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> Iterator[Problem]:
     """Masks whose size is not that of their body image."""
     for image, mask in zip(train["imgs"], train["mask"], strict=True):
-        (_, *wanted, unreadable), (_, *found, broken) = files[image], files[mask]
-        if not unreadable and not broken and wanted != found:
-            what = f"mask of {found[0]}×{found[1]} pixels, its body image has"
-            yield Problem(Path(mask), f"{what} {wanted[0]}×{wanted[1]}")
+        body, own = files[image], files[mask]
+        readable = body.problem is None and own.problem is None
+        if readable and (body.width, body.height) != (own.width, own.height):
+            what = f"mask of {own.width}×{own.height} pixels, its body image has"
+            yield Problem(Path(mask), f"{what} {body.width}×{body.height}")

@@ -68,7 +68,7 @@ def read_index(
     folder, rows = layout.bodies(root), list[dict[str, object]]()
     clothes, problems = read_clothes(root / "clothes.csv")
     for split in splits:
-        scenes, wrong = _read_scenes(root, layout.scenes.get(split))
+        scenes, wrong = read_scenes(root, layout.scenes.get(split))
         problems += wrong
         files = {}
         for kind in KINDS[1:]:
@@ -93,7 +93,7 @@ def read_index(
                     clothes=name.clothes or clothes.get(sample_id),
                     scene=name.scene or scenes.get(PurePath(sample_id).name),
                 )
-                paths = {kind: found.get(_stem(sample_id)) for kind, found in files.items()}
+                paths = {kind: found.get(stem(sample_id)) for kind, found in files.items()}
                 row = {"split": split, "sample_id": sample_id, **name._asdict()}
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
     problems += duplicate_ids({str(row["pid"]) for row in rows}, folder)
@@ -123,7 +123,7 @@ def content_hashes(
     return found
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
     """What the images of a sample have in common: the path without the extension."""
     return path.rpartition(".")[0]
 
@@ -142,7 +142,7 @@ def _by_stem(folder: Path, images: Iterable[str]) -> tuple[dict[str, str], list[
     found, problems = dict[str, str](), list[Problem]()
     for image in images:
         path = f"{folder}/{image}"
-        if (first := found.setdefault(_stem(image), path)) != path:
+        if (first := found.setdefault(stem(image), path)) != path:
             what = f"differs from {PurePath(first).name} in the extension alone; delete one of them"
             problems.append(Problem(Path(path), what))
     return found, problems
@@ -152,15 +152,15 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     """Path → clothes of a `clothes.csv`, and what is wrong with it; nothing where there is none."""
     try:
         text = read_bytes(path).decode("utf-8-sig")  # a spreadsheet writes a byte-order mark
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-        table = table.assign(clothes=table["clothes"].str.strip())[["path", "clothes"]]
-        table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("imgs/")
+        table = _read_csv(text)[["path", "clothes"]].apply(lambda column: column.str.strip())
+        table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("./")
+        table["path"] = table["path"].str.removeprefix("imgs/")
     except FileNotFoundError:
         if not path.is_symlink():
             return {}, []
         return {}, [Problem(path, "broken link")]
     except (OSError, ValueError, KeyError) as error:
-        what = f"must be a CSV with the columns path and clothes ({error})"
+        what = f"must be a CSV with the columns path and clothes ({' '.join(str(error).split())})"
         return {}, [Problem(path, what)]
     known = table[table["clothes"] != ""].drop_duplicates()
     twice = known[known["path"].duplicated()]
@@ -168,7 +168,18 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     return dict(zip(known["path"], known["clothes"], strict=True)), problems
 
 
-def _read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[Problem]]:
+def _read_csv(text: str) -> pd.DataFrame:
+    """The table of a CSV as strings, by the separator of its head.
+
+    A spreadsheet writes semicolons where the comma is the decimal sign, or tabs.
+    """
+    head = text.partition("\n")[0]
+    separator = next((sign for sign in ",;\t" if sign in head), ",")
+    found = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=separator)
+    return found.rename(columns=lambda name: str(name).strip())
+
+
+def read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[Problem]]:
     """Name → scene by the lines `image,scene` of a listing, the image by its name or path."""
     if listing is None:
         return {}, []

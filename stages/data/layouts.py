@@ -98,7 +98,9 @@ class Layout:
         return name
 
 
-def list_images(folder: Path, pattern: str) -> list[str]:
+def list_images(
+    folder: Path, pattern: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[str]:
     """The image files of a folder that match a pattern: paths below it, sorted part by part.
 
     Each part of the pattern matches one part of the path. Links are followed, hidden files and
@@ -111,8 +113,9 @@ def list_images(folder: Path, pattern: str) -> list[str]:
         return []
     names = [name for name in found if not name.startswith(".")]
     if rest:
-        return [f"{name}/{below}" for name in names for below in list_images(folder / name, rest)]
-    return [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        inside = {name: list_images(folder / name, rest, suffixes) for name in names}
+        return [f"{name}/{below}" for name, files in inside.items() for below in files]
+    return [name for name in names if name.lower().endswith(suffixes)]
 
 
 _CELEB = Counts((632, 20_208), 2_972, 11_006)

@@ -25,6 +25,7 @@ from deskpro.stages.data.index import (
     read_index,
 )
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES, LAYOUTS, PREPARED, Layout
+from deskpro.stages.data.unused import find_unused, is_file, rows_without_image, warn_of_unused
 
 _LONGEST = 200
 """Bytes of a file's name: file systems allow 255, and a file written aside has a longer name."""
@@ -108,6 +109,9 @@ def is_own_folder(root: Path, dataset: str) -> bool:
 def _published(root: Path, layout: Layout) -> Found:
     splits = [split for split in SPLITS if any(layout.images(root, split))]
     table, problems = read_index(root, layout, splits)
+    unused, unmatched = find_unused(root, layout, splits)
+    warn_of_unused(unused)
+    problems += unmatched
     samples = [
         Sample(row["sample_id"], Path(row["imgs"]), row["split"], row["pid"], row["camid"])
         for row in table.to_dict("records")
@@ -130,6 +134,10 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
                 rows.append({"id": below, "source": path, **groups, "clothes": worn})
         elif path.name != "clothes.csv":
             skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
+    listed, images = root / "clothes.csv", {row["id"] for row in rows}
+    unused, unmatched = rows_without_image(listed, clothes, images, lambda id_: is_file(root, id_))
+    warn_of_unused(unused)
+    problems += unmatched
     table = pd.DataFrame(rows, columns=_FIELDS, dtype=object)
     table["split"] = table["split"].fillna("")
     problems += duplicate_ids({*table["pid"]}, root)

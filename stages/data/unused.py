@@ -1,0 +1,99 @@
+"""Files and rows of lists that belong to no image: what isn't used is said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from pathlib import Path, PurePath
+
+from deskpro.stages.base.progress import log
+from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, Layout, list_images
+
+Found = tuple[list[Problem], list[Problem]]
+"""What isn't used, and what is wrong: where nothing at all is used, names differ by mistake."""
+
+_LITTER = {"Thumbs.db", "desktop.ini"}
+"""Files that a file manager leaves behind."""
+_SHOWN = 3
+
+
+def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
+    """What isn't used of a dataset.
+
+    Files of faces and masks without a body image; files that aren't images, and folders, among
+    images; rows of `clothes.csv` and lines of the lists of scenes without an image. A row of an
+    image that exists in another split is used there.
+    """
+    unused, problems, ids = list[Problem](), list[Problem](), set[str]()
+    for split in splits:
+        images = layout.images(root, split)
+        ids.update(images)
+        parts = [_files_without_body(root, layout, split, images)]
+        if listing := layout.scenes.get(split):
+            scenes = read_scenes(root, listing)[0]
+            names = {PurePath(image).name: image for image in images}
+            parts.append(rows_without_image(root / listing, scenes, names))
+        for idle, wrong in parts:
+            unused += idle
+            problems += wrong
+    folder = layout.bodies(root)
+    path = root / "clothes.csv"
+    idle, wrong = rows_without_image(path, read_clothes(path)[0], ids, partial(is_file, folder))
+    return unused + idle, problems + wrong
+
+
+def rows_without_image(
+    path: Path,
+    rows: Collection[str],
+    images: Collection[str],
+    exists: Callable[[str], bool] = lambda name: False,
+) -> Found:
+    """The rows of a list that name no image.
+
+    images: that are known, as the list should name them; exists: whether another one is there.
+    """
+    idle = [name for name in rows if name not in images and not exists(name)]
+    if idle and images and len(idle) == len(rows):
+        example = min(images)
+        what = f"none of its {len(idle)} rows names an image: {idle[0]} must be as {example}"
+        return [], [Problem(path, what)]
+    return [Problem(path, f"{name}: no such image") for name in idle], []
+
+
+def warn_of_unused(unused: Sequence[Problem], more: str = "") -> None:
+    """Log how many files and rows aren't used, and the first of them; more: how to see all."""
+    if unused:
+        shown = "; ".join(map(str, unused[:_SHOWN]))
+        rest = f"; and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        log(f"warning: {len(unused)} files or rows of lists are not used: {shown}{rest}{more}")
+
+
+def is_file(folder: Path, name: str) -> bool:
+    """Whether a list's name is that of a file: any text, too long a one for `Path.is_file`, too."""
+    return os.path.isfile(folder / name)  # noqa: PTH113
+
+
+def _files_without_body(root: Path, layout: Layout, split: str, images: Collection[str]) -> Found:
+    unused, problems = list[Problem](), list[Problem]()
+    stems, prepared = {stem(image) for image in images}, layout.prepared(root)
+    for kind in KINDS if prepared else KINDS[:1]:
+        folder = root / kind if prepared else root
+        files = [*images] if kind == "imgs" else layout.images(root, split, kind)
+        idle = [name for name in files if stem(name) not in stems]
+        if idle and images and len(idle) == len(files):
+            what = f"none of its {len(idle)} files has the name of a body image"
+            problems.append(Problem((folder / idle[0]).parent, f"{what}, e.g. {idle[0]}"))
+        else:
+            unused += [
+                Problem(folder / name, "there is no body image of this name") for name in idle
+            ]
+        others = {*list_images(folder, layout.files[split], suffixes=("",))} - {*files}
+        for name in sorted(others):
+            if PurePath(name).name not in _LITTER:
+                what = f"not an image file ({', '.join(IMAGE_SUFFIXES)})"
+                if (folder / name).is_dir():
+                    what = "a folder among the images; what is in it is not read"
+                unused.append(Problem(folder / name, what))
+    return unused, problems
