@@ -219,10 +219,16 @@ def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> 
         else:
             refused.append(why)
     if refused and (options.eval.protocols or not chosen):
-        raise InputError(
-            f"{options.test_root}: {'; '.join(refused)}. Check the data (deskpro check-data), or "
-            "choose other protocols: --set eval.protocols=[market]"
-        )
+        possible = [
+            p.name for p in PROTOCOLS.values() if not _impossible(options, p, query, gallery)
+        ]
+        advice = "No protocol can be computed: check the data (deskpro check-data)"
+        if possible:
+            advice = (
+                "Check the data (deskpro check-data), or choose of the protocols that can be "
+                f"computed ({', '.join(possible)}): --set eval.protocols=[{possible[0]}]"
+            )
+        raise InputError(f"{options.test_root}: {'; '.join(refused)}. {advice}")
     for why in refused:
         log(f"eval: {why}; it is left out")
     return chosen

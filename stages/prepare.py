@@ -172,11 +172,13 @@ class PrepareData(Stage):
 
     def _refuse_unusable(self, samples: Sequence[Sample]) -> None:
         bad = [sample for sample in samples if sample.problem is not None]
-        hint = "--set prepare.unusable=leave-out prepares the others"
+        hint = ", or --set prepare.unusable=leave-out prepares the others"
         if self.settings.root is None:
-            hint = "move the image out of imgs/"
+            hint = ", or move the image out of imgs/"
+        if len(bad) == len(samples):  # then there are no others
+            hint = ""
         if self.settings.unusable == "refuse" or self.settings.root is None:
-            problems = [Problem(s.source, f"{s.problem}. Fix it, or {hint}") for s in bad]
+            problems = [Problem(s.source, f"{s.problem}. Fix it{hint}") for s in bad]
             refuse(problems, "can't be prepared")
         if len(bad) == len(samples):
             first = f"{bad[0].source}: {bad[0].problem}"

@@ -290,6 +290,7 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
     result = project("train-teacher", *sets)
     assert result.code == 2
     assert "market1501 brings body images only" in result.err
+    assert "Type: deskpro train-student" in result.err  # a teacher would be refused again
     assert "forward_mode=body" in result.err
     body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0")
     project.ok("eval", *sets, *(part for text in body for part in ("--set", text)))

@@ -116,6 +116,29 @@ def test_a_worker_gives_the_same_features_in_any_order_and_process(project: Proj
         np.testing.assert_allclose(found[:, 0], features["features"][rows], atol=1e-5)
 
 
+def advised(message: str) -> list[str]:
+    """The options that a message proposes."""
+    return [part for found in re.findall(r"--set \S+", message) for part in found.split()]
+
+
+@pytest.mark.finished("train-student")
+@pytest.mark.parametrize("protocol", ["market", "cloth-changing", "celeb-official"])
+def test_the_protocols_that_a_refusal_proposes_can_be_computed(
+    protocol: str, project: Project
+) -> None:
+    """All images are of one camera, so that by the market rule no query has a positive."""
+    for folder in ("query", "bounding_box_test"):
+        for path in project.data.glob(f"*/{folder}/*_c2_*"):
+            path.rename(path.with_name(path.name.replace("_c2_", "_c1_2")))
+    (project.data / "clothes.csv").unlink()
+    refused = project("eval", *sets(f"eval.protocols=[{protocol}]"))
+    assert refused.code == 2
+    options = advised(refused.err)
+    assert options
+    assert protocol not in options[-1]
+    project.ok("eval", *options)
+
+
 @pytest.mark.finished("eval")
 def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     project: Project, tmp_path: Path
@@ -196,7 +219,7 @@ def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     assert [*metrics(project)["protocols"]] == ["market"]
     asked = project("eval", "--force", *sets("eval.protocols=[cloth-changing]"))
     assert asked.code == 2
-    assert "choose other protocols" in asked.err
+    assert "eval.protocols=[market]" in asked.err
     unknown = project("eval", "--force", *sets("eval.protocols=[markt]"))
     assert unknown.code == 2
     assert "markt must be one of celeb-official" in unknown.err

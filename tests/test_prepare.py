@@ -361,6 +361,9 @@ def test_a_file_that_prepare_did_not_write_is_never_replaced(
     assert result.code == 2
     assert f"{mine}: was not written by prepare. Move or delete it" in result.err
     assert mine.read_bytes() == content
+    assert "leave the step mask out" in result.err
+    alone = preparation("--force", "prepare.steps=[mask]")  # no step would be left
+    assert "leave the step mask out" not in alone.err
     steps = "prepare.steps=[parsing,face,restoration]"
     preparation.ok("--force", steps)
     assert mine.read_bytes() == content
@@ -444,6 +447,7 @@ def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path)
     before = preparation.digests()
     (tmp_path / "empty").mkdir()
     nothing = f"prepare.parsing.labels={tmp_path / 'empty'}"
+    assert "leave-out" not in preparation("--force", nothing).err  # that would prepare none
     result = preparation("--force", nothing, "prepare.unusable=leave-out")
     assert result.code == 2
     assert "none of 40 images can be prepared" in result.err

@@ -597,3 +597,18 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
         assert term.item() == pytest.approx(wanted[name], rel=1e-4), name
     rates = [learning_rate(epoch, default_peak(30), 140, 10) for epoch in range(140)]
     np.testing.assert_allclose(rates, wanted["lrs"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "ema"])
+def test_tensors_one_or_two_levels_down_are_found(key: str, tmp_path: Path) -> None:
+    path, state = tmp_path / "nested.pth", {"a": torch.arange(3)}
+    for inner in (state, {"state_dict": state, "updates": 5}):
+        torch.save({key: inner, "epoch": 3, "optimizer": {"state": {}}}, path)
+        assert published.read_state(path)["a"].tolist() == [0, 1, 2]
+
+
+def test_a_checkpoint_without_tensors_is_refused_with_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "nested.pth"
+    torch.save({"weights": {"a": torch.arange(3)}, "epoch": 3}, path)
+    with pytest.raises(InputError, match=r"has no tensors.*its keys: weights, epoch.*ema"):
+        published.read_state(path)

@@ -42,6 +42,10 @@ _INERT = {
 """Names of Python's own that training programs leave in checkpoints: placeholders too."""
 
 
+_PLACES = ("state_dict", "model_state_dict", "model", "net", "ema")
+"""Keys of a checkpoint that training programs keep the network's tensors under."""
+
+
 class _HostileError(Exception):
     """A file asks for something that no checkpoint needs."""
 
@@ -182,7 +186,7 @@ def _load(content: bytes) -> Any:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth`/`.ckpt` file by name, from its `state_dict` where it has one.
+    """The tensors of a `.pth`/`.ckpt` file by name, from the first of `_PLACES` that has some.
 
     No code in the file runs.
 
@@ -202,14 +206,26 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # noqa: BLE001  a damaged pickle can raise anything at all
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a checkpoint that torch wrote ({detail})") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: has no state_dict, but a {type(content).__name__}")
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    tensors = _state_in(content)
     if not tensors:
-        raise InputError(f"{path}: has no tensors")
+        keys = ", ".join(str(key)[:40] for key in [*content][:8]) + ", …" * (len(content) > 8)
+        raise InputError(
+            f"{path}: has no tensors, neither at its top (its keys: {keys or 'none'}) nor under "
+            f"{', '.join(_PLACES)}. Save the network's state_dict: torch.save(network."
+            "state_dict(), PATH)"
+        )
     return tensors
+
+
+def _state_in(content: Mapping[Any, Any], depth: int = 2) -> dict[str, torch.Tensor]:
+    """The tensors under a key of `_PLACES`, so many levels down, or else those at the top."""
+    for key in _PLACES if depth else ():
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and (tensors := _state_in(inner, depth - 1)):
+            return tensors
+    return {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
 STREAMS = ("face_net", "lr_face_net", "nocloth_net")

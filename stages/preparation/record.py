@@ -145,6 +145,8 @@ def unfinished(step: Step, samples: Sequence[Sample], records: Records) -> set[s
             sample.facts |= record.facts
         else:
             todo.add(id_)
-    what = f"{FOREIGN}, or leave the step {step.name} out of prepare.steps"
+    what = FOREIGN
+    if len(step.settings.steps) > 1:  # one must be left
+        what += f", or leave the step {step.name} out of prepare.steps"
     refuse([Problem(path, what) for path in sorted(foreign)], "can't be prepared")
     return todo
