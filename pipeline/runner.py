@@ -74,7 +74,9 @@ def run_stage(
                 log(messages.fresh(stage))
                 return
             with _kept(stage) if how == "resume" and main else nullcontext():
-                _run(stage, digests, how == "force", inputs)
+                provenance = {**inputs["params"], **inputs["deps"]}
+                job = Job(digests.index, how == "force", force, digests.deep, provenance)
+                _run(stage, digests, job, inputs)
 
 
 def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
@@ -91,6 +93,8 @@ def _decide(
     if not _exists(stage):
         return "run"
     reasons = stale_reasons(stage, digests)
+    if not reasons and any(folder.exists() for folder in stage.scratch()):
+        return "force"  # a second run, with --force, was stopped
     if not reasons:
         return "fresh"
     kinds, effects = {reason.kind for reason in reasons}, {reason.effect for reason in reasons}
@@ -172,14 +176,13 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
         stage = _upstream(stage)
 
 
-def _run(stage: Stage, digests: Digests, force: bool, inputs: Mapping[str, Any]) -> None:
+def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:
     main, start = distributed.is_main(), time.monotonic()
     started = stage.home.started(stage.name)
     if main:
         write_text(started, json.dumps(inputs) + "\n")
     try:
-        provenance = {**inputs["params"], **inputs["deps"]}
-        result = stage.run(Job(digests.index, force, digests.deep, provenance))
+        result = stage.run(job)
     except BaseException:
         started.unlink(missing_ok=True)
         raise

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.training_options import Training
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
 from deskpro.stages.losses.terms import (
     TERMS,
@@ -232,10 +233,32 @@ def test_attention_is_the_mean_squared_error() -> None:
     torch.testing.assert_close(attention(predicted, target), expected)
 
 
-def test_the_rate_warms_up_and_falls_to_a_thousandth() -> None:
-    rates = [learning_rate(epoch, 1.0, 140, 10) for epoch in range(140)]
+def test_the_published_rate_is_by_epoch_and_falls_to_a_thousandth() -> None:
+    published = Training(schedule="epoch")
+    steps = [learning_rate(step, 1.0, published, 3) for step in range(3 * 140)]
+    rates = steps[::3]
+    assert steps[1::3] == steps[2::3] == rates
     assert rates[:10] == pytest.approx([(epoch + 1) / 10 for epoch in range(10)])
     assert rates[10] == 1.0
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-3)
-    assert learning_rate(0, 2.0, 1, 0) == 2.0
+    assert learning_rate(0, 2.0, Training(schedule="epoch", epochs=1, warmup_epochs=0), 5) == 2.0
+
+
+@given(
+    st.integers(1, 40), st.integers(2, 60), st.floats(0, 1, exclude_max=True), st.floats(1e-5, 1)
+)
+def test_the_rate_changes_each_step_and_falls_to_a_hundredth(
+    epochs: int, epoch_steps: int, share: float, peak: float
+) -> None:
+    training = Training(epochs=epochs, warmup_epochs=share * epochs)
+    steps = epochs * epoch_steps
+    rates = [learning_rate(step, peak, training, epoch_steps) for step in range(steps)]
+    warm = round(share * epochs * epoch_steps)
+    assert rates[:warm] == pytest.approx([peak * (i + 1) / warm for i in range(warm)])
+    assert max(rates) == pytest.approx(peak)
+    falling = rates[warm:]
+    assert all(later < earlier for earlier, later in pairwise(falling))
+    if len(falling) > 1:
+        assert falling[0] == pytest.approx(peak)
+        assert falling[-1] == pytest.approx(peak / 100)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from deskpro.stages.base import training_options
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models.backbones import BACKBONES
 from deskpro.stages.models.lmbn import LMBN, drop_top_rows
@@ -167,6 +172,67 @@ def test_a_weights_file_of_the_wrong_kind_or_none_is_refused(tmp_path: Path) -> 
         load_student(path)
 
 
+WRONG = {
+    "a list": ([], "its metadata"),
+    "null": (None, "its metadata"),
+    "no network": ({"network": None}, "network is None"),
+    "an unknown key": ({"depth": 3}, "depth is 3"),
+    "an unknown option": ({"network": {"depth": 3}}, "depth is 3"),
+    "an unknown mode": ({"network": {"forward_mode": "head"}}, "network.forward_mode"),
+    "a mode of a list": ({"network": {"forward_mode": []}}, "network.forward_mode"),
+    "another width": ({"network": {"width": 0.3}}, "width is 0.3"),
+    "a width as text": ({"network": {"width": "0.25"}}, "width is '0.25'"),
+    "a huge feature": ({"network": {"width": 0.25, "feature_dim": 65536}}, "65536"),
+    "a negative feature": ({"network": {"width": 0.25, "feature_dim": -1}}, "feature_dim is -1"),
+    "no classes": ({"num_classes": -1}, "num_classes is -1"),
+    "classes as text": ({"num_classes": "3"}, "num_classes is '3'"),
+    "classes that no memory holds": ({"num_classes": 10**9}, "1000000000"),
+    "another number of classes": ({"classes": ["1"]}, "classes has 1"),
+    "classes as numbers": ({"classes": [1, 2, 3]}, "classes.0 is 1"),
+    "a tiny face": ({"face_size": [5, 32]}, "face_size.0 is 5"),
+    "a face of one side": ({"face_size": [32]}, "face_size"),
+    "heads without names": ({"heads": {"face": 7}}, "heads.face is 7"),
+    "a kind of its own": ({"kind": "cousin"}, "kind is 'cousin'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_metadata_that_are_wrong_are_named(case: str, tmp_path: Path) -> None:
+    path, (fields, found) = tmp_path / "student.safetensors", WRONG[case]
+    save(path, Student(3, width=0.25, feature_dim=16), DESCRIPTION)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kept = json.loads(file.metadata()["deskpro"])
+    changed = kept | fields if isinstance(fields, dict) else fields
+    save_file(tensors, path, {"deskpro": json.dumps(changed)})
+    with pytest.raises(InputError, match=re.escape(found)) as raised:
+        load_student(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_published_initial_weights() -> None:
+    """Standard deviations: torch's 1/√(3·fan-in) in the heads, √(2/fan-in) in the attention."""
+    torch.manual_seed(0)
+    network = LMBN(3, attention=True, init="published")
+    expected = {
+        "part_branch.reduction_1.reduction": (1 / 3 / 512) ** 0.5,
+        "global_branch.reduction_2.reduction": (1 / 3 / 512) ** 0.5,
+        "channel_branch.shared.0": (1 / 3 / 256) ** 0.5,
+        "global_branch.batch_drop_block.drop_batch_bottleneck.conv1.conv": (1 / 3 / 512) ** 0.5,
+        "spatial_attn.conv1": (2 / 384) ** 0.5,
+        "part_branch.backbone2.2.conv": (2 / 512) ** 0.5,
+    }
+    for name, std in expected.items():
+        assert network.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.02), name
+    torch.manual_seed(0)
+    own = LMBN(3, attention=True)
+    ratio = (
+        own.part_branch.reduction_1.reduction.weight.std()
+        / expected["part_branch.reduction_1.reduction"]
+    )
+    assert ratio.item() == pytest.approx(6**0.5, rel=0.02)
+
+
 @pytest.mark.cuda
 def test_a_student_gives_the_same_on_cuda() -> None:
     torch.manual_seed(0)
@@ -200,6 +266,7 @@ def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "tiny_backbone.py").write_text(TINY_BACKBONE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(BACKBONES, "tiny", importlib.import_module("tiny_backbone").tiny)
+    monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet", "tiny"))
     torch.manual_seed(0)
     options = {"backbone": "tiny", "width": 1.0, "block": "osnet", "feature_dim": 8}
     student = Student(3, **options)
@@ -228,8 +295,8 @@ def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.M
     student.eval()
     assert torch.equal(loaded(faces, bodies).features, student(faces, bodies).features)
 
-    monkeypatch.delitem(BACKBONES, "tiny")
-    with pytest.raises(InputError, match="unknown backbone tiny"):
+    monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet",))
+    with pytest.raises(InputError, match="backbone is 'tiny': must be one of osnet"):
         load_student(tmp_path / "student.safetensors")
 
 

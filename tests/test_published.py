@@ -554,6 +554,7 @@ def test_embed_gives_the_published_features(
 @pytest.mark.slow
 def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) -> None:
     """The training images as one batch: student in training mode, teacher in evaluation mode."""
+    from deskpro.stages.base.training_options import Training
     from deskpro.stages.data.index import read_index
     from deskpro.stages.data.layouts import LAYOUTS
     from deskpro.stages.data.loader import ImageDataset, images_of
@@ -595,7 +596,8 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     terms["total"] = sum(weights.get(name, 1.0) * term for name, term in terms.items())  # type: ignore[assignment]
     for name, term in terms.items():
         assert term.item() == pytest.approx(wanted[name], rel=1e-4), name
-    rates = [learning_rate(epoch, default_peak(30), 140, 10) for epoch in range(140)]
+    published = Training(schedule="epoch")
+    rates = [learning_rate(epoch, default_peak(30), published, 1) for epoch in range(140)]
     np.testing.assert_allclose(rates, wanted["lrs"], rtol=1e-9)
 
 

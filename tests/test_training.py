@@ -130,7 +130,9 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     random, killed = np.random.default_rng(0), 0
     while killed < 6:
         goal = last_step(project) + random.integers(0, 8)
-        child = start(project, "--force", *sets(*SHORT))
+        # What is finished is trained again; what was begun goes on without --force.
+        done = (project.run / "student.safetensors").exists() and not last_step(project)
+        child = start(project, *["--force"] * done, *sets(*SHORT))
         while child.is_alive() and last_step(project) < goal:
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.1))  # anywhere in or between steps and checkpoints
@@ -139,7 +141,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
             pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
         else:
             killed += 1
-    project.ok("train-student", "--force", *sets(*SHORT))
+    project.ok("train-student", *sets(*SHORT))
     assert same(project.run / "student.safetensors", kept)
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
     assert not (project.run / "student_checkpoints").exists()
@@ -160,9 +162,13 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
     wait_for_step(project, 2)
     assert end(child, asked) == code
     last = (project.run / "child.log").read_text().splitlines()[-1]
-    found = re.match(rf"deskpro: stopped by {asked.name} after step (\d+), saved in .*", last)
+    found = re.match(
+        rf"deskpro: stopped by {asked.name} after step (\d+), saved in .*; "
+        r"run the same command without --force \(FORCE=1\) to resume",
+        last,
+    )
     assert found, last
-    result = project.ok("train-student", "--force", *sets(*SHORT))
+    result = project.ok("train-student", *sets(*SHORT))
     assert f"resuming at step {found[1]}" in result.err
     assert same(project.run / "student.safetensors", kept)
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
@@ -192,9 +198,34 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
     end(child, signal.SIGKILL)
     older, newer = sorted((project.run / "student_checkpoints").glob("step-*.pt"))
     newer.write_bytes(newer.read_bytes()[:1000])
-    result = project.ok("train-student", "--force", *sets(*SHORT))
+    result = project.ok("train-student", *sets(*SHORT))
     assert f"{newer}: unreadable checkpoint" in result.err
     assert f"resuming at step {int(older.stem.split('-')[1])}" in result.err
+    assert same(project.run / "student.safetensors", kept)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_not_finite_gives_way_and_force_begins_anew(
+    project: Project, finished: tuple[Path, pd.DataFrame]
+) -> None:
+    kept, _ = finished
+    child = start(project, "--force", *sets(*SHORT))
+    wait_for_step(project, 4)
+    end(child, signal.SIGKILL)
+    older, newer = sorted((project.run / "student_checkpoints").glob("step-*.pt"))
+    content = torch.load(newer, weights_only=True)
+    next(iter(content["state"]["network"].values())).fill_(float("nan"))
+    torch.save(content, newer)
+    result = project.ok("train-student", *sets(*SHORT))
+    assert f"{newer}: its weights are not finite" in result.err
+    assert f"resuming at step {int(older.stem.split('-')[1])}" in result.err
+    assert same(project.run / "student.safetensors", kept)
+
+    child = start(project, "--force", *sets(*SHORT))
+    wait_for_step(project, 4)
+    end(child, signal.SIGKILL)
+    result = project.ok("train-student", "--force", *sets(*SHORT))
+    assert "resuming" not in result.err
     assert same(project.run / "student.safetensors", kept)
 
 
@@ -422,6 +453,8 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
     assert same(project.run / "student.safetensors", first)
     assert weights(first)
     project.ok("eval", *sets("batchid=4"))
+    said = json.loads((project.run / "student.json").read_text())
+    assert said["processes"] == 2
 
 
 @pytest.mark.slow

@@ -163,6 +163,18 @@ def all_gather(values: torch.Tensor) -> torch.Tensor:
     return whole
 
 
+def mean_of_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean over the ranks of a tensor that has one shape on all of them."""
+    if world_size() == 1:
+        return values
+    from torch import distributed
+
+    init_group()
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The module to call in training: its gradients are averaged over the ranks."""
     if world_size() == 1:

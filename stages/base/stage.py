@@ -79,12 +79,14 @@ class Digests:
 class Job:
     """How a stage is run.
 
-    force: existing output may be replaced. deep: every file is read again. provenance: by name,
-    everything that the output depends on.
+    force: existing output may be replaced. again: --force is given: a half-trained network is begun
+    anew. deep: every file is read again. provenance: by name, everything that the output depends
+    on.
     """
 
     index: FileIndex
     force: bool = False
+    again: bool = False
     deep: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -37,6 +37,9 @@ class Network(Section):
     """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
     feature_dim: Annotated[int, Field(ge=8, le=2**16)] = 512
     """Length of each head's feature."""
+    init: Literal["he", "published"] = "he"
+    """Initial weights behind the backbone: He's, as the backbone's; or those of the published
+    DeSKPro, √6 smaller in the heads, √6 larger in the attention."""
     pre_train: Source = None
     """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""
 
@@ -86,16 +89,21 @@ class Views(Section):
 
 
 class Training(Section):
-    """How long and how fast a network is trained. Adam; warm-up, then cosine (network.md)."""
+    """How long and how fast a network is trained, by Adam."""
 
     seed: Count = 0
     """Initial weights, batches and the order of views."""
     epochs: Positive = 140
-    warmup_epochs: Count = 10
+    schedule: Literal["step", "epoch"] = "step"
+    """When the learning rate changes: each step, to 1 % of the peak in the last one; or each epoch,
+    to 0.1 %, as in the published DeSKPro."""
+    warmup_epochs: Weight = 10
+    """The learning rate grows so long, linearly, before it falls as a cosine; parts of an epoch
+    count where the schedule is by step."""
     max_steps: Positive | None = None
     """Stop after so many steps; the learning-rate schedule stays that of `epochs`."""
     lr: Scale | None = None
-    """Peak learning rate; 6e-4·√(batchid·batchimage/20) where not given (network.md)."""
+    """Peak learning rate; 6e-4·√(batchid·batchimage/20), as published, where not given."""
     weight_decay: Weight = 5e-4
     precision: Precision = "float32"
     """Autocast type of the forward pass; weights and losses stay float32."""
@@ -110,7 +118,12 @@ class Training(Section):
     def _warm_up_ends(self) -> Training:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}"
+                f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"
+            )
+        if self.schedule == "epoch" and self.warmup_epochs % 1:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be a whole number where the schedule "
+                "is by epoch"
             )
         return self
 
@@ -167,6 +180,9 @@ class Checkpointing(Section):
     """Steps between two checkpoints; every epoch ends with one in any case."""
     keep: Annotated[Positive, NoEffect("training resumes exactly")] = 2
     """The last so many are kept until training is done."""
+    other_processes: Annotated[bool, NoEffect("only whether to go on")] = False
+    """Go on from a checkpoint of another number of processes. The weights are then those of neither
+    number, as batch norm and hardest triplets are of a process's share of the batch."""
 
 
 class TensorBoard(Section):

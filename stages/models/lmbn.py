@@ -166,6 +166,7 @@ class LMBN(nn.Module):
         backbone: a row of `BACKBONES`; options: its keywords, such as OSNet's width and block.
         feature_dim: length D of each head's feature.
         attention: whether it has the spatial attention.
+        init: initial weights behind the backbone, "he" or "published".
     """
 
     heads = (*GlobalBranch.heads, *PartBranch.heads, *ChannelBranch.heads)
@@ -180,6 +181,7 @@ class LMBN(nn.Module):
         backbone: str = "osnet",
         feature_dim: int = 512,
         attention: bool = False,
+        init: str = "he",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -193,6 +195,21 @@ class LMBN(nn.Module):
         # Made after `initialise`: with torch's own initialisation the attention starts near 0.5;
         # He's by fan-out gives its single channel weights so large that the sigmoid saturates.
         self.spatial_attn = SpatialAttention(parts.channels) if attention else None
+        if init == "published":
+            self._initialise_as_published()
+
+    def _initialise_as_published(self) -> None:
+        """What stands behind the backbone has torch's weights, but the attention He's by fan-in.
+
+        So start the networks of the published code, which calls for He's weights of the former,
+        too, but in a way that reaches no convolution.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and "backbone" not in name:
+                if "spatial_attn" in name:
+                    nn.init.kaiming_normal_(module.weight, mode="fan_in")
+                else:
+                    module.reset_parameters()
 
     @torch.no_grad()
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:

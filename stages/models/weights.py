@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
 from deskpro.cache.files import open_file, write_aside
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.section import Positive, Size
+from deskpro.stages.base.training_options import Network
 from deskpro.stages.models import published
-from deskpro.stages.models.backbones import BACKBONES
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.teacher import Teacher
@@ -35,20 +37,23 @@ Found = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
 class ModelInfo:
     """What is known of a network; None where a file doesn't say."""
 
-    kind: str
-    """"teacher" or "student"."""
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["teacher", "student"]
     network: dict[str, Any]
     """Keyword arguments of the network's class."""
-    num_classes: int
+    num_classes: Positive
     classes: list[str] | None
     """Identities in class order."""
-    face_size: tuple[int, int] | None
-    body_size: tuple[int, int] | None
+    face_size: Size | None
+    body_size: Size | None
     """Height and width of the images it was trained on; None for a stream that it lacks."""
     heads: dict[str, list[str]] | None = None
     """Stream → names of its heads, in the order of the head dimension."""
-    stride: int | None = None
+    stride: Positive | None = None
     """Of the map that attention gates, in pixels of the image."""
+    processes: Positive | None = None
+    """How many processes trained it."""
 
     @property
     def backbone(self) -> str:
@@ -61,6 +66,9 @@ class ModelInfo:
         streams = network.streams if isinstance(network, Student) else {"face": network}
         heads = {name: [*stream.heads] for name, stream in streams.items()}
         return replace(self, heads=heads, stride=next(iter(streams.values())).stride)
+
+
+_INFO = TypeAdapter(ModelInfo)
 
 
 def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
@@ -111,10 +119,7 @@ def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tens
     kind = kind or ("student" if "student" in found else "teacher")
     if kind not in found:
         raise InputError(f"{path}: is a {next(iter(found))}, a {kind} is needed")
-    info, tensors = found[kind]
-    if info.backbone not in BACKBONES:
-        raise InputError(f"{path}: unknown backbone {info.backbone}; known: {', '.join(BACKBONES)}")
-    return info, tensors
+    return found[kind]
 
 
 def _open(path: Path) -> Found:
@@ -133,16 +138,44 @@ def is_safetensors(path: Path) -> bool:
 def _read_own(path: Path) -> Found:
     try:
         with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {})[_KEY])
+            info = _INFO.validate_json((file.metadata() or {})[_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        sizes = {name: fields[name] and tuple(fields[name]) for name in ("face_size", "body_size")}
-        info = ModelInfo(**fields | sizes)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a weights file of this project ({error}); allowed is a "
-            "teacher.safetensors or student.safetensors that a stage wrote, or a published .pth"
-        ) from None
+        _check(info, tensors)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its metadata"
+        what = first["msg"].removeprefix("Value error, ")
+        raise _foreign(path, f"{place} is {first['input']!r:.60}: {what}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _foreign(path, str(error)) from None
     return {info.kind: (info, tensors)}
+
+
+def _foreign(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: not a weights file of this project ({why}); allowed is a "
+        "teacher.safetensors or student.safetensors that a stage wrote, or a published .pth"
+    )
+
+
+def _check(info: ModelInfo, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError where metadata contradict the options of networks, or the tensors.
+
+    Without it a wrong number would make a network that no memory holds.
+    """
+    mode = {"forward_mode": "all"} if info.kind == "student" else {}
+    options = {**mode, **info.network}
+    if info.kind == "student" and str(options.pop("forward_mode")) not in STREAMS:
+        raise ValueError(f"network.forward_mode must be one of {', '.join(STREAMS)}")
+    network = Network.model_validate(options)
+    wanted = info.num_classes, network.feature_dim
+    for name, tensor in tensors.items():
+        if name.endswith("classifier.weight") and tensor.shape != wanted:
+            raise ValueError(
+                f"num_classes and feature_dim are {wanted}, {name} is {[*tensor.shape]}"
+            )
+    if info.classes is not None and len({*info.classes}) != info.num_classes:
+        raise ValueError(f"num_classes is {info.num_classes}, classes has {len({*info.classes})}")
 
 
 def _read_published(path: Path) -> Found:

@@ -11,44 +11,71 @@ from typing import Any
 import torch
 
 from deskpro.cache.files import write_aside
+from deskpro.stages.base.distributed import world_size
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log
+from deskpro.stages.base.training_options import Checkpointing
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+"""What a damaged checkpoint, or a file that is none, raises."""
 
 
 class Checkpoints:
     """The checkpoints of one training, in a folder of their own."""
 
-    def __init__(self, folder: Path, provenance: Mapping[str, Any], every: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        provenance: Mapping[str, Any],
+        options: Checkpointing,
+        *,
+        alike: bool = False,
+    ) -> None:
         """
         Args:
             provenance: by name, everything that the result depends on; files by their content.
-            every: steps between two checkpoints, for the loop.
-            keep: how many are kept.
+            options: how often to write one, how many are kept.
+            alike: whether the result is the same, but for rounding, by any number of processes.
         """
-        self.folder, self.every, self.keep = folder, every, keep
+        self.folder, self.options, self.alike = folder, options, alike
         self.provenance = json.loads(json.dumps(provenance, default=str))
 
     def load(self, *, replace: bool = False) -> State | None:
-        """The newest readable state, on the CPU; None if there is none.
+        """The newest readable state whose weights are finite, on the CPU; None if there is none.
 
         Args:
             replace: remove checkpoints of another provenance instead of refusing them.
 
         Raises:
-            InputError: the checkpoint has another provenance; the message names what differs.
+            InputError: the checkpoint has another provenance, which the message names, or is of
+                another number of processes.
         """
         for path in reversed(self._files()):
             try:
                 found = torch.load(path, map_location="cpu", weights_only=True)
                 differing = self._differences(json.loads(found["provenance"]))
-            except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+                state, processes = dict(found["state"]), int(found["processes"])
+                finite = all(tensor.isfinite().all() for tensor in state["network"].values())
+            except _UNREADABLE as error:
                 log(f"{path}: unreadable checkpoint, trying the one before ({error})")
                 continue
+            if not finite:
+                log(f"{path}: its weights are not finite, trying the one before")
+                continue
             if not differing:
-                return dict(found["state"])
+                self._check_processes(path, processes)
+                return state
             if not replace:
                 raise InputError(
                     f"{path}: the checkpoint has other settings: {'; '.join(differing)}. Restore "
@@ -62,8 +89,10 @@ class Checkpoints:
         """Write the state after a step, then remove all but the last `keep`."""
         path = self.folder / f"step-{step:09d}.pt"
         with write_aside(path) as aside, aside.open("wb") as file:
-            torch.save({"provenance": json.dumps(self.provenance), "state": state}, file)
-        for old in self._files()[: -self.keep]:
+            provenance = json.dumps(self.provenance)
+            content = {"provenance": provenance, "processes": world_size(), "state": state}
+            torch.save(content, file)
+        for old in self._files()[: -self.options.keep]:
             old.unlink()
 
     def clear(self) -> None:
@@ -75,6 +104,20 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
+
+    def _check_processes(self, path: Path, before: int) -> None:
+        """Say that the number of processes is another one; refuse it where that changes more."""
+        now = world_size()
+        if before == now:
+            return
+        what = f"{path}: the checkpoint is of a training by {before} processes, here are {now}"
+        if not (self.alike or self.options.other_processes):
+            raise InputError(
+                f"{what}: batch norm and hardest triplets would be those of another share of the "
+                f"batch. Start {before} to resume, or go on all the same: --set "
+                "checkpoints.other_processes=true"
+            )
+        log(f"{what}; the weights will not be those of {before}")
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
         names = sorted(before.keys() | self.provenance.keys())

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from deskpro.stages.base.distributed import all_gather_object, is_main, world_size
+from deskpro.stages.base.distributed import (
+    all_gather_object,
+    barrier,
+    is_main,
+    mean_of_ranks,
+    world_size,
+)
 from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.progress import Bar, log
 from deskpro.stages.base.training_options import Training
@@ -41,16 +47,25 @@ def default_peak(batch: int) -> float:
     return 6e-4 * (batch / 20) ** 0.5
 
 
-def learning_rate(epoch: int, peak: float, epochs: int, warmup: int) -> float:
-    """The rate of an epoch counted from 0: a linear warm-up, then a cosine from peak to peak/1000.
+FINAL = {"step": 1e-2, "epoch": 1e-3}
+"""Schedule → the last learning rate, of the peak."""
 
-    epoch < warmup: peak·(epoch+1)/warmup. After that the cosine reaches its end in the last epoch.
+
+def learning_rate(step: int, peak: float, training: Training, epoch_steps: int) -> float:
+    """The learning rate of a step counted from 0, in epochs of `epoch_steps`.
+
+    With i and n the number of the step and of all steps, or of its epoch and of all epochs, as
+    `training.schedule` says, and w those of the warm-up: peak·(i+1)/w where i < w, then
+    a cosine from the peak to `FINAL` of it, reached where i = n−1.
     """
-    if epoch < warmup:
-        return peak * (epoch + 1) / warmup
-    floor = peak / 1000
-    span = max(epochs - warmup - 1, 1)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * (epoch - warmup) / span)) / 2
+    each = epoch_steps if training.schedule == "step" else 1
+    i, count = step * each // epoch_steps, training.epochs * each
+    warmup = round(training.warmup_epochs * each)
+    if i < warmup:
+        return peak * (i + 1) / warmup
+    floor = peak * FINAL[training.schedule]
+    done = (i - warmup) / max(count - warmup - 1, 1)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def fit(
@@ -60,12 +75,14 @@ def fit(
     *,
     training: Training,
     peak_lr: float,
+    epoch_steps: int,
     device: torch.device,
     bar: Bar,
     checkpoints: Checkpoints,
     sample_ids: Callable[[Batch], Sequence[str]],
     stop: StopRequest,
     loggers: Sequence[Logger] = (),
+    again: bool = False,
     replace: bool = False,
     scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0),
 ) -> History:
@@ -77,7 +94,9 @@ def fit(
     Args:
         batches: (epoch, start) → the batches of the epoch but for the first `start`.
         compute_losses: runs the network, under autocast of `training.precision`.
-        replace: start over instead of refusing checkpoints of another recipe.
+        epoch_steps: batches of an epoch.
+        again: begin at step 0, whatever checkpoints there are.
+        replace: begin at step 0 instead of refusing checkpoints of another recipe.
         scaled: parameters and the factor of their learning rate.
 
     Raises:
@@ -87,29 +106,33 @@ def fit(
     network.train()
     run = _Run(network, training, peak_lr, device, scaled)
     look = _Look(network, bar, loggers, checkpoints.folder)
+    if again and is_main():
+        checkpoints.clear()
+    barrier()
     history = run.restore(checkpoints.load(replace=replace), device)
     bar.reach(history.steps)
 
     def save() -> None:
         look.before_checkpoint()
+        run.epoch.share()
         if is_main():
             checkpoints.save(history.steps, run.state())
 
     while run.epoch.number < training.epochs and history.steps != training.max_steps:
-        lr = learning_rate(run.epoch.number, peak_lr, training.epochs, training.warmup_epochs)
         started, before = time.perf_counter(), run.epoch.seconds
         for batch in batches(run.epoch.number, run.epoch.done):
+            lr = learning_rate(history.steps, peak_lr, training, epoch_steps)
             found = run.step(batch, compute_losses, lr)
             run.epoch.seconds = before + time.perf_counter() - started
             look.add(history.steps, run.epoch.number, found, sample_ids(batch))
             if history.steps == training.max_steps:
                 break
             number = max(all_gather_object(stop.signal or 0))
-            if number or history.steps % checkpoints.every == 0:
+            if number or history.steps % checkpoints.options.every == 0:
                 save()
-            _stop_if(number, history.steps, checkpoints.folder)
+            _stop_if(number, history.steps, checkpoints.folder, again)
         look.at_losses()
-        run.end_epoch(lr, loggers)
+        run.end_epoch(loggers)
         save()
     network.eval()
     return history
@@ -123,12 +146,21 @@ class _Epoch:
     done: int = 0
     images: int = 0
     seconds: float = 0.0
+    lr: float = 0.0
+    """Of its last step."""
     sums: Values = field(default_factory=dict)
 
-    def row(self, lr: float) -> dict[str, float]:
+    def share(self) -> None:
+        """Make the sums the means over all ranks."""
+        if self.sums:
+            shared = mean_of_ranks(torch.stack([*self.sums.values()]))
+            self.sums = dict(zip(self.sums, shared, strict=True))
+
+    def row(self) -> dict[str, float]:
+        self.share()
         means = {name: value.item() / self.done for name, value in self.sums.items()}
         rate = self.images / max(self.seconds, 1e-9)
-        return {"epoch": self.number, "lr": lr, **means, "images_per_s": rate}
+        return {"epoch": self.number, "lr": self.lr, **means, "images_per_s": rate}
 
 
 class _Run:
@@ -172,7 +204,7 @@ class _Run:
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        losses = losses | {"total": total}
+        losses, self.epoch.lr = losses | {"total": total}, lr
         for name, value in (losses | metrics).items():
             # Summed on the device: reading a value here would wait for it at every step.
             self.epoch.sums[name] = self.epoch.sums.get(name, 0) + value.detach().float()
@@ -181,10 +213,10 @@ class _Run:
         self.epoch.images += len(batch["row"]) * world_size()
         return Losses(losses, metrics)
 
-    def end_epoch(self, lr: float, loggers: Sequence[Logger]) -> None:
+    def end_epoch(self, loggers: Sequence[Logger]) -> None:
         """Add the epoch's row to the history, unless it has no batch, and begin the next."""
         if self.epoch.done:
-            self.history.rows.append(self.epoch.row(lr))
+            self.history.rows.append(self.epoch.row())
             for logger in loggers:
                 logger.epoch(self.history)
         self.epoch = _Epoch(self.epoch.number + 1)
@@ -237,12 +269,18 @@ class _Look:
 
     def at_losses(self) -> None:
         """Look at every step since the last look; raises InputError for a non-finite loss."""
-        rows = torch.stack(self.values).tolist() if self.values else []
+        own = torch.stack(self.values).tolist() if self.values else []
+        rows = mean_of_ranks(torch.stack(self.values)).tolist() if self.values else []
         steps, self.steps, self.values = self.steps, [], []
-        for (step, epoch, samples), row in zip(steps, rows, strict=True):
+        for (step, epoch, samples), row, mine in zip(steps, rows, own, strict=True):
             values = dict(zip(self.names, row, strict=True))
-            bad = [f"{n} is {values[n]}" for n in self.losses if not math.isfinite(values[n])]
-            if bad:
+            if any(not math.isfinite(values[name]) for name in self.losses):
+                found = dict(zip(self.names, mine, strict=True))
+                bad = [f"{n} is {found[n]}" for n in self.losses if not math.isfinite(found[n])]
+                # Of several ranks, those whose loss is finite name the first one's samples.
+                bad, samples = max(
+                    all_gather_object((bad, [*samples])), key=lambda pair: len(pair[0])
+                )
                 raise self._diverged(bad, step, epoch, samples)
             shown = "  ".join(f"{name} {values[name]:.3f}" for name in self.losses)
             self.bar.note(f"epoch {epoch + 1}  {shown}")
@@ -274,10 +312,11 @@ class _Look:
         )
 
 
-def _stop_if(number: int, step: int, folder: Path) -> None:
+def _stop_if(number: int, step: int, folder: Path, again: bool) -> None:
     if number:
+        without = " without --force (FORCE=1)" if again else ""
         raise Stopped(
             f"stopped by {signal.Signals(number).name} after step {step}, saved in {folder}; run "
-            "the same command to resume",
+            f"the same command{without} to resume",
             128 + number,
         )

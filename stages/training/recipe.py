@@ -163,15 +163,17 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             peak_lr=recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage),
             device=setup.device,
             bar=seen,
+            epoch_steps=len(sampler),
             checkpoints=Checkpoints(
                 setup.files.checkpoints,
                 job.provenance,
-                options.checkpoints.every,
-                options.checkpoints.keep,
+                options.checkpoints,
+                alike=recipe.sync_batch_norm and recipe.gather_triplets,
             ),
             sample_ids=lambda batch: data.table["sample_id"].iloc[batch["row"].tolist()].tolist(),
             stop=stop,
             loggers=loggers,
+            again=job.again,
             replace=job.force,
             scaled=setup.scaled,
         )
@@ -292,4 +294,5 @@ def _info(setup: Setup) -> ModelInfo:
         classes=setup.data.classes,
         face_size=data.face_size,
         body_size=None if setup.kind == "teacher" else data.body_size,
+        processes=distributed.world_size(),
     )
