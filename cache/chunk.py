@@ -7,20 +7,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deskpro.cache.errors import damaged
-from deskpro.cache.files import crc32c, open_file
+from deskpro.cache.files import crc32c, open_file, writing
 
 _CRC = 4
 
 
 def write_chunk(path: Path, content: bytes) -> str:
-    """Write a chunk and return its CRC; a reader's map keeps the earlier file."""
+    """Write a chunk and return its CRC; a reader's map keeps the earlier file.
+
+    Raises OSError where the system refuses to write; no file is left then.
+    """
     crc = crc32c(content)
     path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.write(int(crc, 16).to_bytes(_CRC, "little"))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with writing(path), path.open("wb") as file:
+            file.write(content)
+            file.write(int(crc, 16).to_bytes(_CRC, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return crc
 
 

@@ -30,17 +30,53 @@ def write_aside(path: Path) -> Iterator[Path]:
 
     The content is on disk before the name is, so that a crash leaves the old file or the new one.
     A block that fails leaves nothing behind. The name aside is unique across machines.
+
+    Raises:
+        OSError: the system refuses to write; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     token = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     aside = path.with_name(f".{path.stem}.{token}.partial{path.suffix}")
     try:
-        yield aside
-        sync(aside)
-        aside.replace(path)
-        sync(path.parent)
+        with writing(path, aside):
+            yield aside
+            sync(aside)
+            aside.replace(path)
+            sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """Name the file in an error of the system that comes while the block writes it.
+
+    A library that writes to an open file may make an error of its own of it, as torch.save makes a
+    RuntimeError: the system's error is its context, and is raised instead.
+
+    Args:
+        path: the file.
+        aside: the name that it is written under.
+
+    Raises:
+        OSError: of the same kind, about `path`. Errors about other files stay as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None or cause.filename not in (None, *map(str, filter(None, (path, aside)))):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system that an error is, or comes from; None where there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def below(folder: Path, name: str) -> Path:
@@ -71,7 +107,8 @@ def sync(path: Path) -> None:
     """Put a file's content, or a folder's entries, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deskpro.cache.files import read_bytes, sync, write_aside
+from deskpro.cache.files import read_bytes, sync, write_aside, writing
 
 
 class Journal:
@@ -28,8 +28,11 @@ class Journal:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records; they are on disk when this returns."""
         text = "".join(map(_line, records))
-        if not text:
-            return
+        if text:
+            with writing(self.path):
+                self._append(text)
+
+    def _append(self, text: str) -> None:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open("ab").close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -13,7 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deskpro.cache.errors import CacheError
-from deskpro.cache.files import read_json
+from deskpro.cache.files import read_json, writing
+
+_NOT_OF_LOCKS = {
+    errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+}  # fmt: skip
+"""Errors at a lock file that any other file would meet, too."""
 
 
 @contextmanager
@@ -25,6 +31,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         CacheError: another process has it, or the file system has no locks.
+        OSError: nothing can be written there, or too many files are open.
     """
     file = path.with_name(f".{path.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +41,8 @@ def hold(path: Path, what: str) -> Iterator[None]:
     except Timeout:
         raise CacheError(f"{path}: in use by {_holder(file)}. Wait until it ends") from None
     except OSError as error:
+        if error.errno in _NOT_OF_LOCKS:
+            raise OSError(error.errno, error.strerror, str(file)) from None
         raise CacheError(
             f"{file}: this file system cannot lock files ({error}). Use another for the run"
         ) from None
@@ -41,7 +50,8 @@ def hold(path: Path, what: str) -> Iterator[None]:
         if lock.lock_counter == 1:
             since = datetime.now(UTC).isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": platform.node(), "since": since, "what": what}
-            file.write_text(json.dumps(holder))
+            with writing(file):
+                file.write_text(json.dumps(holder))
         yield
     finally:
         lock.release()

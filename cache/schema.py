@@ -77,6 +77,14 @@ class ChunkKey(NamedTuple):
     block: int
     view: int
 
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> ChunkKey:
+        """Raises ValueError where the line names none: file names are made of the numbers."""
+        numbers = line.get("block"), line.get("view")
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("no block and view")
+        return cls(*numbers)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Record:
@@ -101,8 +109,11 @@ class Record:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Record:
-        key = ChunkKey(line["block"], line["view"])
-        return cls(key, line["crc"], line["key"], line.get("facts", {}), line.get("kept", False))
+        """Raises ValueError where the line is no record."""
+        crc, digest, facts = line.get("crc"), line.get("key"), line.get("facts", {})
+        if not (isinstance(crc, dict) and isinstance(digest, str) and isinstance(facts, dict)):
+            raise ValueError("no record of a chunk")
+        return cls(ChunkKey.from_json(line), crc, digest, facts, bool(line.get("kept")))
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Schema:
+        """Raises ValueError where a field's name is not that of a folder; KeyError, TypeError."""
+        for name in line["fields"]:
+            if name in ("", "..") or Path(name).name != name:
+                raise ValueError(f"{name!r} is no name of a field")
         fields = {
             name: Field(**{**one, "shape": tuple(one["shape"]), "dims": tuple(one["dims"])})
             for name, one in line["fields"].items()

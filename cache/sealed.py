@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deskpro.cache.errors import damaged
-from deskpro.cache.files import ASIDE, read_bytes, sync, write_bytes
+from deskpro.cache.files import ASIDE, below, read_bytes, sync, write_bytes
 
 METADATA = "zarr.json"
 INDEX = "index/zarr.json"
@@ -56,21 +56,38 @@ def read_seal(folder: Path, *, strict: bool = True) -> Seal | None:
         if strict:
             raise damaged(folder / INDEX, f"unreadable: {error}") from None
         return None
+    why = "its checksum differs"
     if text == _sealed(text[_BODY]):
-        return Seal(**json.loads(text[_BODY]))
+        try:
+            found = Seal(**json.loads(text[_BODY]))
+            return found if isinstance(found.files, dict) else None
+        except (ValueError, TypeError):
+            why = "it has other content"
     if strict:
-        raise damaged(folder / INDEX, "its checksum differs")
+        raise damaged(folder / INDEX, why)
     return None
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
-    """A file's content. Raises DamagedError where it is gone or its hash is not that of `files`."""
-    content = _content(folder / name)
+    """A file's content.
+
+    Raises DamagedError where it is gone, lies outside of the folder, or its hash is not that of
+    `files`.
+    """
+    content = _content(inside(folder, name))
     if content is None:
         raise damaged(folder / name, "the file is gone")
     if hashlib.sha256(content).hexdigest() != files.get(name):
         raise damaged(folder / name, "its checksum differs")
     return content
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a name that a seal, metadata or a journal gives. Raises DamagedError: outside."""
+    try:
+        return below(folder, name)
+    except ValueError as error:
+        raise damaged(folder, str(error)) from None
 
 
 def is_sealed_with(folder: Path, files: Mapping[str, bytes]) -> bool:

@@ -26,7 +26,7 @@ from deskpro.cache.schema import (
     Schema,
     chunk_digests,
 )
-from deskpro.cache.sealed import INDEX, METADATA, Seal, checked, read_seal
+from deskpro.cache.sealed import INDEX, METADATA, Seal, checked, inside, read_seal
 
 Records = dict[ChunkKey, Record]
 
@@ -43,8 +43,13 @@ class TargetStore:
         if seal is None:
             raise unfinished(root)
         self.root, self._seal = root, seal
-        self.samples: int = attributes["samples"]
-        self.columns: list[str] = attributes["columns"]
+        try:
+            self.samples, self.columns = (
+                int(attributes["samples"]),
+                [*map(str, attributes["columns"])],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(root / METADATA, f"it has other content: {error!r}") from None
 
     def column(self, name: str) -> np.ndarray:
         """What is known of each sample beforehand, [N, …], whole. Raises CacheError: damaged."""
@@ -113,15 +118,19 @@ class Group:
         about = read_attributes(folder, seal)
         if "fields" not in about:
             raise CacheError(f"{folder}: not a group of targets")
-        schema = Schema.from_json(about)
-        if seal is not None:
-            for name in schema.fields:
-                checked(folder, f"{name}/{METADATA}", seal.files)
+        try:
+            schema = Schema.from_json(about)
+            fingerprint, depends = dict(about["fingerprint"]), list(about["depends"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / METADATA, f"it has other content: {error}") from None
+        for name in schema.fields:
+            file = f"{name}/{METADATA}"
+            inside(folder, file) if seal is None else checked(folder, file, seal.files)
         return cls(
             folder,
             schema,
-            about["fingerprint"],
-            about["depends"],
+            fingerprint,
+            depends,
             load_column(folder, VALID, seal).values,
             read_records(folder, seal),
             seal is not None,
@@ -134,14 +143,22 @@ def outdated(records: Records, wanted: Mapping[ChunkKey, str]) -> set[ChunkKey]:
 
 
 def read_records(folder: Path, seal: Seal | None) -> Records:
-    """The records of a group: of its seal, or of its journal if it is not finished."""
+    """The records of a group: of its seal, or of its journal if it is not finished.
+
+    A line of a journal that is no record is left out: its chunk is then not kept. Raises
+    DamagedError for one of a seal.
+    """
     found: Records = {}
     for line in Journal(folder / JOURNAL).read() if seal is None else seal.chunks:
-        key = ChunkKey(line["block"], line["view"])
-        if "key" in line:
-            found[key] = Record.from_json(line)
-        else:  # it is taken back: the chunk is about to be overwritten
-            found.pop(key, None)
+        try:
+            key = ChunkKey.from_json(line)
+            if "key" in line:
+                found[key] = Record.from_json(line)
+            else:  # it is taken back: the chunk is about to be overwritten
+                found.pop(key, None)
+        except (AttributeError, ValueError) as error:
+            if seal is not None:
+                raise damaged(folder / INDEX, f"it has other content: {error}") from None
     return found
 
 
@@ -173,6 +190,7 @@ def load_column(folder: Path, name: str, seal: Seal | None) -> Column:
         for file in seal.files:
             if file.startswith(f"{name}/"):
                 checked(folder, file, seal.files)
+    inside(folder, f"{name}/{METADATA}")
     try:
         array = zarr.open_array(folder / name, mode="r")
         values = np.asarray(array[...])
@@ -194,9 +212,10 @@ def _is_described(folder: Path) -> bool:
 
 
 def group_folders(folder: Path) -> Iterator[Path]:
-    """Every group of targets below a folder, finished, unfinished or just begun, in order."""
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if (path / INDEX).exists() or (path / JOURNAL).exists():
+    """Every group of targets below a folder, in order: finished, unfinished, just begun, or without
+    the seal that it had. Links are not followed."""
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
+        if (path / INDEX).exists() or (path / JOURNAL).exists() or lost_seal(path):
             yield path
         elif not is_array(path):
             yield from group_folders(path)
@@ -204,7 +223,21 @@ def group_folders(folder: Path) -> Iterator[Path]:
 
 def is_array(folder: Path) -> bool:
     """Whether zarr finds an array in a folder."""
-    try:
-        return bool(read_json(folder / METADATA)["node_type"] == "array")
-    except (OSError, ValueError, KeyError, TypeError):
+    return _metadata(folder).get("node_type") == "array"
+
+
+def lost_seal(folder: Path) -> bool:
+    """Whether the seal of a group was removed: one in the making has a journal instead."""
+    if (folder / INDEX).exists() or (folder / JOURNAL).exists():
         return False
+    attributes = _metadata(folder).get("attributes")
+    return isinstance(attributes, dict) and ATTRIBUTE in attributes
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What zarr knows of a folder; empty where it can't be read."""
+    try:
+        found = read_json(folder / METADATA)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

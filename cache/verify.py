@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deskpro.cache.chunk import check_chunk
-from deskpro.cache.errors import DamagedError, absent, unfinished
-from deskpro.cache.schema import PLAIN_GROUP, Record, Schema
-from deskpro.cache.sealed import INDEX, METADATA, checked, read_seal
-from deskpro.cache.store import group_folders, is_empty, read_attributes
+from deskpro.cache.errors import CacheError, DamagedError, absent, unfinished
+from deskpro.cache.schema import PLAIN_GROUP, Schema
+from deskpro.cache.sealed import INDEX, METADATA, checked, inside, read_seal
+from deskpro.cache.store import group_folders, is_empty, lost_seal, read_attributes, read_records
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ def verify(root: Path) -> list[Damage]:
     """Everything that is wrong with a finished store; empty where nothing is.
 
     Files are checked against the seal of the root or of their group, and the seal against its own
-    hash. Files that no seal names are damage, too, as is a group that is not finished.
+    hash. Files that no seal names are damage, too, as is a group that is not finished. A seal that
+    was removed is damage: a root or a group in the making has a journal, or nothing yet.
 
     Raises:
         CacheError: there is no finished store.
     """
     if is_empty(root):
         raise absent(root)
-    if not (root / INDEX).exists():
-        raise unfinished(root)
     groups = [*group_folders(root)]
+    if not (root / INDEX).exists() and not (groups and lost_seal(root)):
+        raise unfinished(root)
     files = [file for folder in (root, *groups) for file in _files(folder)]
     between = {parent for folder in groups for parent in folder.relative_to(root).parents}
     for parent in sorted(between - {Path()}):
@@ -55,7 +56,7 @@ def verify(root: Path) -> list[Damage]:
         Damage(path, "not a file of this store")
         for path in sorted(root.rglob("*"))
         if path not in known
-        and path.is_file()
+        and (path.is_file() or path.is_symlink())
         and not any(path.is_relative_to(folder) for folder in unread)
     ]
 
@@ -68,7 +69,8 @@ def _files(folder: Path) -> Iterator[Damage]:
         yield Damage(folder / INDEX, error.why)
         return
     if seal is None:
-        yield Damage(folder, "not finished")
+        gone = lost_seal(folder)
+        yield Damage(folder / INDEX, "the file is gone") if gone else Damage(folder, "not finished")
         return
     yield Damage(folder / INDEX, "")
     for name in seal.files:
@@ -77,8 +79,15 @@ def _files(folder: Path) -> Iterator[Damage]:
         if what and name == METADATA:
             return
     if seal.chunks:
-        schema = Schema.from_json(read_attributes(folder, seal))
-        for record in map(Record.from_json, seal.chunks):
+        try:
+            schema = Schema.from_json(read_attributes(folder, seal))
+            records = read_records(folder, seal)
+            for name in schema.fields:
+                inside(folder, f"{name}/{METADATA}")
+        except (CacheError, KeyError, TypeError, ValueError) as error:
+            yield Damage(folder, f"it has other content: {error}")
+            return
+        for record in records.values():
             for file in schema.chunk_files(folder, record):
                 yield Damage(file[0], _problem(check_chunk, *file), *record.key)
 

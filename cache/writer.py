@@ -86,7 +86,8 @@ class GroupWriter:
             valid: bool [N], which samples have targets; all unless given.
             replace: chunks of the group that were made otherwise may be lost.
             reuse: keep chunks of a finished group.
-            deep: read each chunk that is kept; a damaged one is missing.
+            deep: read each chunk that is kept, not only those of an unfinished group; a damaged
+                one is missing.
 
         Raises:
             CacheError: another process writes to the store; chunks would be lost, with what differs
@@ -170,6 +171,7 @@ class GroupWriter:
             seal(self._folder, self._files, (record.as_json() for record in records))
             self.sealed = True
         self._journal.remove()
+        Journal(self.root / JOURNAL).remove()
         self.close()
 
     def close(self) -> None:
@@ -197,7 +199,8 @@ class GroupWriter:
         self._records: Records = {}
         for key, record in records.items():
             with suppress(DamagedError):
-                self._check(record, deep=deep)
+                # A block of an unfinished group may have changed since: no seal was written after.
+                self._check(record, deep=deep or found is None)
                 self._records[key] = with_changes(record, kept=record.kept or found is not None)
         there = {key for key in self._current() if reuse or not self._records[key].kept}
         self.missing: dict[int, list[int]] = {}
@@ -320,9 +323,14 @@ def _padded(schema: Schema, name: str, values: np.ndarray) -> bytes:
 
 
 def _write_root(root: Path, files: Mapping[str, bytes]) -> None:
-    """Bring the root's own files to what is wanted; while they change it is not finished."""
+    """Bring the root's own files to what is wanted; while they change it is not finished.
+
+    An empty journal tells so: a root of groups that has neither seal nor journal has lost its seal.
+    """
     if is_sealed_with(root, files):
         return
+    if (root / METADATA).exists():
+        Journal(root / JOURNAL).rewrite([])
     unseal(root)
     write_files(root, files)
     columns = {Path(name).parts[0] for name in files}
@@ -330,6 +338,7 @@ def _write_root(root: Path, files: Mapping[str, bytes]) -> None:
         if folder.name not in columns and is_array(folder):
             shutil.rmtree(folder)
     seal(root, files)
+    Journal(root / JOURNAL).remove()
 
 
 def _prune(folder: Path, names: set[str]) -> None:

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from deskpro.cache.errors import CacheError
+from deskpro.cache.files import system_error
 from deskpro.pipeline import messages
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError, Stopped
 
 _RESUME = "finished work is kept, run the same command to resume"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_AGAIN = "and type the same command: finished work is kept"
+_ADVICE = {
+    errno.EMFILE: f"Raise the limit of this shell (ulimit -n 4096) {_AGAIN}",
+    errno.ENFILE: f"Wait until other processes have closed theirs {_AGAIN}",
+    errno.ENOSPC: f"Free some space {_AGAIN}",
+    errno.EDQUOT: f"Free some space of your quota {_AGAIN}",
+    errno.EFBIG: f"Raise the limit of this shell (ulimit -f unlimited) or free some space {_AGAIN}",
+    errno.EROFS: f"Make it writable, or choose a folder on another disk, {_AGAIN}",
+}
+"""Errors of the machine, not of the program: what to do, whatever a library makes of them."""
+_SHARED_MEMORY = (
+    "/dev/shm: too little shared memory for the processes that load images. Enlarge it (docker run "
+    "--shm-size=8g), or type the same command with --set data.workers=0"
+)
 _KNOWN = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EIO,
 }  # fmt: skip
 """Errors of the file system that its own words explain."""
 
@@ -39,6 +57,9 @@ def report_errors() -> Iterator[None]:
     # Who ignores Ctrl-C, as a job in the background, goes on to.
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook = _Quiet(threading.excepthook)
+    sys.unraisablehook = _Quiet(sys.unraisablehook)
     try:
         yield
     except click.ClickException as error:
@@ -46,6 +67,8 @@ def report_errors() -> Iterator[None]:
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
         advice = f". Type: {messages.command(error.command)}" if error.command else ""
+        if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names
+            advice = f". {_ADVICE[errno.EMFILE]}"
         _fail(f"{error}{advice}")
     except Stopped as stopped:
         _fail(str(stopped), stopped.code)
@@ -54,16 +77,57 @@ def report_errors() -> Iterator[None]:
     except Exception as error:
         if received:  # a library that was being loaded has made another error of it
             _fail(str(received[0]), received[0].code)
-        if not isinstance(error, OSError):
+        problem = _explain(error)
+        if problem is None:
             raise
-        if error.errno in _FULL:
-            _fail(f"{error.filename or 'the disk'}: no space left; make room, then run it again")
-        if error.errno in _KNOWN:
-            _fail(f"{error.filename}: {error.strerror}")
-        raise
+        _fail(problem)
     finally:
+        threading.excepthook, sys.unraisablehook = hooks
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _explain(error: Exception) -> str | None:
+    """What the machine lacks, in one line; None where the error is one of the program."""
+    text = _texts(error)
+    cause = system_error(error)
+    name = f"{cause.filename}: " if cause is not None and cause.filename is not None else ""
+    for number, advice in _ADVICE.items():
+        problem = os.strerror(number)
+        if problem not in text or ("shared memory" in text and number == errno.ENOSPC):
+            continue
+        if number == errno.EMFILE:
+            problem += f", the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+        return f"{name}{problem[0].lower()}{problem[1:]}. {advice}"
+    if "shared memory" in text or "Bus error" in text:
+        return _SHARED_MEMORY
+    if isinstance(error, OSError) and error.errno in _KNOWN:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _texts(error: BaseException | None) -> str:
+    """The words of an error and of those that it comes from; libraries keep no more of some."""
+    found = []
+    while error is not None:
+        found.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(found)
+
+
+class _Quiet:
+    """Hook for errors in threads and finalisers that prints none of the machine's.
+
+    The thread that waits for the work meets the same error, or needs nothing of it.
+    """
+
+    def __init__(self, hook: Callable[[Any], object]) -> None:
+        self.hook = hook
+
+    def __call__(self, found: Any) -> None:
+        cause = system_error(found.exc_value)
+        if cause is None or cause.errno not in _ADVICE:
+            self.hook(found)
 
 
 def _fail(message: str, code: int = 2) -> None:

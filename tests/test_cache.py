@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 
 from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import below, write_aside, write_bytes
+from deskpro.cache.files import below, write_aside, write_bytes, writing
 from deskpro.cache.fingerprint import (
     FieldDifference,
     SampleDifference,
@@ -37,11 +38,12 @@ from deskpro.cache.fingerprint import (
 from deskpro.cache.journal import Journal
 from deskpro.cache.lock import hold
 from deskpro.cache.reader import MappedReader, TargetReader, ZarrReader, all_bytes, read_all
-from deskpro.cache.schema import Column, Field, Schema
+from deskpro.cache.schema import ChunkKey, Column, Field, Schema
+from deskpro.cache.sealed import checked
 from deskpro.cache.store import TargetStore
 from deskpro.cache.verify import verify
 from deskpro.cache.writer import GroupWriter
-from tests.crash import crashes
+from tests.crash import crash_at, crashes
 
 GROUP, OTHER = "teachers/one/logits", "masks/attention"
 SCHEMA = Schema(
@@ -821,9 +823,102 @@ def test_missing_and_unknown_files_are_named(store: Path) -> None:
         f"{GROUP}/logits/notes.txt": ("not a file of this store", None),
         OTHER: ("not finished", None),
     }
-    shutil.rmtree(store / "index")
-    with pytest.raises(CacheError, match="not finished"):
-        verify(store)
+
+
+@pytest.mark.parametrize("stripped", ["", GROUP])
+def test_a_seal_that_was_removed_is_damage_and_an_unfinished_store_is_not(
+    stripped: str, store: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(store / stripped / "index")
+    found = {(damage.file, damage.what) for damage in verify(store)}
+    assert (store / stripped / "index" / "zarr.json", "the file is gone") in found
+    build(store)
+    assert not verify(store)
+    begun = tmp_path / "begun.zarr"
+    build(begun, only=1)
+    assert [(d.file, d.what) for d in verify(begun)] == [(begun / GROUP, "not finished")]
+
+
+def test_a_root_that_is_being_changed_is_unfinished_and_not_damaged(store: Path) -> None:
+    more, unsealed = replace(SCHEMA, views=SCHEMA.views + 1), 0
+    for point in range(12):
+        crash_at(point, lambda: build(store, schema=more), store.parent)
+        if not (store / "index" / "zarr.json").exists():
+            unsealed += 1
+            with pytest.raises(CacheError, match="not finished"):
+                verify(store)
+    assert unsealed
+    build(store, schema=more)
+    assert not verify(store)
+
+
+def test_a_block_that_changed_before_the_build_was_resumed_is_computed_again(
+    tmp_path: Path,
+) -> None:
+    path, wanted = tmp_path / "targets.zarr", tmp_path / "wanted.zarr"
+    build(path, only=2)
+    build(wanted)
+    assert missing(path) == {2: [0, 1, 2]}
+    flip(chunk_file(path, "logits", 1, 2), 8)
+    assert missing(path) == {1: [2], 2: [0, 1, 2]}
+    journal = path / GROUP / "index" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    for wrong in ('{"block": "../x", "view": 0, "key": "a", "crc": {}}\n', '{"key": 1}\n'):
+        journal.write_text("".join([wrong, *lines]))
+        assert missing(path) == {1: [2], 2: [0, 1, 2]}
+    build(path)
+    assert content(path) == content(wanted)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "..", ""])
+def test_no_name_in_a_journal_or_seal_leads_out_of_the_store(name: str, store: Path) -> None:
+    with pytest.raises(ValueError, match="no name of a field"):
+        Schema.from_json({"samples": 1, "views": 1, "block": 1, "fields": {name: {}}})
+    for key in ({"block": name, "view": 0}, {"block": -1, "view": 0}, {"view": True, "block": 0}):
+        with pytest.raises(ValueError, match="no block"):
+            ChunkKey.from_json(key)
+    with pytest.raises(CacheError, match="lies outside of"):
+        checked(store, f"../{name}", {})
+
+
+def test_no_link_in_a_store_leads_out_of_it(store: Path) -> None:
+    outside = Path(shutil.copytree(store / GROUP / "logits", store.parent / "outside"))
+    for place in (store / GROUP / "logits", store / "label"):
+        shutil.rmtree(place)
+        place.symlink_to(outside)
+    (store / "loop").symlink_to(store)
+    with pytest.raises(CacheError, match="lies outside of"):
+        MappedReader(store, GROUP)
+    with pytest.raises(CacheError, match="lies outside of"):
+        TargetStore(store).column("label")
+    assert TargetStore(store).groups() == [GROUP]
+    found = [damage.file for damage in verify(store)]
+    for place in (store / "loop", store / "label", store / GROUP / "logits"):
+        assert any(file.is_relative_to(place) for file in found)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS])
+def test_a_refused_write_names_its_file_and_leaves_nothing(number: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"before")
+
+    def save(aside: Path) -> None:  # as torch.save does
+        aside.write_bytes(b"half")
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise RuntimeError("unexpected pos 4864 vs 4784")  # noqa: B904
+
+    with pytest.raises(OSError) as found, write_aside(path) as aside:
+        save(aside)
+    assert (found.value.errno, found.value.filename) == (number, str(path))
+    assert path.read_bytes() == b"before"
+    with pytest.raises(OSError) as found, writing(path):
+        (tmp_path / "absent").read_bytes()
+    assert found.value.filename == str(tmp_path / "absent")  # of another file: as it was
+    with pytest.raises(RuntimeError), writing(path):
+        raise RuntimeError("of the program")
+    assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
 # Fingerprints
