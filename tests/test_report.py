@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from deskpro.stages.reporting import page as page_module
 from deskpro.stages.reporting.images import Thumbnails
 from deskpro.stages.reporting.page import percent
 from tests.browser import CHROMIUM, Page, browse
-from tests.conftest import Project, with_cache, write_recipe
+from tests.conftest import Project, run_process, with_cache, write_recipe
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 """Part of the name of one query's images."""
@@ -295,6 +296,17 @@ def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_pat
     again = tmp_path / "again.html"
     make(evaluated, "--good", "20", "--failed", "20", "--samples", "3", "--out", str(again))
     assert again.read_bytes() == page_file.read_bytes()
+
+
+def test_another_process_at_another_time_writes_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    before = make(run).read_bytes()
+    for path in run.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    again = tmp_path / "again.html"
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    done = run_process("report", str(run), "--out", str(again), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == before
 
 
 def test_without_cache_or_student_the_attention_is_left_out_with_the_reason(run: Path) -> None:

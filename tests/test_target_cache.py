@@ -247,6 +247,19 @@ def test_an_unfinished_cache_is_not_resumed_with_something_else(
         assert there(result)[0] > 0  # what is the same is kept even so
 
 
+def test_an_unfinished_cache_of_other_samples_is_refused_in_one_line(project: Project) -> None:
+    kill_at_work(project, blocks=2)
+    begun = content(store(project))
+    for kind in ("imgs", "lr_face", "hr_face", "mask"):
+        for path in sorted((project.data / kind / "bounding_box_train").iterdir()):
+            path.rename(path.with_stem(path.stem.replace("_0", "_9")))
+    result = project("teacher-cache")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert sum(line.startswith("deskpro: ") for line in result.err.splitlines()) == 1
+    assert content(store(project)) == begun
+
+
 def remove_cache(project: Project) -> None:
     shutil.rmtree(store(project))
     (project.run / "manifests" / "teacher-cache.json").unlink()
@@ -396,7 +409,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"may not mount a file system here: {done.stderr.strip()[:80]}")
     assert done.stdout.split("\n")[:3] == ["code 2", "code 0", "code 0"], done.stderr
-    assert "no space left; make room, then run it again" in done.stderr
+    assert "no space left on device. Free some space and type the same command" in done.stderr
     assert "Traceback" not in done.stderr
     found, total = there(Result(0, "", done.stderr))
     assert 0 < found < total
