@@ -175,6 +175,29 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_saves_too(
+    project: Project, finished: tuple[Path, pd.DataFrame]
+) -> None:
+    """As a scheduler sends it: the loader's workers get it, and live until the step is done."""
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    command = [sys.executable, "-m", "deskpro", "train-student", "--force", *where]
+    command += sets(*SHORT, "data.workers=2")
+    with (project.run / "child.log").open("w") as log:
+        child = subprocess.Popen(command, stderr=log, start_new_session=True, cwd=REPOSITORY)
+    wait_for_step(project, 2, 120)
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait(120) == 143
+    said = (project.run / "child.log").read_text()
+    assert "Traceback" not in said
+    assert "stopped by SIGTERM after step" in said.splitlines()[-1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)  # nobody of the group is left
+    result = project.ok("train-student", *sets(*SHORT))
+    assert "resuming at step" in result.err
+    assert same(project.run / "student.safetensors", finished[0])
+
+
+@pytest.mark.slow
 def test_a_begun_training_is_not_continued_with_other_options(project: Project) -> None:
     project.ok("teacher-cache")
     child = start(project, *sets(*SHORT))

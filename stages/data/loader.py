@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -174,7 +177,7 @@ def load(
         persistent_workers=workers > 0,
         prefetch_factor=ahead if workers else None,
         collate_fn=_collate,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_obey_parent_alone,
         pin_memory=device.type == "cuda",
     )
 
@@ -184,9 +187,21 @@ def _collate(samples: Any) -> dict[str, Any]:
     return samples if isinstance(samples, dict) else default_collate(samples)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent decides, and ends its workers."""
+def _obey_parent_alone(worker: int) -> None:
+    """Ctrl-C, or a scheduler's SIGTERM, reaches every process of a group: the parent decides.
+
+    It stops after a whole step, for which it needs its workers, and ends them with a SIGTERM.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    parent = multiprocessing.parent_process()
+
+    def obey() -> None:
+        while parent is not None and signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
 
 
 def images_of(
