@@ -324,15 +324,22 @@ def _reranked(
 
     settings = options.eval.rerank
     picked = np.concatenate([_rows(query), _rows(gallery)])
-    return reranked(
-        stored.distances(picked, picked, weights),
-        len(query),
-        len(gallery),
-        known=known,
-        k1=settings.k1,
-        k2=settings.k2,
-        weight=settings.weight,
-    )
+    try:
+        return reranked(
+            stored.distances(picked, picked, weights),
+            len(query),
+            len(gallery),
+            known=known,
+            k1=settings.k1,
+            k2=settings.k2,
+            weight=settings.weight,
+            memory=options.cache.memory * 1e9,
+        )
+    except MemoryError as error:
+        raise InputError(
+            f"eval.rerank: {len(picked)} images need {error}. Allow more: --set "
+            f"cache.memory={max(2 * options.cache.memory, 2):g}; or lower eval.rerank.k1"
+        ) from None
 
 
 def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:

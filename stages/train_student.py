@@ -110,9 +110,10 @@ class TrainStudent(Stage):
         import torch
 
         from deskpro.stages.models.student import Student, multiply_adds
-        from deskpro.stages.models.warm_start import warm_start
+        from deskpro.stages.models.warm_start import require_weights, warm_start
         from deskpro.stages.training import recipe
 
+        require_weights("student.pre_train", self.options.student.pre_train)
         options = self.options
         device = distributed.pick_device(options.device)
         data = self._drawn(job) if self.cache is None else self._from_cache(self.cache, job, device)

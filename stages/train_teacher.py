@@ -73,9 +73,10 @@ class TrainTeacher(Stage):
         from deskpro.stages.data.check import check_data
         from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.models.lmbn import LMBN
-        from deskpro.stages.models.warm_start import warm_start
+        from deskpro.stages.models.warm_start import require_weights, warm_start
         from deskpro.stages.training import recipe
 
+        require_weights("teacher.pre_train", self.options.teacher.pre_train)
         options, settings = self.options, self.options.train_teacher
         device = distributed.pick_device(options.device)
         with distributed.rank_zero_first():

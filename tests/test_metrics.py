@@ -468,6 +468,8 @@ def test_reranking_in_blocks_is_that_of_full_matrices(k1: int, k2: int) -> None:
     distances = np.square(features[:, None] - features[None]).sum(2)
     expected = dense_reranking(distances, 12, min(k1, 69), min(k2, 70), 0.3)
     new = reranked(lambda rows: distances[rows], 12, 58, k1=k1, k2=k2, weight=0.3, block=9)
+    with pytest.raises(MemoryError, match="more than 5e-05 GB"):
+        reranked(lambda rows: distances[rows], 12, 58, k1=k1, k2=k2, memory=5e4)
     found = np.concatenate([new(slice(0, 5)), new(slice(5, 12))])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 

@@ -36,6 +36,16 @@ def osnet(width: float) -> nn.Module:
     )
 
 
+def test_missing_weights_are_refused_before_data_are_read(project: Project) -> None:
+    option = "teacher.pre_train=models/osnet_x1_0_imagenet.pth"
+    result = project("train-teacher", "--set", option, "--set", "data.root=nowhere")
+    assert result.code == 2
+    said = result.err.strip().splitlines()[-1]
+    assert "teacher.pre_train: models/osnet_x1_0_imagenet.pth is missing" in said
+    assert "--set teacher.pre_train=none" in said
+    assert project("train-teacher", "--set", "teacher.pre_train=none").code == 0
+
+
 @pytest.fixture
 def zoo(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     torch.manual_seed(3)

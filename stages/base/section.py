@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ Processes = Annotated[int, Field(ge=1, le=1024)]
 Weight = Annotated[float, Field(ge=0)]
 Scale = Annotated[float, Field(gt=0)]
 FilePath = Annotated[Path, Field(strict=False)]
-Source = Annotated[FilePath | None, CONTENT]
-"""A file or folder that is read; None where there is none."""
+Source = Annotated[
+    FilePath | None, BeforeValidator(lambda path: None if path == "none" else path), CONTENT
+]
+"""A file or folder that is read; None, or `none` in YAML and `--set`, where there is none."""
 Precision = Literal["float32", "bfloat16", "float16"]
 
 

@@ -41,7 +41,8 @@ class Network(Section):
     """Initial weights behind the backbone: He's, as the backbone's; or those of the published
     DeSKPro, √6 smaller in the heads, √6 larger in the attention."""
     pre_train: Source = None
-    """Weights that training starts from: OSNet's on ImageNet, or an earlier network."""
+    """Weights that training starts from: OSNet's on ImageNet, or an earlier network; none: random
+    ones."""
 
     @property
     def arguments(self) -> dict[str, Any]:

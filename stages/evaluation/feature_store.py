@@ -199,12 +199,11 @@ class FeatureStore:
         """
         used = weights.nonzero().flatten().tolist()
         scale = weights[used].to(self.device)[:, None]
-        query = (self.take(queries)[:, used] * scale).flatten(1)
         needed, place = np.unique(others, return_inverse=True)
         ordered = np.array_equal(needed, others)  # one image each, in the store's order
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
-            few = query[rows]
+            few = (self.take(queries[rows])[:, used] * scale).flatten(1)
             found = np.empty((len(few), len(needed)), np.float32)
             for part, features in self.parts(needed):
                 products = few @ features[:, used].flatten(1).T

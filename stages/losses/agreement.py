@@ -1,4 +1,7 @@
-"""How far a student agrees with its teacher, head by head."""
+"""How far a student agrees with its teacher, head by head, on the views that it is trained on.
+
+The student is in training mode: batch statistics, and the top rows of a head zeroed.
+"""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ def reranked(
     k2: int = 6,
     weight: float = 0.3,
     block: int = 256,
+    memory: float = 2e9,
 ) -> Callable[[slice], np.ndarray]:
     """Some queries → their new distances to the gallery, float32 [n, others].
 
@@ -34,13 +35,21 @@ def reranked(
     or proportional to it, [n, queries + others]; they are divided by each row's largest (as the
     authors do). known: bool [queries + others], which have a feature at all; the others have no
     neighbours, and none by way of another. k1: neighbours that must be mutual; k2: nearest whose
-    neighbourhoods are averaged; weight: of the old distance against the Jaccard distance.
+    neighbourhoods are averaged; weight: of the old distance against the Jaccard distance. No result
+    depends on block, the rows at a time at most, and memory, the bytes for distances and
+    neighbourhoods.
+
+    Raises:
+        MemoryError: the neighbourhoods need more; the message says how much was reached.
     """
     count = queries + others
     seen = np.ones(count, bool) if known is None else known
     k1, k2 = min(k1, count - 1), min(k2, count)
     near, largest = np.empty((count, k1 + 1), np.int64), np.empty(count)
+    # A row of distances is copied about twice while it is sorted.
+    block = int(min(max(memory / 4 / (16 * count), 1), block))
     blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
+    held = _Held(memory, near.nbytes)
     for part in blocks:
         rows = distances(part)
         largest[part] = np.maximum(rows.max(1), np.finfo(np.float32).tiny)
@@ -50,9 +59,10 @@ def reranked(
         for row in distances(part):
             i = len(raw)
             images = _neighbours(i, near, k1) if seen[i] else np.array([i])
-            raw.append(_weighed(images[seen[images] | (images == i)], row / largest[i]))
+            raw.append(held.add(_weighed(images[seen[images] | (images == i)], row / largest[i])))
     averaged = [
-        _average([raw[j] for j in near[i, :k2]]) if seen[i] else raw[i] for i in range(count)
+        held.add(_average([raw[j] for j in near[i, :k2]])) if seen[i] else raw[i]
+        for i in range(count)
     ]
     containing = _by_image(averaged[queries:])
 
@@ -71,6 +81,23 @@ def reranked(
 
 
 _NOTHING = np.empty(0, np.int64), np.empty(0)
+
+
+class _Held:
+    """Counts the bytes of neighbourhoods; MemoryError where they are more than may be held."""
+
+    def __init__(self, limit: float, held: int) -> None:
+        self.limit, self.bytes = limit, held
+
+    def add(self, neighbourhood: Neighbourhood) -> Neighbourhood:
+        self.bytes += sum(part.nbytes for part in neighbourhood) + _OVERHEAD
+        if self.bytes > self.limit:
+            raise MemoryError(f"more than {self.limit / 1e9:g} GB of neighbourhoods")
+        return neighbourhood
+
+
+_OVERHEAD = 300
+"""Bytes of Python's objects around a neighbourhood."""
 
 
 def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:

@@ -53,6 +53,15 @@ class WarmStart(NamedTuple):
         }
 
 
+def require_weights(option: str, path: Path | None) -> None:
+    """InputError where the weights that an option names are absent; called before data are read."""
+    if path is not None and not path.exists():
+        raise InputError(
+            f"{option}: {path} is missing. configs/README.md says where OSNet's ImageNet weights "
+            f"are published; for random initial weights: --set {option}=none"
+        )
+
+
 def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> WarmStart:
     """Load into `network`, in place, what fits of a weights file.
 

@@ -12,7 +12,10 @@ from markupsafe import Markup
 from deskpro.stages.reporting.figures import history_chart, number, spark, to_svg
 from deskpro.stages.reporting.page import percent
 
-MEASURES = {"agree": ("agreement, %", percent), "divergence": ("KL, nats", number)}
+MEASURES = {
+    "agree": ("agreement with the teacher on training views, in training mode, %", percent),
+    "divergence": ("KL from the teacher on training views, in training mode, nats", number),
+}
 """Metric by head → its title in the page and how its values are written; others keep their name."""
 _OTHERS = ("epoch", "lr", "images_per_s")
 
