@@ -24,7 +24,7 @@ from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.record import FOREIGN, Records, images_below, unfinished
 from deskpro.stages.preparation.samples import Sample, find_samples, is_own_folder
-from deskpro.stages.preparation.step import Outcome, Step
+from deskpro.stages.preparation.step import Outcome, Step, require_files
 
 _NETWORK_FILES = (
     "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
@@ -109,10 +109,11 @@ class PrepareData(Stage):
                 done.
         """
         settings, root = self.settings, self.root
+        methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
+        require_files(methods, settings)
         found = find_samples(settings.root or root, self.options.data_train, settings.own)
         refuse(found.problems, "can't be prepared")
         samples, page, [out] = found.samples, root / "prepare.html", self.outs()
-        methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
         if settings.root is not None:
             methods.insert(0, Bodies)
         steps = [method(settings, root, self.options.device) for method in methods]

@@ -633,10 +633,33 @@ def test_a_segmenter_that_cannot_be_loaded_is_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
-    for model in (str(tmp_path / "empty"), "nobody/nothing"):
+    for model in (str(tmp_path / "empty"), "hf:nobody/nothing"):
         result = preparation("prepare.parsing.method=segformer", f"prepare.parsing.model={model}")
         assert result.code == 2
         assert f"prepare.parsing.model {model}: not a segmenter" in result.err
+
+
+def test_everything_that_lacks_is_listed_at_once(
+    preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path is never taken for a name on the hub, which would be asked for minutes."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    result = preparation(
+        "prepare.parsing.method=segformer",
+        "prepare.parsing.model=models/segformer",
+        "prepare.face.method=yunet",
+        "prepare.restoration.method=spandrel",
+        "prepare.restoration.model=models/GFPGANv1.4.pth",
+    )
+    assert result.code == 2
+    for line in (
+        "prepare.parsing.model: models/segformer not found. Set it to a folder",
+        "prepare.face.model: not set. Set it to YuNet's ONNX file",
+        "prepare.restoration.model: models/GFPGANv1.4.pth not found. Set it to the file",
+    ):
+        assert line in result.err
+    assert result.err.count("MB, ") == 3  # size and licence of each
+    assert not [*preparation.made.rglob("*.jpg")]
 
 
 def test_the_prepared_set_must_not_lie_in_the_raw_one(preparation: Preparation) -> None:

@@ -60,7 +60,8 @@ class Parsing(Section):
     labels: Source = None
     """For labels: the folder of PNGs of one channel, below it the paths of the body images."""
     model: str | None = None
-    """For segformer: a local folder in the format of transformers, or a name on its hub."""
+    """For segformer: a folder in the format of transformers, or hf:OWNER/NAME on Hugging Face's
+    hub."""
 
 
 class Mask(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from deskpro.cache.files import sha256
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
+    Need,
     Outcome,
     Step,
     Unusable,
@@ -19,7 +21,6 @@ from deskpro.stages.preparation.step import (
     optional,
     read_image,
     read_labels,
-    require,
 )
 
 FOUND = "face found"
@@ -150,9 +151,17 @@ class YuNet(_Faces):
     needs = ("cv2",)
     params = ("margin", "min_side", "score", "height", "inside_head")
 
+    files = (
+        Need(
+            "face.model",
+            "YuNet's ONNX file: face_detection_yunet_2023mar.onnx, 0.2 MB, MIT, from "
+            "models/face_detection_yunet of opencv/opencv_zoo on GitHub; or set "
+            "prepare.face.method=head, which needs none",
+        ),
+    )
+
     def load(self) -> None:
-        what = "YuNet's ONNX file, from OpenCV's model zoo"
-        self.model = require("prepare.face.model", self.settings.face.model, what)
+        self.model = Path(str(self.settings.face.model))
         self.cv2 = optional("cv2", "prepare.face.method=yunet")
         self.digest = sha256(self.model)
         self._detector((320, 320))  # refuses an unreadable file before any work

@@ -15,6 +15,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import Scheme
 from deskpro.stages.preparation.step import (
+    Need,
     Outcome,
     Step,
     Unusable,
@@ -25,7 +26,6 @@ from deskpro.stages.preparation.step import (
     optional,
     read_image,
     read_labels,
-    require,
 )
 
 
@@ -35,10 +35,16 @@ class LabelFiles(Step):
     name, reads, writes = "parsing", ("imgs",), "labels"
     params = ("scheme",)
 
+    files = (
+        Need(
+            "parsing.labels",
+            "the folder of label maps, or set prepare.parsing.method=segformer",
+            Path.is_dir,
+        ),
+    )
+
     def load(self) -> None:
-        what = "the folder of label maps, or set prepare.parsing.method=segformer"
-        folder = self.settings.parsing.labels
-        self.folder = require("prepare.parsing.labels", folder, what, Path.is_dir)
+        self.folder = Path(str(self.settings.parsing.labels))
 
     def inputs(self, sample: Sample) -> list[Path]:
         return [*super().inputs(sample), self._source(sample)]
@@ -67,6 +73,10 @@ class LabelFiles(Step):
         return Outcome(encode(Image.fromarray(labels)))
 
 
+HUB = "hf:"
+"""What precedes the name of a network on Hugging Face's hub; everything else is a path."""
+
+
 class SegFormer(Step):
     """A SegFormer, or another semantic segmenter of transformers, with the classes of the scheme.
 
@@ -77,17 +87,21 @@ class SegFormer(Step):
     name, reads, writes = "parsing", ("imgs",), "labels"
     params = ("scheme",)
     needs = ("transformers",)
+    files = (
+        Need(
+            "parsing.model",
+            f"a folder in the format of transformers, or {HUB}OWNER/NAME on Hugging Face's hub: "
+            f"{HUB}mattmdjaga/segformer_b2_clothes, 110 MB, licence on its page, for scheme atr",
+            lambda path: str(path).startswith(HUB) or path.is_dir(),
+        ),
+    )
 
     def load(self) -> None:
-        name = self.settings.parsing.model
-        if name is None:
-            raise InputError(
-                "prepare.parsing.model: not set. Set it to a local folder in the format of "
-                "transformers, or a name on its hub"
-            )
+        given = self.settings.parsing.model
+        name = str(given).removeprefix(HUB)
         transformers = optional("transformers", "prepare.parsing.method=segformer")
         transformers.utils.logging.disable_progress_bar()
-        with loading("prepare.parsing.model", name, "a segmenter that transformers can load"):
+        with loading("prepare.parsing.model", given, "a segmenter that transformers can load"):
             self.processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
             self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(name)
         _require_classes(self.model.config, self.scheme, f"prepare.parsing.model {name}")

@@ -16,6 +16,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
+    Need,
     Outcome,
     Step,
     Unusable,
@@ -24,7 +25,6 @@ from deskpro.stages.preparation.step import (
     on_device,
     optional,
     read_image,
-    require,
 )
 
 FACE_SIDE = 512
@@ -69,10 +69,17 @@ class Spandrel(_Restorer):
     """
 
     needs = ("spandrel", "spandrel_extra_arches")
+    files = (
+        Need(
+            "restoration.model",
+            "the file of a face-restoration network: GFPGANv1.4.pth, 350 MB, Apache 2.0, from the "
+            "releases of TencentARC/GFPGAN on GitHub, for one; or set "
+            "prepare.restoration.method=bicubic, which restores nothing",
+        ),
+    )
 
     def load(self) -> None:
-        option, what = "prepare.restoration.model", "the file of a face-restoration network"
-        model = require(option, self.settings.restoration.model, what)
+        option, model = "prepare.restoration.model", Path(str(self.settings.restoration.model))
         method = "prepare.restoration.method=spandrel"
         spandrel, extra = (optional(package, method) for package in self.needs)
         extra.install(ignore_duplicates=True)
@@ -82,7 +89,7 @@ class Spandrel(_Restorer):
         if not isinstance(self.network, spandrel.ImageModelDescriptor) or channels != (3, 3):
             raise InputError(
                 f"{option} {model}: {self.network.architecture.name} doesn't map an RGB image to "
-                f"an RGB image. Set it to {what}"
+                "an RGB image. Set it to the file of a face-restoration network"
             )
         self.digest = sha256(model)
         self.torch_device = on_device(self.network, self.device)
@@ -124,11 +131,16 @@ class HighResolution(_Restorer):
 
     reads = ("lr_face", "imgs")
     params = ("size",)
+    files = (
+        Need(
+            "restoration.pictures",
+            "the folder of the HR body images, below it the paths of the raw ones",
+            Path.is_dir,
+        ),
+    )
 
     def load(self) -> None:
-        what = "the folder of the HR body images, below it the paths of the raw ones"
-        folder = self.settings.restoration.pictures
-        self.folder = require("prepare.restoration.pictures", folder, what, Path.is_dir)
+        self.folder = Path(str(self.settings.restoration.pictures))
 
     def inputs(self, sample: Sample) -> list[Path]:
         return [*super().inputs(sample), self._image(sample)]

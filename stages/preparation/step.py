@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,24 @@ class Outcome:
         return {} if self.content is None else {name: hashlib.sha256(self.content).hexdigest()}
 
 
+class Need(NamedTuple):
+    """A file or folder that an option must name."""
+
+    option: str
+    """Below `prepare`."""
+    what: str
+    """What it must be: where it is published, its size and licence."""
+    exists: Callable[[Path], bool] = Path.is_file
+
+    def lacks(self, settings: Prepare) -> str | None:
+        """What is wrong; None where the file is there."""
+        value = attrgetter(self.option)(settings)
+        if value is not None and self.exists(Path(value)):
+            return None
+        found = "not set" if value is None else f"{value} not found"
+        return f"prepare.{self.option}: {found}. Set it to {self.what}"
+
+
 class Step(ABC):
     """A method of a step. To add one: its class, and a row in `METHODS`.
 
@@ -56,6 +75,8 @@ class Step(ABC):
     """Options of the step's section that all results depend on."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages beyond those of the pipeline."""
+    files: ClassVar[tuple[Need, ...]] = ()
+    """Files and folders that its options must name."""
 
     def __init__(self, settings: Prepare, root: Path, device: str) -> None:
         """root: the prepared set; device: auto, cpu, cuda or cuda:N. Raises InputError."""
@@ -167,14 +188,11 @@ def optional(module: str, option: str) -> Any:
         ) from None
 
 
-def require(
-    option: str, path: Path | None, what: str, exists: Callable[[Path], bool] = Path.is_file
-) -> Path:
-    """The file or folder that an option names. Raises InputError; what: it must be."""
-    if path is None or not exists(path):
-        found = "not set" if path is None else f"{path} not found"
-        raise InputError(f"{option}: {found}. Set it to {what}")
-    return path
+def require_files(methods: Iterable[type[Step]], settings: Prepare) -> None:
+    """InputError with a line for each file or folder that any of the methods lacks."""
+    lacking = [need.lacks(settings) for method in methods for need in method.files]
+    if lines := [*dict.fromkeys(filter(None, lacking))]:
+        raise InputError("\n".join(lines))
 
 
 @contextmanager
