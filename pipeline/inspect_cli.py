@@ -14,7 +14,7 @@ from deskpro.pipeline.arguments import CONFIG, DATASET, DEEP, FOLDER, PATH, RUN,
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, summary, table
-from deskpro.stages.base.run_folder import RunFolder, read_json
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
 _COUNT = click.IntRange(0)
 
@@ -35,7 +35,7 @@ def _advise_on(path: Path) -> None:
 
 def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: str) -> Options:
     """The options that a finished stage records in its manifest; InputError without one."""
-    record = read_json(manifest)
+    record = read_manifest(manifest)
     if record is None or not output.exists():
         raise InputError(f"{output}: missing, or has no manifest", command=command)
     return config.load(record["config"], overrides)

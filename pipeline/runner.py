@@ -21,7 +21,7 @@ from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options, relevant
 from deskpro.stages.base.progress import log, summary
-from deskpro.stages.base.run_folder import RunFolder, read_json
+from deskpro.stages.base.run_folder import RunFolder, read_json, read_manifest
 from deskpro.stages.base.stage import Digests, Job, Reason, Result, Stage
 
 _VERSIONS = ("deskpro", "torch", "zarr", "numpy", "pillow")
@@ -81,7 +81,7 @@ def run_stage(
 
 def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
     """Why the existing output of a stage is not what it would make now."""
-    return stage.stale(read_json(stage.home.manifest(stage.name)), digests)
+    return stage.stale(read_manifest(stage.home.manifest(stage.name)), digests)
 
 
 def _decide(

@@ -17,7 +17,7 @@ from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.base.run_folder import RunFolder, read_json
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
 Variants = dict[str, dict[str, object]]
 """Name of each variant → what it changes in the recipe."""
@@ -222,7 +222,7 @@ def _rows(students: Iterable[Student]) -> pd.DataFrame:
     for variant, seed, _, folder in students:
         protocols = json.loads(folder.metrics.read_text())["protocols"]
         protocol, scores = next(iter(protocols.items()))
-        record = read_json(folder.manifest("train-student")) or {}
+        record = read_manifest(folder.manifest("train-student")) or {}
         result: dict[str, Any] = record.get("result", {})
         rows += [
             {

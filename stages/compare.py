@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deskpro.cache.files import read_bytes, write_aside
+from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
@@ -83,19 +82,18 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
 
 def _open(folder: Path, name: str, *, anyway: bool) -> Run:
     report = record.read_metrics(folder, anyway=anyway)
-    try:
-        queries = pd.read_csv(io.BytesIO(read_bytes(folder / "queries.csv")), dtype={"pid": str})
-        parts = {
-            (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
-                {"pid": "first", "ap": "mean", "rank1": "mean"}
-            )
-            for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    queries = record.read_table(folder / "queries.csv")
+    if queries is None:
         raise InputError(
-            f"{folder / 'queries.csv'}: cannot be read ({type(error).__name__}: {error})",
+            f"{folder / 'queries.csv'}: missing, or cannot be read",
             command=shlex.join(["eval", "--run", str(folder), "--force"]),
-        ) from None
+        )
+    parts = {
+        (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
+            {"pid": "first", "ap": "mean", "rank1": "mean"}
+        )
+        for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
+    }
     return Run(name, report, parts)
 
 

@@ -115,13 +115,12 @@ def _cards(
     queries, lists = (record.read_table(folder / name) for name in ("queries.csv", "ranked.csv"))
     if queries is None or lists is None:
         absent = "queries.csv" if queries is None else "ranked.csv"
-        return [], f"{absent} is not in the run folder."
+        return [], f"{absent} is not in the run folder, or cannot be read."
     name, protocol = next(iter(metrics["protocols"].items()))
     stream = results.widest(protocol["streams"])
     mine = queries[(queries["protocol"] == name) & (queries["stream"] == stream)]
-    numeric = mine.astype(dict.fromkeys(("ap", "first", "rank1", "positives"), float))
     # Single-shot draws repeat a query: the lists are of the first draw.
-    chosen = ranked.choose(numeric.drop_duplicates("sample_id"), good, failed)
+    chosen = ranked.choose(mine.drop_duplicates("sample_id"), good, failed)
     index = _index(root, metrics["data"]["dataset"], "query", "gallery")
     paths: dict[str, Any] = {row["sample_id"]: row for row in index.to_dict("records")}
     cards = ranked.cards(chosen, lists, paths, show)
@@ -164,7 +163,7 @@ def _training(options: Options, folder: RunFolder) -> dict[str, Any]:
     parts = []
     heads, metrics_table = [], None
     for who in ("student", "teacher"):
-        history = record.read_table(folder.history(who), text=False)
+        history = record.read_table(folder.history(who))
         if history is None or history.empty:
             continue
         _, metrics = histories.split(history.columns)

@@ -179,7 +179,10 @@ def prepared(
             noise = rng.integers(0, 256, (max(size[0] // 8, 1), max(size[1] // 8, 1), 3))
             smaller = 0.7 if i % 2 and kind != "lr_face" else 1
             width, height = round(size[1] * smaller), round(size[0] * smaller)
-            image = Image.fromarray(noise.astype(np.uint8)).resize((width, height))
+            resample = Image.Resampling.BICUBIC
+            if kind == "mask":
+                noise, resample = 255 * (noise > 127), Image.Resampling.NEAREST
+            image = Image.fromarray(noise.astype(np.uint8)).resize((width, height), resample)
             image.save(root / kind / f"{i}.jpg", quality=90)
         for i in range(samples):
             name = f"{i // 10:04d}_c{i % 3}_{i:05d}.jpg"

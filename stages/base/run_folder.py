@@ -39,7 +39,7 @@ class RunFolder:
             InputError: the two differ, or the source is no run folder.
         """
         record = read_json(path / "from.json")
-        recorded = record and Path(os.path.normpath(path / str(record["from"])))
+        recorded = record and Path(os.path.normpath(path / str(record.get("from", ""))))
         if source and recorded and recorded.resolve() != source.resolve():
             raise InputError(
                 f"{path}: its targets are those of {recorded}, --from is {source}. Give another "
@@ -79,6 +79,14 @@ class RunFolder:
     def started(self, stage: str) -> Path:
         """The params and deps of a stage under way; a kill before its manifest leaves it."""
         return self.manifest(stage).with_suffix(".started")
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A stage's manifest; None where there is none, or one that lacks a part."""
+    record = read_json(path) or {}
+    parts = [record.get(name) for name in ("params", "deps", "outs", "result", "config")]
+    whole = all(isinstance(part, dict) for part in parts)
+    return record if whole and isinstance(record.get("seconds"), int | float) else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from deskpro.cache import files
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.reporting.metrics_file import Metrics
 
 
 def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
@@ -30,16 +33,13 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
     path, command = folder / "metrics.json", shlex.join(["eval", "--run", str(folder)])
     try:
         metrics: dict[str, Any] = files.read_json(path)
-        _ = metrics["data"]["digests"].items(), metrics["data"]["root"]
-        for protocol in metrics["protocols"].values():
-            _ = protocol["rule"]
-            for numbers in protocol["streams"].values():
-                _ = numbers["cmc"], numbers["interval"]["mAP"], numbers["identities"]
+        Metrics.model_validate(metrics)
         kind, name, evaluated = (metrics["network"][of] for of in ("kind", "file", "sha256"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", command=command) from None
-    except (AttributeError, OSError, ValueError, LookupError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
+    except (OSError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         problem = f"{path}: not readable, or of another version ({why})"
         raise InputError(problem, command=f"{command} --force") from None
     run = RunFolder(folder)
@@ -55,15 +55,41 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
     return metrics
 
 
-def read_table(path: Path, *, text: bool = True) -> pd.DataFrame | None:
-    """A CSV file, every cell as text (or as pandas reads it); None where there is none."""
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "queries.csv": (
+        ("protocol", "stream", "sample_id", "pid"),
+        ("ap", "inp", "first", "rank1", "positives"),
+    ),
+    "ranked.csv": (("query", "sample_id", "pid", "camid", "clothes", "positive"), ("rank",)),
+    "breakdown.csv": (("protocol", "stream", "by", "value"), ("queries", "mAP", "rank1")),
+    "left_out.csv": (("sample_id", "pid", "reason"), ()),
+    "student_history.csv": ((), ("epoch", "lr", "total")),
+    "teacher_history.csv": ((), ("epoch", "lr", "total")),
+}
+"""File → its columns of text and of numbers; it may have more. A history has numbers alone."""
+
+
+def read_table(path: Path) -> pd.DataFrame | None:
+    """A CSV file of `COLUMNS`, text or float64; None where there is none that can be used.
+
+    A warning says what is wrong with one that exists.
+    """
+    texts, numbers = COLUMNS[path.name]
     try:
-        content = io.BytesIO(files.read_bytes(path))
-        if not text:
-            return pd.read_csv(content)
-        return pd.read_csv(content, dtype=str, keep_default_na=False)
-    except (OSError, ValueError):  # absent, empty, or cut short
+        table = pd.read_csv(io.BytesIO(files.read_bytes(path)), dtype=str, keep_default_na=False)
+        absent = [name for name in (*texts, *numbers) if name not in table]
+        if absent:
+            raise ValueError(f"it has no column {', '.join(absent)}")
+        for name in numbers if texts else table:
+            table[name] = table[name].astype(float)
+            if not np.isfinite(table[name]).all():
+                raise ValueError(f"column {name} has a number that is not finite")
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        log(f"warning: {path}: cannot be read and is left out ({error})")
+        return None
+    return table
 
 
 def read_text(path: Path) -> str | None:
@@ -89,12 +115,17 @@ def stages(folder: Path) -> list[dict[str, Any]]:
                     "name": str(record.get("stage", path.stem)),
                     "finished": stamp.replace("T", " ").replace("+00:00", " UTC"),
                     "seconds": record.get("seconds"),
-                    "facts": flatten(record.get("result") or {}),
-                    "digests": flatten((record.get("deps") or {}) | (record.get("outs") or {})),
-                    "versions": record.get("versions") or {},
+                    "facts": flatten(_mapping(record, "result")),
+                    "digests": flatten(_mapping(record, "deps") | _mapping(record, "outs")),
+                    "versions": _mapping(record, "versions"),
                 }
             )
     return sorted(found, key=lambda stage: (stage["finished"], stage["name"]))
+
+
+def _mapping(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

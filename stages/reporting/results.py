@@ -54,7 +54,7 @@ def breakdown(
     if table is None:
         return []
     wanted = (table["protocol"] == protocol) & (table["stream"] == stream) & (table["by"] == by)
-    rows = table[wanted].astype({"mAP": float, "rank1": float, "queries": int})
+    rows = table[wanted].astype({"queries": int})
     if worst is not None:
         rows = rows.sort_values(["mAP", "value"], kind="stable").head(worst)
     else:
