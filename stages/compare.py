@@ -54,17 +54,16 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     ]
     first, *others = runs
     differing = [line for other in others for line in _differences(first, other)]
-    if differing and not anyway:
+    shared = [pair for pair in first.queries if _common(runs, *pair)]
+    if not shared or (differing and not anyway):
+        advice = ", or compare what they share: --anyway" if shared else "; they share no query"
         raise InputError(
-            f"these runs cannot be compared: {'; '.join(differing)}. Evaluate them on the same "
-            "data by the same protocols, or compare what they share: --anyway"
+            f"these runs cannot be compared: {'; '.join(differing) or 'no queries'}. Evaluate them on the same "
+            f"data by the same protocols{advice}"
         )
     for line in differing + [line for other in others for line in _settings(first, other)]:
         log(f"compare: {line}")
-    shared = [pair for pair in first.queries if all(pair in run.queries for run in runs)]
     rows = pd.DataFrame([row for pair in shared for row in _compare(runs, *pair)])
-    if rows.empty:
-        raise InputError("nothing was compared: the runs share no protocol, stream and query")
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
     bars = [
@@ -139,14 +138,19 @@ def _settings(one: Run, other: Run) -> list[str]:
     ]
 
 
+def _common(runs: Sequence[Run], protocol: str, stream: str) -> list[str]:
+    """The queries that all runs have under a protocol and stream, in the order of the first."""
+    tables = [run.queries.get((protocol, stream)) for run in runs]
+    parts = [set[str]() if table is None else {*table.index} for table in tables]
+    common = set.intersection(*parts)
+    return [query for query in runs[0].queries[protocol, stream].index if query in common]
+
+
 def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, object]]:
     """A row per measure and run; values are shares in 0..1."""
-    parts = [run.queries[protocol, stream] for run in runs]
-    shared = parts[0].index
-    for part in parts[1:]:
-        shared = shared[shared.isin(part.index)]
+    parts, shared = [run.queries[protocol, stream] for run in runs], _common(runs, protocol, stream)
     rows, pids = [], parts[0].loc[shared, "pid"].to_numpy()
-    for measure, column in MEASURES.items() if len(shared) else ():
+    for measure, column in MEASURES.items():
         values = np.stack([part.loc[shared, column].to_numpy() for part in parts], 1)
         means = resampled_means(values, pids)  # the same resamples for every run
         for i, run in enumerate(runs):

@@ -218,9 +218,9 @@ def make_sampler(data: TrainingSet, recipe: Recipe) -> PKSampler:
     )
     if not len(sampler):
         found = len(np.unique(data.labels))
+        advice = "training needs two" if found < 2 else f"--set {name}={found} or less"
         raise InputError(
-            f"{found} training identities make no batch of batchid {batchid}: "
-            f"--set {name}={max(found, 2)} or less"
+            f"{found} training identities make no batch of batchid {batchid}: {advice}"
         )
     return sampler
 
