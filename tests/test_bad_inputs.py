@@ -101,17 +101,7 @@ def test_bad_input_is_one_message(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(place)
     words = [fill(word) for word in shlex.split(row.command)]
-    stages = {
-        "train-teacher",
-        "teacher-cache",
-        "train-student",
-        "eval",
-        "all",
-        "prepare",
-        "sweep",
-        "ablation",
-    }
-    if words[0] in stages and "--config" not in words and "--run" not in words:
+    if words[0] in OF_A_RECIPE and "--config" not in words and "--run" not in words:
         words += ["--config", str(place / "tiny.yaml"), "--run", str(place / "run")]
     paths = [place / fill(name) for name in row.changes]
     for path, change in zip(paths, row.changes.values(), strict=True):

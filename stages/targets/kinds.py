@@ -118,7 +118,8 @@ class Logits(Target):
         if not torch.isfinite(logits).all() or logits.abs().max() > half.max:
             raise InputError(
                 "the teacher's logits are not finite, or too large for float16: these weights are "
-                "broken. Train it again: make train-teacher FORCE=1"
+                "broken. To train it again",
+                command="train-teacher --force",
             )
         if settings.logits_dtype == "float16":
             return {"logits": logits.half().cpu().numpy()}
