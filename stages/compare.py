@@ -57,9 +57,10 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     shared = [pair for pair in first.queries if _common(runs, *pair)]
     if not shared or (differing and not anyway):
         advice = ", or compare what they share: --anyway" if shared else "; they share no query"
+        why = "; ".join(differing) or "no queries"
         raise InputError(
-            f"these runs cannot be compared: {'; '.join(differing) or 'no queries'}. Evaluate them on the same "
-            f"data by the same protocols{advice}"
+            f"these runs cannot be compared: {why}. Evaluate them on the same data by the same "
+            f"protocols{advice}"
         )
     for line in differing + [line for other in others for line in _settings(first, other)]:
         log(f"compare: {line}")
