@@ -14,6 +14,7 @@ import torch
 
 from deskpro.pipeline import config, runner
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.training_options import Checkpointing
 from deskpro.stages.training.checkpoints import Checkpoints
 from tests.conftest import Project
 from tests.crash import crashes
@@ -33,10 +34,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_checkpoints_at_every_crash_point(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    states = {step: {"steps": step, "weights": torch.full((4,), float(step))} for step in (1, 2, 3)}
+    states = {
+        step: {"steps": step, "network": {"w": torch.full((4,), float(step))}} for step in (1, 2, 3)
+    }
 
     def opened() -> Checkpoints:
-        return Checkpoints(folder, {"lr": 0.1}, every=1, keep=2)
+        return Checkpoints(folder, {"lr": 0.1}, Checkpointing(every=1, keep=2))
 
     def start() -> None:
         shutil.rmtree(folder, ignore_errors=True)

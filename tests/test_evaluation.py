@@ -503,7 +503,7 @@ def test_no_number_depends_on_file_names(project: Project) -> None:
     project.ok("eval")
     before = metrics(project)["protocols"]
     names = {}
-    for kind in ("imgs", "lr_face"):
+    for kind in ("imgs", "lr_face", "hr_face", "mask"):
         for split in ("query", "bounding_box_test"):
             for path in (project.data / kind / split).iterdir():
                 person, camera, frame = path.stem.split("_")

@@ -91,6 +91,8 @@ OTHER = {
     "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2],
     "views.erase_aspect": [1.0, 1.5],
     "teacher.backbone": "other", "student.backbone": "other",
+    "teacher.init": "published", "student.init": "published", "schedule": "epoch",
+    "train_student.schedule": "epoch",
     "teacher.width": 0.5, "student.width": 0.5, "views.enlarge": 1.5,
 }  # fmt: skip
 """Another value for options whose default has no obvious neighbour."""
