@@ -56,7 +56,7 @@ def test_checkpoints_at_every_crash_point(tmp_path: Path) -> None:
         found = opened().load()
         assert found is not None, point
         assert found["steps"] in (2, 3), point
-        assert torch.equal(found["weights"], states[found["steps"]]["weights"])
+        assert torch.equal(found["network"]["w"], states[found["steps"]]["network"]["w"])
         call()
         assert digests(folder) == wanted, point
         points += 1

@@ -55,11 +55,10 @@ def reranked(
         largest[part] = np.maximum(rows.max(1), np.finfo(np.float32).tiny)
         near[part] = [_nearest(i, row, k1 + 1) for i, row in enumerate(rows, part.start)]
     raw: list[Neighbourhood] = []
-    for part in blocks:
-        for row in distances(part):
-            i = len(raw)
-            images = _neighbours(i, near, k1) if seen[i] else np.array([i])
-            raw.append(held.add(_weighed(images[seen[images] | (images == i)], row / largest[i])))
+    for row in (row for part in blocks for row in distances(part)):
+        i = len(raw)
+        images = _neighbours(i, near, k1) if seen[i] else np.array([i])
+        raw.append(held.add(_weighed(images[seen[images] | (images == i)], row / largest[i])))
     averaged = [
         held.add(_average([raw[j] for j in near[i, :k2]])) if seen[i] else raw[i]
         for i in range(count)

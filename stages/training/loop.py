@@ -22,6 +22,7 @@ from deskpro.stages.base.distributed import (
 )
 from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.progress import Bar, log
+from deskpro.stages.base.stage import Job
 from deskpro.stages.base.training_options import Training
 from deskpro.stages.training.checkpoints import Checkpoints, State
 from deskpro.stages.training.monitor import History, Logger
@@ -74,16 +75,14 @@ def fit(
     compute_losses: Callable[[Batch], Losses],
     *,
     training: Training,
-    peak_lr: float,
-    epoch_steps: int,
+    rate: Callable[[int], float],
     device: torch.device,
     bar: Bar,
     checkpoints: Checkpoints,
     sample_ids: Callable[[Batch], Sequence[str]],
     stop: StopRequest,
-    loggers: Sequence[Logger] = (),
-    again: bool = False,
-    replace: bool = False,
+    loggers: Sequence[Logger],
+    job: Job,
     scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0),
 ) -> History:
     """Train `network` in place with Adam, from its last checkpoint if there is one.
@@ -94,22 +93,17 @@ def fit(
     Args:
         batches: (epoch, start) → the batches of the epoch but for the first `start`.
         compute_losses: runs the network, under autocast of `training.precision`.
-        epoch_steps: batches of an epoch.
-        again: begin at step 0, whatever checkpoints there are.
-        replace: begin at step 0 instead of refusing checkpoints of another recipe.
+        job: whether to begin at step 0 in any case, or where checkpoints are of another recipe.
+        rate: step, counted from 0 → its learning rate.
         scaled: parameters and the factor of their learning rate.
 
     Raises:
         InputError: a loss or weight is not finite; it is in no checkpoint and no history.
         Stopped: `stop` has a signal; a checkpoint is written first.
     """
-    network.train()
-    run = _Run(network, training, peak_lr, device, scaled)
+    run = _Run(network, training, rate(0), device, scaled)
     look = _Look(network, bar, loggers, checkpoints.folder)
-    if again and is_main():
-        checkpoints.clear()
-    barrier()
-    history = run.restore(checkpoints.load(replace=replace), device)
+    history = run.restore(_checkpoint(checkpoints, job), device)
     bar.reach(history.steps)
 
     def save() -> None:
@@ -121,8 +115,7 @@ def fit(
     while run.epoch.number < training.epochs and history.steps != training.max_steps:
         started, before = time.perf_counter(), run.epoch.seconds
         for batch in batches(run.epoch.number, run.epoch.done):
-            lr = learning_rate(history.steps, peak_lr, training, epoch_steps)
-            found = run.step(batch, compute_losses, lr)
+            found = run.step(batch, compute_losses, rate(history.steps))
             run.epoch.seconds = before + time.perf_counter() - started
             look.add(history.steps, run.epoch.number, found, sample_ids(batch))
             if history.steps == training.max_steps:
@@ -130,12 +123,20 @@ def fit(
             number = max(all_gather_object(stop.signal or 0))
             if number or history.steps % checkpoints.options.every == 0:
                 save()
-            _stop_if(number, history.steps, checkpoints.folder, again)
+            _stop_if(number, history.steps, checkpoints.folder, job.again)
         look.at_losses()
         run.end_epoch(loggers)
         save()
     network.eval()
     return history
+
+
+def _checkpoint(checkpoints: Checkpoints, job: Job) -> State | None:
+    """The state to go on from, the same on every rank."""
+    if job.again and is_main():
+        checkpoints.clear()
+    barrier()
+    return checkpoints.load(replace=job.force)
 
 
 @dataclass
@@ -174,7 +175,7 @@ class _Run:
         device: torch.device,
         scaled: tuple[Iterable[nn.Parameter], float],
     ) -> None:
-        self.network, self.history, self.epoch = network, History(), _Epoch()
+        self.network, self.history, self.epoch = network.train(), History(), _Epoch()
         chosen = {id(parameter) for parameter in scaled[0]}
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -27,7 +28,7 @@ from deskpro.stages.models.lmbn import LMBN, Output
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.training.checkpoints import Checkpoints
-from deskpro.stages.training.loop import Batch, Losses, default_peak, fit
+from deskpro.stages.training.loop import Batch, Losses, default_peak, fit, learning_rate
 from deskpro.stages.training.monitor import open_loggers
 from deskpro.stages.training.signals import stop_requests
 
@@ -145,6 +146,8 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         return iterate(loader)
 
     steps = len(sampler) * recipe.training.epochs
+    peak = recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage)
+    rate = partial(learning_rate, peak=peak, training=recipe.training, epoch_steps=len(sampler))
     with (
         stop_requests() as stop,
         bar(f"train-{setup.kind}", min(steps, recipe.training.max_steps or steps), "steps") as seen,
@@ -160,10 +163,9 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             batches,
             _losses(setup, recipe, forward, last),
             training=recipe.training,
-            peak_lr=recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage),
+            rate=rate,
             device=setup.device,
             bar=seen,
-            epoch_steps=len(sampler),
             checkpoints=Checkpoints(
                 setup.files.checkpoints,
                 job.provenance,
@@ -173,8 +175,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             sample_ids=lambda batch: data.table["sample_id"].iloc[batch["row"].tolist()].tolist(),
             stop=stop,
             loggers=loggers,
-            again=job.again,
-            replace=job.force,
+            job=job,
             scaled=setup.scaled,
         )
     if distributed.is_main():
