@@ -8,10 +8,12 @@ import io
 import json
 import os
 import platform
+import re
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 ASIDE = ".*.partial*"
 """Pattern of the names that an interrupted `write_aside` leaves behind."""
+_DAY = 86_400.0
+"""Seconds."""
 
 
 @contextmanager
@@ -29,12 +33,14 @@ def write_aside(path: Path) -> Iterator[Path]:
     """A path to write to; the file there is renamed to `path` when the block succeeds.
 
     The content is on disk before the name is, so that a crash leaves the old file or the new one.
-    A block that fails leaves nothing behind. The name aside is unique across machines.
+    A block that fails leaves nothing behind; what a killed process left in the folder is removed
+    when another first writes there. The name aside is unique across machines.
 
     Raises:
         OSError: the system refuses to write; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     token = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     aside = path.with_name(f".{path.stem}.{token}.partial{path.suffix}")
     try:
@@ -45,6 +51,37 @@ def write_aside(path: Path) -> Iterator[Path]:
             sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+_cleaned = set[Path]()
+"""Folders in which this process has looked for what others left."""
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove files that killed processes were writing; once, as a folder may be large."""
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    for aside in folder.glob(ASIDE):
+        with suppress(FileNotFoundError):  # it is complete, or another process was quicker
+            if _is_abandoned(aside):
+                aside.unlink()
+
+
+def _is_abandoned(aside: Path) -> bool:
+    """Whether its process has ended; of one on another machine, whether it wrote for a day."""
+    owner = re.search(r"\.(\d+)\.[0-9a-f]{8}\.partial", aside.name)
+    if owner is None:
+        return False
+    if not aside.name[: owner.start()].endswith(f".{platform.node()}"):
+        return aside.stat().st_mtime < time.time() - _DAY
+    try:
+        os.kill(int(owner[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # of another user
+        pass
+    return False
 
 
 @contextmanager

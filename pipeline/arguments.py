@@ -10,17 +10,33 @@ from typing import Any, NamedTuple
 import click
 
 from deskpro.pipeline import messages
-from deskpro.pipeline.config import load
+from deskpro.pipeline.config import load, override, require_dataset
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-CONFIG = click.option("--config", type=PATH, help="The recipe, YAML.  [default: RUN/config.yaml]")
+CONFIG = click.option(
+    "--config",
+    type=PATH,
+    help="The recipe: a YAML file, or a name that `deskpro init` lists.  [default: "
+    "RUN/config.yaml]",
+)
 RUN = click.option("--run", type=FOLDER, help="The run folder.  [default: runs/<config name>]")
-SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value of an option; `deskpro options` lists them. Repeatable.",
+)
 DEEP = click.option("--deep", is_flag=True, help="Read every file again, known or not.")
-DATASET = click.option("--dataset", default="celeb", help="How its names are read.")
+DATASET = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="How the file names of --data are read.  [default: data_train of the recipe, else celeb]",
+)
 
 
 class Recipe(NamedTuple):
@@ -36,6 +52,13 @@ class Recipe(NamedTuple):
         """The options, without a run folder."""
         return load(self.config, self.overrides)
 
+    def of_dataset(self, root: Path, dataset: str | None) -> Options:
+        """The options on another dataset, as --data and --dataset give it."""
+        options = self.options()
+        name = require_dataset(dataset or (options.data_train if self.config else "celeb"))
+        changes = {"data.root": root, "data.test_root": None, "data_train": name, "data_test": None}
+        return override(options, changes)
+
     def open(self) -> tuple[Options, RunFolder]:
         """Options and folder of a run: of a recipe, or of a run folder that has its own."""
         if self.config is None and self.run is None:
@@ -46,7 +69,9 @@ class Recipe(NamedTuple):
             raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
         options = load(config, self.overrides)
         name = config.stem + (f"-{options.tag}" if options.tag else "")
-        return options, RunFolder.open(self.run or Path("runs") / name, self.source)
+        folder = self.run or Path("runs") / name
+        log_to(folder)
+        return options, RunFolder.open(folder, self.source)
 
     def _words(self) -> list[str]:
         named = {"--config": self.config, "--run": self.run, "--from": self.source}

@@ -8,17 +8,18 @@ from pathlib import Path
 import click
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.pipeline import config, failures, messages, runner
+from deskpro.pipeline import failures, messages, runner
 from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
+from deskpro.pipeline.command_help import Between, Commands
 from deskpro.pipeline.inspect_cli import COMMANDS
 from deskpro.pipeline.stages import STAGES, needed
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests
 
-_POSITIVE = click.IntRange(1, 1000)
-_SEEDS = click.option("--seeds", default=3, type=_POSITIVE, help="How many.")
-_JOBS = click.option("--jobs", default=1, type=_POSITIVE, help="Students at a time.")
+_SEEDS = click.option("--seeds", default=3, type=Between(1, 1000), help="Seeds of each variant.")
+_JOBS = click.option("--jobs", default=1, type=Between(1, 1000), help="Students at a time.")
 
 
 def _stage(name: str) -> click.Command:
@@ -37,6 +38,7 @@ def _run(stage: str, recipe: Recipe, *, deep: bool) -> None:
 
 
 @click.group(
+    cls=Commands,
     commands=[*COMMANDS, *map(_stage, STAGES)],  # those with options of their own follow
     context_settings={
         "help_option_names": ["-h", "--help"],
@@ -50,6 +52,9 @@ def deskpro() -> None:
 
     A teacher that sees restored HR faces and parsing masks runs once; its logits and spatial
     attention are cached in zarr; any number of LR students train from the cache alone.
+
+    Completion of commands and options, in bash: eval "$(_DESKPRO_COMPLETE=bash_source deskpro)";
+    zsh_source and fish_source likewise.
     """
 
 
@@ -58,7 +63,7 @@ def deskpro() -> None:
 @DEEP
 @click.option("--explain", is_flag=True, help="Show schemes, methods and rules, and do nothing.")
 def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
-    """Make the prepared layout from a raw dataset: label maps, masks, LR and HR faces.
+    """Make masks, LR and HR faces from a raw dataset.
 
     The recipe's section prepare names the raw images and the method of each of the four steps;
     data.root is the folder to make. Its manifest lies there, so that all runs share it.
@@ -78,9 +83,12 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
 @click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint.")
 @DATASET
 def eval_(
-    recipe: Recipe, deep: bool, checkpoint: Path | None, root: Path | None, dataset: str
+    recipe: Recipe, deep: bool, checkpoint: Path | None, root: Path | None, dataset: str | None
 ) -> None:
-    """Evaluate the student by every protocol of the dataset, for face, body and all."""
+    """Evaluate the student: mAP and CMC by every protocol.
+
+    The streams face and body are scored alone and together, as `all`.
+    """
     if (checkpoint is None) != (root is None):
         raise click.UsageError(
             "--checkpoint needs --data, the dataset, and --data needs --checkpoint"
@@ -91,13 +99,13 @@ def eval_(
         _evaluate_weights(recipe, checkpoint, root, dataset, deep)
 
 
-def _evaluate_weights(recipe: Recipe, weights: Path, root: Path, dataset: str, deep: bool) -> None:
+def _evaluate_weights(
+    recipe: Recipe, weights: Path, root: Path, dataset: str | None, deep: bool
+) -> None:
     """Evaluate a student or teacher on a dataset: no cache, no teacher, no earlier stage."""
     from deskpro.stages.evaluate import Evaluate
 
-    config.require_dataset(dataset)
-    changes = {"data.root": root, "data.test_root": None, "data_train": dataset, "data_test": None}
-    options = config.override(recipe.options(), changes)
+    options = recipe.of_dataset(root, dataset)
     folder = RunFolder(recipe.run or Path("runs") / f"eval-{weights.stem}")
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. --checkpoint takes a weights file")
@@ -106,6 +114,7 @@ def _evaluate_weights(recipe: Recipe, weights: Path, root: Path, dataset: str, d
             f"{folder.path}: holds other stages of a run. For its own student leave --checkpoint "
             "out; for these weights give another folder with --run"
         )
+    log_to(folder.path)
     stage, digests = Evaluate(options, folder, weights), Digests(FileIndex(), deep)
     runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
 
@@ -114,7 +123,10 @@ def _evaluate_weights(recipe: Recipe, weights: Path, root: Path, dataset: str, d
 @with_recipe
 @click.option("--update", is_flag=True, help="Rebuild what is stale, too, and list it.")
 def all_(recipe: Recipe, update: bool) -> None:
-    """Every stage that is not fresh, in order; with --force every stage."""
+    """Run every stage that is not fresh.
+
+    With --force every stage runs.
+    """
     (options, folder), digests = recipe.open(), Digests(FileIndex())
     for name in needed(options):
         runner.run_stage(name, options, folder, force=recipe.force, update=update, digests=digests)
@@ -131,7 +143,10 @@ def all_(recipe: Recipe, update: bool) -> None:
     help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
 )
 def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
-    """What parts of the recipe are worth over several seeds, all students from one cache."""
+    """Measure what parts of the recipe are worth, over seeds.
+
+    All students train from one cache.
+    """
     from deskpro.pipeline import studies
 
     path = studies.ablation(studies.Base(*recipe.open(), recipe.force, seeds, jobs), study)
@@ -151,7 +166,10 @@ def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
 @_SEEDS
 @_JOBS
 def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None:
-    """Students of every combination of some options, from one cache, in one table."""
+    """Train students of every combination of some options.
+
+    All students train from one cache; one table shows them.
+    """
     from deskpro.pipeline import studies
 
     base = studies.Base(*recipe.open(), recipe.force, seeds, jobs)
@@ -161,18 +179,19 @@ def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None
 @deskpro.command()
 @with_recipe
 def demo(recipe: Recipe) -> None:
-    """The whole pipeline on a synthetic benchmark.
+    """Run the whole pipeline on a synthetic benchmark.
 
     Draws the benchmark where it is missing, runs every stage, trains the same student without the
-    teacher's targets, and measures the gain from distillation.
+    teacher's targets, measures the gain from distillation, and writes the report.
     """
     from deskpro.pipeline import demo as demonstration
 
-    demonstration.run(*recipe.open(), recipe.force)
+    for line in demonstration.run(*recipe.open(), recipe.force):
+        click.echo(line)
 
 
 def main() -> None:
     """Run the command line; what the user can fix becomes one message and exit code 2."""
     messages.OPTIONS.clear()
     with failures.report_errors():
-        sys.exit(deskpro(standalone_mode=False))
+        sys.exit(deskpro(prog_name="deskpro", standalone_mode=False))

@@ -13,13 +13,18 @@ import yaml
 from pydantic import ValidationError
 
 from deskpro.cache.files import read_text
+from deskpro.pipeline import recipes
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options
+from deskpro.stages.base.options import LEAVES, Options, names_option
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
 
-_NAMES = {"datasets": tuple(LAYOUTS), "protocols": tuple(PROTOCOLS)}
-"""Registry → the names that options may choose from."""
+REGISTRIES = {
+    "data_train": tuple(LAYOUTS),
+    "data_test": tuple(LAYOUTS),
+    "eval.protocols": tuple(PROTOCOLS),
+}
+"""Option → the names of a registry that it chooses from."""
 
 
 _DEEPEST = 50
@@ -57,13 +62,18 @@ def load(source: Path | Mapping[str, Any] | None, overrides: Iterable[str] = ())
     """The options of a YAML file with `key=value` overrides (dotted keys, YAML values).
 
     Args:
-        source: a file; or the options as a manifest records them; None: the defaults.
+        source: a file, or the name of a recipe of the package; or the options as a manifest records
+            them; None: the defaults.
         overrides: replace options of the source.
 
     Raises:
         InputError: it names every unknown option, wrong type and impossible value at once.
     """
-    tree = _read(source) if isinstance(source, Path) else copy.deepcopy(dict(source or {}))
+    tree = (
+        _read(recipes.find(source))
+        if isinstance(source, Path)
+        else copy.deepcopy(dict(source or {}))
+    )
     for override in overrides:
         key, value = assignment("--set", override, "kd_loss.T=1")
         _put(tree, key, parse(value))
@@ -87,10 +97,11 @@ def dump(options: Options) -> str:
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
 
 
-def require_dataset(name: str) -> None:
-    """InputError unless `name` is a known dataset."""
+def require_dataset(name: str) -> str:
+    """The name of a dataset; InputError unless it is a known one."""
     if name not in LAYOUTS:
         raise InputError(f"--dataset {name}: must be one of {', '.join(LAYOUTS)}")
+    return name
 
 
 def parse(text: str) -> Any:
@@ -117,8 +128,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(read_text(path), _Loader)
     except FileNotFoundError:
-        shipped = ", ".join(str(p) for p in sorted(Path("configs").glob("*.yaml"))) or "none here"
-        raise InputError(f"{path}: no such config. Shipped configs: {shipped}") from None
+        names = ", ".join(recipes.names())
+        raise InputError(
+            f"{path}: no such config. Give a file, or the name of a recipe: {names}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read as a config: {error}") from None
     except _BAD_YAML as error:
@@ -144,7 +157,7 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
 
 def _validated(tree: Mapping[str, Any], title: str) -> Options:
     try:
-        return Options.model_validate(tree, context=_NAMES)
+        return Options.model_validate(tree, context=REGISTRIES)
     except ValidationError as error:
         lines = sorted(map(_explain, error.errors()))
         raise InputError(
@@ -154,16 +167,25 @@ def _validated(tree: Mapping[str, Any], title: str) -> Options:
         ) from None
 
 
+def nearest(name: str) -> str:
+    """What may have been meant by the name of an option or section that there is not."""
+    sections = {option.rpartition(".")[0] for option in LEAVES} - {""}
+    whole = difflib.get_close_matches(name, [*LEAVES, *sections], n=2, cutoff=0.7)
+    section, _, last = name.rpartition(".")
+    moved = [option for option in LEAVES if option.rpartition(".")[2] == last]
+    found = list(dict.fromkeys([*whole, *moved]))[:3]
+    if not found and section in sections:
+        below = [option for option in LEAVES if names_option(section, option)]
+        names = ", ".join(option.removeprefix(f"{section}.") for option in below)
+        return f"; {section} has {names}"
+    return f"; did you mean {' or '.join(found)}?" if found else "; deskpro options lists all"
+
+
 def _explain(error: Mapping[str, Any]) -> str:
     """One line: which option, what is wrong, the value found, what is allowed."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section, dot, name = key.rpartition(".")
-        known = [o.removeprefix(section + dot) for o in LEAVES if o.startswith(section + dot)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = "" if len(known) > 12 else f"; allowed are {', '.join(known)}"
-        hint = f"; did you mean {section}{dot}{near[0]}?" if near else hint
-        return f"{key}: unknown option{hint}"
+        return f"{key}: unknown option{nearest(key)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(error["input"], Mapping):  # a rule between options names its values

@@ -8,28 +8,42 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deskpro.pipeline import config, messages, runner, stages, studies
+from deskpro.pipeline import config, messages, runner, stages, studies, tables
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import bar, summary, table
+from deskpro.stages.base.progress import bar, start, summary, table
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.metrics.ranking import chance
 
 
-def run(options: Options, folder: RunFolder, force: bool) -> None:
-    """Benchmark, teacher, cache, student, the same student without targets, evaluation."""
+def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
+    """Benchmark, teacher, cache, student, the same student without targets, evaluation, report.
+
+    Returns:
+        What to say in the end: the gain, the report's path, the next command.
+    """
+    from deskpro.stages import report
+
     started = time.monotonic()
     if options.data_train == "benchmark" and not options.data.root.exists():
+        start("make-benchmark", output=options.data.root)
         make_benchmark(options.data.root)
     for name in stages.needed(options):
         if name in ("train-teacher", "teacher-cache"):
             runner.run_stage(name, options, folder, force=force)
     # Networks this small don't use two cores well: side by side the two students are done sooner.
     base = studies.Base(options, folder, force, seeds=1, jobs=2)
-    rows = studies.ablation_rows(base, variants=("both", "plain"))
-    title = "LR student without and with the teacher's cached targets"
-    title += f" (%, protocol {rows['protocol'].iat[0]})"
-    table(title, *messages.demo_table(studies.summarise(rows)))
+    rows = studies.ablation_rows(base, variants=("plain", "both"))
+    found = studies.summarise(rows, "plain")
+    shown = tables.ablation_table(found, "plain")
+    title = f"LR student without and with the teacher's cached targets: {shown.title}"
+    table(*tables.terminal(shown._replace(title=title)))
+    page = folder.path / "report.html"
+    report.run(options, folder, page, good=6, failed=12, samples=8)
     summary(
         f"demo: done in {(time.monotonic() - started) / 60:.1f} min",
         {
@@ -39,6 +53,25 @@ def run(options: Options, folder: RunFolder, force: bool) -> None:
             "curve": folder.path / "cmc.png",
         },
     )
+    of_all = found[found["stream"] == "all"].set_index("variant")
+    distilled, plain = (of_all.loc[name].to_dict() for name in ("both", "plain"))
+    level = 100 * _chance(options, str(rows["protocol"].iat[0]))
+    next_command = messages.command("ablation --seeds 3 --jobs 2")
+    return [
+        messages.gain(distilled | {"stream": "all"}, plain, level),
+        f"report: {page}",
+        f"next: {next_command}",
+    ]
+
+
+def _chance(options: Options, protocol: str) -> float:
+    """mAP of a random order under a protocol, 0..1."""
+    layout = LAYOUTS[options.data_test or options.data_train]
+    index = read_index(options.test_root, layout, ("query", "gallery"))[0]
+    query, gallery = (
+        index[index["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
+    )
+    return chance(query, gallery, PROTOCOLS[protocol])
 
 
 def make_benchmark(root: Path, overrides: Iterable[str] = (), workers: int | None = None) -> None:

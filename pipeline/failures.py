@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ import click
 from deskpro.cache.errors import CacheError
 from deskpro.cache.files import system_error
 from deskpro.pipeline import messages
-from deskpro.stages.base import distributed
+from deskpro.stages.base import distributed, progress
 from deskpro.stages.base.errors import InputError, Stopped
 
 _RESUME = "finished work is kept, run the same command to resume"
@@ -60,10 +61,11 @@ def report_errors() -> Iterator[None]:
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook = _Quiet(threading.excepthook)
     sys.unraisablehook = _Quiet(sys.unraisablehook)
+    progress.begin()
     try:
         yield
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
         advice = f". Type: {messages.command(error.command)}" if error.command else ""
@@ -130,7 +132,16 @@ class _Quiet:
             self.hook(found)
 
 
+def _show(error: click.ClickException) -> None:
+    """As click shows it, coloured as other refusals."""
+    text = io.StringIO()
+    error.show(text)
+    usage, mark, problem = text.getvalue().partition("Error: ")
+    click.echo(usage, nl=False, err=True)
+    progress.refuse(f"{mark}{problem}".rstrip())
+
+
 def _fail(message: str, code: int = 2) -> None:
     if distributed.is_first_failure(message):  # what all ranks meet is printed once
-        click.echo(f"deskpro: {message}", err=True)
+        progress.refuse(f"deskpro: {message}")
     sys.exit(code)

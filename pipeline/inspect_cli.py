@@ -9,14 +9,15 @@ from pathlib import Path
 
 import click
 
-from deskpro.pipeline import config, messages
+from deskpro.pipeline import config, messages, recipes
 from deskpro.pipeline.arguments import CONFIG, DATASET, DEEP, FOLDER, PATH, RUN, SET, Recipe
+from deskpro.pipeline.command_help import Between
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import log, summary, table
+from deskpro.stages.base.progress import log, log_to, summary, table, working
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
-_COUNT = click.IntRange(0)
+_COUNT = Between(0)
 
 
 def _fail_with(lines: Iterable[object]) -> None:
@@ -43,13 +44,16 @@ def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: 
 
 @click.group()
 def cache() -> None:
-    """Inspect a target cache: of a run folder, or the store itself."""
+    """Inspect a target cache.
+
+    PATH is a run folder, or the store itself.
+    """
 
 
 @cache.command()
 @click.argument("path", type=PATH)
 def info(path: Path) -> None:
-    """What it holds: shape, coverage, size, and how sure the teacher is."""
+    """Show what it holds, its size, and how sure the teacher is."""
     from deskpro.stages import cache_tools
 
     _advise_on(path)
@@ -62,7 +66,10 @@ def info(path: Path) -> None:
 @cache.command()
 @click.argument("path", type=PATH)
 def verify(path: Path) -> None:
-    """Check every byte against its checksum; exit code 1 if anything is damaged."""
+    """Check every byte against its checksum.
+
+    Exit code 1 if anything is damaged.
+    """
     from deskpro.stages import cache_tools
 
     _advise_on(path)
@@ -72,14 +79,15 @@ def verify(path: Path) -> None:
 
 @cache.command()
 @click.argument("run", type=FOLDER)
-@click.option("--samples", default=64, type=click.IntRange(1), help="How many.")
+@click.option("--samples", default=64, type=Between(1), help="How many.")
 @click.option("--seed", default=0, type=_COUNT, help="Which.")
 @DEEP
 @SET
 def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) -> None:
-    """Compute targets of random views again; exit code 1 if the cache has others.
+    """Compute the targets of some views again, and compare.
 
-    RUN is a run folder; its cache, teacher and images must be there.
+    Exit code 1 if the cache has others. RUN is a run folder; its cache, teacher and images must
+    be there.
     """
     from deskpro.stages import cache_tools
 
@@ -87,7 +95,8 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
     folder = RunFolder.open(run)
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = _options(manifest, overrides, folder.targets, "teacher-cache")
-    report = cache_tools.audit(options, folder, deep=deep, **sampling)
+    with working("cache audit"):
+        report = cache_tools.audit(options, folder, deep=deep, **sampling)
     summary(f"cache audit: {run}", report.facts)
     _fail_with(report.differences)
 
@@ -98,16 +107,21 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
     "--out",
     type=FOLDER,
     default=Path("runs/compare"),
-    help="The folder for compare.csv and compare.png.",
+    help="The folder for compare.csv, compare.png and compare.svg.",
 )
 @click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
 def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
-    """Compare runs with the first: one table and figure, paired by query, tested by identity."""
+    """Compare evaluated runs with the first.
+
+    One table and one figure, paired by query and tested by identity.
+    """
     from deskpro.stages import compare as stage
 
     if len(runs) < 2:
         raise click.UsageError(f"{len(runs)} run given, two are needed: deskpro compare RUN RUN …")
-    summary("compare: done", stage.run(runs, out, anyway=anyway))
+    with working("compare"):
+        facts = stage.run(runs, out, anyway=anyway)
+    summary("compare: done", facts)
 
 
 @click.command()
@@ -121,7 +135,7 @@ def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
 def report(
     run: Path, out: Path | None, overrides: tuple[str, ...], anyway: bool, **shown: int
 ) -> None:
-    """Write the report of a run folder: one HTML file with everything in it.
+    """Write the report of a run: one HTML file.
 
     Figures with their intervals, curves, ranked lists of good and failed queries, the student's
     attention beside its target, and the provenance of everything. It needs no network, and RUN
@@ -129,10 +143,12 @@ def report(
     """
     from deskpro.stages import report as stage
 
+    log_to(run)
     folder = RunFolder.open(run)
     command = shlex.join(["eval", "--run", str(run)])
     options = _options(folder.manifest("eval"), overrides, folder.metrics, command)
-    facts = stage.run(options, folder, out or run / "report.html", anyway=anyway, **shown)
+    with working("report"):
+        facts = stage.run(options, folder, out or run / "report.html", anyway=anyway, **shown)
     summary(f"report: {run}", facts)
 
 
@@ -141,11 +157,15 @@ def report(
 @RUN
 @SET
 def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
-    """Find the problems of a dataset and list them all; exit 2 where there are any."""
+    """List every problem of a dataset.
+
+    Exit code 2 where there are any.
+    """
     from deskpro.stages import check_data as stage
 
     options, folder = Recipe(config, run, overrides=overrides).open()
-    problems, facts = stage.run(options, folder)
+    with working("check-data"):
+        problems, facts = stage.run(options, folder)
     for problem in problems:
         click.echo(str(problem))
     summary(f"check-data: {len(problems)} problems in {options.data.root}", facts)
@@ -160,23 +180,25 @@ def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]
 @DATASET
 @click.option("--force", is_flag=True, help="Replace weights that exist.")
 def import_checkpoint(
-    checkpoint: Path, out: Path, data: Path | None, dataset: str, force: bool
+    checkpoint: Path, out: Path, data: Path | None, dataset: str | None, force: bool
 ) -> None:
-    """Turn a published checkpoint into teacher.safetensors and student.safetensors.
+    """Convert a published checkpoint to safetensors.
 
-    Nothing in the file is executed. With --data the class order is written too, and the number of
-    identities is checked.
+    Writes teacher.safetensors and student.safetensors, whichever it has. Nothing in the file is
+    executed. With --data the class order is written too, and the number of identities is checked.
     """
     from deskpro.stages import import_checkpoint as stage
 
-    config.require_dataset(dataset)
-    facts = stage.run(checkpoint, out, data, dataset, force)
+    name = config.require_dataset(dataset or "celeb")
+    with working("import-checkpoint"):
+        facts = stage.run(checkpoint, out, data, name, force)
     summary(f"import-checkpoint: {checkpoint}", facts)
 
 
 @click.command()
 @click.option("--checkpoint", required=True, type=PATH, help="Weights.")
 @click.option("--data", "root", required=True, type=PATH, help="The dataset.")
+@DATASET
 @click.option("--split", required=True, type=click.Choice(["train", "query", "gallery"]))
 @click.option("--out", required=True, type=PATH, help="An .npz file.")
 @click.option("--config", "recipe", type=PATH, help="A recipe for other options.")
@@ -185,16 +207,54 @@ def embed(
     recipe: Path | None,
     overrides: tuple[str, ...],
     root: Path,
+    dataset: str | None,
     checkpoint: Path,
     split: str,
     out: Path,
 ) -> None:
-    """Write the features of a split: path, raw [n, heads, D] and feature [n, heads·D]."""
+    """Write the features of a split to an .npz file.
+
+    It has path [n], raw [n, heads, D] and feature [n, heads·D], whose dot products eval ranks by.
+    """
     from deskpro.stages import embed as stage
 
-    options = Recipe(recipe, overrides=overrides).options()
-    options = config.override(options, {"data.root": root})
-    summary(f"embed: {checkpoint}", stage.run(options, checkpoint, split, out))
+    options = Recipe(recipe, overrides=overrides).of_dataset(root, dataset)
+    with working("embed"):
+        facts = stage.run(options, checkpoint, split, out)
+    summary(f"embed: {checkpoint}", facts)
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option("--markdown", is_flag=True, help="Tables in Markdown.")
+def options(prefix: str, markdown: bool) -> None:
+    """List the options of a recipe, with their meaning.
+
+    Each with its default, its allowed values and the stages that it makes stale. PREFIX is an
+    option or a section, such as kd_loss.
+    """
+    from deskpro.pipeline import option_table
+
+    found = option_table.find(prefix)
+    shown = option_table.as_markdown(found) if markdown else option_table.as_text(found)
+    click.echo(shown.rstrip("\n"))
+
+
+@click.command()
+@click.argument("name", default="")
+@click.argument("file", required=False, type=PATH)
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+def init(name: str, file: Path | None, force: bool) -> None:
+    """Copy a recipe to a file, to change it.
+
+    FILE is NAME.yaml in this folder, if not given. Without NAME the recipes are listed.
+    """
+    if not name:
+        click.echo("\n".join(f"{known:<13} {recipes.about(known)}" for known in recipes.names()))
+        return
+    file = file or Path(f"{name}.yaml")
+    recipes.copy(name, file, force=force)
+    log(f"init: {file} written. Change it, then type: deskpro check-data --config {file}")
 
 
 @click.command("make-benchmark")
@@ -204,15 +264,25 @@ def embed(
     default=Path("data/benchmark"),
     help="The folder to make; it must not exist.",
 )
-@click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
+@click.option("--workers", type=Between(1, 1024), help="Processes.  [default: one per core]")
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="As seed=1; repeatable."
 )
 def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -> None:
-    """Draw the benchmark: people who change clothes, in the prepared layout."""
+    """Draw a synthetic benchmark in the prepared layout."""
     from deskpro.pipeline.demo import make_benchmark
 
     make_benchmark(out, overrides, workers)
 
 
-COMMANDS = (cache, check_data, compare, embed, import_checkpoint, make_benchmark, report)
+COMMANDS = (
+    cache,
+    check_data,
+    compare,
+    embed,
+    import_checkpoint,
+    init,
+    make_benchmark,
+    options,
+    report,
+)

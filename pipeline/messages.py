@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Facts = dict[str, object]
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
-"""Columns and lines."""
 
 OPTIONS: list[str] = []
 """The options of the user's own command that every stage takes; the command line fills it in."""
@@ -76,7 +73,7 @@ def updates(stage: Stage, found: Iterable[Reason]) -> str:
 
 
 def used_although(stage: Stage, found: Iterable[Reason]) -> str:
-    return f"warning: using {output(stage)} although {reasons(stage, found)}"
+    return f"using {output(stage)} although {reasons(stage, found)}"
 
 
 def saved_as(stage: Stage, path: Path, kept: Path) -> str:
@@ -132,11 +129,10 @@ def _prepare(result: Any) -> Facts:
 
 def _data(data: Mapping[str, Any]) -> Facts:
     """Which samples were used."""
-    left_out, vanished = data["left_out"], ", ".join(data["vanished"])
     return {
         "used": f"{data['samples']} samples of {data['identities']} identities",
-        "left out": left_out and f"{left_out} samples, listed in {data['listing']}",
-        "vanished": vanished and f"identities without a sample left: {vanished}",
+        "left out": data["left_out"],
+        "vanished": data["vanished"],
     }
 
 
@@ -188,7 +184,7 @@ def _eval(result: Any) -> Facts:
         "features": f"{result.kept} of {result.blocks} blocks were there: {result.features}",
         "without face": "  ".join(f"{k} {v}" for k, v in result.without_face.items()) or none,
         "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
-        "metrics": f"{result.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png",
+        "metrics": f"{result.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg",
     }
 
 
@@ -202,81 +198,24 @@ SUMMARIES: dict[str, Callable[[Any], Facts]] = {
 """Stage → the facts of its summary; what is empty is left out."""
 
 
-def demo_table(found: pd.DataFrame) -> Table:
-    """The demonstration's result: measures without and with targets, and their difference."""
-    records = found.to_dict("records")
-    result = {(row["variant"], row["stream"]): (row["mAP"], row["rank1"]) for row in records}
-    lines: list[tuple[str, ...]] = []
-    for stream in ("face", "body", "all"):
-        pairs = zip(result["plain", stream], result["both", stream], strict=True)
-        cells = [(f"{plain:.1f}", f"{both:.1f}", f"{both - plain:+.1f}") for plain, both in pairs]
-        lines.append((stream, *cells[0], *cells[1]))
-    mean_ap, rank1 = (f"{value:.1f}" for value in result["teacher", "face"])
-    lines.append(("teacher, HR face", "", mean_ap, "", "", rank1, ""))
-    columns = ("mAP plain", "mAP distilled", "", "rank-1 plain", "rank-1 distilled", "")
-    return ("stream", *columns), lines
+def student(variant: str, seed: int) -> str:
+    """A student of a study."""
+    return f"{variant}, seed {seed}"
 
 
-def study_table(found: pd.DataFrame, by: str, more: Mapping[str, Callable[[Any], str]]) -> Table:
-    """Variants by stream with their means over seeds; `more` makes further columns of a row."""
-    columns = (by, "stream", "seeds", "mAP %", "rank-1 %", *more)
-    return columns, [
-        (
-            row["variant"],
-            row["stream"],
-            str(row["seeds"]),
-            _spread(row["mAP"], row["mAP_sd"]),
-            _spread(row["rank1"], row["rank1_sd"]),
-            *(words(row) for words in more.values()),
-        )
-        for row in found.to_dict("records")
-    ]
+def student_result(rows: pd.DataFrame) -> str:
+    """What was measured of one student, whose rows these are."""
+    records = rows.to_dict("records")
+    first, found = records[0], ", ".join(f"{r['stream']} {100 * r['mAP']:.1f}" for r in records)
+    name = student(first["variant"], first["seed"])
+    return f"{name}: mAP {found} % ({first['protocol']}), {first['minutes']:.1f} min"
 
 
-def ablation_table(found: pd.DataFrame, base: str) -> Table:
-    """The table of a study whose gains are over the variant `base`."""
-
-    def gain(row: Mapping[Any, Any]) -> str:
-        return "" if row["variant"] in (base, "teacher") else verdict(row)
-
-    return study_table(found, "variant", {f"mAP over {base}": gain})
-
-
-def sweep_table(found: pd.DataFrame) -> Table:
-    """The table of a sweep."""
-    costs: dict[str, Callable[[Any], str]] = {
-        "size": lambda row: f"{row['parameters'] / 1e6:.2f} M",
-        "cost": lambda row: f"{row['macs'] / 1e6:.0f} M MACs",
-        "minutes": lambda row: f"{row['minutes']:.1f}",
-    }
-    return study_table(found, "combination", costs)
-
-
-def ablation_page(table: Table, seeds: Iterable[int], protocol: str, command: str) -> str:
-    """The table of an ablation as Markdown, with what a reader must know."""
-    columns, lines = table
-    text = [
-        f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; protocol "
-        f"{protocol}; made by `{command}`.",
-        "A gain helps (harms) where it exceeds twice the pooled standard deviation. The teacher",
-        "sees HR faces: an upper reference for `face`, from one seed.",
-        "",
-        *("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines)),
-    ]
-    return "\n".join(text) + "\n"
-
-
-def verdict(row: Mapping[Any, Any]) -> str:
-    """What a gain over the base is worth, measured by the spread over seeds."""
-    gain, spread = row["gain"], row["pooled_sd"]
-    if math.isnan(gain):
-        return ""
-    if math.isnan(spread):
-        return f"{gain:+.1f} (one seed: no spread)"
-    word = ("helps" if gain > 0 else "harms") if abs(gain) > 2 * spread else "no clear effect"
-    return f"{gain:+.1f} ({word}; pooled sd {spread:.1f})"
-
-
-def _spread(mean: float, sd: float) -> str:
-    """A mean over seeds with its standard deviation; alone where there is one seed."""
-    return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+def gain(distilled: Mapping[Any, Any], plain: Mapping[Any, Any], chance: float) -> str:
+    """What distillation adds, of rows of `studies.summarise`."""
+    change, low, high = (distilled[name] for name in ("difference", "low", "high"))
+    return (
+        f"gain: {change:+.1f} points of mAP in `{distilled['stream']}` (95 % interval over "
+        f"identities {low:.1f} to {high:.1f}): {distilled['mAP']:.1f} with the teacher's targets, "
+        f"{plain['mAP']:.1f} without, {chance:.1f} by chance"
+    )

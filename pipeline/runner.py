@@ -6,8 +6,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,10 +20,12 @@ from deskpro.pipeline import config, messages, stages
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options, relevant
-from deskpro.stages.base.progress import log, summary
+from deskpro.stages.base.progress import log, summary, warn, working
 from deskpro.stages.base.run_folder import RunFolder, read_json, read_manifest
 from deskpro.stages.base.stage import Digests, Job, Reason, Result, Stage
 
+_UNRECORDED = ".unrecorded"
+"""Suffix of an output without a manifest while it is made again."""
 _VERSIONS = ("deskpro", "torch", "zarr", "numpy", "pillow")
 
 
@@ -64,19 +66,22 @@ def run_stage(
                 log(messages.runs_first(stage, before))
             if chain or missing:
                 run_stage(before, options, folder, chain=chain, update=update, digests=digests)
-        with hold(stage.home.path, stage.name) if main else nullcontext():
+        with hold(stage.home.path, stage.name) if main else nullcontext(), working(stage.name):
             action = None
             if main:  # the others would see what this one has written since
                 _refuse_stale_upstream(before, digests)
                 action = _decide(stage, digests, force, update), _inputs(stage, digests)
             how, inputs = distributed.broadcast_object(action)
             if how == "fresh":
+                if main and stage.home.started(stage.name).exists():
+                    _tidy(stage)  # it was killed after its manifest was written
                 log(messages.fresh(stage))
                 return
-            with _kept(stage) if how == "resume" and main else nullcontext():
-                provenance = {**inputs["params"], **inputs["deps"]}
-                job = Job(digests.index, how == "force", force, digests.deep, provenance)
-                _run(stage, digests, job, inputs)
+            if how == "resume" and main:
+                _set_aside(stage)
+            provenance = {**inputs["params"], **inputs["deps"]}
+            job = Job(digests.index, how == "force", force, digests.deep, provenance)
+            _run(stage, digests, job, inputs)
 
 
 def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
@@ -108,25 +113,27 @@ def _decide(
     return "force"
 
 
-@contextmanager
-def _kept(stage: Stage) -> Iterator[None]:
-    """While the block makes an output that has no manifest again, what is there may be another's.
-
-    It is renamed, and removed only where its content comes out the same.
-    """
-    renamed = {}
+def _set_aside(stage: Stage) -> None:
+    """Rename an output that has no manifest and is about to be made again: it may be another's."""
     for path in stage.outs():
-        kept = path.with_name(f"{path.name}.unrecorded")
+        kept = path.with_name(path.name + _UNRECORDED)
         while kept.exists():
             kept = kept.with_name(f"{kept.name}+")
         log(messages.saved_as(stage, path, kept))
-        renamed[path.rename(kept)] = path
-    yield
-    for kept, path in renamed.items():
-        if sha256(kept) == sha256(path):
-            kept.unlink()
-        else:
-            log(messages.content_differs(stage, kept))
+        path.rename(kept)
+
+
+def _tidy(stage: Stage) -> None:
+    """Once the manifest is written, remove what only a stage under way needs."""
+    for path in stage.outs():
+        for kept in sorted(path.parent.glob(f"{path.name}{_UNRECORDED}*")):
+            if sha256(kept) == sha256(path):
+                kept.unlink()
+            else:
+                log(messages.content_differs(stage, kept))
+    for folder in stage.scratch():
+        shutil.rmtree(folder, ignore_errors=True)
+    stage.home.started(stage.name).unlink(missing_ok=True)
 
 
 def _upstream(stage: Stage) -> Stage | None:
@@ -169,7 +176,7 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
             reasons = stale_reasons(stage, digests)
             effects = {reason.effect for reason in reasons}
             if effects == {"notice"}:
-                log(messages.used_although(stage, reasons))
+                warn(messages.used_although(stage, reasons))
             elif reasons and not _interrupted(stage, reasons, digests):
                 add = "" if effects == {"extend"} else " --force"
                 raise InputError(messages.stale(stage, reasons), command=stage.name + add)
@@ -178,21 +185,20 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
 
 def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:
     main, start = distributed.is_main(), time.monotonic()
-    started = stage.home.started(stage.name)
+    started, new = stage.home.started(stage.name), not stage.home.path.exists()
     if main:
         write_text(started, json.dumps(inputs) + "\n")
     try:
         result = stage.run(job)
     except BaseException:
         started.unlink(missing_ok=True)
+        stage.home.remove_empty(whole=new)
         raise
     digests.forget()
     if main:
         seconds = time.monotonic() - start
         _write_manifest(stage, result, seconds, inputs, digests)
-        started.unlink(missing_ok=True)
-        for folder in stage.scratch():
-            shutil.rmtree(folder, ignore_errors=True)
+        _tidy(stage)
         summary(messages.done(stage, seconds), messages.facts(stage, result))
     distributed.barrier()
 

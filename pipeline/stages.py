@@ -22,20 +22,24 @@ class Row(NamedTuple):
 
 
 STAGES = {
-    "prepare": Row("deskpro.stages.prepare:PrepareData", "Make the prepared layout from raw data."),
+    "prepare": Row(
+        "deskpro.stages.prepare:PrepareData", "Make masks, LR and HR faces from a raw dataset."
+    ),
     "train-teacher": Row(
         "deskpro.stages.train_teacher:TrainTeacher",
-        "Train the teacher on HR faces, where no teacher weights exist.",
+        "Train the teacher, where no weights exist.",
     ),
     "teacher-cache": Row(
         "deskpro.stages.teacher_cache:TeacherCache",
-        "Stage one: run the teacher once; cache its logits and attention.",
+        "Stage one: run the teacher once, cache its targets.",
     ),
     "train-student": Row(
         "deskpro.stages.train_student:TrainStudent",
-        "Stage two: train the LR student from the cache alone.",
+        "Stage two: train the LR student from the cache.",
     ),
-    "eval": Row("deskpro.stages.evaluate:Evaluate", "Evaluate the student by every protocol."),
+    "eval": Row(
+        "deskpro.stages.evaluate:Evaluate", "Evaluate the student: mAP and CMC by every protocol."
+    ),
 }
 """The stages in their order; each is a command of that name."""
 

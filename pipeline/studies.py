@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from deskpro.cache.files import write_aside, write_text
-from deskpro.pipeline import config, messages, runner, stages
+from deskpro.pipeline import config, messages, runner, stages, tables
+from deskpro.pipeline.study_bars import StudyBars
+from deskpro.pipeline.summaries import draw_sweep, summarise
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
-from deskpro.stages.base.progress import log, table
+from deskpro.stages.base.progress import captured, log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
 Variants = dict[str, dict[str, object]]
@@ -68,12 +70,11 @@ def ablation(base: Base, study: str) -> Path:
         The file with the table; the rows lie beside it.
     """
     rows, first = ablation_rows(base, study), next(iter(STUDIES[study]))
-    found = messages.ablation_table(summarise(rows, first), first)
-    table("ablation", *found)
+    found = tables.ablation_table(summarise(rows, first), first)
+    table(*tables.terminal(found))
     other = study != "parts"
     add = f" --study {study}" * other + f" --seeds {base.seeds} --jobs {base.jobs}"
-    protocol = str(rows["protocol"].iat[0])
-    page = messages.ablation_page(found, _seeds(base), protocol, messages.command(f"ablation{add}"))
+    page = tables.ablation_page(found, _seeds(base), messages.command(f"ablation{add}"))
     path = base.folder.path / ("ablation" + f"-{study}" * other + ".md")
     write_text(path, page)
     write_text(path.with_suffix(".json"), json.dumps(rows.to_dict("records"), indent=1) + "\n")
@@ -89,8 +90,8 @@ def ablation_rows(
     faces, is the last variant: the upper reference of `face`.
 
     Returns:
-        A row per variant, seed and stream: variant, seed, stream, mAP, rank1 (shares in 0..1),
-        parameters, macs, minutes (of training).
+        A row per variant, seed and stream: variant, seed, run (its folder), protocol, stream,
+        queries, mAP, rank1 (shares in 0..1), parameters, macs, minutes (of training).
     """
     from deskpro.stages.evaluate import Evaluate
 
@@ -102,25 +103,31 @@ def ablation_rows(
     home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
     evaluation = Evaluate(options, home, options.pre_train or folder.teacher, kind="teacher")
     runner.run_stage(evaluation, options, home, update=True)
-    return _rows([*students, Student("teacher", options.train_teacher.seed, options, home)])
+    return _rows([*students, Student(tables.TEACHER, options.train_teacher.seed, options, home)])
 
 
 def sweep(base: Base, grids: Iterable[str]) -> Path:
     """Train and evaluate every combination with every seed; an interrupted call is resumed.
 
-    Writes `sweep.csv` into the run folder, a row per combination and stream: combination, stream,
-    seeds, mAP, mAP_sd, rank1, rank1_sd (percent; sd with n−1), parameters, macs, minutes (mean of
-    training), and prints it.
+    Writes `sweep.csv` into the run folder, a row per combination and stream: a column per option,
+    then what `summarise` returns. Prints it, and draws `sweep.png` and `sweep.svg`. Differences are
+    from the combination that the recipe has, or from the first.
     """
     variants = combinations(grids)
-    for name, changes in variants.items():  # all must be possible, before any work
-        config.override(base.options, changes, f"--grid {name}")
-    runner.run_stage("teacher-cache", base.options, base.folder, chain=True)
-    found = summarise(_rows(train(base, variants, "sweep")))
+    options = base.options
+    changed = {  # all must be possible, before any work
+        name: config.override(options, changes, f"--grid {name}")
+        for name, changes in variants.items()
+    }
+    first = next((name for name, each in changed.items() if each == options), next(iter(changed)))
+    runner.run_stage("teacher-cache", options, base.folder, chain=True)
+    found = summarise(_rows(train(base, variants, "sweep")), first)
     path = base.folder.path / "sweep.csv"
+    chosen = pd.DataFrame([variants[name] for name in found["variant"]])
     with write_aside(path) as aside:
-        found.rename(columns={"variant": "combination"}).to_csv(aside, index=False)
-    table("sweep", *messages.sweep_table(found))
+        pd.concat([chosen, found.drop(columns="variant")], axis=1).to_csv(aside, index=False)
+    draw_sweep(found, tables.labels(variants), path.with_suffix(""))
+    table(*tables.terminal(tables.sweep_table(found, first, variants)))
     return path
 
 
@@ -169,8 +176,11 @@ def train(base: Base, variants: Variants, below: str) -> list[Student]:
     # A student is one item: within a worker its stages do their work themselves.
     alone = Launch(threads=options.launch.threads)
     items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
-    for _ in map_items(launch, functools.partial(_worker, base.force), items):
-        pass
+    with StudyBars(below, len(items)) as bars:
+        make_worker = functools.partial(_worker, base.force)
+        for student, _ in map_items(launch, make_worker, bars.starting(items), bars.listen):
+            bars.end(student)
+            log(messages.student_result(_rows([student])))
     return students
 
 
@@ -189,9 +199,10 @@ def _with_cache(
 
 def _worker(force: bool) -> Callable[[Student], None]:
     def work(student: Student) -> None:
-        log(f"{student.variant}, seed {student.seed}, in {student.folder.path}")
-        for stage in ("train-student", "eval"):
-            runner.run_stage(stage, student.options, student.folder, force=force)
+        with captured(student.folder.path):
+            log(f"{messages.student(student.variant, student.seed)}, in {student.folder.path}")
+            for stage in ("train-student", "eval"):
+                runner.run_stage(stage, student.options, student.folder, force=force)
 
     return work
 
@@ -228,8 +239,10 @@ def _rows(students: Iterable[Student]) -> pd.DataFrame:
             {
                 "variant": variant,
                 "seed": seed,
+                "run": str(folder.path),
                 "protocol": protocol,
                 "stream": stream,
+                "queries": numbers["queries"],
                 "mAP": numbers["mAP"],
                 "rank1": numbers["cmc"][0],
                 "parameters": result.get("parameters"),
@@ -239,33 +252,3 @@ def _rows(students: Iterable[Student]) -> pd.DataFrame:
             for stream, numbers in scores["streams"].items()
         ]
     return pd.DataFrame(rows)
-
-
-def summarise(rows: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
-    """Mean and standard deviation (n−1) over seeds, in percent, and the gain over a variant.
-
-    Returns:
-        A row per variant and stream: variant, stream, seeds, mAP, mAP_sd, rank1, rank1_sd,
-        parameters, macs, minutes (mean of training); with `base` also gain (of mAP over it; nan
-        where it lacks the stream), pooled_sd (of the two mAPs). An sd of one seed is nan.
-    """
-    found = (
-        rows.groupby(["variant", "stream"], sort=False)
-        .agg(
-            seeds=("seed", "size"),
-            mAP=("mAP", lambda values: 100 * values.mean()),
-            mAP_sd=("mAP", lambda values: 100 * values.std()),
-            rank1=("rank1", lambda values: 100 * values.mean()),
-            rank1_sd=("rank1", lambda values: 100 * values.std()),
-            parameters=("parameters", "first"),
-            macs=("macs", "first"),
-            minutes=("minutes", "mean"),
-        )
-        .reset_index()
-    )
-    if base is not None:
-        of_base = found[found["variant"] == base].set_index("stream").reindex(found["stream"])
-        spread = found["mAP_sd"] ** 2 + of_base["mAP_sd"].to_numpy() ** 2
-        found["gain"] = found["mAP"] - of_base["mAP"].to_numpy()
-        found["pooled_sd"] = (spread / 2) ** 0.5
-    return found

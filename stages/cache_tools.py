@@ -97,20 +97,22 @@ def _contents(name: str, reader: MappedReader) -> dict[str, object]:
 
 
 def _statistics(name: str, reader: MappedReader, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Means over the stored samples and views: of what the target describes, and of the facts that
-    were recorded with the chunks; by name float64 [parts]."""
+    """Means over the views of the samples that have the target: of what it describes, and of the
+    facts that were recorded with the chunks; by name float64 [parts]."""
     sums: dict[str, np.ndarray] = {}
     seen: dict[str, int] = {}
     with bar("read", len(reader.records), "chunks") as progress:
         for (block, view), record in sorted(reader.records.items()):
-            rows = {n: np.array(reader.chunk(n, block, view)) for n in reader.schema.fields}
-            label = labels[reader.schema.rows(block)]
-            found = TARGETS[name].describe(rows, label) | record.facts
-            for key, values in found.items():
+            here = reader.schema.rows(block)
+            valid, label = reader.valid[here], labels[here][reader.valid[here]]
+            fields = reader.schema.fields
+            rows = {n: reader.chunk(n, block, view)[: len(valid)][valid] for n in fields}
+            found = TARGETS[name].describe(rows, label) if len(label) else {}
+            for key, values in (found | record.facts).items():
                 sums[key] = sums.get(key, 0.0) + len(label) * np.asarray(values)
                 seen[key] = seen.get(key, 0) + len(label)
             progress.advance()
-    return {key: total / seen[key] for key, total in sums.items()}
+    return {key: total / max(seen[key], 1) for key, total in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,10 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
         raise InputError(f"{weights}: teacher weights not found; an audit needs them")
     store = TargetStore(root)
     index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
-    found = describe(
-        [
-            *provenance.option_differences(root, options, weights, TARGETS),
-            *provenance.image_differences(store, index, TARGETS, FileIndex(), deep=deep),
-        ]
-    )
+    whole, files = options.data.incomplete == "leave-out", FileIndex()
+    differing = provenance.option_differences(root, options, weights, TARGETS)
+    differing += provenance.image_differences(store, index, TARGETS, files, whole=whole, deep=deep)
+    found = describe(differing)
     network, model = load_teacher(weights)
     settings = provenance.settings_of(options, model.num_classes)
     readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
@@ -146,14 +146,17 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
 
     teacher = LiveTeacher([*TARGETS], settings, network, distributed.pick_device(options.device))
     sample_ids = store.column("sample_id").tolist()
-    present = index.dropna(subset=list(teacher.sees)).set_index("sample_id", drop=False)
+    here = index.set_index("sample_id", drop=False).reindex(sample_ids)
+    absent = np.zeros(len(here), bool)
+    for name, target in TARGETS.items():
+        absent |= readers[name].valid & here[list(target.sees)].isna().any(axis=1).to_numpy()
     views = min(reader.schema.views for reader in readers.values())
     pairs = _draw(len(sample_ids), views, samples, seed)
-    known = [(row, view) for row, view in pairs if sample_ids[row] in present.index]
-    for row in sorted({row for row, _ in pairs} - {row for row, _ in known}):
+    known = [(row, view) for row, view in pairs if not absent[row]]
+    for row in sorted({row for row, _ in pairs if absent[row]}):
         found.append(f"{sample_ids[row]}: its {' or '.join(teacher.sees)} isn't here")
     images = ImageDataset(
-        present.reindex(sample_ids),
+        here.where(here.notna(), None),
         {kind: settings.size(kind) for kind in teacher.sees},
         StoredViews(store.column("views")),
     )
@@ -161,9 +164,16 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
     for part, live in _compute(teacher, images, known, options):
         for name, reader in readers.items():
             stored = reader.read([row for row, _ in part], [view for _, view in part])
-            lines, gap = _compare(name, live[name], stored, settings)
+            has = np.flatnonzero(reader.valid[[row for row, _ in part]])
+            mine, theirs = (
+                {field: v[has] for field, v in rows.items()} for rows in (live[name], stored)
+            )
+            lines, gap = _compare(name, mine, theirs, settings)
             largest[name] = max(largest[name], gap)
-            found += [f"{sample_ids[part[i][0]]}, view {part[i][1]}: {line}" for i, line in lines]
+            compared = [part[i] for i in has]
+            found += [
+                f"{sample_ids[compared[i][0]]}, view {compared[i][1]}: {line}" for i, line in lines
+            ]
     facts: dict[str, object] = {"computed again": f"{len(known)} (sample, view), seed {seed}"}
     for name, gap in largest.items():
         allowed = TARGETS[name].tolerance(settings)
@@ -214,4 +224,4 @@ def _compare(
     for i, part in np.argwhere(~(gap <= allowed)):
         what = f"{name} of {getattr(settings, target.parts)[part]}" if target.parts else name
         lines.append((int(i), f"{what} differs by {gap[i, part]:.2g}, allowed is {allowed:.2g}"))
-    return lines, float(gap.max())
+    return lines, float(gap.max(initial=0.0))

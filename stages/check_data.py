@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deskpro.cache.files import write_text
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import check_data
@@ -14,11 +15,17 @@ from deskpro.stages.data.layouts import KINDS, LAYOUTS
 
 
 def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, object]]:
-    """Every problem of `data.root`, and the facts of its splits beside the published counts."""
-    layout = LAYOUTS[options.data_train]
-    prepared = layout.prepared(options.data.root)
+    """Every problem of `data.root`, and the facts of its splits beside the published counts.
+
+    Raises:
+        InputError: the recipe prepares the dataset, and that has not been done.
+    """
+    root, layout = options.data.root, LAYOUTS[options.data_train]
+    if options.prepare is not None and not (root / ".prepare").exists():
+        raise InputError(f"{root}: not prepared yet", command="prepare")
+    prepared = layout.prepared(root)
     checked = check_data(
-        options.data.root,
+        root,
         options.data_train,
         needs=KINDS if prepared else ("imgs",),
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
@@ -28,10 +35,8 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
     facts: dict[str, object] = {
         "used": f"{data['samples']} samples of {data['identities']} identities"
     }
-    if data["left_out"]:
-        facts["left out"] = f"{data['left_out']} samples, listed in {folder.left_out}"
-    if data["vanished"]:
-        facts["vanished"] = "identities without a sample left: " + ", ".join(data["vanished"])
+    facts |= {"left out": data["left_out"]} if data["left_out"] else {}
+    facts |= {"vanished": data["vanished"]} if data["vanished"] else {}
     if checked.unused:
         facts["not used"] = _listed(checked.unused, folder.left_out.with_name("unused.csv"))
     for split in ("query", "gallery"):
@@ -39,6 +44,11 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
         faceless = int(rows["lr_face"].isna().sum())
         facts[split] = (
             f"{len(rows)} images of {rows['pid'].nunique()} identities, {faceless} without a face"
+        )
+    if not prepared:
+        facts["prepared"] = (
+            "not yet: body images alone. For faces and masks give the recipe a section prepare "
+            "(configs/README.md), then type make prepare"
         )
     if layout.counts is not None:
         identities, images = layout.counts.train

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.markup import escape
 
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
-from deskpro.stages.reporting import figures, record
+from deskpro.stages.reporting import cells, figures, record
 
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """Measure → its column, by query."""
@@ -35,7 +36,7 @@ class Run:
 
 
 def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str, object]:
-    """Compare every run with the first; write compare.csv and compare.png into `out`.
+    """Compare every run with the first; write compare.csv, compare.png and .svg into `out`.
 
     A difference is the mean of the differences by query, with a 95 % bootstrap interval over
     identities and the two-sided p of random signs of identities. Both generalise to other people,
@@ -67,34 +68,34 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     rows = pd.DataFrame([row for pair in shared for row in _compare(runs, *pair)])
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
-    bars = [
-        figures.Interval(
-            f"{row['stream']}\n{row['protocol']}", row["run"], row["value"], row["low"], row["high"]
-        )
-        for row in rows[rows["measure"] == "mAP"].to_dict("records")
-    ]
-    chart = figures.bars(bars, "mAP and its 95 % interval over identities, %")
-    figures.write_png(chart, out / "compare.png")
-    _show(rows, first.name)
+    _draw(rows, out / "compare")
+    _show(rows)
     rules = [first.report["protocols"][name]["rule"] for name in rows["protocol"].unique()]
-    return {"rules": "; ".join(rules), "written": f"{out / 'compare.csv'}, compare.png"}
+    return {
+        "rules": "; ".join(rules),
+        "written": f"{out / 'compare.csv'}, compare.png, compare.svg",
+    }
 
 
 def _open(folder: Path, name: str, *, anyway: bool) -> Run:
     report = record.read_metrics(folder, anyway=anyway)
+    return Run(name, report, read_queries(folder))
+
+
+def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
+    """pid, ap and rank1 of an evaluated run's queries, by protocol and stream (see `Run`)."""
     queries = record.read_table(folder / "queries.csv")
     if queries is None:
         raise InputError(
             f"{folder / 'queries.csv'}: missing, or cannot be read",
             command=shlex.join(["eval", "--run", str(folder), "--force"]),
         )
-    parts = {
+    return {
         (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
             {"pid": "first", "ap": "mean", "rank1": "mean"}
         )
         for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
     }
-    return Run(name, report, parts)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -170,18 +171,61 @@ def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, 
     return rows
 
 
-def _show(rows: pd.DataFrame, first: str) -> None:
-    lines = []
-    for row in rows.to_dict("records"):
-        difference = ""
-        if not pd.isna(row["p"]):
-            low, high = 100 * row["difference_low"], 100 * row["difference_high"]
-            difference = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-            difference += f", p {row['p']:.3g}"
-        value = f"{100 * row['value']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
-        lines.append(
-            [row["protocol"], row["stream"], row["measure"], row["run"], value, difference]
+def _merged(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows by protocol; protocols with the same rows are one, with joined names."""
+    found: dict[str, pd.DataFrame] = {}
+    for protocol, part in rows.groupby("protocol", sort=False):
+        part = part.drop(columns="protocol").reset_index(drop=True)
+        same = next((names for names, other in found.items() if other.equals(part)), None)
+        if same is not None:
+            found[f"{same}, {protocol}"] = found.pop(same)
+        else:
+            found[str(protocol)] = part
+    return found
+
+
+def _draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw mAP of every run, a group of rows for each stream under each protocol."""
+    drawn = [
+        figures.Interval(
+            f"{row['stream']} · {protocol} (n = {row['queries']} queries)", row["run"],
+            row["stream"], *(100 * row[end] for end in ("value", "low", "high")),
         )
-    columns = ["protocol", "stream", "measure", "run", "% (95 % interval)", f"minus {first}"]
-    counts = f"{rows['queries'].max()} queries of {rows['identities'].max()} identities"
-    table(f"compare: paired over {counts}", columns, lines)
+        for protocol, part in _merged(rows[rows["measure"] == "mAP"]).items()
+        for row in part.to_dict("records")
+    ]  # fmt: skip
+    chart = figures.intervals(drawn, "mAP and its 95 % interval over identities")
+    figures.write_figure(chart, path)
+
+
+def _show(rows: pd.DataFrame) -> None:
+    """Print a table for each protocol and measure: a row per run, a column per stream."""
+    for protocol, part in _merged(rows).items():
+        for measure, found in part.groupby("measure", sort=False):
+            # A run may be named twice: rows are told apart by their place.
+            streams = {
+                str(stream): _cells(of_stream.to_dict("records"))
+                for stream, of_stream in found.groupby("stream", sort=False)
+            }
+            names = found.loc[found["stream"] == found["stream"].iat[0], "run"]
+            title = (
+                f"{measure} (%), {protocol}: {found['queries'].max()} queries of "
+                f"{found['identities'].max()} identities, 95 % intervals over identities; "
+                f"below it the paired difference from {names.iat[0]}"
+            )
+            lines = zip(map(escape, names), *streams.values(), strict=True)
+            table(escape(title), ["run", *streams], lines)
+
+
+def _cells(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The cells of a stream: each run's value, and below it the difference from the first."""
+    highest = cells.best([row["value"] for row in rows])
+    found = []
+    for row, is_best in zip(rows, highest, strict=True):
+        value, low, high = (100 * row[end] for end in ("value", "low", "high"))
+        lines = [cells.bold(cells.within(value, low, high), is_best)]
+        if not pd.isna(row["p"]):
+            ends = (row["difference"], row["difference_low"], row["difference_high"])
+            lines += [cells.difference(*(100 * end for end in ends)), f"p {row['p']:.3g}"]
+        found.append("\n".join(lines))
+    return found

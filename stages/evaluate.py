@@ -13,7 +13,7 @@ from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import log, table
+from deskpro.stages.base.progress import log, start, table
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
@@ -135,6 +135,7 @@ class Evaluate(Stage):
         query, gallery = checked.split("query"), checked.split("gallery")
         protocols = _protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
+        start(self.name, device=device, samples=len(images), output=folder.metrics)
         made = store_features(folder.features, extractor, self.weights, images, options, job.index)
         stored = FeatureStore(folder.features, device, options.cache.memory * 1e9)
         # In the order of their contents: then no number depends on file names.
@@ -367,19 +368,26 @@ def _weights(extractor: FeatureExtractor, heads: int, face: float) -> dict[str, 
 
 
 def _show(report: dict[str, Any], options: Options) -> None:
-    measures = ["mAP", "mINP", *(f"rank{r}" for r in options.eval.ranks)]
-    lines = []
-    for name, protocol in report["protocols"].items():
+    """Print a row for each stream; protocols with the same results stand one below the other."""
+    from itertools import zip_longest
+
+    from deskpro.stages.reporting import cells
+    from deskpro.stages.reporting.results import merged
+
+    ranks = options.eval.ranks
+    rows = []
+    for names, protocol in merged(report["protocols"]).items():
+        lines = []
         for stream, numbers in protocol["streams"].items():
-            low, high = (100 * end for end in numbers["interval"]["mAP"])
-            cells = [f"{100 * numbers[measure]:.1f}" for measure in measures]
-            cells[0] += f" ({low:.1f}–{high:.1f})"
+            mean = cells.within(*(100 * x for x in (numbers["mAP"], *numbers["interval"]["mAP"])))
             if "sd" in numbers:
-                cells[0] += f" ± {100 * numbers['sd']['mAP']:.1f}"
-            lines.append([name, stream, *cells])
+                mean += f" ± {100 * numbers['sd']['mAP']:.1f}"
+            lines.append([stream, mean, *(f"{100 * numbers[f'rank{r}']:.1f}" for r in ranks)])
+        for name, line in zip_longest(names.split(" "), lines, fillvalue=""):
+            rows.append([name, *(line or [""] * (2 + len(ranks)))])
     data = report["data"]
     title = (
         f"{report['network']['kind']}: {data['queries']} queries of {data['identities']} "
         f"identities, {data['gallery']} gallery images (%; 95 % interval over identities)"
     )
-    table(title, ["protocol", "stream", *measures], lines)
+    table(title, ["protocol", "stream", "mAP", *(f"R{r}" for r in ranks)], rows)

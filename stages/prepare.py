@@ -14,7 +14,7 @@ from deskpro.cache.files import ASIDE, write_bytes, write_text
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import STEPS, Prepare
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.index import Problem, refuse
@@ -126,6 +126,8 @@ class PrepareData(Stage):
         for name in records.keys() - {step.name for step in steps}:
             for sample in samples:
                 sample.facts |= records[name].facts(sample.id)
+        names = ", ".join(step.name for step in steps)
+        start(self.name, device=self.options.device, samples=len(samples), steps=names, output=root)
         for step in steps:
             usable = [sample for sample in samples if sample.problem is None]
             todo = unfinished(step, usable, records[step.name])

@@ -86,14 +86,15 @@ def run(
 
 
 def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    protocols = metrics["protocols"]
-    name, protocol = next(iter(protocols.items()))
+    name, protocol = next(iter(metrics["protocols"].items()))
+    protocols = results.merged(metrics["protocols"])
     stream = results.widest(protocol["streams"])
     table = record.read_table(folder / "breakdown.csv")
     cameras = _has_cameras(metrics)
     return {
         "primary": name,
         "widest": stream,
+        "protocols": protocols,
         "accuracy_chart": results.accuracy_chart(protocols),
         "cmc_charts": results.cmc_charts(protocols),
         "by_camera": results.breakdown(table, name, stream, "camid") if cameras else [],

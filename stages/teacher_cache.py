@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.errors import CacheError
+from deskpro.stages.base import distributed
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, image_folders
@@ -40,7 +41,7 @@ SEAL = "index/zarr.json"
 
 @dataclass(frozen=True)
 class TeacherCacheResult(Result):
-    """data: samples, identities, left_out, vanished, listing; kept: target → chunks that were
+    """data: what was used, as `CheckedData.facts` gives it; kept: target → chunks that were
     there, of `chunks`; bytes: of the whole store."""
 
     data: Mapping[str, Any]
@@ -53,7 +54,7 @@ class TeacherCacheResult(Result):
 
 
 class TeacherCache(Stage):
-    """Stores every target of every view of every complete training sample."""
+    """Stores every target of every view of every training sample that has the target's images."""
 
     name = "teacher-cache"
     params = (
@@ -130,11 +131,15 @@ class TeacherCache(Stage):
         options = self.options
         index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
         store = TargetStore(self.folder.targets)
-        files, deep = digests.index, digests.deep
-        return [
-            _reason(difference)
-            for difference in provenance.image_differences(store, index, TARGETS, files, deep=deep)
-        ]
+        differing = provenance.image_differences(
+            store,
+            index,
+            TARGETS,
+            digests.index,
+            whole=options.data.incomplete == "leave-out",
+            deep=digests.deep,
+        )
+        return [*map(_reason, differing)]
 
     def run(self, job: Job) -> Result:
         from deskpro.stages.data.check import check_data
@@ -157,6 +162,13 @@ class TeacherCache(Stage):
                 for name in TARGETS
             }
             make_worker = partial(Worker, options, self.teacher, train, views)
+            start(
+                self.name,
+                device=distributed.device_type(options.device),
+                samples=len(train),
+                views=f"{settings.views} of each",
+                output=self.folder.targets,
+            )
             _fill(writers, make_worker, options)
             for writer in writers.values():
                 writer.seal()

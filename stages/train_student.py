@@ -17,9 +17,10 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
-from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_needed
+from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_needed, usable
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
     from torch import nn
@@ -167,10 +168,11 @@ class TrainStudent(Stage):
         store, names = TargetStore(cache), sorted(targets_needed(options, options.streams))
         with distributed.rank_zero_first():
             self._require_match(store, names or [*TARGETS], job)
-            table = self._checked("leave-out", job)  # the cache says which samples are used
-        table = _in_order(table, store, options)
+            table = self._checked("keep", job)  # the cache says which samples are used
+        readers = {name: MappedReader(cache, target.group) for name, target in TARGETS.items()}
+        table = _in_order(table, store, self._needed({n: r.valid for n, r in readers.items()}))
         # The classes of the teacher's logits are the student's.
-        classes = MappedReader(cache, TARGETS["logits"].group).fingerprint["classes"]
+        classes = readers["logits"].fingerprint["classes"]
         labels = store.column("label")
         if [classes[label] for label in labels] != table["pid"].tolist():
             raise CacheError(
@@ -194,6 +196,22 @@ class TrainStudent(Stage):
             kind = "live" if recipe.live_teacher else "cached"
             targets = TEACHERS[kind](source, names, device)
         return TrainingSet(table, labels, classes, views, count, targets)
+
+    def _needed(self, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Kind of image → the samples of the cache that must have it, bool [N].
+
+        valid: target → the samples that have it.
+        """
+        from deskpro.stages.targets.kinds import TARGETS
+
+        options = self.options
+        kinds = {"imgs": valid["logits"] | True}
+        if "face" in options.streams and options.data.incomplete != "keep":
+            kinds["lr_face"] = valid["logits"]
+        if options.train_student.live_teacher:
+            names = sorted(targets_needed(options, options.streams))
+            kinds |= {kind: valid[name] for name in names for kind in TARGETS[name].sees}
+        return kinds
 
     def _drawn(self, job: Job) -> TrainingSet:
         """The training samples themselves, for a student without targets: views as of a cache."""
@@ -239,7 +257,8 @@ class TrainStudent(Stage):
         options = self.options
         index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
         found = option_differences(store.root, options, self.teacher, names)
-        found += image_differences(store, index, names, job.index, deep=job.deep)
+        whole = options.data.incomplete == "leave-out"
+        found += image_differences(store, index, names, job.index, whole=whole, deep=job.deep)
         if found:
             raise CacheError(
                 f"{store.root}: built from another recipe or images: "
@@ -248,27 +267,32 @@ class TrainStudent(Stage):
             )
 
 
-def _in_order(table: pd.DataFrame, store: TargetStore, options: Options) -> pd.DataFrame:
-    """The samples of a store, in its order."""
-    table = table.set_index("sample_id", drop=False)
+def _in_order(
+    table: pd.DataFrame, store: TargetStore, needed: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """The samples of a store, in its order; needed: kind of image → who must have it, bool [N]."""
     sample_ids = store.column("sample_id").tolist()
-    missing = [sample_id for sample_id in sample_ids if sample_id not in table.index]
+    found = table.set_index("sample_id", drop=False).reindex(sample_ids)
+    missing = [
+        f"{kind}/{sample_ids[row]}"
+        for kind, rows in needed.items()
+        for row in (rows & found[kind].isna().to_numpy()).nonzero()[0]
+    ]
     if missing:
         raise InputError(
-            f"{store.root}: {len(missing)} of its {len(sample_ids)} samples lack an image in "
-            f"{options.data.root}:\n  "
+            f"{store.root}: {len(missing)} images of its {len(sample_ids)} samples are missing:\n  "
             + "\n  ".join(missing[:40])
             + "\nPut them back, or rebuild the cache",
             command="teacher-cache --force",
         )
-    return table.loc[sample_ids].reset_index(drop=True)
+    return found.where(found.notna(), None).reset_index(drop=True)
 
 
-def _streams(student: Student) -> Callable[[nn.Module, Tensors], Streams]:
+def _streams(student: Student) -> Callable[[nn.Module, Tensors, Tensors], Streams]:
     """Runs the student on its streams' images; each stream's share of the heads."""
 
-    def call(forward: nn.Module, images: Tensors) -> Streams:
-        output = forward(images.get("face"), images.get("body"))
+    def call(forward: nn.Module, images: Tensors, present: Tensors) -> Streams:
+        output = forward(images.get("face"), images.get("body"), present.get("face"))
         return {
             stream: output._replace(
                 logits=output.logits[:, heads],
@@ -281,16 +305,22 @@ def _streams(student: Student) -> Callable[[nn.Module, Tensors], Streams]:
     return call
 
 
-def _agreement(options: Options, student: Student) -> Callable[[Streams, Tensors], Tensors]:
+def _agreement(
+    options: Options, student: Student
+) -> Callable[[Streams, Tensors, Tensors], Tensors]:
     """How far the face stream agrees with the teacher's logits, where it is trained on them."""
     from deskpro.stages.losses.agreement import agreement
 
-    def metrics(outputs: Streams, targets: Tensors) -> Tensors:
-        heads = student.streams["face"].heads
-        return agreement(outputs["face"].logits, targets["logits"], options.kd_loss.T, heads)
+    def metrics(outputs: Streams, targets: Tensors, valid: Tensors) -> Tensors:
+        heads, has = student.streams["face"].heads, usable(TERMS["kd"], valid)
+        pair = outputs["face"].logits, targets["logits"]
+        if has is not None:
+            rows = has.nonzero().flatten().to(pair[0].device)
+            pair = pair[0][rows], pair[1][rows]
+        return agreement(*pair, options.kd_loss.T, heads)
 
     uses_logits = "logits" in targets_needed(options, options.streams)
-    return metrics if uses_logits else lambda outputs, targets: {}
+    return metrics if uses_logits else lambda outputs, targets, valid: {}
 
 
 def _attention_image(

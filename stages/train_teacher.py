@@ -16,7 +16,7 @@ from deskpro.stages.losses.terms import teacher_terms
 
 @dataclass(frozen=True)
 class TrainTeacherResult(Result):
-    """data: samples, identities, left_out, vanished, listing; training: as `recipe.train` gives."""
+    """data: what was used, as `CheckedData.facts` gives it; training: as `recipe.train` gives."""
 
     data: Mapping[str, Any]
     training: Mapping[str, Any]
@@ -24,7 +24,7 @@ class TrainTeacherResult(Result):
 
 
 class TrainTeacher(Stage):
-    """Trains the teacher on every complete training sample."""
+    """Trains the teacher on every training sample with an HR face."""
 
     name = "train-teacher"
     params = (
@@ -44,7 +44,7 @@ class TrainTeacher(Stage):
         return None if self.options.prepare is None else "prepare"
 
     def _images(self) -> list[Dep]:
-        """All kinds: which samples are complete, and so used, depends on all four."""
+        """All kinds: which samples and identities are used depends on all four."""
         options = self.options
         folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
         return [Dep(role, *place) for role, place in folders.items()]
@@ -71,6 +71,7 @@ class TrainTeacher(Stage):
         import torch
 
         from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.index import class_order
         from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.models.lmbn import LMBN
         from deskpro.stages.models.warm_start import require_weights, warm_start
@@ -85,8 +86,11 @@ class TrainTeacher(Stage):
             root, dataset = options.data.root, options.data_train
             checked = check_data(root, dataset, incomplete=incomplete, index=job.index).require()
         table = checked.split("train")
+        # Its classes are those of the student, who may know somebody by the body alone.
+        classes = class_order(table["pid"])
+        table = table[table["hr_face"].notna()].reset_index(drop=True)
         views = DrawnViews(settings.views, table["sample_id"].tolist())
-        data = recipe.training_set(table, views, settings.epochs)
+        data = recipe.training_set(table, views, settings.epochs, classes)
         torch.manual_seed(settings.seed)
         network = LMBN(len(data.classes), **options.teacher.arguments)
         start = options.teacher.pre_train
@@ -99,7 +103,7 @@ class TrainTeacher(Stage):
             data=data,
             device=device,
             images={"face": "hr_face"},
-            call=lambda forward, images: {"face": forward(images["face"])},
+            call=lambda forward, images, present: {"face": forward(images["face"])},
             terms=teacher_terms(),
             files=recipe.Files.of("teacher", self.folder),
         )

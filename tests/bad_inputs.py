@@ -163,7 +163,7 @@ OPTIONS = [
     option(
         "unknown in a section",
         "kd_loss.t=1",
-        "allowed are enable, T, alpha",
+        "did you mean kd_loss.T",
     ),
     option("below a value", "batchid.a=1", "single value"),
     option("dots alone", "...=1", "unknown option"),
@@ -365,7 +365,7 @@ RUNS = [
     *replaced("queries.csv", "run/queries.csv", "queries.csv", "compare {run} {run}",
               ("is empty", raw(b"")), ("has other columns", text("a,b\n1,2\n")),
               ("isn't text", raw(b"\xff\xfe\x00")), *NOT_FILES),
-    *replaced("the eval manifest", "run/manifests/eval.json", "eval", "report {run}",
+    *replaced("the eval manifest", "run/.state/manifests/eval.json", "eval", "report {run}",
               *NOT_JSON, *NOT_FILES),
     *replaced("the student", "run/student.safetensors", "student.safetensors",
               "embed --checkpoint {run}/student.safetensors --data {data} --split query "

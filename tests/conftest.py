@@ -276,7 +276,7 @@ def project(
 def with_cache(project: Project, run: Path, benchmark: Path) -> Project:
     """The project with a copy of a run, as if it had been made of the project's own data."""
     shutil.copytree(run, project.run)
-    for manifest in (project.run / "manifests").iterdir():
+    for manifest in (project.run / ".state" / "manifests").iterdir():
         manifest.write_text(manifest.read_text().replace(str(benchmark), str(project.data)))
     return project
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,21 +42,25 @@ def place(
 
 
 def state(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every file and link with what changes when it is written; locks may come."""
+    """Every file and link with what changes when it is written, every folder.
+
+    Locks may come, logs may grow.
+    """
     return {
         path: (found.st_mode, found.st_size, found.st_mtime_ns)
+        if not stat.S_ISDIR(found.st_mode)
+        else ()
         for path, found in walk(folder)
-        if not path.endswith(".lock")
+        if not path.endswith((".lock", "/deskpro.log"))
     }
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     for entry in os.scandir(folder):
         found = entry.stat(follow_symlinks=False)
+        yield entry.path, found
         if entry.is_dir(follow_symlinks=False):
             yield from walk(Path(entry.path))
-        else:
-            yield entry.path, found
 
 
 OF_A_RECIPE = {*STAGES, "all", "prepare", "sweep", "ablation"}

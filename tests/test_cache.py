@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -973,6 +974,26 @@ def test_what_is_written_aside_appears_whole_or_not_at_all(tmp_path: Path) -> No
         aside.write_bytes(b"three")
         other.write_bytes(b"four")
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    def aside(node: str, pid: int, age: float = 0.0) -> Path:
+        path = tmp_path / f".report.{node}.{pid}.0123abcd.partial.html"
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    here = platform.node()
+    gone = [aside(here, ended.pid), aside("elsewhere", 1, age=90_000)]
+    kept = [aside(here, os.getpid()), aside(here, 1), aside("elsewhere", 2, age=3600)]
+    mine = tmp_path / ".notes.partial.html"
+    mine.write_text("a user's")
+    write_bytes(tmp_path / "metrics.json", b"{}")
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in (*kept, mine))
 
 
 @pytest.mark.parametrize("torn", ["", '{"a": ', "\n", '{"a": 9}', "12\n", "\0\0\0", '{"a": 1}]\n'])

@@ -43,7 +43,7 @@ def test_all_mistakes_are_named_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         config.load(path, ["student.width=0.3"])
     message = str(caught.value)
-    assert "kd_loss.temprature: unknown option; allowed are enable, T, alpha" in message
+    assert "kd_loss.temprature: unknown option; kd_loss has enable, T, alpha" in message
     assert "kd_loss.T: must be a valid number, found 'five'" in message
     assert "batchid: must be greater than or equal to 2, found 1" in message
     assert "student.width: must be one of 0.25, 0.5, 0.75, 1.0, found 0.3" in message

@@ -21,12 +21,12 @@ from tests.crash import crashes
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of every file that is not being written, by path; manifests tell times and are left out."""
+    """Of every file that is not being written, by path; manifests and logs tell times."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.suffix != ".lock"
+        and path.suffix not in (".lock", ".log")
         and ".partial" not in path.name
         and "manifests" not in path.parts
     }

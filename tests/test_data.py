@@ -105,16 +105,39 @@ def test_all_problems_are_reported_together_with_their_paths(data: Path) -> None
         check_data(data, "benchmark").require()
 
 
-def test_a_sample_without_any_face_file_is_left_out_and_listed(data: Path, tmp_path: Path) -> None:
-    name = first(data, "mask").name
-    for kind in ("lr_face", "hr_face", "mask"):
-        (data / kind / TRAIN / name).unlink()
-    checked = check_data(data, "benchmark").require()
-    assert checked.left_out["sample_id"].tolist() == [f"{TRAIN}/{name}"]
-    assert name not in " ".join(checked.split("train")["sample_id"])
+@pytest.mark.parametrize("incomplete", ["refuse", "keep", "leave-out"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_sample_without_any_face_file_trains_the_body_alone(
+    incomplete: str, masked: bool, data: Path, tmp_path: Path
+) -> None:
+    sample = f"{TRAIN}/{first(data, 'mask').name}"
+    for kind in ("lr_face", "hr_face", *["mask"] * (not masked)):
+        (data / kind / sample).unlink()
+    checked = check_data(data, "benchmark", incomplete=incomplete).require()
+    streams = ["all"] if incomplete == "leave-out" else ["face", *["body"] * (not masked)]
+    assert checked.left_out["sample_id"].tolist() == [sample] * len(streams)
+    assert checked.left_out["stream"].tolist() == streams
+    used = checked.split("train").set_index("sample_id")
+    assert (sample in used.index) == (incomplete != "leave-out")
     facts = checked.facts(tmp_path / "left_out.csv")
-    assert facts["left_out"] == 1
-    assert name in (tmp_path / "left_out.csv").read_text()
+    assert str(tmp_path / "left_out.csv") in facts["left_out"]
+    assert sample in (tmp_path / "left_out.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["lr_face", "hr_face", "mask"])
+def test_a_file_that_is_missing_alone_is_a_problem_unless_the_sample_is_kept_or_left_out(
+    kind: str, data: Path
+) -> None:
+    sample = f"{TRAIN}/{first(data, 'mask').name}"
+    (data / kind / sample).unlink()
+    [problem] = check_data(data, "benchmark").problems
+    assert problem.path == data / kind / sample
+    kept = check_data(data, "benchmark", incomplete="keep").require()
+    assert kept.left_out["stream"].tolist() == ["body" if kind == "mask" else "face"]
+    assert sample in kept.split("train")["sample_id"].tolist()
+    left_out = check_data(data, "benchmark", incomplete="leave-out").require()
+    assert left_out.left_out["stream"].tolist() == ["all"]
+    assert sample not in left_out.split("train")["sample_id"].tolist()
 
 
 def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path, tmp_path: Path) -> None:
@@ -127,7 +150,7 @@ def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path, tmp_pat
     assert [problem.path for problem in problems] == [own[0]]
     assert f"identity {pid} has one image" in problems[0].what
     checked = check_data(data, "benchmark", incomplete="leave-out").require()
-    assert checked.facts(tmp_path / "left_out.csv")["vanished"] == [pid]
+    assert checked.facts(tmp_path / "left_out.csv")["vanished"] == f"no sample is left of {pid}"
     assert checked.split("train")["pid"].nunique() == TINY.train_identities - 1
 
 

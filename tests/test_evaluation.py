@@ -282,6 +282,8 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
     assert again["p"] == 1
     with (out / "compare.png").open("rb") as image:
         assert image.read(4) == b"\x89PNG"
+    assert (out / "compare.svg").read_text().startswith("<?xml")
+    assert result.out.count("market, cloth-changing:") == 2  # equal results, a table a measure
 
 
 @pytest.mark.slow
@@ -411,7 +413,7 @@ def test_a_broken_network_is_refused(project: Project) -> None:
     name = next(name for name in tensors if name.endswith("conv.weight"))
     tensors[name][:] = float("nan")
     save_file(tensors, path, described)
-    (project.run / "manifests" / "train-student.json").unlink()
+    (project.run / ".state" / "manifests" / "train-student.json").unlink()
     result = project("eval")
     assert result.code == 2
     assert "its feature isn't finite" in result.err

@@ -20,6 +20,8 @@ import pytest
 
 from deskpro.pipeline import cli, failures
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.training_options import TensorBoard
+from deskpro.stages.training.monitor import Curves
 from tests.conftest import Project, Result, run_process
 from tests.test_crash_points import digests
 
@@ -104,7 +106,16 @@ def test_too_few_open_files_are_one_line(project: Project) -> None:
     assert "ulimit -n" in line
 
 
-FILE = "/run/student_checkpoints/step-000000004.pt"
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_event_files_that_cannot_be_written_name_their_folder(tmp_path: Path) -> None:
+    curves = Curves(tmp_path / "events", TensorBoard(every=1), lambda: None)
+    with limited(resource.RLIMIT_FSIZE, 10), pytest.raises(OSError) as found:
+        curves.step(1, {"total": 1.0})
+    assert found.value.errno == errno.EFBIG
+    assert found.value.filename == str(tmp_path / "events")
+
+
+FILE = "/run/.state/student_checkpoints/step-000000004.pt"
 
 
 def of_file(number: int) -> OSError:

@@ -84,14 +84,17 @@ def losses_of(
     )
 
 
+WEIGHTS = {"ce_face": 1 - 0.7, "kd": 0.7, "attention": 7.0}
+"""Of the terms by default, where not 1."""
+
+
 def test_distillation_takes_its_weight_off_the_faces_classification() -> None:
     options = Options()
     whole = {name: float(a_loss_of(term)) for name, term in TERMS.items()}
-    weights = {"ce_face": 1 - 0.7, "kd": 0.7, "attention": 7.0}
     found = losses_of(options)
     assert [*found] == [*TERMS]
     for name, loss in found.items():
-        assert float(loss) == pytest.approx(weights.get(name, 1.0) * whole[name], rel=1e-6)
+        assert float(loss) == pytest.approx(WEIGHTS.get(name, 1.0) * whole[name], rel=1e-6)
 
 
 def a_loss_of(term: Term) -> torch.Tensor:
@@ -144,6 +147,21 @@ def test_a_sample_without_a_target_is_left_out_of_the_mean(target: str) -> None:
     assert losses_of(options, valid={target: ones}) == all_there
     none = losses_of(options, valid={target: ~ones})
     assert all(float(none[n]) == 0 for n, term in TERMS.items() if term.target == target)
+
+
+@pytest.mark.parametrize("stream", ["face", "body"])
+def test_a_sample_that_a_stream_does_not_see_is_left_out_of_its_means(stream: str) -> None:
+    options, seen = Options(), torch.tensor([True, False, True, True, False, True])
+    found, all_there = losses_of(options, valid={stream: seen}), losses_of(options)
+    for name, term in TERMS.items():
+        if term.stream != stream:
+            assert torch.equal(found[name], all_there[name])
+        else:
+            output = getattr({"face": an_output(0), "body": an_output(2)}[stream], term.output)
+            target = LABELS if term.target == "label" else getattr(an_output(1), term.target)
+            settings = {key: attrgetter(path)(options) for key, path in term.settings.items()}
+            mean = float(term.loss(output[seen], target[seen], **settings))
+            assert float(found[name]) == pytest.approx(WEIGHTS.get(name, 1.0) * mean, rel=1e-6)
 
 
 def test_pairs_are_those_of_all_ranks() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from deskpro.pipeline import messages
+from deskpro.pipeline import messages, tables
+from deskpro.pipeline.summaries import summarise
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Reason, Result, Stage
@@ -66,20 +67,30 @@ def sentences() -> Iterator[str]:
     ]  # fmt: skip
     yield messages.command("teacher-cache --force")
     messages.OPTIONS.clear()
-    for gain, sd in ((3.0, 1.0), (-3.0, 1.0), (0.5, 1.0), (3.0, float("nan"))):
-        yield messages.verdict({"gain": gain, "pooled_sd": sd})
+    for ends in ((0.1, 2.0), (-2.0, -0.1), (-0.1, 2.0), (0.0, 0.0)):
+        yield tables.verdict(*ends)
     rows = pd.DataFrame(
         [
-            {"variant": variant, "seed": seed, "stream": "all", "mAP": 0.3, "rank1": 0.5}
+            {
+                "variant": variant,
+                "seed": seed,
+                "run": "",
+                "protocol": "market",
+                "stream": "all",
+                "queries": 57,
+                "mAP": mean + 0.01 * seed,
+                "rank1": 0.5,
+            }
             | dict.fromkeys(("parameters", "macs", "minutes"), 1)
-            for variant in ("plain", "both")
+            for variant, mean in (("plain", 0.25), ("both", 0.3))
             for seed in (0, 1)
         ]
     )
-    from deskpro.pipeline.studies import summarise
-
-    table = messages.ablation_table(summarise(rows, "plain"), "plain")
-    yield messages.ablation_page(table, range(2), "market", "deskpro ablation --seeds 2")
+    found = summarise(rows, "plain")
+    table = tables.ablation_table(found, "plain")
+    yield tables.ablation_page(table, range(2), "deskpro ablation --seeds 2")
+    plain, both = found.to_dict("records")
+    yield messages.gain(both, plain, 2.2)
 
 
 def text() -> str:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deskpro.stages.metrics.intervals import interval, sign_flip_test
+from deskpro.stages.metrics.intervals import interval, sign_flip_test, t_interval, t_quantile
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import Ranking, _drawn, rank_gallery, tie_groups
+from deskpro.stages.metrics.ranking import Ranking, _drawn, chance, rank_gallery, tie_groups
 from deskpro.stages.metrics.reranking import reranked
 
 
@@ -498,3 +498,19 @@ def test_the_reference_figures(reference: Path) -> None:
         cmc = ranking.cmc(20)
         found = [ranking.mAP, *(cmc[k - 1] for k in (1, 5, 10, 20))]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_quantiles_of_students_t_are_those_of_tables() -> None:
+    known = {1: 12.7062047, 2: 4.3026527, 3: 3.1824463, 4: 2.7764451, 9: 2.2621572, 999: 1.9623415}
+    for df, value in known.items():
+        assert t_quantile(0.95, df) == pytest.approx(value, abs=1e-7)
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 2.48413771, 2 + 2.48413771])
+    assert np.isnan(t_interval([1.0])).all()
+
+
+def test_chance_is_the_mean_of_random_orders() -> None:
+    query, gallery = people([1], [1]), people([1, 1, 2, 3, 1], [2, 2, 2, 2, 1])
+    # The last image is the query's own camera's. Two positives in four places, six orders.
+    orders = [sorted(places) for places in itertools.combinations(range(1, 5), 2)]
+    mean = np.mean([(1 / first + 2 / second) / 2 for first, second in orders])
+    assert chance(query, gallery, PROTOCOLS["market"]) == pytest.approx(mean)

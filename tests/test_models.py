@@ -335,3 +335,35 @@ def test_weights_are_written_through_python_files(tmp_path: Path) -> None:
     save(tmp_path / "student.safetensors", Student(3, width=0.25, feature_dim=16), DESCRIPTION)
     recording.clear()
     assert {".safetensors", ".json"} <= set(opened)
+
+
+def test_the_face_stream_does_not_see_samples_without_a_face() -> None:
+    torch.manual_seed(0)
+    student = Student(3, width=0.25, feature_dim=16).train()
+    faces, bodies = torch.randn(5, 3, 32, 32), torch.randn(5, 3, 64, 32)
+    has = torch.tensor([True, False, True, True, False])
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    found = student(faces, bodies, has)
+    mixed = {name: value.clone() for name, value in student.state_dict().items()}
+    student.load_state_dict(before)
+    few = student(faces[has], bodies[has])
+    faces_alone = student.state_dict()
+    for name, part in (
+        ("logits", slice(0, 7)),
+        ("features", slice(0, 7)),
+        ("embeddings", slice(0, 3)),
+    ):
+        values = getattr(found, name)[:, part]
+        assert torch.equal(values[has], getattr(few, name)[:, part])
+        assert not values[~has].any()
+    for name, value in mixed.items():
+        assert name.startswith("nocloth_net") or torch.equal(value, faces_alone[name])
+    student.load_state_dict(before)
+    for count in (0, 1):  # no batch statistics of so few
+        few_faces = torch.arange(5) < count
+        output = student(faces, bodies, few_faces)
+        assert torch.isfinite(output.logits).all()
+        assert not output.logits[count:, :7].any()
+        output.logits.sum().backward()
+    assert student.training
+    assert all(module.training for module in student.modules())

@@ -439,7 +439,7 @@ def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     # Nor by a recipe that doesn't say how it is made.
     result = preparation("prepare=null", stage="check-data")
     assert result.code == 2
-    assert "its preparation is not complete. Type: make prepare" in result.out
+    assert "its preparation is not complete: run prepare again" in result.out
 
 
 def test_a_prepared_set_is_not_emptied(preparation: Preparation, tmp_path: Path) -> None:

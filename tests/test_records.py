@@ -34,7 +34,7 @@ def spoiled(tree: object, depth: int) -> Iterator[tuple[str, object]]:
 @pytest.mark.finished("eval")
 @pytest.mark.parametrize("name", ["train-teacher", "teacher-cache", "train-student", "eval"])
 def test_a_spoiled_manifest_is_as_none_or_stale(name: str, project: Project) -> None:
-    path = project.run / "manifests" / f"{name}.json"
+    path = project.run / ".state" / "manifests" / f"{name}.json"
     kept = json.loads(path.read_text())
     before = (project.run / "student.safetensors").read_bytes()
     for what, tree in spoiled(kept, 1):
@@ -106,6 +106,7 @@ def test_a_spoiled_table_is_left_out_with_a_warning(
 def test_a_source_that_is_not_named_is_the_run_itself(tmp_path: Path) -> None:
     from deskpro.stages.base.run_folder import RunFolder
 
+    (tmp_path / ".state").mkdir()
     for content in ("{}", '{"a": 1}', "[]", "7", "{"):
-        (tmp_path / "from.json").write_text(content)
+        (tmp_path / ".state" / "from.json").write_text(content)
         assert RunFolder.open(tmp_path).source is None

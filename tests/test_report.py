@@ -23,7 +23,7 @@ from deskpro.pipeline.config import load
 from deskpro.pipeline.inspect_cli import report
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.reporting import figures, histories, ranked
+from deskpro.stages.reporting import figures, histories, ranked, results
 from deskpro.stages.reporting import page as page_module
 from deskpro.stages.reporting.images import Thumbnails
 from deskpro.stages.reporting.page import percent
@@ -49,7 +49,7 @@ def evaluated(
     data, run = folder / "data", RunFolder(folder / "run")
     shutil.copytree(tiny_benchmark, data)
     shutil.copytree(tiny_student, run.path)
-    for manifest in (run.path / "manifests").iterdir():
+    for manifest in (run.path / ".state" / "manifests").iterdir():
         manifest.write_text(manifest.read_text().replace(str(tiny_benchmark), str(data)))
     first = sorted((data / "imgs" / "query").iterdir())[0]
     hostile = "_".join([*first.stem.split("_")[:2], HOSTILE])
@@ -263,7 +263,7 @@ def test_its_numbers_are_those_of_the_evaluation(evaluated: Path, page_file: Pat
     text = page_file.read_text()
     metrics = json.loads((evaluated / "metrics.json").read_text())
     for name, protocol in metrics["protocols"].items():
-        assert f">{name}</th>" in text
+        assert re.search(rf"\b{name}\b[^<]*</th>", text)
         for numbers in protocol["streams"].values():
             for value in (numbers["mAP"], numbers["rank1"]):
                 assert f"<b>{percent(value)}</b>" in text
@@ -284,7 +284,7 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 def test_each_stage_shows_what_it_did_and_the_digests_of_its_files(run: Path) -> None:
     text = make(run).read_text()
     for stage in ("train-teacher", "teacher-cache", "train-student", "eval"):
-        record = json.loads((run / "manifests" / f"{stage}.json").read_text())
+        record = json.loads((run / ".state" / "manifests" / f"{stage}.json").read_text())
         assert record["deps"]
         assert record["outs"]
         for digest in (*record["deps"].values(), *record["outs"].values()):
@@ -407,13 +407,13 @@ def test_colours_of_figures_are_those_of_the_page() -> None:
 
 def test_an_inline_chart_has_text_variables_for_colours_and_no_style() -> None:
     drawn = figures.to_svg(
-        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}), "n", "<b>", "a & b"
+        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}, "CMC"), "n", "<b>", "a & b"
     )
     assert drawn == figures.to_svg(
-        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}), "n", "<b>", "a & b"
+        figures.cmc({"face": [0.2, 0.8], "all": [0.3, 1.0]}, "CMC"), "n", "<b>", "a & b"
     )
     root = ElementTree.fromstring(drawn)
-    assert {"face", "all", "rank", "queries matched, %"} <= {t.text for t in root.iter("text")}
+    assert {"face", "all", "rank", "matching rate, %"} <= {t.text for t in root.iter("text")}
     assert [root.find("title").text, root.find("desc").text] == ["<b>", "a & b"]  # type: ignore[union-attr]
     assert "style" not in drawn
     assert set(re.findall(r"#[0-9a-f]{6}", drawn)) == set()
@@ -429,16 +429,54 @@ def test_charts_leave_out_values_that_are_not_finite(values: list[float]) -> Non
         assert "nan" not in figures.to_svg(figure, "n", "x")
 
 
-def test_bars_of_runs_with_any_name_are_labelled(tmp_path: Path) -> None:
+def test_rows_of_runs_with_any_name_are_labelled(tmp_path: Path) -> None:
     rows = [
-        figures.Interval("market", name, 0.5, math.nan, 0.6) for name in ("_a", "$b$", "c<", "d")
+        figures.Interval("market", name, "all", 50, math.nan, 60) for name in ("_a", "$b$", "c<")
     ]
-    drawn = figures.to_svg(figures.bars(rows, "mAP"), "n", "mAP")
+    drawn = figures.to_svg(figures.intervals(rows, "mAP"), "n", "mAP")
     texts = {text.text for text in ElementTree.fromstring(drawn).iter("text")}
-    assert {"_a", "$b$", "c<", "d", "market"} <= texts
-    figures.write_png(figures.bars(rows, "mAP"), tmp_path / "a.png")
+    assert {"_a", "$b$", "c<", "market", "50.0"} <= texts
+    for name in ("a", "b/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        figures.write_figure(figures.intervals(rows, "mAP"), tmp_path / name)
+    for suffix in ("png", "svg"):
+        one, other = (tmp_path / f"{name}.{suffix}" for name in ("a", "b/a"))
+        assert one.read_bytes() == other.read_bytes()
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
+
+
+def test_a_cmc_marks_the_usual_ranks_and_names_its_curves_without_overlap() -> None:
+    curves = {"face": [0.5, *[1.0] * 29], "body": [0.1] * 30, "all": [0.2, *[1.0] * 29]}
+    [axes] = figures.cmc(curves, "CMC", (1, 30), {"face": "face (n = 5)"}).axes
+    assert axes.get_xticks().tolist() == [1, 5, 10, 20, 30]
+    assert axes.get_xlim() == (1, 30)
+    assert axes.get_legend() is None
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}  # type: ignore[attr-defined]
+    assert {*heights} == {"face (n = 5)", "body", "all"}
+    assert abs(heights["face (n = 5)"] - heights["all"]) >= 6
+    assert heights["body"] == pytest.approx(10)
+
+
+def test_labels_are_apart_and_as_near_as_can_be() -> None:
+    assert figures.apart([], 1) == []
+    assert figures.apart([5, 1, 3], 1) == [5, 1, 3]
+    assert figures.apart([2, 2, 9], 2) == [1, 3, 9]
+    assert figures.apart([10, 10], 2, top=10) == [8, 10]
+
+
+def test_points_of_a_scatter_are_named_without_overlap() -> None:
+    points = [figures.Point(f"T={t}, w={w}", w, 20 + t * w, 1.0) for t in (1, 2, 3) for w in (1, 2)]
+    [axes] = figures.scatter(points, "mAP", "cost", "all").axes
+    assert {text.get_text() for text in axes.texts} == {point.name for point in points}
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(box.count_overlaps(boxes[:i]) for i, box in enumerate(boxes))
+
+
+def test_protocols_with_the_same_results_are_one() -> None:
+    one, other = {"all": {"mAP": 0.1}}, {"all": {"mAP": 0.2}}
+    protocols = {"a": {"streams": one}, "b": {"streams": other}, "c": {"streams": dict(one)}}
+    assert [*results.merged(protocols)] == ["a, c", "b"]
 
 
 def test_losses_and_metrics_are_known_by_the_order_of_columns() -> None:

@@ -43,7 +43,7 @@ def test_the_advice_of_a_refusal_works_when_typed(project: Project) -> None:
     assert done.code == 0, done.err
     assert (
         "kd_loss: {" in project.config.read_text()
-        or json.loads((project.run / "manifests/train-student.json").read_text())["params"][
+        or json.loads((project.run / ".state/manifests/train-student.json").read_text())["params"][
             "kd_loss.T"
         ]
         == 1
@@ -57,6 +57,22 @@ def test_the_advice_names_the_stage_that_is_stale(project: Project) -> None:
     assert words[-1] == "--force"
     assert project.command(*words).code == 0
     assert project("train-student", "--set", "views.flip=1").code == 0
+
+
+@pytest.mark.finished("train-student")
+def test_a_kill_after_the_manifest_leaves_nothing(project: Project) -> None:
+    started = project.run / "manifests" / "train-student.started"
+    started.write_text("{}")
+    student = project.run / "student.safetensors"
+    kept = shutil.copy(student, student.with_name(f"{student.name}.unrecorded"))
+    foreign = student.with_name(f"{student.name}.unrecorded+")
+    foreign.write_bytes(b"somebody's work")
+    result = project.ok("train-student")
+    assert "is fresh" in result.err
+    assert f"{foreign} is kept: its content differs" in result.err
+    assert not started.exists()
+    assert not kept.exists()
+    assert foreign.read_bytes() == b"somebody's work"
 
 
 def test_a_run_folder_alone_brings_its_recipe(project: Project) -> None:

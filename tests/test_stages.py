@@ -56,7 +56,7 @@ def test_eval_makes_everything_before_it_and_announces_that(project: Project) ->
         assert f"{output}: done in" in result.err
     for name in ("teacher.json", "student.json", "teacher_history.csv", "student_history.csv",
                  "config.yaml", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv",
-                 "cmc.png", "left_out.csv"):  # fmt: skip
+                 "cmc.png", "cmc.svg", "left_out.csv"):  # fmt: skip
         assert (run / name).is_file(), name
     assert not list(run.rglob("*partial*"))
 
@@ -186,7 +186,7 @@ def test_an_interrupt_is_one_line(project: Project) -> None:
         [program, *arguments, *endless], stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 60
-        started = project.run / "manifests" / "train-teacher.started"
+        started = project.run / ".state" / "manifests" / "train-teacher.started"
         while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)
@@ -231,8 +231,10 @@ def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
     before = teacher.stat().st_mtime_ns
     assert "is fresh (--force" in project.ok("train-teacher").err
     assert teacher.stat().st_mtime_ns == before
-    project.ok("train-teacher", "--force")
+    forced = project.ok("train-teacher", "--force").err
     assert teacher.stat().st_mtime_ns > before
+    facts = "device cpu, samples 20, steps 8 of 2×2 images"
+    assert f"train-teacher starts: {facts}, output {teacher}\n" in forced
 
 
 @pytest.mark.finished("train-student")
@@ -403,16 +405,20 @@ def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Pa
     assert {"mAP", "rank1", "seed", "stream", "variant"} <= rows[0].keys()
     keys = {(row["variant"], row["seed"], row["stream"]) for row in rows}
     assert len(keys) == len(rows) == 4 * 2 * 3 + 1
-    assert ("teacher", 0, "face") in keys
+    assert ("teacher, HR face", 0, "face") in keys
     text = (project.run / "ablation.md").read_text()
-    assert "| both | all | 2 |" in text
+    assert re.search(r"\| both \| .* ± .*<br>.*\[.*\]<br>", text)
     assert "deskpro ablation" in text
     assert "ablation" in result.out
     student = weights(project.run / "ablation" / "plain-0" / "student.safetensors")
     assert student  # each variant keeps its own; the run's own is `both` with the first seed
     assert not (project.run / "ablation" / "both-0").exists()
     assert (project.run / "student.safetensors").exists()
-    assert "train-student: done" not in project.ok("ablation", "--seeds", "2", *short).err
+    trained = logs(project.run).count("train-student: done")
+    assert trained == 8
+    again = project.ok("ablation", "--seeds", "2", *short)
+    assert again.err.count(": mAP face ") == 8  # one line each
+    assert logs(project.run).count("train-student: done") == trained
 
     # A student that uses no targets is the same with and without a cache.
     plain, alone = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0"), tmp_path / "a"
@@ -431,8 +437,18 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     result = project.ok("demo")
     assert "without and with the teacher's cached targets" in result.out
     assert "teacher, HR face" in result.out
+    gain, page, command = result.out.splitlines()[-3:]
+    assert re.match(r"gain: [+-]\d.* by chance$", gain)
+    assert page == f"report: {project.run / 'report.html'}"
+    assert (project.run / "report.html").exists()
+    assert command.startswith(f"next: deskpro ablation --config {project.config}")
+    assert project.ok("demo").out.splitlines()[-3:] == [gain, page, command]
     again = project.ok("demo", "--force", "--set", "train_teacher.seed=1")
-    assert again.err.count("train-student: done") == 2  # each in a process of its own
+    results = [line for line in again.err.splitlines() if ", seed 0: mAP face " in line]
+    assert len(results) == 2  # each in a process of its own
+    assert "train-student: done" not in again.err
+    for folder in (project.run, project.run / "ablation" / "plain-0"):
+        assert "train-student: done" in (folder / "deskpro.log").read_text()
     student, _ = load_student(project.run / "student.safetensors")
     assert list(student.heads) == ["face", "body"]
 
@@ -447,8 +463,8 @@ def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) 
     project.ok("ablation", "--study", "views", "--seeds", "1", *short)
     rows = json.loads((project.run / "ablation-views.json").read_text())
     variants = {row["variant"] for row in rows}
-    assert variants == {"unmatched", "V=1", "V=4", "V=16", "live", "teacher"}
-    assert "mAP over unmatched" in (project.run / "ablation-views.md").read_text()
+    assert variants == {"unmatched", "V=1", "V=4", "V=16", "live", "teacher, HR face"}
+    assert "paired difference from unmatched" in (project.run / "ablation-views.md").read_text()
 
 
 @pytest.mark.finished("teacher-cache")
@@ -500,20 +516,24 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
 ) -> None:
     short = ("--set", "train_student.max_steps=1", "--seeds", "2", "--grid", "kd_loss.T=5")
     part = project.ok("sweep", *short, "--grid", "student.width=0.25")
-    assert part.err.count("train-student: done") == 2
+    assert part.err.count(": mAP face ") == 2
+    assert logs(project.run).count("train-student: done") == 2
     every = ("--grid", "student.width=0.25,0.5")
     result = project.ok("sweep", *short, *every)
-    assert result.err.count("train-student: done") == 2  # the others were there
-    assert project.ok("sweep", *short, *every).err.count("train-student: done") == 0
+    assert result.err.count(": mAP face ") == 4
+    assert logs(project.run).count("train-student: done") == 4  # the others were there
+    project.ok("sweep", *short, *every)
+    assert logs(project.run).count("train-student: done") == 4
     table = pd.read_csv(project.run / "sweep.csv")
     assert len(table) == 2 * 3
-    names = [f"kd_loss.T=5,student.width={w}" for w in (0.25, 0.5)]
-    assert set(table["combination"]) == {*names}
+    assert {*zip(table["kd_loss.T"], table["student.width"], strict=True)} == {(5, 0.25), (5, 0.5)}
+    for suffix in ("png", "svg"):
+        assert (project.run / f"sweep.{suffix}").exists()
     assert (table["seeds"] == 2).all()
-    macs = dict(zip(table["combination"], table["macs"], strict=True))
-    assert macs[names[1]] > 2 * macs[names[0]]
-    streams = market(project.run / "sweep" / f"{names[1]}-1")
-    row = table[(table["combination"] == names[1]) & (table["stream"] == "all")].iloc[0]
+    macs = dict(zip(table["student.width"], table["macs"], strict=True))
+    assert macs[0.5] > 2 * macs[0.25]
+    streams = market(project.run / "sweep" / "kd_loss.T=5,student.width=0.5-1")
+    row = table[(table["student.width"] == 0.5) & (table["stream"] == "all")].iloc[0]
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
 
 
@@ -530,7 +550,7 @@ def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
     with said.open("w") as log:
         first = subprocess.Popen([program, *sweep], stderr=log, cwd=REPOSITORY)
     deadline = time.monotonic() + 120
-    while "train-student: done" not in said.read_text():
+    while "train-student: done" not in logs(project.run):
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.05)
     first.send_signal(by)
@@ -538,12 +558,17 @@ def test_an_interrupted_sweep_leaves_nobody_behind_and_trains_nobody_twice(
     while children := _busy_with(project.run):
         assert time.monotonic() < deadline, children
         time.sleep(0.05)
-    done = said.read_text().count("train-student: done")
+    done = logs(project.run).count("train-student: done")
     assert 1 <= done < 3
     again = run_process(*map(str, sweep))
     assert again.returncode == 0, again.stderr
-    assert done + again.stderr.count("train-student: done") == 3
+    assert logs(project.run).count("train-student: done") == 3
     assert len(pd.read_csv(project.run / "sweep.csv")) == 3 * 3
+
+
+def logs(run: Path) -> str:
+    """The logs of a run and of its students."""
+    return "".join(log.read_text() for log in run.rglob("deskpro.log"))
 
 
 def _busy_with(folder: Path) -> list[str]:

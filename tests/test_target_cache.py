@@ -195,7 +195,7 @@ def test_every_change_is_noticed_and_named_by_the_student_and_by_an_audit(
     audited = project.command("cache", "audit", str(project.run), "--samples", "1", *options)
     assert audited.code == 1
     assert all(part in audited.out for part in named.split("; ")), audited.out
-    for manifest in (project.run / "manifests").iterdir():
+    for manifest in (project.run / ".state" / "manifests").iterdir():
         manifest.unlink()
     result = project("train-student", *options)
     assert result.code == 2
@@ -236,7 +236,7 @@ def test_an_unfinished_cache_is_not_resumed_with_something_else(
     kill_at_work(project, blocks=2)
     begun = content(store(project))
     options, named = CHANGES[change](project)
-    for manifest in (project.run / "manifests").iterdir():
+    for manifest in (project.run / ".state" / "manifests").iterdir():
         manifest.unlink()
     result = project("teacher-cache", *options)
     assert result.code == 2
@@ -262,7 +262,7 @@ def test_an_unfinished_cache_of_other_samples_is_refused_in_one_line(project: Pr
 
 def remove_cache(project: Project) -> None:
     shutil.rmtree(store(project))
-    (project.run / "manifests" / "teacher-cache.json").unlink()
+    (project.run / ".state" / "manifests" / "teacher-cache.json").unlink()
 
 
 def written(project: Project) -> int:
@@ -678,3 +678,27 @@ def test_a_cache_command_on_nothing_is_one_line() -> None:
         assert done.returncode == 2
         assert "nowhere" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_sample_without_a_face_has_the_targets_that_it_can_have(
+    project: Project, command: Callable[..., Result]
+) -> None:
+    faceless, other = (path.name for path in images(project, "imgs")[1:3])
+    for kind in ("lr_face", "hr_face"):
+        (project.data / kind / "bounding_box_train" / faceless).unlink()
+    result = project.ok("teacher-cache", "--force")
+    assert "1 samples of the face stream (no face)" in result.err
+    names = TargetStore(store(project)).column("sample_id").tolist()
+    without = [names[row] for row in np.flatnonzero(~reader(project).valid)]
+    assert without == [f"bounding_box_train/{faceless}"]
+    assert reader(project, "attention").valid.all()
+    for tool in ("audit", "info"):
+        looked = command("cache", tool, str(project.run))
+        assert looked.code == 0, looked.err + looked.out
+    project.ok("train-student")
+    # Another face that is gone by now was there when the targets were made.
+    (project.data / "lr_face" / "bounding_box_train" / other).unlink()
+    refused = project("train-student", "--force")
+    assert refused.code == 2
+    assert f"1 images of its {len(names)} samples are missing" in refused.err
+    assert f"lr_face/bounding_box_train/{other}" in refused.err

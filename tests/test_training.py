@@ -110,7 +110,7 @@ def end(child: BaseProcess, by: signal.Signals | None = None) -> int | None:
 
 def last_step(project: Project) -> int:
     """The step of the newest checkpoint, 0 where there is none."""
-    files = (project.run / "student_checkpoints").glob("step-*.pt")
+    files = (project.run / ".state" / "student_checkpoints").glob("step-*.pt")
     return max((int(path.stem.split("-")[1]) for path in files), default=0)
 
 
@@ -144,7 +144,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
     project.ok("train-student", *sets(*SHORT))
     assert same(project.run / "student.safetensors", kept)
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
-    assert not (project.run / "student_checkpoints").exists()
+    assert not (project.run / ".state" / "student_checkpoints").exists()
     resumed = re.findall(r"resuming at step (\d+)", (project.run / "child.log").read_text())
     assert len({*resumed}) > 2
 
@@ -219,7 +219,7 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(
     child = start(project, "--force", *sets(*SHORT))
     wait_for_step(project, 4)
     end(child, signal.SIGKILL)
-    older, newer = sorted((project.run / "student_checkpoints").glob("step-*.pt"))
+    older, newer = sorted((project.run / ".state" / "student_checkpoints").glob("step-*.pt"))
     newer.write_bytes(newer.read_bytes()[:1000])
     result = project.ok("train-student", *sets(*SHORT))
     assert f"{newer}: unreadable checkpoint" in result.err
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_is_not_finite_gives_way_and_force_begins_anew(
     child = start(project, "--force", *sets(*SHORT))
     wait_for_step(project, 4)
     end(child, signal.SIGKILL)
-    older, newer = sorted((project.run / "student_checkpoints").glob("step-*.pt"))
+    older, newer = sorted((project.run / ".state" / "student_checkpoints").glob("step-*.pt"))
     content = torch.load(newer, weights_only=True)
     next(iter(content["state"]["network"].values())).fill_(float("nan"))
     torch.save(content, newer)
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_samples(project: Pro
     assert found[2].split("_")[0] in ("ce", "triplet", "kd", "attention")
     assert len(re.findall(r"bounding_box_train/\d+_c\d_\d+\.jpg", result.err)) == 4
     assert not (project.run / "student.safetensors").exists()
-    for path in (project.run / "student_checkpoints").glob("step-*.pt"):
+    for path in (project.run / ".state" / "student_checkpoints").glob("step-*.pt"):
         assert int(path.stem.split("-")[1]) < int(found[1])  # what is kept is from before
         state = torch.load(path, weights_only=True)["state"]
         assert all(v.isfinite().all() for v in state["network"].values())
@@ -272,14 +272,14 @@ def test_weights_that_another_put_there_are_kept_whatever_was_begun(project: Pro
     child = start(project, *sets(*SHORT))
     wait_for_step(project, 2)
     end(child, signal.SIGKILL)
-    assert (project.run / "manifests" / "train-student.started").exists()
+    assert (project.run / ".state" / "manifests" / "train-student.started").exists()
     foreign = project.run / "student.safetensors"
     foreign.write_bytes(b"somebody's work")
     result = project.ok("train-student", *sets(*SHORT))
     assert "is kept: its content differs" in result.err
     kept = project.run / "student.safetensors.unrecorded"
     assert kept.read_bytes() == b"somebody's work"
-    assert not (project.run / "manifests" / "train-student.started").exists()
+    assert not (project.run / ".state" / "manifests" / "train-student.started").exists()
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_a_student_that_lacks_only_its_record_is_not_trained_twice(
     project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
     project.ok("train-student", *sets(*SHORT))
-    record = project.run / "manifests" / "train-student.json"
+    record = project.run / ".state" / "manifests" / "train-student.json"
     told = json.loads(record.read_text())
     started = {name: told[name] for name in ("params", "deps")}
     record.with_suffix(".started").write_text(json.dumps(started))
@@ -417,7 +417,9 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         import sys
         import torch
         from deskpro.stages.base import distributed
+        from deskpro.stages.base.options import Options
         from deskpro.stages.losses import cross_entropy, distillation, triplet
+        from deskpro.stages.losses.terms import TERMS, compute_losses
         from deskpro.stages.models.student import Student
 
         torch.manual_seed(0)
@@ -437,12 +439,28 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         if "triplets" in sys.argv:
             gathered = map(distributed.all_gather, (output.embeddings, labels[mine]))
             loss = loss + triplet(*gathered)
+        if "faceless" in sys.argv:  # three of a rank's four samples have a face, all of the other's
+            has = torch.arange(8)[mine] != 1
+            found = forward(faces[mine], bodies[mine], has)
+            face = found._replace(logits=found.logits[:, :7], embeddings=found.embeddings[:, :3])
+            several = distributed.world_size() > 1
+            loss = sum(
+                compute_losses(
+                    {name: TERMS[name] for name in ("ce_face", "triplet_face", "kd")},
+                    Options(),
+                    {"face": face},
+                    {"label": labels[mine], "logits": said[mine]},
+                    {"face": has},
+                    gather=distributed.all_gather if several else None,
+                    mean_of_ranks=distributed.mean_of_ranks if several else None,
+                ).values()
+            )
         loss.backward()
         if distributed.is_main():
             torch.save([p.grad for p in student.parameters()], sys.argv[1])
     """)
     )
-    for options in ([], ["triplets"]):
+    for options in ([], ["triplets"], ["faceless"]):
         alone, shared = tmp_path / "alone.pt", tmp_path / "shared.pt"
         subprocess.run(
             [sys.executable, script, alone, *options], check=True, cwd=REPOSITORY,
@@ -452,7 +470,7 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         pairs = zip(torch.load(alone), torch.load(shared), strict=True)
         compared = [(a, b) for a, b in pairs if a is not None]
-        assert len(compared) > 100
+        assert len(compared) > 50
         for a, b in compared:
             assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
 

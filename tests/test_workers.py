@@ -105,7 +105,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock" and "manifests" not in path.parts
+        if path.is_file() and path.suffix not in (".lock", ".log") and "manifests" not in path.parts
     }
 
 

@@ -53,6 +53,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def device_type(name: str) -> str:
+    """`cuda` or `cpu`, as `pick_device` would pick it; picks none."""
+    import torch
+
+    return (
+        torch.device(name).type
+        if name != "auto"
+        else "cuda"
+        if torch.cuda.device_count()
+        else "cpu"
+    )
+
+
 def pick_device(name: str) -> torch.device:
     """The device of this rank, made current if it is a GPU.
 

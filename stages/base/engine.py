@@ -17,18 +17,22 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch
+from deskpro.stages.base.progress import Event, forwarded, replay
 
 MakeWorker = Callable[[], Callable[[Any], Any]]
 Outcome = tuple[Any, Exception | None]
-Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome]]]
-"""submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome)."""
+Listen = Callable[[Any, Event], object]
+Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome | Event]]]
+"""submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome), or
+for what a worker tells while it works."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What numerical libraries read when they load."""
@@ -38,17 +42,23 @@ _RESUME = "What is finished is kept; run the same command to resume"
 
 
 def map_items(
-    launch: Launch, make_worker: MakeWorker, items: Iterable[Any]
+    launch: Launch,
+    make_worker: MakeWorker,
+    items: Iterable[Any],
+    listen: Listen | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Each item with its result, in any order; a worker has one item at a time.
 
-    No result depends on engine and number of workers at equal threads.
+    No result depends on engine and number of workers at equal threads. Workers print nothing: this
+    process is told of their lines and bars, but not by Ray.
 
     Args:
         launch: Which workers, and how many.
         make_worker: Picklable. Called once in each worker, it returns a function from an item to
             its result, which must be picklable too.
         items: Picklable; the next is read when a worker is free.
+        listen: Is given an item and what its worker tells of it. Otherwise lines are logged, and
+            the only worker of this process prints by itself.
 
     Raises:
         InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
@@ -59,11 +69,14 @@ def map_items(
         worker = make_worker()
         with _torch_threads(threads):
             for item in items:
-                yield item, worker(item)
+                with nullcontext() if listen is None else forwarded(partial(listen, item)):
+                    result = worker(item)
+                yield item, result
         return
     threads = threads or max(1, (os.cpu_count() or 1) // count)
     start_workers = _ray if launch.engine == "ray" else _processes
     waiting, running = iter(items), dict[int, Any]()
+    listen = listen or replay
 
     def start(number: int) -> None:
         for item in itertools.islice(waiting, 1):
@@ -74,7 +87,11 @@ def map_items(
         for number in range(count):
             start(number)
         while running:
-            number, (result, error) = ready()
+            number, told = ready()
+            if isinstance(told, Event):
+                listen(running[number], told)
+                continue
+            result, error = told
             if error is not None:
                 raise error
             done = running.pop(number)
@@ -132,7 +149,7 @@ def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterato
         with suppress(BrokenPipeError, ConnectionResetError):  # ready() reports that it is dead
             pipes[number].send(item)
 
-    def ready() -> tuple[int, Outcome]:
+    def ready() -> tuple[int, Outcome | Event]:
         number = pipes.index(wait(pipes)[0])  # type: ignore[arg-type]
         try:
             return number, pipes[number].recv()
@@ -169,10 +186,15 @@ def _serve(pipe: Connection, number: int, make_worker: bytes, threads: int) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"LOCAL_RANK": str(number)}
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    worker = _Worker(make_worker, threads)
-    with suppress(EOFError, BrokenPipeError):
+    worker, lock = _Worker(make_worker, threads), threading.Lock()
+
+    def send(message: Outcome | Event) -> None:
+        with lock:
+            pipe.send(message)
+
+    with suppress(EOFError, BrokenPipeError), forwarded(send):
         while True:
-            pipe.send(worker.run(pipe.recv()))
+            send(worker.run(pipe.recv()))
 
 
 def _end_with_driver() -> None:

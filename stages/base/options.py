@@ -47,9 +47,10 @@ class Data(Section):
     """Height and width of LR and HR face, pixels."""
     workers: Annotated[int, Field(ge=0, le=256), NoEffect("values don't depend on workers")] = 2
     """Loader processes."""
-    incomplete: Literal["refuse", "leave-out"] = "refuse"
+    incomplete: Literal["refuse", "leave-out", "keep"] = "refuse"
     """Training samples with only some of their face files and mask, and identities with one
-    image: an error, or left out and listed."""
+    image: an error; left out whole, as in the published DeSKPro; or used for whatever their files
+    allow. A sample without any face file trains the body stream, unless this is leave-out."""
 
 
 class Cache(Section):
@@ -78,6 +79,7 @@ class Rerank(Section):
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017)."""
 
     enable: bool = False
+    """Re-rank, besides the plain ranking."""
     k1: Positive = 20
     """Neighbours that must be mutual."""
     k2: Positive = 6
@@ -95,6 +97,7 @@ class Evaluation(Section):
     """Of the face stream in `all`; the body stream has the rest."""
     rerank: Rerank = Rerank()
     batch: Annotated[Positive, ROUNDING] = 64
+    """Images per forward pass."""
     flip: bool = True
     """Add the feature of the mirrored image."""
     ranks: Annotated[
@@ -185,14 +188,14 @@ class Options(Section):
     @classmethod
     def _known_dataset(cls, name: str | None, info: ValidationInfo) -> str | None:
         if name is not None:
-            _require_known(name, "datasets", info)
+            _require_known(name, str(info.field_name), info)
         return name
 
     @field_validator("eval")
     @classmethod
     def _known_protocols(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
         for name in evaluation.protocols or ():
-            _require_known(name, "protocols", info, prefix=f"protocols: {name} ")
+            _require_known(name, "eval.protocols", info, prefix=f"protocols: {name} ")
         return evaluation
 
     @property
@@ -219,11 +222,16 @@ def _within(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _require_known(name: str, registry: str, info: ValidationInfo, prefix: str = "") -> None:
+def _require_known(name: str, option: str, info: ValidationInfo, prefix: str = "") -> None:
     """A name must be in a registry of a later room, which whoever validates gives as context."""
-    known = (info.context or {}).get(registry)
+    known = (info.context or {}).get(option)
     if known and name not in known:
         raise ValueError(f"{prefix}must be one of {', '.join(sorted(known))}")
+
+
+def names_option(prefix: str, name: str) -> bool:
+    """Whether `prefix` is the option, or a section that it lies in."""
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -265,6 +273,5 @@ def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name not in WITHOUT_EFFECT
-        and any(name == param or name.startswith(f"{param}.") for param in params)
+        if name not in WITHOUT_EFFECT and any(names_option(param, name) for param in params)
     }

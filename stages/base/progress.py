@@ -1,88 +1,348 @@
-"""Progress and summaries for people: bars on a terminal, now and then a line in a log."""
+"""What a command tells people: lines, tables and bars, on a terminal, in a pipe and in its log.
+
+A terminal shows bars; elsewhere a line now and then says how far the work is. A worker process
+shows nothing: it sends lines and the state of bars to its driver, which alone prints.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+import math
+import shlex
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from rich import progress
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
+from deskpro.stages.base.display import Display, Note
 from deskpro.stages.base.distributed import is_main
+from deskpro.stages.base.log_file import LogFile
 
-_SILENT = 20.0
-"""Seconds between two lines where there is no terminal."""
+_SILENT, _SILENT_FILE = 8.0, 60.0
+"""Seconds without a line after which one says how far the work is: in a pipe; in a log alone."""
+_BEAT = 0.5
+"""Seconds between two looks at that, and between two messages about a bar to a driver."""
+WARNING, REFUSAL = "yellow", "red"
+
+
+class Line(NamedTuple):
+    """A line that a worker has for its driver."""
+
+    text: str
+    style: str = ""
+
+
+class Step(NamedTuple):
+    """The state of a worker's bar."""
+
+    title: str
+    done: float
+    total: float | None
+    unit: str
+
+
+Event = Line | Step
+Tell = Callable[[Any], object]
+
+
+class _Output:
+    """Where lines and bars of this process go."""
+
+    def __init__(
+        self,
+        *,
+        shown: bool = True,
+        file: LogFile | None = None,
+        lines: Tell | None = None,
+        steps: Tell | None = None,
+    ) -> None:
+        """
+        Args:
+            shown: on standard error.
+            file: the log.
+            lines: is told every line.
+            steps: is told the state of every bar.
+        """
+        self.shown, self.file, self.lines, self.steps = shown, file, lines, steps
+        self.display: Display | None = None
+        self._lock = threading.RLock()
+        self._last = self._told = -math.inf
+
+    def write(self, text: str, style: str = "") -> None:
+        """A line, or several."""
+        with self._lock:
+            self._last = time.monotonic()
+            if self.file is not None:
+                self.file.write(text)
+            if self.shown:
+                self.print(Text(text, style))
+        if self.lines is not None:
+            self.lines(Line(text, style))
+
+    def print(self, text: Text) -> None:
+        """On standard error alone, above the bars."""
+        console = self.display.console if self.display else _console()
+        console.print(text, soft_wrap=True)
+
+    def write_table(self, table: Table) -> None:
+        """A table on standard output, and as text in the log."""
+        with self._lock:
+            self._last = time.monotonic()
+            if self.file is not None:
+                paper = Console(file=io.StringIO(), width=160, highlight=False)
+                with paper.capture() as text:
+                    paper.print(table)
+                self.file.write(text.get())
+            if self.shown:
+                with self._without_bars():
+                    Console(highlight=False).print(table)
+
+    @contextmanager
+    def _without_bars(self) -> Iterator[None]:
+        """While the block prints on standard output, which may be the same terminal."""
+        if self.display is not None:
+            self.display.stop()
+        yield
+        if self.display is not None:
+            self.display.start()
+
+    def tell(self, seconds: float = 0.0) -> None:
+        """Tell what is under way, unless that was told less than so many seconds ago."""
+        tasks = self.display.tasks if self.display else []
+        if self.steps is None or not tasks or time.monotonic() - self._told < seconds:
+            return
+        self._told, task = time.monotonic(), tasks[-1]
+        step = Step(task.description, task.completed, task.total, task.fields["unit"])
+        self.steps(step)
+
+    def how_far(self, seconds: float = 0.0) -> None:
+        """Say how far the work is, unless a line came less than so many seconds ago."""
+        with self._lock:
+            silent = time.monotonic() - self._last
+            if self.display is None or not is_main() or silent < seconds:
+                return
+            self._last, text = time.monotonic(), self.display.describe()
+            if self.file is not None:
+                self.file.write(text)
+            if self.shown and self.display.disable:
+                self.print(Text(text))
+
+    @contextmanager
+    def displayed(self) -> Iterator[Display]:
+        """The display of what is under way; opened by whoever comes first.
+
+        The first line comes in half the time, as a process has been silent since it was started.
+        """
+        if self.display is not None:
+            yield self.display
+            return
+        console, end = _console(), threading.Event()
+        live = self.shown and is_main() and sys.stderr.isatty() and not console.is_dumb_terminal
+        beat = threading.Thread(target=self._beat, args=(end, live), daemon=True)
+        try:
+            with Display(console, live) as self.display:
+                self._last = max(self._last, time.monotonic() - _SILENT / 2)
+                beat.start()
+                yield self.display
+        finally:
+            self.display = None
+            end.set()
+            if beat.is_alive():
+                beat.join()
+
+    def _beat(self, end: threading.Event, live: bool) -> None:
+        silent = _SILENT if self.shown and not live else _SILENT_FILE
+        while not end.wait(min(_BEAT, silent / 2)):
+            with suppress(OSError):  # the work meets it at its own files
+                self.how_far(silent)
 
 
 def _console() -> Console:
-    """Standard error; nowhere in a process that isn't the first of several."""
-    return Console(stderr=True, highlight=False, quiet=not is_main())
+    """Standard error as it is now."""
+    return Console(file=sys.stderr, highlight=False)
 
 
-class _Rate(progress.ProgressColumn):
-    def render(self, task: progress.Task) -> Text:
-        unit = task.fields["unit"]
-        return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s")
+_outputs = [_Output()]
+"""The last is used; the others are used again when it ends."""
+
+
+@contextmanager
+def _through(output: _Output) -> Iterator[None]:
+    _outputs.append(output)
+    try:
+        yield
+    finally:
+        _outputs.pop()
+
+
+class _Warnings(logging.Handler):
+    """Warnings that code without access to this module gives to `logging`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def begin() -> None:
+    """A command begins: it has no log yet."""
+    _outputs[:] = [_Output()]
+    logging.getLogger("deskpro").handlers[:] = [_Warnings(logging.WARNING)]
+
+
+def log_to(folder: Path) -> None:
+    """What the command prints from now on also goes to the log of its run folder."""
+    file = _outputs[-1].file = LogFile(folder, warn)
+    file.wait(f"$ {shlex.join(['deskpro', *sys.argv[1:]])}")
+
+
+@contextmanager
+def forwarded(tell: Tell) -> Iterator[None]:
+    """While the block runs, as a worker does, lines and bars are told to the driver: events."""
+    outer = _outputs[-1]
+
+    def told(event: Event) -> None:
+        with _through(outer):
+            tell(event)
+
+    with _through(_Output(shown=False, lines=told, steps=told)):
+        yield
+
+
+@contextmanager
+def captured(folder: Path) -> Iterator[None]:
+    """While the block runs, all it prints goes to the log of a run folder alone.
+
+    Whoever listens is still told of its bars.
+    """
+    file = LogFile(folder, lambda problem: None)
+    printed, output = _Printed(file), _Output(shown=False, file=file, steps=_outputs[-1].steps)
+    with _through(output), redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            yield
+        except Exception as error:
+            with suppress(OSError):
+                file.write(f"failed: {error or type(error).__name__}")
+            raise
+
+
+class _Printed(io.TextIOBase):
+    """A text file whose lines go to a log."""
+
+    def __init__(self, file: LogFile) -> None:
+        self._file, self._rest = file, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        if lines:
+            self._file.write("\n".join(lines))
+        return len(text)
 
 
 class Bar:
     """The progress of one piece of work; made by `bar`."""
 
-    def __init__(self, shown: progress.Progress, title: str, total: int, unit: str) -> None:
-        self._progress = shown
-        self._task = shown.add_task(title, total=total, unit=unit, note="")
-        self._logged = time.monotonic()
+    def __init__(self, output: _Output, display: Display, number: TaskID) -> None:
+        self._output, self._display, self._number = output, display, number
+        self._said = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done."""
         self._update(advance=count)
 
-    def reach(self, done: int, total: int | None = None) -> None:
+    def reach(self, done: float, total: float | None = None) -> None:
         """`done` units in all are done."""
         self._update(completed=done, total=total)
 
-    def note(self, text: str) -> None:
-        """Show a few words beside the bar."""
-        self._update(note=text)
+    def restart(self, done: float) -> None:
+        """`done` units are done already: rate and time left are those of what follows."""
+        task = self._display.task(self._number)
+        self._display.reset(self._number, completed=int(done), **task.fields)
+
+    def become(self, step: Step) -> None:
+        """Show other work than until now: a worker's."""
+        task = self._display.task(self._number)
+        task.total = step.total
+        task.fields["unit"] = step.unit or "steps"
+        self.restart(step.done)
+
+    def count(self, done: int) -> None:
+        """Show another number than `reach` was given, which may have parts of units in it."""
+        self._update(count=done)
+
+    def note(self, note: Note) -> None:
+        """Show some values below the bar."""
+        self._update(note=note)
+
+    def epoch_ends(self) -> None:
+        """Say how far the work is, unless the last epoch said so a moment ago."""
+        if time.monotonic() - self._said >= _SILENT:
+            self._said = time.monotonic()
+            self._output.how_far()
 
     def _update(self, **changes: Any) -> None:
-        self._progress.update(self._task, **changes)
-        if self._progress.disable and time.monotonic() - self._logged > _SILENT:
-            self._logged = time.monotonic()
-            [task] = self._progress.tasks
-            rate = task.completed / max(task.elapsed or 0, 1e-9)
-            left = (task.remaining or 0) / rate if rate else 0
-            log(
-                f"{task.description}: {task.completed:.0f}/{task.total:.0f} {task.fields['unit']}, "
-                f"{rate:.1f}/s, {left:.0f} s left  {task.fields['note']}"
-            )
+        self._display.update(self._number, **changes)
+        done = self._output.steps is None or self._display.task(self._number).finished
+        self._output.tell(0 if done else _BEAT)
 
 
 @contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
-    """A progress bar with rate and time left while the block runs."""
-    console = _console()
-    with progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        _Rate(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as shown:
-        yield Bar(shown, title, total, unit)
+    """A progress bar with rate and time left while the block runs; total 0: not known yet."""
+    output = _outputs[-1]
+    with output.displayed() as display:
+        number = display.add(title, total, unit)
+        output.tell()
+        try:
+            yield Bar(output, display, number)
+        finally:
+            display.remove_task(number)
+            output.tell()
 
 
-def log(text: str) -> None:
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show that work goes on, also where it has no bar, while the block runs."""
+    with bar(title, 0, ""):
+        yield
+
+
+def log(text: str, style: str = "") -> None:
     """One line to the person who waits."""
-    _console().print(text, markup=False, soft_wrap=True)
+    if is_main():  # of several processes
+        _outputs[-1].write(text, style)
+
+
+def warn(text: str) -> None:
+    """A line about something that may be wrong, though the work goes on."""
+    log(f"warning: {text}", WARNING)
+
+
+def refuse(text: str) -> None:
+    """The last line of a command that failed, from whichever process fails first."""
+    output = _outputs[0]
+    with suppress(OSError):
+        if output.file is not None:
+            output.file.write(text, last=True)
+    output.print(Text(text, REFUSAL))
+
+
+def replay(_: object, event: Event) -> None:
+    """Log a worker's line."""
+    if isinstance(event, Line):
+        log(*event)
+
+
+def start(title: str, **facts: object) -> None:
+    """What a stage is about to do: samples, steps, device, output."""
+    log(f"{title} starts: " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
 
 
 def summary(title: str, facts: Mapping[str, object]) -> None:
@@ -98,4 +358,4 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         grid.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         grid.add_row(*row)
-    Console(highlight=False).print(grid)
+    _outputs[-1].write_table(grid)

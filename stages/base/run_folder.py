@@ -9,18 +9,21 @@ from typing import Any
 
 from deskpro.cache.files import read_json as read_any
 from deskpro.cache.files import write_text
+from deskpro.stages.base import log_file
 from deskpro.stages.base.errors import InputError
 
 
 class RunFolder:
     """The files of one run.
 
-    `source` is the run whose teacher and targets this one uses; None: its own. It is recorded in
-    `from.json`, so that later commands on the folder need not repeat `--from`.
+    `source` is the run whose teacher and targets this one uses; None: its own. It is recorded, so
+    that later commands on the folder need not repeat `--from`. What only the stages read lies below
+    `.state/`: manifests, checkpoints, that record.
     """
 
     def __init__(self, path: Path, source: Path | None = None) -> None:
         self.path, self.source = path, source
+        self.state = path / ".state"
         self.upstream = source or path
         """The run that holds the teacher and the targets."""
         self.teacher = self.upstream / "teacher.safetensors"
@@ -36,9 +39,16 @@ class RunFolder:
         """The run folder with the source that is given or recorded.
 
         Raises:
-            InputError: the two differ, or the source is no run folder.
+            InputError: the two differ, the source is no run folder, or the folder is of an earlier
+                version.
         """
-        record = read_json(path / "from.json")
+        folder = cls(path)
+        if (path / "manifests").is_dir():
+            raise InputError(
+                f"{path}: a run folder of an earlier version, with manifests/ instead of .state/. "
+                "Give another folder with --run, or remove this one"
+            )
+        record = read_json(folder._from)
         recorded = record and Path(os.path.normpath(path / str(record.get("from", ""))))
         if source and recorded and recorded.resolve() != source.resolve():
             raise InputError(
@@ -47,16 +57,35 @@ class RunFolder:
             )
         source = source or recorded or path
         if source.resolve() == path.resolve():
-            return cls(path)
-        if not (source / "manifests").is_dir():
-            raise InputError(f"--from {source}: no run folder (it has no manifests)")
-        return cls(path, cls.open(source).upstream)
+            return folder
+        of_source = cls.open(source)
+        if not of_source.state.is_dir():
+            raise InputError(f"--from {source}: no run folder (it has no {of_source.state.name}/)")
+        return cls(path, of_source.upstream)
+
+    @property
+    def _from(self) -> Path:
+        return self.state / "from.json"
 
     def write_source(self) -> None:
         """Record whose targets this run uses."""
         if self.source is not None:
             below = os.path.relpath(self.source.resolve(), self.path.resolve())
-            write_text(self.path / "from.json", json.dumps({"from": below}) + "\n")
+            write_text(self._from, json.dumps({"from": below}) + "\n")
+
+    def remove_empty(self, *, whole: bool) -> None:
+        """Remove the folders that a failed command made and left empty.
+
+        whole: the run's, too, where it has nothing but a log.
+        """
+        try:
+            for folder in (self.state / "manifests", self.state):
+                folder.rmdir()
+            if whole and {path.name for path in self.path.iterdir()} <= {log_file.NAME}:
+                (self.path / log_file.NAME).unlink(missing_ok=True)
+                self.path.rmdir()
+        except OSError:
+            return  # not empty, or not there
 
     def of(self, network: str) -> Path:
         """The folder of a network's training: the source's for the teacher."""
@@ -67,14 +96,14 @@ class RunFolder:
 
     def checkpoints(self, network: str) -> Path:
         """Of a training under way; gone when it is done."""
-        return self.of(network) / f"{network}_checkpoints"
+        return self.of(network) / self.state.name / f"{network}_checkpoints"
 
     def tensorboard(self, network: str) -> Path:
         return self.of(network) / "tensorboard" / network
 
     def manifest(self, stage: str) -> Path:
         """How a stage made its output; written last."""
-        return self.path / "manifests" / f"{stage}.json"
+        return self.state / "manifests" / f"{stage}.json"
 
     def started(self, stage: str) -> Path:
         """The params and deps of a stage under way; a kill before its manifest leaves it."""

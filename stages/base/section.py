@@ -41,6 +41,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
-    """A part of the options: unknown keys and wrong types are refused, values never change."""
+    """A part of the options: unknown keys and wrong types are refused, values never change.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    The docstring of an option is what `deskpro options` and configs/README.md say of it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -29,9 +29,9 @@ BACKBONE_NAMES = ("osnet",)
 class Network(Section):
     """One LMBN network (teacher) or one per stream (student)."""
 
-    backbone: str = "osnet"
-    """What the network stands on: a name of BACKBONE_NAMES."""
-    width: float = 1.0
+    backbone: Annotated[str, Field(json_schema_extra={"enum": [*BACKBONE_NAMES]})] = "osnet"
+    """What the network stands on."""
+    width: Annotated[float, Field(json_schema_extra={"enum": [*WIDTHS]})] = 1.0
     """OSNet's channel multiplier."""
     block: Literal["osnet", "published"] = "osnet"
     """The OSNet block's gated sum: streams a+b+c+d, or a+a+c+d as in the published DeSKPro."""
@@ -62,23 +62,33 @@ class Loss(Section):
     """Weights of the identity losses (published as '1*CrossEntropy+1*Triplet')."""
 
     cross_entropy: Weight = 1.0
+    """Weight of the cross-entropy of the identities."""
     triplet: Weight = 1.0
+    """Weight of the triplet loss with hard mining."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the cross-entropy's target that is spread over all identities."""
     margin: Weight = 0.7
+    """Of the triplet loss: how much farther the hardest negative must be than the hardest
+    positive."""
 
 
 class Views(Section):
     """What an augmented view may be; probabilities, and fractions of the image."""
 
     seed: Count = 0
+    """Decides, with sample and view, what a view is."""
     flip: Fraction = 0.5
+    """Probability of the mirror image."""
     crop: Fraction = 0.5
     """Probability of enlarging by `enlarge` and cropping back at a random place."""
     enlarge: Annotated[float, Field(ge=1, le=2)] = 1.05
+    """Factor by which an image is enlarged before it is cropped back."""
     erase: Fraction = 0.5
     """Probability of erasing a rectangle of the images (never of the mask)."""
     erase_area: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.02, 0.4)
+    """Least and largest area of the rectangle, as a share of the image."""
     erase_aspect: Annotated[tuple[Scale, Scale], Field(strict=False)] = (0.3, 1 / 0.3)
+    """Least and largest height of the rectangle over its width."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Views:
@@ -95,6 +105,7 @@ class Training(Section):
     seed: Count = 0
     """Initial weights, batches and the order of views."""
     epochs: Positive = 140
+    """Passes over the training samples."""
     schedule: Literal["step", "epoch"] = "step"
     """When the learning rate changes: each step, to 1 % of the peak in the last one; or each epoch,
     to 0.1 %, as in the published DeSKPro."""
@@ -106,6 +117,7 @@ class Training(Section):
     lr: Scale | None = None
     """Peak learning rate; 6e-4·√(batchid·batchimage/20), as published, where not given."""
     weight_decay: Weight = 5e-4
+    """Of Adam: L2 penalty that is added to the gradient."""
     precision: Precision = "float32"
     """Autocast type of the forward pass; weights and losses stay float32."""
     channels_last: bool = True
@@ -160,6 +172,7 @@ class KDLoss(Section):
     """Knowledge distillation from the teacher's cached logits."""
 
     enable: bool = True
+    """Learn from the logits."""
     T: Scale = 5.0
     """Temperature."""
     alpha: Fraction = 0.7
@@ -170,6 +183,7 @@ class MSE(Section):
     """Supervision of the spatial attention by the cached attention."""
 
     mse_weight: Weight = 7.0
+    """Weight of the attention loss; 0 switches it off."""
     spatial_attn_lr: Weight = 1.0
     """Multiplier on the learning rate of the attention's own parameters."""
 
@@ -190,6 +204,7 @@ class TensorBoard(Section):
     """What is shown of a training under way. No result depends on it."""
 
     enable: Annotated[bool, SHOWN] = True
+    """Write event files for TensorBoard."""
     every: Annotated[Positive, SHOWN] = 20
     """Steps between two points of a curve."""
     overlays: Annotated[Positive, SHOWN] = 5

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,15 +23,25 @@ from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
 from deskpro.stages.data.unused import find_unused, warn_of_unused
 
+_WORDS = {
+    "all": "samples",
+    "body": "samples of the attention (no mask)",
+    "face": "samples of the face stream (no face)",
+}
+"""Stream → what isn't trained on."""
+LEFT_OUT = ["sample_id", "pid", "stream", "reason"]
+"""The columns of left_out.csv."""
+
 
 @dataclass(frozen=True)
 class CheckedData:
     """The samples that can be used, those that can't and why, and what must be fixed."""
 
     table: pd.DataFrame
-    """As `read_index` gives it; training rows are complete in all the kinds asked for."""
+    """As `read_index` gives it; a training row has what some stream is trained on."""
     left_out: pd.DataFrame
-    """Training rows that aren't used: sample_id, pid, reason."""
+    """What isn't used for training: sample_id, pid, stream (face, body, or all of a sample that
+    isn't in the table), reason."""
     problems: list[Problem]
     unused: list[Problem]
     """Files, and rows of lists, that belong to no image."""
@@ -39,19 +51,20 @@ class CheckedData:
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
     def facts(self, listing: Path) -> dict[str, Any]:
-        """What was used and left out: samples, identities, left_out, vanished, listing.
+        """What was used: samples, identities; in words, what wasn't: left_out, vanished.
 
-        vanished: training identities of which no sample is left. `listing` gets a CSV of sample_id,
-        pid, reason (only the header where all was used).
+        `listing` gets the table `left_out` as CSV (only the header where all was used).
         """
         write_text(listing, self.left_out.to_csv(index=False))
         train = self.split("train")
+        counts = self.left_out["stream"].value_counts().sort_index()
+        words = [f"{count} {_WORDS[str(stream)]}" for stream, count in counts.items()]
+        vanished = sorted({*self.left_out["pid"]} - {*train["pid"]})
         return {
             "samples": len(train),
             "identities": train["pid"].nunique(),
-            "left_out": len(self.left_out),
-            "vanished": sorted({*self.left_out["pid"]} - {*train["pid"]}),
-            "listing": listing,
+            "left_out": ", ".join([*words, f"listed in {listing}"]) if words else "",
+            "vanished": ", ".join(vanished) and f"no sample is left of {', '.join(vanished)}",
         }
 
     def require(self) -> CheckedData:
@@ -74,11 +87,13 @@ def check_data(
 ) -> CheckedData:
     """Read the index of `root` and decode the images of the kinds in `needs`, or `test_needs`.
 
-    Where the training split is for `training`, it must be complete: a sample with none of the
-    needed face files and mask is one whose face wasn't found: it is left out. One with only some of
-    them, or an identity with one image, is a problem, or left out where `incomplete` is
-    "leave-out". Images must decode to the end, and a mask must have the size of its body image;
-    some of the masks must have a head. Test samples may lack any face file.
+    Where the training split is for `training`, a sample with none of the needed face files is one
+    whose face wasn't found: the body stream alone is trained on it. One with only some of the face
+    files, or without a mask, and an identity with one image are a problem, unless `incomplete` is
+    "leave-out" (any sample that lacks a file is left out whole, and so are such identities) or
+    "keep" (a sample is used for whatever its files allow; such identities are left out). Images
+    must decode to the end, and a mask must have the size of its body image; some of the masks must
+    have a head. Test samples may lack any face file.
 
     Images that `index` knows (this user's file index, if not given) aren't read again; one reading
     gives it digest, size and problem of the others.
@@ -96,8 +111,8 @@ def check_data(
     unused, unmatched = find_unused(root, layout, splits)
     problems += unmatched
     if unfinished(root):
-        problems.append(Problem(root, "its preparation is not complete. Type: make prepare"))
-    left_out = pd.DataFrame(columns=["sample_id", "pid", "reason"])
+        problems.append(Problem(root, "its preparation is not complete: run prepare again"))
+    left_out = pd.DataFrame(columns=LEFT_OUT)
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
         problems += missing
@@ -112,7 +127,7 @@ def check_data(
     files, unreadable = _read(paths, root, index or FileIndex())
     problems += unreadable
     if training and "mask" in needs:
-        train = table[table["split"] == "train"]
+        train = table[(table["split"] == "train") & table["mask"].notna()]
         problems += _mismatched_masks(train, files)
         if lack := masks.lack_of_heads(files[path].note for path in train["mask"]):
             problems.append(Problem(root / "mask", lack))
@@ -135,31 +150,64 @@ def _read(
     return files, problems
 
 
+class Lack(NamedTuple):
+    """Why a training sample isn't used for a stream, or not at all."""
+
+    sample_id: str
+    stream: str
+    """face, body or all."""
+    reason: str
+    file: Path | None = None
+    """What is missing and should be there; None where nobody can tell."""
+
+
 def _complete(
     table: pd.DataFrame, root: Path, needs: Sequence[str], incomplete: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
-    """Split off the training rows that can't be used, with the reason."""
-    wanted = [kind for kind in needs if kind != "imgs"]
-    faces = {"lr_face", "hr_face"} & {*wanted}
+    """Split off the training rows that no stream is trained on; what isn't used, with the reason.
+
+    The body stream uses every body image, if it is asked for more than faces.
+    """
     train = table[table["split"] == "train"]
-    reasons, refused = dict[str, str](), dict[str, Path]()
-    for row in train.to_dict("records"):
-        id_, absent = row["sample_id"], [kind for kind in wanted if row[kind] is None]
-        if absent and {*absent} >= faces:
-            reasons[id_] = "no face was found: it has no " + ", ".join(absent)
-        elif absent:
-            reasons[id_] = "missing " + " and ".join(absent) + " in training"
-            refused[id_] = root / absent[0] / id_
-    usable = train[~train["sample_id"].isin([*reasons])]
+    lacks = [lack for row in train.to_dict("records") for lack in _lacks(row, root, needs)]
+    if incomplete == "leave-out":
+        by_sample = groupby(lacks, key=attrgetter("sample_id"))
+        lacks = [_of_whole([*group]) for _, group in by_sample]
+    whole = {lack.sample_id for lack in lacks if lack.stream == "all"}
+    usable = train[~train["sample_id"].isin(whole)]
     for row in usable[~usable["pid"].duplicated(keep=False)].to_dict("records"):
-        reasons[row["sample_id"]] = f"identity {row['pid']} has one image; training needs two"
-        refused[row["sample_id"]] = Path(row["imgs"])
-    unusable = table["sample_id"].isin([*reasons])
-    left_out = table.loc[unusable, ["sample_id", "pid"]].reset_index(drop=True)
-    left_out["reason"] = [reasons[id_] for id_ in left_out["sample_id"]]
-    hint = "; --set data.incomplete=leave-out trains without it"
-    problems = [Problem(path, reasons[id_] + hint) for id_, path in refused.items()]
-    return table[~unusable], left_out, problems if incomplete == "refuse" else []
+        reason = f"identity {row['pid']} has one image; training needs two"
+        lacks.append(Lack(row["sample_id"], "all", reason, Path(row["imgs"])))
+        whole.add(row["sample_id"])
+    pids = dict(zip(train["sample_id"], train["pid"], strict=True))
+    rows = [(lack.sample_id, pids[lack.sample_id], lack.stream, lack.reason) for lack in lacks]
+    hint = "; --set data.incomplete=leave-out trains without it, keep uses what it has"
+    problems = [Problem(lack.file, lack.reason + hint) for lack in lacks if lack.file is not None]
+    left_out = pd.DataFrame(rows, columns=LEFT_OUT)
+    kept = table[~table["sample_id"].isin(whole)]
+    return kept, left_out, problems if incomplete == "refuse" else []
+
+
+def _lacks(row: Mapping[Any, Any], root: Path, needs: Sequence[str]) -> Iterator[Lack]:
+    """What a training sample lacks, by stream."""
+    id_, faces = row["sample_id"], [kind for kind in needs if kind.endswith("face")]
+    absent = [kind for kind in needs if row[kind] is None]
+    no_face = faces and {*faces} <= {*absent}
+    if no_face:
+        yield Lack(id_, "face", "no face was found: it has no " + ", ".join(faces))
+    elif missing := [kind for kind in faces if kind in absent]:
+        reason = "missing " + " and ".join(missing) + " in training"
+        yield Lack(id_, "face", reason, root / missing[0] / id_)
+    if "mask" in absent:
+        file = None if no_face else root / "mask" / id_
+        yield Lack(id_, "body", "no mask" if no_face else "missing mask in training", file)
+
+
+def _of_whole(lacks: Sequence[Lack]) -> Lack:
+    """Of a sample that is left out whole."""
+    files = [lack.file for lack in lacks if lack.file is not None]
+    reason = "; ".join(lack.reason for lack in lacks)
+    return Lack(lacks[0].sample_id, "all", reason, next(iter(files), None))
 
 
 def decode(path: Path, masks_below: Path) -> tuple[int, int, str | None]:

@@ -80,10 +80,14 @@ class PKSampler:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        usable: np.ndarray | None = None,
     ) -> None:
+        """usable: bool [N], the rows that batches may hold; all if None."""
         if identities % ranks:
             raise ValueError(f"{identities} identities can't be shared among {ranks} processes")
-        self.labels, self.identities, self.images = labels, identities, images
+        rows = np.arange(len(labels)) if usable is None else np.flatnonzero(usable)
+        self.rows, self.labels = rows, labels[rows]
+        self.identities, self.images = identities, images
         self.views, self.seed = views, seed
         self.rank, self.ranks = rank, ranks
         self.epoch, self.start = 0, 0
@@ -103,7 +107,7 @@ class PKSampler:
         shown: dict[int, int] = {}
         for number, rows in enumerate(self._batches()):
             batch = []
-            for row in rows.tolist():
+            for row in self.rows[rows].tolist():
                 occurrence = shown[row] = shown.get(row, -1) + 1
                 view = view_of(row, self.epoch, occurrence, self.views, self.seed)
                 batch.append((row, view))

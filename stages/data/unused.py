@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 
-from deskpro.stages.base.progress import log
+from deskpro.stages.base.progress import warn
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, Layout, list_images
 
@@ -67,7 +67,7 @@ def warn_of_unused(unused: Sequence[Problem], more: str = "") -> None:
     if unused:
         shown = "; ".join(map(str, unused[:_SHOWN]))
         rest = f"; and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
-        log(f"warning: {len(unused)} files or rows of lists are not used: {shown}{rest}{more}")
+        warn(f"{len(unused)} files or rows of lists are not used: {shown}{rest}{more}")
 
 
 def is_file(folder: Path, name: str) -> bool:

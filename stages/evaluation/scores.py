@@ -13,7 +13,7 @@ from deskpro.cache.files import write_aside
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import Ranking
-from deskpro.stages.reporting import figures
+from deskpro.stages.reporting import figures, results
 
 
 def protocol_numbers(
@@ -88,12 +88,10 @@ def write_scores(
 ) -> None:
     """The report as JSON in `metrics`, and beside it: metrics.csv, a row per protocol and stream;
     queries.csv, a row per protocol, stream and query; breakdown.csv, a row per identity and camera;
-    ranked.csv, the nearest images of each query; cmc.png. The JSON, by which others know that
-    there is an evaluation, is written last."""
-    primary = next(iter(report["protocols"].values()))
-    curves = {stream: numbers["cmc"] for stream, numbers in primary["streams"].items()}
-    title = f"CMC, {next(iter(scores))}: queries matched, %"
-    figures.write_png(figures.cmc(curves, title), metrics.with_name("cmc.png"))
+    ranked.csv, the nearest images of each query; cmc.png and cmc.svg. The JSON, by which others
+    know that there is an evaluation, is written last."""
+    first = next(iter(results.merged(report["protocols"]).items()))
+    figures.write_figure(results.cmc_figure(*first), metrics.with_name("cmc"))
     queries = _queries(scores, query, faces)
     tables = {
         "metrics.csv": _flat(report),

@@ -111,6 +111,7 @@ def compute_losses(
     targets: Mapping[str, torch.Tensor],
     valid: Mapping[str, torch.Tensor] | None = None,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    mean_of_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted losses of a batch of B samples: float32 scalars by term, to be summed.
 
@@ -119,23 +120,35 @@ def compute_losses(
         options: what has the options that terms name as attributes.
         outputs: stream → its `Output`, fields [B, …].
         targets: name → [B, …]; `label` int64 [B].
-        valid: target → bool [B] on the CPU: the samples that have it, all if absent. The others
-            are left out of the mean; where no sample has it the loss is 0.
+        valid: stream or target → bool [B] on the CPU: the samples that have it, all if absent. The
+            others are left out of the mean; where no sample has it the loss is 0.
         gather: makes [B, …] the samples of all ranks; used by terms with `pairs`.
+        mean_of_ranks: of several ranks, the mean of a number over them: each rank's loss then
+            counts by its samples that have the target, so that their mean is that of all samples.
     """
     losses = {}
     for name, term in terms.items():
         prediction, target = getattr(outputs[term.stream], term.output), targets[term.target]
-        has_target = (valid or {}).get(term.target)
-        if has_target is not None and not has_target.all():
-            rows = has_target.nonzero().flatten().to(prediction.device)
-            prediction, target = prediction[rows], target[rows]
+        has = usable(term, valid or {})
         if term.pairs and gather is not None:
             prediction, target = gather(prediction), gather(target)
+            has = None if has is None else gather(has.to(target.device).long()).bool().cpu()
+        if has is not None and not has.all():
+            rows = has.nonzero().flatten().to(prediction.device)
+            prediction, target = prediction[rows], target[rows]
         settings = {keyword: attrgetter(path)(options) for keyword, path in term.settings.items()}
         loss = term.loss(prediction, target, **settings) if len(target) else prediction.sum() * 0.0
+        if has is not None and mean_of_ranks is not None:
+            count = loss.new_tensor(len(target))
+            loss = loss * (count / mean_of_ranks(count).clamp(min=1e-9))
         losses[name] = _weight(term, terms, options) * loss
     return losses
+
+
+def usable(term: Term, valid: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The samples that have a term's stream and target, bool [B]; None where all must have them."""
+    found = [valid[name] for name in (term.stream, term.target) if name in valid]
+    return found[0] & found[-1] if found else None
 
 
 def _is_on(term: Term, options: object) -> bool:

@@ -1,10 +1,12 @@
-"""How sure a mean over queries is: bootstrap intervals, and a paired test of two means.
+"""How sure a mean is: of queries by bootstrap and a paired test, of seeds by Student's t.
 
 The queries of one identity are alike, so identities are drawn, not queries (cluster bootstrap;
 Field & Welsh, "Bootstrapping clustered data", JRSS B 2007).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -66,3 +68,37 @@ def sign_flip_test(
         # Sums of the same numbers in another order may differ in their last digits.
         extreme += int(np.count_nonzero(np.abs(signs @ changed) >= observed * (1 - 1e-12)))
     return (extreme + 1) / (draws + 1)
+
+
+def t_interval(values: npt.ArrayLike, level: float = 0.95) -> list[float]:
+    """The interval of a mean of independent values by Student's t: [low, high]; nan for one."""
+    found = np.asarray(values, float)
+    if len(found) < 2:
+        return [math.nan, math.nan]
+    half = t_quantile(level, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found))
+    return [float(found.mean() - half), float(found.mean() + half)]
+
+
+def t_quantile(level: float, df: int) -> float:
+    """The t within which Student's distribution of `df` degrees of freedom has `level` of its mass.
+
+    Halves the angle atan(t / √df), of which that mass is a finite sum.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _t_mass(angle, df) < level else (low, angle)
+    return math.tan(low) * math.sqrt(df)
+
+
+def _t_mass(angle: float, df: int) -> float:
+    """P(|T| < √df tan(angle)) (Abramowitz & Stegun, 26.7.3 and 26.7.4)."""
+    odd = df % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for k in range(1 + odd, df, 2):
+        total += term
+        term *= k / (k + 1) * math.cos(angle) ** 2
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total

@@ -159,6 +159,15 @@ def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
     return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1])
 
 
+def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
+    """mAP of a random order: of a gallery whose images are all equally near; 0..1."""
+
+    def equal(rows: slice) -> np.ndarray:
+        return np.zeros((rows.stop - rows.start, len(gallery)), np.float32)
+
+    return rank_gallery(query, gallery, equal, protocol).mAP
+
+
 def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None) -> Ties:
     """The positives, by groups of equally near images; junk counts nowhere.
 

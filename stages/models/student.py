@@ -39,16 +39,47 @@ class Student(nn.Module):
         networks = {"face": self.lr_face_net, "body": self.nocloth_net}
         return {name: network for name, network in networks.items() if network is not None}
 
-    def forward(self, lr_faces: torch.Tensor | None, bodies: torch.Tensor | None) -> Output:
-        """lr_faces [B, 3, h, w] and bodies [B, 3, H, W], normalised; None for an absent stream."""
+    def forward(
+        self,
+        lr_faces: torch.Tensor | None,
+        bodies: torch.Tensor | None,
+        has_face: torch.Tensor | None = None,
+    ) -> Output:
+        """lr_faces [B, 3, h, w] and bodies [B, 3, H, W], normalised; None for an absent stream.
+
+        has_face: bool [B], the samples with a face, all if None. The face stream doesn't see the
+        others, so that its batch statistics are those of faces; its outputs for them are 0.
+        """
         images = {"face": lr_faces, "body": bodies}
-        outputs = [network(images[name]) for name, network in self.streams.items()]
+        outputs = [
+            _of_some(network, images[name], has_face)
+            if name == "face" and has_face is not None
+            else network(images[name])
+            for name, network in self.streams.items()
+        ]
         return Output(
             torch.cat([output.logits for output in outputs], 1),
             torch.cat([output.features for output in outputs], 1),
             torch.cat([output.embeddings for output in outputs], 1),
             outputs[-1].attention,
         )
+
+
+def _of_some(network: LMBN, images: torch.Tensor | None, wanted: torch.Tensor) -> Output:
+    """The network's output for the wanted images [B, …], zeros for the others."""
+    assert images is not None
+    rows = wanted.nonzero().flatten().to(images.device)
+    if len(rows) < 2 and network.training:  # there are no batch statistics of one image
+        found = network.eval()(images[rows])
+        network.train()
+    else:
+        found = network(images[rows])
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        blank = values.new_zeros(len(images), *values.shape[1:])
+        return blank.index_copy(0, rows, values)
+
+    return Output(spread(found.logits), spread(found.features), spread(found.embeddings), None)
 
 
 @torch.no_grad()

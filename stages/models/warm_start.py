@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import log
+from deskpro.stages.base.progress import warn
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
@@ -86,8 +86,8 @@ def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> W
         if name in own and ("classifier" not in name or (same and own[name].shape == tensor.shape))
     }
     if trained_on is None and any("classifier" in name for name in fitting):
-        log(
-            f"warning: {path} doesn't say whose classifiers it has; they are taken over, as there "
+        warn(
+            f"{path} doesn't say whose classifiers it has; they are taken over, as there "
             f"are {len(classes)}. Name its identities first: deskpro import-checkpoint --data DIR"
         )
     wrong = [

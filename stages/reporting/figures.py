@@ -1,62 +1,96 @@
-"""Charts by matplotlib: SVG inside the page, in the colours of its light or dark mode, or PNG."""
+"""Charts by matplotlib: SVG inside the page, in the colours of its light or dark mode, or files.
+
+Curves, points and rows are labelled where they are, without a legend.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from deskpro.cache.files import write_aside
 
 COLOURS = {
     "ink": "#1b1d21", "soft": "#575d67", "rule": "#d6d9de",
-    "face": "#1a56b0", "body": "#a44a00", "all": "#0a6b3b",
+    "face": "#2a6fdb", "body": "#b45309", "all": "#0a4f3c",
 }  # fmt: skip
-"""CSS variable → its light value in report.css. PNGs show the value, SVGs refer to the variable."""
+"""CSS variable → its light value in report.css. Files show the value, SVGs of the page refer to the
+variable. The streams' colours differ in every form of colour blindness."""
 _VARIABLES = {value: f"var(--{name})" for name, value in COLOURS.items()}
 _STEPS = (1, 2, 5, 10)
 """Between the marks of an axis, times a power of ten."""
 _DASHES = {"face": ":", "body": "--"}
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": COLOURS["ink"]}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _PIXEL = 1 / 72
 """Inches: a unit of the SVG."""
+_LINE = 13
+"""Height of a line of text in these units."""
+_RANKS = (1, 5, 10, 20)
+"""Marks of a CMC."""
 
 
 class Interval(NamedTuple):
-    """A bar: its group on the x axis, its series, a share 0..1 and the ends of its interval."""
+    """A row of a chart: its group, its name, a value and the ends of its interval, nan for none.
+
+    Values are per cent; `stream` gives the colour.
+    """
 
     group: str
-    series: str
+    name: str
+    stream: str
     value: float
     low: float
     high: float
 
 
-def cmc(curves: Mapping[str, Sequence[float]], title: str = "queries matched, %") -> Figure:
-    """Curves by name; each is the share (0..1) of queries matched at rank 1, 2, …"""
-    figure, axes = _axes(title, (440, 270))
-    for i, (name, shares) in enumerate(curves.items()):
-        ranks = range(1, len(shares) + 1)
-        axes.plot(
-            ranks, 100 * np.asarray(shares), label=name, linewidth=2.25, clip_on=False,
-            color=COLOURS.get(name, f"C{i}"), linestyle=_DASHES.get(name, "-"),
-        )  # fmt: skip
-    axes.set(xlabel="rank", ylim=(0, 100))
-    axes.legend(loc="lower right", **_LEGEND)
+class Point(NamedTuple):
+    """A labelled point; `spread` is half its error bar, nan for none."""
+
+    name: str
+    x: float
+    y: float
+    spread: float
+
+
+def cmc(
+    curves: Mapping[str, Sequence[float]],
+    title: str,
+    ranks: Sequence[int] = (),
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """Curves by stream; each is the share (0..1) of queries matched at rank 1, 2, …
+
+    ranks: marked on the axis beside 1, 5, 10 and 20; labels: of streams, instead of their names.
+    """
     last = max((len(shares) for shares in curves.values()), default=1)
-    marks = MaxNLocator(6, steps=_STEPS, integer=True).tick_values(1, last)
-    axes.set_xticks([1, *(mark for mark in marks if 1 < mark <= last)])
+    figure, axes = _axes(title, (440, 280))
+    for name, shares in curves.items():
+        axes.plot(
+            range(1, len(shares) + 1), 100 * np.asarray(shares), linewidth=2.25, clip_on=False,
+            color=_colour(name), linestyle=_DASHES.get(name, "-"),
+        )  # fmt: skip
+    axes.set(xlabel="rank", ylabel="matching rate, %", ylim=(0, 100), xlim=(1, max(last, 2)))
+    axes.set_xticks([rank for rank in sorted({*_RANKS, *ranks}) if rank <= last])
+    heights = apart([100 * shares[-1] for shares in curves.values()], 100 * _LINE / 190, 100)
+    for (name, shares), height in zip(curves.items(), heights, strict=True):
+        axes.annotate(
+            (labels or {}).get(name, name), (len(shares), height), (7, 0), "data", "offset points",
+            annotation_clip=False, va="center", fontsize=11, color=_colour(name),
+        )  # fmt: skip
     return figure
 
 
@@ -85,26 +119,58 @@ def spark(values: Sequence[float], top: float, colour: str) -> Figure:
     return figure
 
 
-def bars(rows: Sequence[Interval], title: str) -> Figure:
-    """Per cent with intervals: a group of bars for each `group`, one for each `series` in it."""
+def intervals(rows: Sequence[Interval], title: str, label: str = "mAP, %") -> Figure:
+    """A row for each value with its interval, under the name of its group."""
     groups = [*dict.fromkeys(row.group for row in rows)]
-    names = [*dict.fromkeys(row.series for row in rows)]
-    figure, axes = _axes(title, (max(440, 26 * len(groups) * (len(names) + 1)), 240))
-    width = 0.8 / len(names)
-    drawn = []
-    for i, name in enumerate(names):
-        mine = [row for row in rows if row.series == name]
-        places = [groups.index(row.group) + (i - (len(names) - 1) / 2) * width for row in mine]
-        value, *ends = 100 * np.array([row[2:] for row in mine]).T
-        group = axes.bar(
-            places, value, 0.9 * width, yerr=np.abs(ends - value), capsize=3,
-            color=COLOURS.get(name, f"C{i}"), ecolor=COLOURS["ink"],
+    heights, heads, place = {}, {}, 0.0
+    for group in groups:
+        heads[group], place = place, place + bool(group)
+        for row in rows:
+            if row.group == group:
+                heights[row], place = place, place + 1
+        place += 0.4
+    longest = max(len(row.name) for row in rows)
+    figure, axes = _axes(title, (440 + 6 * max(longest - 20, 0), round(75 + 1.4 * _LINE * place)))
+    for row, height in heights.items():
+        colour, ends = _colour(row.stream), np.nan_to_num([row.low, row.high], nan=row.value)
+        axes.plot(ends, [height, height], color=colour, linewidth=2.25, solid_capstyle="butt")
+        axes.plot([row.value], [height], color=colour, marker="o", markersize=6)
+        axes.annotate(
+            f"{row.value:.1f}", (ends[1], height), (7, 0), "data", "offset points",
+            annotation_clip=False, va="center", fontsize=10, color=COLOURS["ink"],
         )  # fmt: skip
-        drawn.append(group.patches[0])
-    axes.set_xticks(range(len(groups)), groups)
-    axes.set_ylim(bottom=0)
-    labels = [name.replace("$", r"\$") for name in names]  # no formulas
-    figure.legend(drawn, labels, loc="outside lower center", ncols=min(len(names), 4), **_LEGEND)
+    for group, height in heads.items():
+        axes.text(
+            0, height, group, transform=axes.get_yaxis_transform(), va="center", fontsize=11,
+            color=COLOURS["ink"], parse_math=False,
+        )  # fmt: skip
+    axes.set_yticks([*heights.values()], [row.name for row in heights], parse_math=False)
+    axes.set(xlabel=label, ylim=(place - 0.9, -0.7))
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=COLOURS["rule"], linewidth=1)
+    return figure
+
+
+def scatter(points: Sequence[Point], title: str, label: str, stream: str) -> Figure:
+    """mAP against a cost, with the line of those that no cheaper point beats.
+
+    label: of the cost; stream: gives the colour.
+    """
+    figure, axes = _axes(title, (560, 360))
+    colour, front = _colour(stream), _front(points)
+    axes.step(
+        [point.x for point in front], [point.y for point in front], where="post",
+        color=COLOURS["rule"], linewidth=1.5, zorder=1,
+    )  # fmt: skip
+    points = _side_by_side(points)
+    for point in points:
+        spread = None if math.isnan(point.spread) else point.spread
+        axes.errorbar(
+            point.x, point.y, spread, fmt="o", markersize=6, capsize=3, color=colour, elinewidth=1.5
+        )
+    axes.set(xlabel=label, ylabel="mAP, %")
+    axes.margins(0.12)
+    _label_points(figure, axes, points)
     return figure
 
 
@@ -140,10 +206,31 @@ def to_svg(figure: Figure, name: str, title: str = "", text: str = "") -> Markup
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Write the figure in its light colours."""
-    with write_aside(path) as aside:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write the figure in its light colours, as PATH.png and PATH.svg; equal figures, equal bytes.
+
+    path: without a suffix.
+    """
+    with write_aside(path.with_suffix(".png")) as aside:
         figure.savefig(aside, format="png", dpi=120)
+    rules = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name})
+    with rules, write_aside(path.with_suffix(".svg")) as aside:
+        figure.savefig(aside, format="svg", metadata=_NO_METADATA)
+
+
+def apart(wanted: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
+    """Places for labels, at least `gap` apart, at most `top`, as near as can be to where they are
+    wanted (least squares: isotonic regression of what remains without the gaps)."""
+    order = np.argsort(wanted, kind="stable")
+    blocks: list[tuple[float, int]] = []  # sum and number of labels that touch
+    for i, index in enumerate(order):
+        total, count = wanted[index] - i * gap, 1
+        while blocks and blocks[-1][0] / blocks[-1][1] > total / count:
+            total, count = total + blocks[-1][0], count + blocks.pop()[1]
+        blocks.append((total, count))
+    level = np.repeat([total / count for total, count in blocks], [n for _, n in blocks])
+    places = np.minimum(level, top - gap * (len(order) - 1)) + gap * np.arange(len(order))
+    return [float(place) for place in places[np.argsort(order)]]
 
 
 def number(value: float) -> str:
@@ -161,8 +248,10 @@ def _axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=12, color=COLOURS["ink"])
-    axes.xaxis.label.set(fontsize=11, color=COLOURS["ink"])
+    title = textwrap.fill(title, round(size[0] / 7))
+    axes.set_title(title, loc="left", fontsize=12, color=COLOURS["ink"], pad=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=11, color=COLOURS["ink"])
     axes.tick_params(length=0, labelsize=11, labelcolor=COLOURS["soft"])
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=1)
     axes.set_axisbelow(True)
@@ -177,6 +266,64 @@ def _curve(
         x, y, color=COLOURS[colour], linewidth=linewidth, clip_on=False,
         marker="o", markersize=5, markevery=[-1],
     )  # fmt: skip
+
+
+def _colour(stream: str) -> str:
+    return COLOURS.get(stream, COLOURS["ink"])
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points that are better than every cheaper one, from the cheapest on."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def _side_by_side(points: Sequence[Point]) -> list[Point]:
+    """Points of equal cost a little apart, so that their error bars don't hide each other."""
+    costs = [point.x for point in points]
+    step = 0.012 * (max(costs) - min(costs))
+    return [
+        point._replace(
+            x=point.x + (costs[:i].count(point.x) - (costs.count(point.x) - 1) / 2) * step
+        )
+        for i, point in enumerate(points)
+    ]
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Name each point beside it, where neither a name nor a point is, with a line if that is far.
+
+    The layout is fixed before: a name finds its place in pixels.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    taken = []
+    for point in points:
+        spread = np.nan_to_num(point.spread)
+        ends = axes.transData.transform([(point.x, point.y - spread), (point.x, point.y + spread)])
+        taken.append(Bbox(ends).padded(6))
+    steps = (0, 1, -1, 2, -2, 3, -3, 4, -4)
+    for point in points:
+        for rise, side in ((rise, side) for rise in steps for side in (1, -1)):
+            line = {"arrowstyle": "-", "color": COLOURS["soft"], "linewidth": 0.75, "shrinkB": 4}
+            text = axes.annotate(
+                point.name, (point.x, point.y), (9 * side, rise * _LINE), "data", "offset points",
+                ha="left" if side > 0 else "right", va="center", fontsize=10,
+                color=COLOURS["ink"], parse_math=False, arrowprops=line if abs(rise) > 1 else None,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )  # fmt: skip
+            box = text.get_window_extent(renderer)
+            inside = figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1)
+            if inside and not box.count_overlaps(taken):
+                break
+            text.remove()
+        else:
+            continue  # no room: the table has it
+        taken.append(box)
 
 
 def _use_attributes(element: ElementTree.Element) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -40,9 +39,9 @@ def charts(who: str, history: pd.DataFrame) -> list[Markup]:
     for column in shown:
         title, values = column.replace("_", " "), history[column].tolist()
         ends = f"{number(values[0])} → {number(values[-1])}"
-        figure = history_chart(
-            f"{title}: {ends}", epochs, values, "all" if column == "total" else "face"
-        )
+        stream = column.rpartition("_")[2]
+        colour = stream if stream in ("face", "body") else "ink"
+        figure = history_chart(f"{title}: {ends}", epochs, values, colour)
         text = f"{ends} from epoch {epochs[0]} to {epochs[-1]}. All values are in the table below."
         drawn.append(to_svg(figure, f"{who}-{column}", f"{who}: {title} by epoch", text))
     return drawn
@@ -58,15 +57,13 @@ def heads(history: pd.DataFrame) -> list[dict[str, Any]]:
         measure, _, head = column.partition("_")
         measures.setdefault(measure, {})[head.replace("_", " ")] = column
     found = []
-    for (measure, columns), colour in zip(
-        measures.items(), cycle(("all", "body", "face")), strict=False
-    ):
+    for measure, columns in measures.items():
         title, write = MEASURES.get(measure, (measure, number))
         values = history[[*columns.values()]]
         top = float(values.to_numpy().max())
         cells = {}
         for head, column in columns.items():
-            curve = to_svg(spark(values[column].tolist(), top, colour), f"head-{column}")
+            curve = to_svg(spark(values[column].tolist(), top, "ink"), f"head-{column}")
             cells[head] = (write(values[column].iloc[0]), write(values[column].iloc[-1]), curve)
         found.append({"title": title, "heads": cells})
     return found

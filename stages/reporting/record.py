@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from deskpro.cache import files
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import log
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.reporting.metrics_file import Metrics
 
@@ -51,7 +51,7 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
             if not anyway:
                 problem += "; --anyway uses it. To evaluate again"
                 raise InputError(problem, command=f"{command} --force")
-            log(f"warning: {problem}")
+            warn(problem)
     return metrics
 
 
@@ -62,7 +62,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "ranked.csv": (("query", "sample_id", "pid", "camid", "clothes", "positive"), ("rank",)),
     "breakdown.csv": (("protocol", "stream", "by", "value"), ("queries", "mAP", "rank1")),
-    "left_out.csv": (("sample_id", "pid", "reason"), ()),
+    "left_out.csv": (("sample_id", "pid", "stream", "reason"), ()),
     "student_history.csv": ((), ("epoch", "lr", "total")),
     "teacher_history.csv": ((), ("epoch", "lr", "total")),
 }
@@ -87,7 +87,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log(f"warning: {path}: cannot be read and is left out ({error})")
+        warn(f"{path}: cannot be read and is left out ({error})")
         return None
     return table
 

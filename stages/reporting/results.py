@@ -2,45 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from deskpro.stages.reporting.figures import Interval, bars, cmc, to_svg
+from deskpro.stages.reporting import figures
 
 Protocols = Mapping[str, Mapping[str, Any]]
 """The protocols of metrics.json: `streams` maps each stream to its numbers, shares in 0..1."""
 
 
-def widest(streams: Mapping[str, Any]) -> str:
+def widest(streams: Iterable[str]) -> str:
     """The stream that sees most: `all` where there are several."""
-    return "all" if "all" in streams else next(iter(streams))
+    names = [*streams]
+    return "all" if "all" in names else names[0]
+
+
+def merged(protocols: Protocols) -> dict[str, Mapping[str, Any]]:
+    """The protocols, those with the same results in every stream as one with joined names."""
+    names: list[list[str]] = []
+    for name, protocol in protocols.items():
+        same = (group for group in names if protocols[group[0]]["streams"] == protocol["streams"])
+        found = next(same, None)
+        if found is None:
+            names.append([name])
+        else:
+            found.append(name)
+    return {", ".join(group): protocols[group[0]] for group in names}
 
 
 def accuracy_chart(protocols: Protocols) -> Markup:
-    """mAP with its intervals, a group of bars for each protocol."""
+    """mAP with its intervals, a group of rows for each protocol."""
     rows = [
-        Interval(name, stream, numbers["mAP"], *numbers["interval"]["mAP"])
+        figures.Interval(
+            f"{name} (n = {protocol['queries']} queries)", stream, stream,
+            *(100 * value for value in (numbers["mAP"], *numbers["interval"]["mAP"])),
+        )
         for name, protocol in protocols.items()
         for stream, numbers in protocol["streams"].items()
-    ]
-    text = "A bar for each stream under each protocol. The numbers are in the table above."
-    return to_svg(bars(rows, "mAP and its 95 % interval, %"), "accuracy-bars", "mAP", text)
+    ]  # fmt: skip
+    text = "A row for each stream under each protocol. The numbers are in the table above."
+    chart = figures.intervals(rows, "mAP and its 95 % interval over identities")
+    return figures.to_svg(chart, "accuracy", "mAP", text)
 
 
-def cmc_charts(protocols: Protocols) -> dict[str, Markup]:
-    """The CMC curves by protocol."""
-    drawn = {}
+def cmc_figure(name: str, protocol: Mapping[str, Any]) -> Figure:
+    """The CMC curves of a protocol; a stream that ranks fewer queries says how many."""
+    streams, queries = protocol["streams"], protocol["queries"]
+    ranks = [int(key[4:]) for key in next(iter(streams.values())) if re.fullmatch(r"rank\d+", key)]
+    return figures.cmc(
+        {stream: numbers["cmc"] for stream, numbers in streams.items()},
+        f"CMC, {name} (n = {queries} queries)",
+        ranks,
+        {
+            stream: f"{stream} (n = {numbers['queries']})"
+            for stream, numbers in streams.items()
+            if numbers["queries"] != queries
+        },
+    )
+
+
+def cmc_charts(protocols: Protocols) -> list[Markup]:
+    """The CMC curves of each protocol."""
+    drawn = []
     for i, (name, protocol) in enumerate(protocols.items()):
-        curves = {stream: numbers["cmc"] for stream, numbers in protocol["streams"].items()}
-        firsts = ", ".join(f"{stream} {100 * cmc[0]:.1f} %" for stream, cmc in curves.items())
+        firsts = ", ".join(
+            f"{stream} {100 * numbers['cmc'][0]:.1f} %"
+            for stream, numbers in protocol["streams"].items()
+        )
         text = (
             "Share of queries with a match among the first ranks. "
             f"At rank 1: {firsts}. The numbers are in the table below."
         )
-        drawn[name] = to_svg(cmc(curves), f"cmc-{i}", f"CMC, {name}", text)
+        chart = cmc_figure(name, protocol)
+        drawn.append(figures.to_svg(chart, f"cmc-{i}", f"CMC, {name}", text))
     return drawn
 
 

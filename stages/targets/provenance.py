@@ -94,19 +94,20 @@ def image_differences(
     names: Iterable[str],
     files: FileIndex,
     *,
+    whole: bool,
     deep: bool = False,
 ) -> list[Difference]:
     """How the training images differ from those of the stored targets, by sample.
 
     index: every training image that is here (`read_index`). Images that targets are computed from
-    and that aren't here can't be compared and don't count. A sample is new where all its images are
-    here and its identity has another.
+    and that aren't here can't be compared and don't count. A sample is new where its images are
+    here (all of them, if `whole`) and its identity has another.
     """
     sample_ids = store.column("sample_id").tolist()
     here = index[index["sample_id"].isin(sample_ids)].reset_index(drop=True)
     row_of = {sample_id: row for row, sample_id in enumerate(sample_ids)}
     rows = [row_of[sample_id] for sample_id in here["sample_id"]]
-    complete = index.dropna(subset=list(KINDS))
+    complete = index.dropna(subset=list(KINDS) if whole else ["imgs"])
     complete = complete[complete.groupby("pid")["pid"].transform("size") > 1]
     new = complete.loc[~complete["sample_id"].isin(sample_ids), "sample_id"].tolist()
     wanted = {"sample_id": np.asarray([*here["sample_id"], *new], object)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -49,7 +48,6 @@ class LiveTeacher:
     """Computes targets by the network itself, as the store's were computed."""
 
     location = "the live teacher"
-    valid: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def __init__(
         self,
@@ -58,8 +56,10 @@ class LiveTeacher:
         network: Network | None,
         device: torch.device,
         depends: Mapping[str, Any] | None = None,
+        valid: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """network: not needed for targets that are not of a teacher; depends: its fingerprint."""
+        self.valid: Mapping[str, torch.Tensor] = valid or {}
         self.targets = {name: TARGETS[name] for name in names}
         self.sees = tuple(dict.fromkeys(k for target in self.targets.values() for k in target.sees))
         self.settings, self.device, self._depends = settings, device, dict(depends or {})
@@ -74,7 +74,8 @@ class LiveTeacher:
         settings = settings_of(source.options, info.num_classes)
         made_by = teacher_fingerprint(source.weights)
         depends = {name: fingerprint(name, source.options, made_by) for name in names}
-        return cls(names, settings, network, device, depends)
+        valid = _valid({name: _open(source.store, name) for name in names})
+        return cls(names, settings, network, device, depends, valid)
 
     def fingerprint(self) -> dict[str, Any]:
         return self._depends
@@ -113,11 +114,7 @@ class CachedTeacher:
         """plain: the targets of view 0, whichever view is seen."""
         self.readers = {name: _open(store, name) for name in names}
         self.device, self.plain = device, plain
-        self.valid: Mapping[str, torch.Tensor] = {
-            name: torch.from_numpy(reader.valid)
-            for name, reader in self.readers.items()
-            if not reader.valid.all()
-        }
+        self.valid: Mapping[str, torch.Tensor] = _valid(self.readers)
         self.bytes = sum(all_bytes(reader) for reader in self.readers.values())
         self.resident: dict[str, dict[str, torch.Tensor]] | None = None
         self.location = "mapped files"
@@ -166,6 +163,15 @@ def _open(store: Path, name: str) -> MappedReader:
     group = TARGETS[name].group
     fields = [field for field in MappedReader(store, group).schema.fields if field != "pixels"]
     return MappedReader(store, group, fields)
+
+
+def _valid(readers: Mapping[str, MappedReader]) -> dict[str, torch.Tensor]:
+    """Of targets that some samples lack: who has it, bool [N]."""
+    return {
+        name: torch.from_numpy(reader.valid)
+        for name, reader in readers.items()
+        if not reader.valid.all()
+    }
 
 
 def _load(reader: MappedReader, device: torch.device) -> dict[str, torch.Tensor]:

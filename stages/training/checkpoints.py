@@ -13,7 +13,7 @@ import torch
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.distributed import world_size
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import log
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.training_options import Checkpointing
 
 State = dict[str, Any]
@@ -68,10 +68,10 @@ class Checkpoints:
                 state, processes = dict(found["state"]), int(found["processes"])
                 finite = all(tensor.isfinite().all() for tensor in state["network"].values())
             except _UNREADABLE as error:
-                log(f"{path}: unreadable checkpoint, trying the one before ({error})")
+                warn(f"{path}: unreadable checkpoint, trying the one before ({error})")
                 continue
             if not finite:
-                log(f"{path}: its weights are not finite, trying the one before")
+                warn(f"{path}: its weights are not finite, trying the one before")
                 continue
             if not differing:
                 self._check_processes(path, processes)
@@ -117,7 +117,7 @@ class Checkpoints:
                 f"batch. Start {before} to resume, or go on all the same: --set "
                 "checkpoints.other_processes=true"
             )
-        log(f"{what}; the weights will not be those of {before}")
+        warn(f"{what}; the weights will not be those of {before}")
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
         names = sorted(before.keys() | self.provenance.keys())

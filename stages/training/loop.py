@@ -102,9 +102,9 @@ def fit(
         Stopped: `stop` has a signal; a checkpoint is written first.
     """
     run = _Run(network, training, rate(0), device, scaled)
-    look = _Look(network, bar, loggers, checkpoints.folder)
+    look = _Look(network, bar, loggers, checkpoints.folder, training.epochs)
     history = run.restore(_checkpoint(checkpoints, job), device)
-    bar.reach(history.steps)
+    bar.restart(history.steps)
 
     def save() -> None:
         look.before_checkpoint()
@@ -124,7 +124,7 @@ def fit(
             if number or history.steps % checkpoints.options.every == 0:
                 save()
             _stop_if(number, history.steps, checkpoints.folder, job.again)
-        look.at_losses()
+        look.end_epoch()
         run.end_epoch(loggers)
         save()
     network.eval()
@@ -250,9 +250,10 @@ class _Look:
     """Reads what the last steps gave, logs it, and ends a training that diverged."""
 
     def __init__(
-        self, network: nn.Module, bar: Bar, loggers: Sequence[Logger], folder: Path
+        self, network: nn.Module, bar: Bar, loggers: Sequence[Logger], folder: Path, epochs: int
     ) -> None:
         self.network, self.bar, self.loggers, self.folder = network, bar, loggers, folder
+        self.epochs = epochs
         self.steps: list[tuple[int, int, Sequence[str]]] = []
         """Of each step since the last look: its number, epoch and samples."""
         self.values: list[torch.Tensor] = []
@@ -283,10 +284,15 @@ class _Look:
                     all_gather_object((bad, [*samples])), key=lambda pair: len(pair[0])
                 )
                 raise self._diverged(bad, step, epoch, samples)
-            shown = "  ".join(f"{name} {values[name]:.3f}" for name in self.losses)
-            self.bar.note(f"epoch {epoch + 1}  {shown}")
+            shown = {name: f"{values[name]:.3f}" for name in self.losses}
+            self.bar.note({"epoch": f"{epoch + 1}/{self.epochs}", **shown})
             for logger in self.loggers:
                 logger.step(step, values)
+
+    def end_epoch(self) -> None:
+        """Look at the last steps' losses, and say how far the training is."""
+        self.at_losses()
+        self.bar.epoch_ends()
 
     def before_checkpoint(self) -> None:
         """Look at the losses and the weights; raises InputError for a non-finite one."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 import torch
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import write_aside, writing
 from deskpro.stages.base.distributed import is_main
 from deskpro.stages.base.training_options import TensorBoard
 
@@ -77,23 +77,26 @@ class Curves:
         self._writer: SummaryWriter | None = None
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        writer = self._open(step)
-        if step % self.options.every == 0:
-            for name, value in values.items():
-                writer.add_scalar(f"step/{name}", value, step)
+        with writing(self.folder):
+            writer = self._open(step)
+            if step % self.options.every == 0:
+                for name, value in values.items():
+                    writer.add_scalar(f"step/{name}", value, step)
 
     def epoch(self, history: History) -> None:
-        writer, row = self._open(history.steps + 1), history.rows[-1]
-        for name, value in row.items():
-            writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
-        if len(history.rows) % self.options.overlays == 0:
-            image = self.image()
+        row, due = history.rows[-1], len(history.rows) % self.options.overlays == 0
+        image = self.image() if due else None
+        with writing(self.folder):
+            writer = self._open(history.steps + 1)
+            for name, value in row.items():
+                writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
             if image is not None:
                 writer.add_image("body, student, target", image, history.steps)
 
     def flush(self) -> None:
         if self._writer is not None:
-            self._writer.flush()
+            with writing(self.folder):
+                self._writer.flush()
 
     def _open(self, step: int) -> SummaryWriter:
         if self._writer is None:
@@ -108,7 +111,8 @@ class Curves:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with writing(self.folder):
+                self._writer.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job
 from deskpro.stages.base.training_options import Recipe
@@ -65,12 +65,22 @@ class TrainingSet:
     """Views of each sample."""
     targets: Targets | None = None
 
+    def present(self, images: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """Of each stream, by the kind of image that it sees, which samples have it: bool [N]."""
+        return {
+            stream: torch.from_numpy(self.table[kind].notna().to_numpy(copy=True))
+            for stream, kind in images.items()
+        }
+
 
 def training_set(
-    table: pd.DataFrame, views: Callable[[int, int], np.ndarray], count: int
+    table: pd.DataFrame,
+    views: Callable[[int, int], np.ndarray],
+    count: int,
+    classes: list[str] | None = None,
 ) -> TrainingSet:
-    """The samples of a table as they are, without targets."""
-    classes = class_order(table["pid"])
+    """The samples of a table as they are, without targets; classes: those of the table, or more."""
+    classes = classes or class_order(table["pid"])
     index = {pid: label for label, pid in enumerate(classes)}
     labels = table["pid"].map(index).to_numpy(np.int64, copy=True)
     return TrainingSet(table, labels, classes, views, count)
@@ -108,14 +118,15 @@ class Setup:
     device: torch.device
     images: Mapping[str, str]
     """Stream → the kind of image that it sees."""
-    call: Callable[[nn.Module, Tensors], Streams]
-    """Runs the module on the images by stream, float32 [B, 3, H, W]."""
+    call: Callable[[nn.Module, Tensors, Tensors], Streams]
+    """Runs the module on the images by stream, float32 [B, 3, H, W]; third: stream → bool [B] on
+    the CPU, the samples that have its image, all if absent."""
     terms: Mapping[str, Term]
     files: Files
     start: Mapping[str, Any] | None = None
     """What came from other weights, for the summary."""
-    metrics: Callable[[Streams, Tensors], Tensors] = lambda outputs, targets: {}
-    """What is logged beside the losses."""
+    metrics: Callable[[Streams, Tensors, Tensors], Tensors] = lambda outputs, targets, valid: {}
+    """What is logged beside the losses; valid: as `compute_losses` takes it."""
     image: Callable[[Batch, Streams, Tensors], torch.Tensor | None] = lambda *last: None
     """uint8 [3, H, W] to look at, from the last batch."""
     scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0)
@@ -135,7 +146,8 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         have fewer than K images; start, as given.
     """
     options, data, recipe = setup.options, setup.data, setup.options.recipe(setup.kind)
-    sampler = make_sampler(data, recipe)
+    usable = torch.stack([*data.present(setup.images).values()]).any(0).numpy()
+    sampler = make_sampler(data, recipe, usable)
     loader = load(_images(setup), sampler, options.data.workers, setup.device)
     setup.network.to(setup.device)
     forward = _forward(setup.network, recipe, setup.device)
@@ -146,11 +158,19 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         return iterate(loader)
 
     steps = len(sampler) * recipe.training.epochs
+    steps = min(steps, recipe.training.max_steps or steps)
     peak = recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage)
     rate = partial(learning_rate, peak=peak, training=recipe.training, epoch_steps=len(sampler))
+    start(
+        f"train-{setup.kind}",
+        device=setup.device,
+        samples=len(data.table),
+        steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images",
+        output=setup.files.weights,
+    )
     with (
         stop_requests() as stop,
-        bar(f"train-{setup.kind}", min(steps, recipe.training.max_steps or steps), "steps") as seen,
+        bar(f"train-{setup.kind}", steps, "steps") as seen,
         open_loggers(
             setup.files.history,
             setup.files.tensorboard,
@@ -190,8 +210,13 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
     }
 
 
-def make_sampler(data: TrainingSet, recipe: Recipe) -> PKSampler:
+def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = None) -> PKSampler:
     """This rank's batches.
+
+    Args:
+        data: the samples.
+        recipe: batch size and seed.
+        usable: bool [N], the samples that some stream sees; all if None.
 
     Raises:
         InputError: P identities can't be had, or can't be shared among the ranks.
@@ -216,6 +241,7 @@ def make_sampler(data: TrainingSet, recipe: Recipe) -> PKSampler:
         recipe.training.seed,
         distributed.rank(),
         ranks,
+        usable,
     )
     if not len(sampler):
         found = len(np.unique(data.labels))
@@ -261,7 +287,9 @@ def _losses(
 ) -> Callable[[Batch], Losses]:
     """batch → losses and metrics; leaves in `last` what the logged image is made of."""
     labels = torch.from_numpy(setup.data.labels).to(setup.device)
-    valid = setup.data.targets.valid if setup.data.targets else {}
+    present = setup.data.present(setup.images)
+    some = {stream: rows for stream, rows in present.items() if not rows.all()}
+    known = {**(setup.data.targets.valid if setup.data.targets else {}), **some}
 
     def of_batch(batch: Batch) -> Losses:
         layout = recipe.training.channels_last
@@ -269,7 +297,8 @@ def _losses(
             stream: images_of(batch, kind, setup.device, channels_last=layout)
             for stream, kind in setup.images.items()
         }
-        outputs = setup.call(forward, images)
+        valid = {name: rows[batch["row"]] for name, rows in known.items()}
+        outputs = setup.call(forward, images, {name: valid[name] for name in some})
         targets = setup.data.targets(batch) if setup.data.targets else {}
         targets = {**targets, "label": labels[batch["row"].to(setup.device, non_blocking=True)]}
         last[:] = [(batch, outputs, targets)]
@@ -278,10 +307,11 @@ def _losses(
             recipe.losses,
             outputs,
             targets,
-            {name: rows[batch["row"]] for name, rows in valid.items()},
+            valid,
             gather=distributed.all_gather if recipe.gather_triplets else None,
+            mean_of_ranks=distributed.mean_of_ranks if distributed.world_size() > 1 else None,
         )
-        return Losses(losses, setup.metrics(outputs, targets))
+        return Losses(losses, setup.metrics(outputs, targets, valid))
 
     return of_batch
 

@@ -1,0 +1,101 @@
+"""What `deskpro --help` shows: the commands in groups, in the order of use, with examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+SECTIONS = {
+    "Start": ("demo", "init", "options", "check-data"),
+    "Stages, in order": (
+        "prepare",
+        "train-teacher",
+        "teacher-cache",
+        "train-student",
+        "eval",
+        "report",
+        "all",
+    ),
+    "Several students": ("ablation", "sweep", "compare"),
+    "Tools": ("cache", "embed", "import-checkpoint", "make-benchmark"),
+}
+"""Title → its commands."""
+
+EXAMPLES = {
+    "ablation": "deskpro ablation --config demo --seeds 5 --jobs 2",
+    "all": "deskpro all --config demo --update",
+    "cache": "deskpro cache verify runs/demo",
+    "cache audit": "deskpro cache audit runs/demo --samples 64",
+    "cache info": "deskpro cache info runs/demo",
+    "cache verify": "deskpro cache verify runs/demo/targets.zarr",
+    "check-data": "deskpro check-data --config celeb --set data.root=/data/celeb",
+    "compare": "deskpro compare runs/demo runs/T1",
+    "demo": "deskpro demo --config demo",
+    "embed": "deskpro embed --checkpoint t.pth --data celeb --split query --out q.npz",
+    "eval": "deskpro eval --run runs/demo --set eval.rerank.enable=true",
+    "import-checkpoint": "deskpro import-checkpoint published.ckpt --out models/celeb",
+    "init": "deskpro init celeb mine.yaml",
+    "make-benchmark": "deskpro make-benchmark --out data/other --set seed=1",
+    "options": "deskpro options kd_loss",
+    "prepare": "deskpro prepare --config own --set prepare.root=photos",
+    "report": "deskpro report runs/demo --failed 20",
+    "sweep": "deskpro sweep --config demo --grid kd_loss.T=1,2,5 --seeds 3 --jobs 2",
+    "teacher-cache": "deskpro teacher-cache --config demo --set cache.views=16",
+    "train-student": "deskpro train-student --run runs/T1 --from runs/demo --set kd_loss.T=1",
+    "train-teacher": "deskpro train-teacher --config demo",
+}
+"""Command → a call of it, at the end of its help."""
+
+
+class Commands(click.Group):
+    """A group whose help lists commands by section, and ends each command's own with an example."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, command in self.commands.items():
+            _add_example(command, name)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        super().add_command(cmd, name)
+        _add_example(cmd, name or str(cmd.name))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in SECTIONS.values() for name in names if name in self.commands]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        column = max(map(len, self.commands))
+        width = formatter.width - column - 6
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                helps = [self.commands[name].get_short_help_str(width) for name in names]
+                formatter.write_dl(list(zip((n.ljust(column) for n in names), helps, strict=True)))
+
+
+class Between(click.IntRange):
+    """An integer in a range that the help says in words."""
+
+    name = "integer"
+
+    def _describe_range(self) -> str:
+        if self.max is None:
+            return f"{self.min} or more"
+        return f"{self.min} to {self.max}"
+
+
+def _add_example(command: click.Command, words: str) -> None:
+    """End the help of a command, and of those below it, with an example."""
+    command.epilog = f"\b\nExample:\n  {EXAMPLES[words]}"
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            _add_example(below, f"{words} {name}")
+
+
+def walk(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    """Every command below a group, by the words that call it."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        found[prefix + name] = command
+        if isinstance(command, click.Group):
+            found |= walk(command, f"{prefix}{name} ")
+    return found

@@ -1,0 +1,98 @@
+"""The bars of a study: one for all students, one for each that is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from deskpro.pipeline import messages
+from deskpro.stages.base.progress import Event, Step, bar, log
+from deskpro.stages.base.run_folder import RunFolder
+
+_TRAINING = 0.9
+"""Part of a student's time that its training takes."""
+_RESUMED = 0.05
+"""Part with which a training that is first heard of was resumed."""
+
+
+class Student(Protocol):
+    """What is shown of a student."""
+
+    @property
+    def variant(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def folder(self) -> RunFolder: ...
+
+
+class StudyBars:
+    """Shows what workers tell of their students; this process alone draws."""
+
+    def __init__(self, name: str, students: int) -> None:
+        self._all = ExitStack()
+        self._whole = self._all.enter_context(bar(name, students, "students"))
+        self._running = dict[Path, _Running]()
+        self._done = 0
+
+    def __enter__(self) -> StudyBars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self._running.values():
+            each.stack.close()
+        self._all.close()
+
+    def starting(self, students: Iterable[Student]) -> Iterator[Student]:
+        """The students, each of which is shown from when it is read."""
+        for student in students:
+            self._running[student.folder.path] = _Running(student)
+            yield student
+
+    def listen(self, student: Student, event: Event) -> None:
+        """Show the bar of a student's stage; count what part of its training is done."""
+        if isinstance(event, Step):
+            jumped = self._running[student.folder.path].show(event)
+            self._count(jumped)
+        else:
+            log(*event)
+
+    def end(self, student: Student) -> None:
+        """A student has been trained and evaluated, or was already."""
+        running = self._running.pop(student.folder.path)
+        running.stack.close()
+        self._done += 1
+        self._count(jumped=not running.part)
+
+    def _count(self, jumped: bool) -> None:
+        """jumped: by work of an earlier command, from which the time left cannot be told."""
+        done = self._done + sum(each.part for each in self._running.values())
+        (self._whole.restart if jumped else self._whole.reach)(done)
+        self._whole.count(self._done)
+
+
+class _Running:
+    """The bar of a student."""
+
+    def __init__(self, student: Student) -> None:
+        self.stack = ExitStack()
+        name = messages.student(student.variant, student.seed)
+        self.bar = self.stack.enter_context(bar(name, 0, "steps"))
+        self.work = "", ""
+        self.part = 0.0
+        """Of its training and evaluation."""
+
+    def show(self, event: Step) -> bool:
+        """Whether the student's training was resumed."""
+        before, work = self.part, (event.title, event.unit)
+        changed, self.work = work != self.work, work
+        if changed:
+            self.bar.become(event)
+        else:
+            self.bar.reach(event.done, event.total)
+        if work != ("train-student", "steps") or not event.total:
+            return False
+        self.part = _TRAINING * event.done / event.total
+        return changed and self.part - before > _RESUMED
