@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,12 @@ TINY = BenchmarkOptions(
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("all", max_examples=200, deadline=None)
 settings.load_profile("quick")  # unless --hypothesis-profile=all
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A session in the background ignores Ctrl-C, and so would every process that tests stop."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
