@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from deskpro.stages.base import training_options
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models.backbones import BACKBONES
 from deskpro.stages.models.lmbn import LMBN, drop_top_rows
 from deskpro.stages.models.osnet import CHANNELS, OSBlock
-from deskpro.stages.models.student import Student
+from deskpro.stages.models.student import Student, multiply_adds
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata, save
 
@@ -245,6 +246,7 @@ def test_a_student_gives_the_same_on_cuda() -> None:
 
 TINY_BACKBONE = """
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from deskpro.stages.models.backbones import Backbone
 
@@ -367,3 +369,16 @@ def test_the_face_stream_does_not_see_samples_without_a_face() -> None:
         output.logits.sum().backward()
     assert student.training
     assert all(module.training for module in student.modules())
+
+
+@pytest.mark.parametrize("mode", ["face", "body", "all"])
+def test_multiply_adds_are_those_that_torch_counts(mode: str) -> None:
+    student = Student(5, forward_mode=mode, width=0.25, feature_dim=16).train()
+    faces, bodies = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 64, 32)
+    images = faces if mode != "body" else None, bodies if mode != "face" else None
+    found = multiply_adds(student, *images)
+    assert student.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        student.eval()(*images)
+    assert found == counter.get_total_flops() // 2
+    assert not any(layer._forward_hooks for layer in student.modules())

@@ -6,6 +6,7 @@ Field & Welsh, "Bootstrapping clustered data", JRSS B 2007).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -32,12 +33,21 @@ def resampled_means(
     counts = np.bincount(own)
     sums = np.zeros((len(names), *values.shape[1:]))
     np.add.at(sums, own, values)
-    means = []
+    resamples = _resamples(len(names), draws, seed)
+    return np.asarray([times @ sums / (times @ counts) for times in resamples])
+
+
+@functools.lru_cache(2)
+def _resamples(identities: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of some identities is drawn, int32 [draws, identities].
+
+    Kept for the next measure of the same queries: the drawing takes most of the time.
+    """
+    found = np.empty((draws, identities), np.int32)
     for draw in range(draws):
-        rows = np.random.default_rng([seed, draw]).integers(0, len(names), len(names))
-        times = np.bincount(rows, minlength=len(names))
-        means.append(times @ sums / (times @ counts))
-    return np.asarray(means)
+        rows = np.random.default_rng([seed, draw]).integers(0, identities, identities)
+        found[draw] = np.bincount(rows, minlength=identities)
+    return found
 
 
 def interval(values: np.ndarray, identities: npt.ArrayLike, seed: int = 0) -> list[float]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from deskpro.stages.models.lmbn import LMBN, Output
 
@@ -84,13 +83,21 @@ def _of_some(network: LMBN, images: torch.Tensor | None, wanted: torch.Tensor) -
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
-    """Multiply-adds of convolutions and matrix products in one forward pass, in evaluation mode."""
-    training = network.training
-    network.eval()
-    with FlopCounterMode(display=False) as counter:
-        network(*inputs)
+    """Multiply-adds of convolutions and linear layers in one forward pass, in evaluation mode."""
+    counts, training = [0], network.training
+
+    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        counts.append(output.numel() * weight[0].numel())
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network.eval()(*inputs)
     network.train(training)
-    return int(counter.get_total_flops() // 2)
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
 
 
 def _slices(streams: tuple[str, ...], length: int) -> dict[str, slice]:

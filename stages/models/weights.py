@@ -103,15 +103,17 @@ def kinds(path: Path) -> list[str]:
 def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
     """The teacher of a weights file, ours or published, frozen."""
     info, tensors = _read(path, "teacher")
-    network = _fill(LMBN(info.num_classes, **info.network), tensors, path)
-    return Teacher(network), info.of(network)
+    with torch.device("meta"):  # initial weights would be thrown away
+        network = LMBN(info.num_classes, **info.network)
+    return Teacher(_fill(network, tensors, path)), info.of(network)
 
 
 def load_student(path: Path) -> tuple[Student, ModelInfo]:
     """The student of a weights file, ours or published, in evaluation mode."""
     info, tensors = _read(path, "student")
-    network = _fill(Student(info.num_classes, **info.network), tensors, path)
-    return network, info.of(network)
+    with torch.device("meta"):
+        network = Student(info.num_classes, **info.network)
+    return _fill(network, tensors, path), info.of(network)
 
 
 def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
@@ -201,7 +203,8 @@ def _read_published(path: Path) -> Found:
 
 
 def _fill(network: Net, tensors: Mapping[str, torch.Tensor], path: Path) -> Net:
-    """Load the tensors, which must be exactly the network's, and go to evaluation mode."""
+    """Give a network on torch's meta device its tensors, which must be exactly those that it has,
+    in evaluation mode."""
     wanted = network.state_dict()
     shapes = [
         f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
@@ -216,5 +219,6 @@ def _fill(network: Net, tensors: Mapping[str, torch.Tensor], path: Path) -> Net:
     if any(problems.values()):
         lines = [f"  {len(n)} {what}: {', '.join(n)}" for what, n in problems.items() if n]
         raise InputError(f"{path}: its keys don't fit the network\n" + "\n".join(lines))
-    network.load_state_dict(tensors)
+    own = {name: tensors[name].to(like.dtype, copy=True) for name, like in wanted.items()}
+    network.load_state_dict(own, assign=True)
     return network.eval()
