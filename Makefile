@@ -21,8 +21,8 @@ ready   := $(VENV)/.ready
 deskpro := $(VENV)/bin/deskpro
 pip     := $(VENV)/bin/python -m pip install --disable-pip-version-check
 torch_cpu := https://download.pytorch.org/whl/cpu
-# A run folder that has a recipe brings it, unless CONFIG is given.
-own      = $(and $(RUN),$(wildcard $(RUN)/config.yaml),$(filter file,$(origin CONFIG)))
+# A run folder that has a recipe brings it, and so does that of FROM, unless CONFIG is given.
+own      = $(and $(RUN),$(wildcard $(addsuffix /config.yaml,$(RUN) $(FROM))),$(filter file,$(origin CONFIG)))
 recipe   = $(if $(own),,--config $(CONFIG)) $(if $(RUN),--run $(RUN))
 options  = $(recipe) $(if $(FROM),--from $(FROM)) $(if $(DEVICE),--set device=$(DEVICE)) \
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)

@@ -20,8 +20,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 CONFIG = click.option(
     "--config",
     type=PATH,
-    help="The recipe: a YAML file, or a name that `deskpro init` lists.  [default: "
-    "RUN/config.yaml]",
+    help="The recipe: a YAML file, or a name that `deskpro init` lists.  [default: that of "
+    "--run, else of --from]",
 )
 RUN = click.option("--run", type=FOLDER, help="The run folder.  [default: runs/<config name>]")
 SET = click.option(
@@ -64,9 +64,11 @@ class Recipe(NamedTuple):
         if self.config is None and self.run is None:
             raise click.UsageError("give a recipe with --config, or a run folder with --run")
         messages.OPTIONS[:] = self._words()
-        config = self.config or Path(self.run or ".", "config.yaml")
-        if self.config is None and not config.is_file():
+        folders = [folder for folder in (self.run, self.source) if folder is not None]
+        known = [path for folder in folders if (path := folder / "config.yaml").is_file()]
+        if self.config is None and not known:
             raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
+        config = self.config or known[0]
         options = load(config, self.overrides)
         name = config.stem + (f"-{options.tag}" if options.tag else "")
         folder = self.run or Path("runs") / name

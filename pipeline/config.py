@@ -170,7 +170,9 @@ def _validated(tree: Mapping[str, Any], title: str) -> Options:
 def nearest(name: str) -> str:
     """What may have been meant by the name of an option or section that there is not."""
     sections = {option.rpartition(".")[0] for option in LEAVES} - {""}
-    whole = difflib.get_close_matches(name, [*LEAVES, *sections], n=2, cutoff=0.7)
+    known = [*LEAVES, *sorted(sections)]
+    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    whole = whole or [option for option in known if option.startswith(name)][:3]
     section, _, last = name.rpartition(".")
     moved = [option for option in LEAVES if option.rpartition(".")[2] == last]
     found = list(dict.fromkeys([*whole, *moved]))[:3]

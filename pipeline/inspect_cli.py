@@ -251,10 +251,12 @@ def init(name: str, file: Path | None, force: bool) -> None:
     """
     if not name:
         click.echo("\n".join(f"{known:<13} {recipes.about(known)}" for known in recipes.names()))
+        click.echo("\nTo copy one: deskpro init NAME [FILE]")
         return
     file = file or Path(f"{name}.yaml")
     recipes.copy(name, file, force=force)
-    log(f"init: {file} written. Change it, then type: deskpro check-data --config {file}")
+    first = "check-data" if config.load(file).prepare is None else "prepare"
+    log(f"init: {file} written. Change it, then type: deskpro {first} --config {file}")
 
 
 @click.command("make-benchmark")

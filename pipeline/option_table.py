@@ -126,6 +126,8 @@ def _words(schema: Schema) -> tuple[str, str]:
             return f"{len(items)} {kind}s", allowed and f"each {allowed}"
         case "array":
             kind, allowed = _words(schema["items"])
+            if kind == "one of":
+                return "list of some of", allowed
             return f"list of {kind}s", allowed and f"each {allowed}"
         case "boolean":
             return "true or false", ""

@@ -188,6 +188,8 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     started, new = stage.home.started(stage.name), not stage.home.path.exists()
     if main:
         write_text(started, json.dumps(inputs) + "\n")
+        if not _home(stage).config.exists():  # so that a command on the folder resumes this run
+            _record_recipe(stage)
     try:
         result = stage.run(job)
     except BaseException:
@@ -203,13 +205,22 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     distributed.barrier()
 
 
+def _home(stage: Stage) -> RunFolder:
+    """Whose recipe it is that the stage runs by."""
+    return stage.folder if stage.home.path == stage.folder.upstream else stage.home
+
+
+def _record_recipe(stage: Stage) -> None:
+    """Write down the resolved options, and whose targets are used."""
+    write_text(_home(stage).config, config.dump(stage.options))
+    stage.folder.write_source()
+
+
 def _write_manifest(
     stage: Stage, result: Result, seconds: float, inputs: Mapping[str, Any], digests: Digests
 ) -> None:
     """The manifest is written last: without it the output is not known to be finished."""
-    home = stage.folder if stage.home.path == stage.folder.upstream else stage.home
-    write_text(home.config, config.dump(stage.options))
-    stage.folder.write_source()
+    _record_recipe(stage)
     versions = {name: version(name) for name in _VERSIONS}
     manifest = {
         "stage": stage.name,

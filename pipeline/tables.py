@@ -74,7 +74,8 @@ def _result(row: Mapping[Any, Any]) -> list[str]:
     lines = [cells.spread(row["mAP"], row["mAP_sd"])]
     change, low, high = (row[name] for name in ("difference", "low", "high"))
     if not math.isnan(change):
-        lines += [cells.difference(change, low, high), verdict(low, high)]
+        lines += [cells.difference(change, low, high)]
+        lines += [verdict(low, high)] if row["seeds"] > 1 else []  # one seed can't tell
     return lines
 
 

@@ -9,9 +9,10 @@ from deskpro.cache.files import write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.data.check import check_data
+from deskpro.stages.data.check import CheckedData, check_data
 from deskpro.stages.data.index import Problem
 from deskpro.stages.data.layouts import KINDS, LAYOUTS
+from deskpro.stages.losses.terms import targets_needed
 
 
 def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, object]]:
@@ -31,6 +32,7 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
     )
+    problems = [*checked.problems, *_too_few(options, checked)]
     data = checked.facts(folder.left_out)
     facts: dict[str, object] = {
         "used": f"{data['samples']} samples of {data['identities']} identities"
@@ -56,7 +58,25 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
             f"train {images:,} images of {identities} identities, query {layout.counts.query:,}, "
             f"gallery {layout.counts.gallery:,}"
         )
-    return checked.problems, facts
+    return problems, facts
+
+
+def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
+    """Batches of more identities than there are."""
+    train = checked.split("train")
+    found = {"batchid": train["pid"].nunique()}
+    if targets_needed(options, options.streams) and options.pre_train is None:
+        found["train_teacher.batchid"] = train.loc[train["hr_face"].notna(), "pid"].nunique()
+    asked = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}
+    return [
+        Problem(
+            options.data.root,
+            f"{count} training identities make no batch of {name} {asked[name]}: "
+            + (f"--set {name}={count} or less" if count > 1 else "training needs two"),
+        )
+        for name, count in found.items()
+        if count < asked[name]
+    ]
 
 
 def _listed(unused: Sequence[Problem], path: Path) -> str:

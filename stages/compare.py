@@ -73,6 +73,7 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     rules = [first.report["protocols"][name]["rule"] for name in rows["protocol"].unique()]
     return {
         "rules": "; ".join(rules),
+        "note": "each run is one training; what another seed would give: deskpro sweep --seeds",
         "written": f"{out / 'compare.csv'}, compare.png, compare.svg",
     }
 

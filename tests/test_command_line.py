@@ -184,3 +184,40 @@ def test_completion_offers_commands_and_options() -> None:
             env={**environment, **typed}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert offered in found.stdout
+
+
+def test_an_interrupted_run_brings_its_own_recipe(
+    project: Project, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deskpro.stages.train_teacher import TrainTeacher
+
+    def stopped(stage: TrainTeacher, job: object) -> None:
+        (stage.folder.path / "teacher_history.csv").write_text("")  # something is left
+        raise KeyboardInterrupt
+
+    run = project.run.with_name("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainTeacher, "run", stopped)
+        words = ("--config", str(project.config), "--run", str(run), "--set", "kd_loss.T=3")
+        assert command("train-teacher", *words).code == 130
+    assert config.load(run / "config.yaml").kd_loss.T == 3
+
+
+def test_batches_that_nobody_can_fill_are_found_by_check_data(
+    project: Project, command: Callable[..., Result]
+) -> None:
+    result = command("check-data", "--config", str(project.config), "--set", "batchid=50",
+                     "--set", "train_teacher.batchid=60")  # fmt: skip
+    assert result.code == 2
+    assert "make no batch of batchid 50: --set batchid=4 or less" in result.out
+    assert "make no batch of train_teacher.batchid 60" in result.out
+
+
+@pytest.mark.finished("train-student")
+def test_the_run_that_targets_come_from_brings_the_recipe(
+    project: Project, command: Callable[..., Result]
+) -> None:
+    run = project.run.with_name("T1")
+    words = ("--run", str(run), "--from", str(project.run), "--set", "train_student.max_steps=1")
+    assert command("train-student", *words).code == 0
+    assert (run / "student.safetensors").exists()

@@ -61,7 +61,7 @@ def test_the_advice_names_the_stage_that_is_stale(project: Project) -> None:
 
 @pytest.mark.finished("train-student")
 def test_a_kill_after_the_manifest_leaves_nothing(project: Project) -> None:
-    started = project.run / "manifests" / "train-student.started"
+    started = project.run / ".state" / "manifests" / "train-student.started"
     started.write_text("{}")
     student = project.run / "student.safetensors"
     kept = shutil.copy(student, student.with_name(f"{student.name}.unrecorded"))

@@ -76,12 +76,15 @@ class RunFolder:
     def remove_empty(self, *, whole: bool) -> None:
         """Remove the folders that a failed command made and left empty.
 
-        whole: the run's, too, where it has nothing but a log.
+        whole: the run's, too, where it has nothing but its recipe and a log.
         """
         try:
-            for folder in (self.state / "manifests", self.state):
-                folder.rmdir()
-            if whole and {path.name for path in self.path.iterdir()} <= {log_file.NAME}:
+            (self.state / "manifests").rmdir()
+            known = {log_file.NAME, self.config.name, self.state.name}
+            if whole and {path.name for path in self.path.iterdir()} <= known:
+                self._from.unlink(missing_ok=True)
+                self.state.rmdir()
+                self.config.unlink(missing_ok=True)
                 (self.path / log_file.NAME).unlink(missing_ok=True)
                 self.path.rmdir()
         except OSError:

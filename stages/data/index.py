@@ -63,7 +63,7 @@ def read_index(
     if not root.is_dir():
         raise InputError(
             f"{root}: no such folder. Set data.root to a folder of images in the layout of "
-            "data_train, or make one: deskpro make-benchmark"
+            "data_train (configs/README.md); deskpro make-benchmark draws a synthetic one"
         )
     folder, rows = layout.bodies(root), list[dict[str, object]]()
     clothes, problems = read_clothes(root / "clothes.csv")
