@@ -64,7 +64,8 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
 def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     """Batches of more identities than there are."""
     train = checked.split("train")
-    found = {"batchid": train["pid"].nunique()}
+    of_student = train if "body" in options.streams else train[train["lr_face"].notna()]
+    found = {"batchid": of_student["pid"].nunique()}
     if targets_needed(options, options.streams) and options.pre_train is None:
         found["train_teacher.batchid"] = train.loc[train["hr_face"].notna(), "pid"].nunique()
     asked = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}

@@ -206,7 +206,7 @@ class TeacherCache(Stage):
             columns,
             provenance.fingerprint(name, options, teacher),
             depends=provenance.columns(name),
-            valid=train[list(target.sees)].notna().all(axis=1).to_numpy(),
+            valid=provenance.valid(train, name),
             replace=job.force,
             reuse=settings.reuse,
             deep=job.force,

@@ -33,7 +33,7 @@ from deskpro.stages.targets import kinds
 from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, tensors
 from deskpro.stages.targets.provenance import option_differences
 from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, Source
-from deskpro.stages.targets.worker import ItemTarget
+from deskpro.stages.targets.worker import Item, ItemTarget
 from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -702,3 +702,18 @@ def test_a_sample_without_a_face_has_the_targets_that_it_can_have(
     assert refused.code == 2
     assert f"1 images of its {len(names)} samples are missing" in refused.err
     assert f"lr_face/bounding_box_train/{other}" in refused.err
+
+
+def test_what_int8_loses_is_the_mean_over_samples_that_have_logits() -> None:
+    settings = Settings(5, (32, 32), (64, 32), (8, 4), "float32", "int8", ("a", "b"))
+    valid = np.array([True, False, True, True])
+    item = Item(0, range(4), (0,), ("logits",))
+    value = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)) * 9
+    found = ItemTarget("logits", item, settings, valid)
+    for rows in ([0, 1], [2, 3]):
+        found.add(rows, 0, value[rows], np.zeros(2, np.uint64))
+    target = TARGETS["logits"]
+    few = value[torch.from_numpy(valid)]
+    stored = target.decode(tensors(target.encode(few, settings)))
+    expected = divergence(few.half(), stored) / 3
+    assert found.facts[0]["KL of int8, nats"] == pytest.approx(expected.numpy(), rel=1e-9)

@@ -63,6 +63,12 @@ def columns(name: str) -> list[str]:
     return ["sample_id", "views", *(f"{kind}_sha256" for kind in TARGETS[name].sees)]
 
 
+def valid(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Which samples of a table have the images that a target is computed from, bool [N]."""
+    found: np.ndarray = table[list(TARGETS[name].sees)].notna().all(axis=1).to_numpy(copy=True)
+    return found
+
+
 def kinds_seen(names: Iterable[str]) -> tuple[str, ...]:
     """The kinds of images that targets are computed from."""
     return tuple(dict.fromkeys(kind for name in names for kind in TARGETS[name].sees))

@@ -41,8 +41,9 @@ class ItemTarget:
     arrays: by field, [rows, views, …]; facts: by view and name, means over the samples, [parts].
     """
 
-    def __init__(self, name: str, item: Item, settings: Settings) -> None:
-        self.name, self.item, self.settings = name, item, settings
+    def __init__(self, name: str, item: Item, settings: Settings, valid: np.ndarray) -> None:
+        """valid: bool [rows], which of the item's samples have the target; facts are of them."""
+        self.name, self.item, self.settings, self.valid = name, item, settings, valid
         shape = len(item.rows), len(item.views)
         fields = stored_fields(name, settings)
         self.arrays: Arrays = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in fields.items()}
@@ -54,9 +55,12 @@ class ItemTarget:
         at = rows[0] - self.item.rows.start, self.item.views.index(view)
         for field, values in {**stored, "pixels": pixels}.items():
             self.arrays[field][at[0] : at[0] + len(rows), at[1]] = values
-        for fact, sums in TARGETS[self.name].loss(value, stored, self.settings).items():
+        has = self.valid[at[0] : at[0] + len(rows)]
+        known = {field: values[has] for field, values in stored.items()}
+        lost = TARGETS[self.name].loss(value[torch.from_numpy(has)], known, self.settings)
+        for fact, sums in lost.items():
             means = self.facts[view]
-            means[fact] = means.get(fact, 0.0) + sums / len(self.item.rows)
+            means[fact] = means.get(fact, 0.0) + sums / max(int(self.valid.sum()), 1)
 
 
 class Worker:
@@ -115,7 +119,11 @@ class Worker:
         loader = load(images, batches, self.options.data.workers, self.device, ahead=1)
         parts = zip(plan, iterate(loader), strict=True)
         for item, group in groupby(parts, lambda part: part[0][0]):
-            results = {name: ItemTarget(name, item, self.settings) for name in item.names}
+            rows_of_item = self.table.iloc[item.rows.start : item.rows.stop]
+            results = {
+                name: ItemTarget(name, item, self.settings, provenance.valid(rows_of_item, name))
+                for name in item.names
+            }
             for (_, views, rows), batch in group:
                 for i, view in enumerate(views):
                     seen = {kind: batch[kind][:, i] for kind in (*sizes, "view_params")}

@@ -244,7 +244,7 @@ def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = 
         usable,
     )
     if not len(sampler):
-        found = len(np.unique(data.labels))
+        found = len(np.unique(sampler.labels))
         advice = "training needs two" if found < 2 else f"--set {name}={found} or less"
         raise InputError(
             f"{found} training identities make no batch of batchid {batchid}: {advice}"
