@@ -159,12 +159,17 @@ def _validated(tree: Mapping[str, Any], title: str) -> Options:
     try:
         return Options.model_validate(tree, context=REGISTRIES)
     except ValidationError as error:
-        lines = sorted(map(_explain, error.errors()))
-        raise InputError(
-            f"{title}: {len(lines)} invalid option{'s' * (len(lines) > 1)}\n"
-            + "".join(f"  {line}\n" for line in lines)
-            + "Fix the config, or override with --set key=value"
-        ) from None
+        raise invalid(title, error) from None
+
+
+def invalid(title: str, error: ValidationError) -> InputError:
+    """The error that names every option that is invalid; `title` names whose they are."""
+    lines = sorted(map(_explain, error.errors()))
+    return InputError(
+        f"{title}: {len(lines)} invalid option{'s' * (len(lines) > 1)}\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + "Fix the config, or override with --set key=value"
+    )
 
 
 def nearest(name: str) -> str:

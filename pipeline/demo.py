@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from deskpro.pipeline import config, messages, runner, stages, studies, tables
 from deskpro.stages.base.errors import InputError
@@ -76,18 +77,17 @@ def _chance(options: Options, protocol: str) -> float:
 
 def make_benchmark(root: Path, overrides: Iterable[str] = (), workers: int | None = None) -> None:
     """Draw the benchmark into `root` with some of its options overridden (FIELD=VALUE)."""
-    known = {field.name for field in dataclasses.fields(benchmark.BenchmarkOptions)}
+    known = benchmark.BenchmarkOptions.model_fields
     values: dict[str, Any] = {}
     for override in overrides:
         name, text = config.assignment("--set", override, "seed=1")
         if name not in known:
             raise InputError(f"--set {override}: must be one of {', '.join(sorted(known))}")
-        value = config.parse(text)
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = config.parse(text)
     try:
         options = benchmark.BenchmarkOptions(**values)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"make-benchmark: {error}") from None
+    except ValidationError as error:
+        raise config.invalid("make-benchmark", error) from None
     started = time.monotonic()
     try:
         with bar("make-benchmark", 0, "images") as progress:

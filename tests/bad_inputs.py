@@ -292,7 +292,7 @@ STUDIES = (
 )
 
 TRAIN = "data/imgs/bounding_box_train/"
-FIRST = TRAIN + "0001_c1_0000.jpg"
+FIRST = TRAIN + "0001_c1_0002.jpg"
 
 
 def replaced(
@@ -343,7 +343,7 @@ DATASETS = [
               "train-teacher --force", ("with a camera beyond int64", image(kind="JPEG"))),
     *replaced("a second image of one name", FIRST.replace(".jpg", ".png"), "in the extension alone",
               "train-teacher --force", ("among the bodies", image())),
-    *replaced("a second image of one name", "data/hr_face/bounding_box_train/0001_c1_0000.png",
+    *replaced("a second image of one name", "data/hr_face/bounding_box_train/0001_c1_0002.png",
               "in the extension alone", "train-teacher --force", ("among the faces", image())),
     *replaced("a row", "data/clothes.csv", "two kinds of clothes", "eval --force", (
         "that contradicts another",

@@ -30,8 +30,9 @@ from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 REPOSITORY = Path(__file__).parents[1]
 
 TINY = BenchmarkOptions(
-    train_identities=4, train_pictures=5, test_identities=6, query_pictures=2, gallery_pictures=2,
-    outfits=3, outfits_per_identity=2, cameras=2, looks=2, back_views=0.3,
+    train_identities=4, train_images=5, test_identities=6, query_images=2, gallery_images=2,
+    outfits=3, outfits_per_identity=2, cameras=2,
+    query_back_views=0.3, gallery_back_views=0.3, train_back_views=0.0,
     body_height=64, body_width=32, face_size=32,
 )  # fmt: skip
 

@@ -41,8 +41,9 @@ from tests.test_data import RAW_TREES
 
 TRAIN, GALLERY = "bounding_box_train", "bounding_box_test"
 RAW = BenchmarkOptions(
-    train_identities=4, train_pictures=4, test_identities=6, query_pictures=2, gallery_pictures=2,
-    outfits=3, outfits_per_identity=2, cameras=2, looks=2, back_views=0.3,
+    train_identities=4, train_images=4, test_identities=6, query_images=2, gallery_images=2,
+    outfits=3, outfits_per_identity=2, cameras=2,
+    query_back_views=0.3, gallery_back_views=0.3, train_back_views=0.0,
     body_height=128, body_width=64, face_size=32,
 )  # fmt: skip
 """Images large enough for heads to have an outline."""
@@ -150,8 +151,8 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
 ) -> None:
     root = tmp_path_factory.mktemp("people") / "benchmark"
     people = BenchmarkOptions(
-        train_identities=24, train_pictures=4, test_identities=6, query_pictures=2,
-        gallery_pictures=4, outfits=3, outfits_per_identity=2, cameras=3, looks=12,
+        train_identities=24, train_images=4, test_identities=6, query_images=2,
+        gallery_images=4, outfits=3, outfits_per_identity=2, cameras=3, train_back_views=0.0,
         body_height=128, body_width=64, face_size=32,
     )  # fmt: skip
     make_benchmark(root, people, workers=1)

@@ -1,145 +1,232 @@
-"""Draws a whole person."""
+"""Draws a whole person: trunk and limbs, and the head from the front or from behind."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from deskpro.stages.data.benchmark.canvas import (
     Canvas,
     Colour,
-    Frame,
     Label,
     Points,
+    blend,
     capsule,
     darker,
     ellipse,
     mirrored,
     points,
-    smooth,
 )
-from deskpro.stages.data.benchmark.head import Head
-from deskpro.stages.data.benchmark.people import Outfit, Person
-from deskpro.stages.data.benchmark.scene import Shot
+from deskpro.stages.data.benchmark.people import Outfit, Person, Shot
+
+WHITE, INK = (246, 244, 240), (34, 28, 28)
+LONG = 0.4
+"""Hair of more than this length falls behind the neck."""
+
+Shapes = list[tuple[Points, Colour]]
+"""What is drawn on a face, one over the other, before the head turns."""
 
 HEAD_HALF = 0.086
-"""Half the height of a head, in statures."""
-HIPS, SHOULDERS = -0.46, -0.775
-"""Height of the joints above the ground, in statures; y runs down."""
+"""Half the height of a head, in heights of the tallest person."""
 
 
-def draw_figure(canvas: Canvas, person: Person, outfit: Outfit, shot: Shot, back: bool) -> Frame:
-    """Draws somebody, feet first. Returns the frame of the head, whose unit is half its height."""
-    width, height = canvas.size
-    feet = complex((0.5 + shot.x) * width, shot.ground * height)
-    frame = Frame(feet, shot.scale * person.stature * height, shot.pose.lean)
-    head_frame = frame.inner(complex(0, -1 + HEAD_HALF), HEAD_HALF, shot.pose.roll)
-    head = Head(canvas, head_frame, person, shot.pose)
-
-    _legs(canvas, frame, person, outfit, shot)
-    torso = _torso(person)
-    _top(canvas, frame, torso, outfit, back)
+def draw_figure(feet: Canvas, person: Person, outfit: Outfit, shot: Shot, back: bool) -> Canvas:
+    """Draw somebody where 1 is the tallest person's height; return the canvas where 1 is half the
+    height of the head.
+    """
+    body = feet.inner(0, person.stature, shot.lean)
+    half = HEAD_HALF / person.stature**0.5  # small people have larger heads
+    head = body.inner(complex(0, half - 1), half, shot.roll)
+    _legs(body, person, outfit, shot)
+    _trunk(body, person, outfit, back)
+    if not back:
+        _hair_behind(head, person, shot)
+    neck = mirrored((0.03, -0.86), (0.032, -0.82), (0.022, -0.795))
+    body.fill(neck, darker(person.skin, 0.14), Label.SKIN)
+    _arms(body, person, outfit, shot)
     if back:
-        _arms(canvas, frame, person, outfit, shot)
-        _neck(canvas, frame, person)
-        head.draw_back()
+        _back(head, person)
     else:
-        head.draw_hair_behind()
-        _neck(canvas, frame, person)
-        head.draw_front()
-        _arms(canvas, frame, person, outfit, shot)
-    return head_frame
+        _front(head, person, shot)
+    return head
 
 
-def _torso(person: Person) -> Points:
-    wide = 0.112 * person.shoulders
-    half = points((0.03, -0.822), (0.6 * wide, -0.806), (0.95 * wide, -0.788), (1.02 * wide, -0.75),
-                  (0.86 * wide, -0.66), (0.076, -0.57), (0.086, -0.47), (0.083, -0.44))  # fmt: skip
-    return smooth(mirrored(half), 4)
-
-
-def _neck(canvas: Canvas, frame: Frame, person: Person) -> None:
-    neck = smooth(mirrored(points((0.03, -0.86), (0.031, -0.82), (0.022, -0.795))), 4)
-    canvas.polygon(frame(neck), darker(person.look.skin, 0.14), Label.SKIN)
-
-
-def _legs(canvas: Canvas, frame: Frame, person: Person, outfit: Outfit, shot: Shot) -> None:
-    cloth = outfit.lower_colour
-    for side, leg, knee in zip((-1, 1), shot.pose.legs, shot.pose.knees, strict=True):
-        hip = complex(side * 0.045, HIPS)
-        thigh_end = hip + 0.22j * np.exp(-1j * side * leg)
-        ankle = thigh_end + 0.2j * np.exp(-1j * side * (leg + knee))
-        ankle = complex(ankle.real, min(ankle.imag, -0.025))
-        shade = darker(cloth, 0.1) if side < 0 else cloth
-        bare = darker(person.look.skin, 0.05 if side < 0 else 0.0)
-        shoe = capsule(ankle + 0.006j, ankle + side * 0.022 + 0.012j, 0.02, 0.016)
-        if outfit.lower == "trousers":
-            canvas.polygon(frame(shoe), outfit.shoes, Label.CLOTHES)
-            canvas.polygon(frame(capsule(hip, thigh_end, 0.047, 0.036)), shade, Label.CLOTHES)
-            canvas.polygon(frame(capsule(thigh_end, ankle, 0.036, 0.027)), shade, Label.CLOTHES)
-            continue
-        canvas.polygon(frame(capsule(hip, thigh_end, 0.044, 0.03)), bare, Label.SKIN)
-        canvas.polygon(frame(capsule(thigh_end, ankle, 0.03, 0.018)), bare, Label.SKIN)
-        canvas.polygon(frame(shoe), outfit.shoes, Label.CLOTHES)
+def _legs(body: Canvas, person: Person, outfit: Outfit, shot: Shot) -> None:
+    trousers, build = outfit.lower == "trousers", person.build
+    for side, angle in ((-1, shot.left_leg), (1, shot.right_leg)):
+        hip, leg = side * 0.045 * build - 0.46j, 1j * np.exp(-1j * side * angle)
+        cloth, skin = (darker(c, 0.06 - 0.06 * side) for c in (outfit.lower_colour, person.skin))
+        ankle = hip + 0.43 * leg
+        shoe = capsule(ankle, ankle + side * 0.022 + 0.006j, 0.02, 0.016)
+        body.fill(shoe, outfit.shoes, Label.CLOTHES)
+        whole = capsule(hip, ankle, 0.046 * build, 0.023 * build)
+        body.fill(whole, cloth if trousers else skin, Label.CLOTHES if trousers else Label.SKIN)
         if outfit.lower == "shorts":
-            hem = hip + 0.85 * (thigh_end - hip)
-            canvas.polygon(frame(capsule(hip, hem, 0.05, 0.047)), shade, Label.CLOTHES)
+            short = capsule(hip, hip + 0.2 * leg, 0.05 * build, 0.046 * build)
+            body.fill(short, cloth, Label.CLOTHES)
     if outfit.lower == "skirt":
-        skirt = smooth(mirrored(points((0.07, -0.5), (0.1, -0.4), (0.125, -0.25), (0.04, -0.24))))
-        canvas.polygon(frame(skirt), cloth, Label.CLOTHES)
+        skirt = mirrored((0.07 * build, -0.5), (0.1 * build, -0.4), (0.125 * build, -0.25),
+                         (0.04, -0.24))  # fmt: skip
+        body.fill(skirt, outfit.lower_colour, Label.CLOTHES)
 
 
-def _top(canvas: Canvas, frame: Frame, torso: Points, outfit: Outfit, back: bool) -> None:
-    outline = frame(torso)
-    if back and outfit.jacket:
-        canvas.polygon(outline, outfit.jacket, Label.CLOTHES)
-        return
-    size = (int(np.ptp(outline.real)) + 2, int(np.ptp(outline.imag)) + 2)
-    canvas.patterned(outline, _cloth(outfit, size, logo=not back), Label.CLOTHES)
-    if outfit.jacket:
-        for side in (-1, 1):
-            flap = torso[side * torso.real > 0]
-            flap = flap[np.argsort(flap.imag)]
-            inner = points((side * 0.035, -0.44), (side * 0.02, -0.7), (side * 0.034, -0.822))
-            canvas.polygon(frame(np.concatenate([flap, inner])), outfit.jacket, Label.CLOTHES)
-            edge = frame(inner)
-            canvas.line(edge, 0.006 * frame.scale, darker(outfit.jacket, 0.3), Label.CLOTHES)
+def _trunk(body: Canvas, person: Person, outfit: Outfit, back: bool) -> None:
+    build, wide = person.build, 0.11 * person.shoulders
+    outline = mirrored((0.03, -0.822), (0.6 * wide, -0.806), (0.95 * wide, -0.788),
+                       (1.02 * wide, -0.75), (0.86 * wide, -0.66), (0.078 * build, -0.57),
+                       (0.086 * build, -0.47), (0.083 * build, -0.44))  # fmt: skip
+    body.fill(outline, outfit.jacket or outfit.top, Label.CLOTHES)
+    if not back:  # a jacket is open in front
+        gap = points((-0.022, -0.815), (0.022, -0.815), (0.035, -0.45), (-0.035, -0.45))
+        body.fill(gap, outfit.top, Label.CLOTHES)
 
 
-def _cloth(outfit: Outfit, size: tuple[int, int], logo: bool) -> Image.Image:
-    """A piece of the top's cloth, `size` in pixels."""
-    width, height = size
-    cloth = Image.new("RGB", size, outfit.top)
-    pen = ImageDraw.Draw(cloth)
-    step = max(8, height // 9)
-    if outfit.pattern in ("stripes", "checks"):
-        for y in range(step // 2, height, step):
-            pen.rectangle((0, y, width, y + step // 2), fill=outfit.accent)
-    if outfit.pattern == "checks":
-        dark = darker(outfit.accent, 0.25)
-        for x in range(step // 2, width, step):
-            pen.rectangle((x, 0, x + step // 5, height), fill=dark)
-    if outfit.pattern == "logo" and logo:
-        middle, top, r = width / 2, 0.38 * height, 0.17 * width
-        pen.ellipse((middle - r, top - r, middle + r, top + r), fill=outfit.accent)
-        bar = (middle - r, top + 1.25 * r, middle + r, top + 1.5 * r)
-        pen.rectangle(bar, fill=outfit.accent)
-    return cloth
+def _arms(body: Canvas, person: Person, outfit: Outfit, shot: Shot) -> None:
+    wide = person.build**0.6
+    for side, angle in ((-1, shot.left_arm), (1, shot.right_arm)):
+        shoulder, arm = side * 0.098 * person.shoulders - 0.76j, 1j * np.exp(-1j * side * angle)
+        sleeve = darker(outfit.jacket or outfit.top, 0.1 - 0.06 * side)
+        body.fill(ellipse(shoulder + 0.33 * arm, 0.02, 0.024), person.skin, Label.SKIN)
+        whole = capsule(shoulder, shoulder + 0.31 * arm, 0.03 * wide, 0.019 * wide)
+        if outfit.jacket or outfit.long_sleeves:
+            body.fill(whole, sleeve, Label.CLOTHES)
+        else:
+            short = capsule(shoulder, shoulder + 0.08 * arm, 0.034 * wide, 0.034 * wide)
+            body.fill(whole, person.skin, Label.SKIN)
+            body.fill(short, sleeve, Label.CLOTHES)
 
 
-def _arms(canvas: Canvas, frame: Frame, person: Person, outfit: Outfit, shot: Shot) -> None:
-    cloth: Colour = outfit.jacket or outfit.top
-    covered = outfit.long_sleeves or outfit.jacket is not None
-    for side, arm, bend in zip((-1, 1), shot.pose.arms, shot.pose.elbows, strict=True):
-        shoulder = complex(side * 0.1 * person.shoulders, SHOULDERS + 0.015)
-        elbow = shoulder + 0.165j * np.exp(-1j * side * arm)
-        wrist = elbow + 0.15j * np.exp(-1j * side * (arm - bend))
-        hand = wrist + 0.018j * np.exp(-1j * side * (arm - bend))
-        shade = darker(cloth, 0.14 if side < 0 else 0.08)
-        canvas.polygon(frame(ellipse(hand, 0.02, 0.024)), person.look.skin, Label.SKIN)
-        colour, label = (shade, Label.CLOTHES) if covered else (person.look.skin, Label.SKIN)
-        canvas.polygon(frame(capsule(elbow, wrist, 0.024, 0.019)), colour, label)
-        canvas.polygon(frame(capsule(shoulder, elbow, 0.03, 0.024)), colour, label)
-        if not covered:
-            hem = shoulder + 0.55 * (elbow - shoulder)
-            canvas.polygon(frame(capsule(shoulder, hem, 0.034, 0.034)), shade, Label.CLOTHES)
+def _hair_behind(head: Canvas, person: Person, shot: Shot) -> None:
+    """Draw hair that falls behind the neck: before the neck is drawn."""
+    if person.hair_length > LONG:
+        wide = person.width * person.hair_volume + 0.06
+        fall = mirrored((0.5 * wide, -1.0), (wide, -0.45), (wide + 0.05, 0.3),
+                        (0.95 * wide, person.hair_length))  # fmt: skip
+        head.fill(fall - 0.1 * np.sin(shot.yaw), darker(person.hair, 0.18), Label.HAIR)
+
+
+def _front(head: Canvas, person: Person, shot: Shot) -> None:
+    """Draw the face with everything on it. The unit of `head` is half its height."""
+    for ear in _ears(person, shot.yaw):
+        head.fill(ear, darker(person.skin, 0.08), Label.FACE)
+    head.fill(_outline(person), person.skin, Label.FACE)
+    shapes = _marks(person) + _nose(person) + _mouth(person, shot) + _eyes(person, shot)
+    for shape, colour in shapes:
+        head.fill(_turned(person, shot, shape), colour, Label.FACE)
+    head.fill(_hair(person, shot), person.hair, Label.HAIR)
+    if person.glasses:
+        for shape in _glasses(person):
+            head.line(_turned(person, shot, shape), 0.045, INK, Label.FACE)
+
+
+def _back(head: Canvas, person: Person) -> None:
+    """Draw the back of the head: no face, so that hair is its class; ears where they show."""
+    if person.hair_length <= LONG:
+        for ear in _ears(person, 0.0):
+            head.fill(ear, darker(person.skin, 0.06), Label.HAIR)
+    outline = _outline(person)
+    head.fill(outline, person.skin, Label.HAIR)
+    crown, length = outline * person.hair_volume, max(0.5, person.hair_length)
+    low = crown.imag * np.where(crown.imag > 0, length, 1)
+    head.fill(crown.real + 1j * low, person.hair, Label.HAIR)
+
+
+def _turned(person: Person, shot: Shot, local: Points) -> Points:
+    """Points on the face's surface, moved as the head's turn and nod move them."""
+    z = 0.75 * np.sqrt(np.clip(person.width**2 - local.real**2, 0, None)) + 0.06
+    x = local.real * np.cos(shot.yaw) + z * np.sin(shot.yaw)
+    return np.asarray(x + 1j * (local.imag + shot.pitch))
+
+
+def _outline(person: Person) -> Points:
+    """The outline of a head from the front, clockwise from the right, crown -1j, chin 1j."""
+    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    across, down = np.cos(angle), np.sin(angle)
+    # Below the eyes the jaw decides: near 0.5 is square, above 1 is pointed.
+    power = np.where(down > 0, person.jaw, 0.85)
+    return np.asarray(person.width * np.sign(across) * np.abs(across) ** power + 1j * down)
+
+
+def _ears(person: Person, yaw: float) -> list[Points]:
+    x, y = person.width + 0.25 * person.ear_angle * person.ear_size, person.eye_height + 0.12
+    wide = person.ear_size * (0.45 + person.ear_angle)
+    middles = (complex(side * x - 0.3 * np.sin(yaw), y) for side in (-1, 1))
+    return [ellipse(middle, wide, person.ear_size) for middle in middles]
+
+
+def _marks(person: Person) -> Shapes:
+    """A mole and a beard, where there are."""
+    spot = ellipse(complex(person.mole_x * person.width, person.mole_y), 0.038, 0.038, 10)
+    mole = [(spot, blend(person.skin, (60, 30, 24), 0.7))] if person.mole else []
+    if not person.beard:
+        return mole
+    top, y, side = 0.72 - 0.5 * person.beard, person.mouth_height, 0.8 * person.width
+    jaw = 0.99 * _outline(person)
+    jaw = jaw[jaw.imag > top]
+    inner = points((-side, top + 0.06), (-0.42, y - 0.1), (0.0, y - 0.14), (0.42, y - 0.1),
+                   (side, top + 0.06))  # fmt: skip
+    shape = np.concatenate([jaw[np.argsort(-jaw.real)], inner])
+    return [*mole, (shape, blend(person.brows, person.skin, 0.25))]
+
+
+def _nose(person: Person) -> Shapes:
+    wide, tip = person.nose_width, person.eye_height + person.nose_length
+    shade, dark = darker(person.skin, 0.13), darker(person.skin, 0.45)
+    ridge = points((0.3 * wide, person.eye_height + 0.04), (wide, tip), (0.15 * wide, tip))
+    base = points((-wide, tip), (-0.6 * wide, tip - 0.06), (0.6 * wide, tip - 0.06), (wide, tip),
+                  (0.5 * wide, tip + 0.05), (-0.5 * wide, tip + 0.05))  # fmt: skip
+    holes = [ellipse(complex(x * wide, tip + 0.015), 0.24 * wide, 0.02) for x in (-0.5, 0.5)]
+    return [(ridge, shade), (base, shade), (holes[0], dark), (holes[1], dark)]
+
+
+def _mouth(person: Person, shot: Shot) -> Shapes:
+    x = np.linspace(-1, 1, 15)
+    arch = 1 - x**2
+    y = person.mouth_height + (person.mouth_curve + shot.smile) * arch
+    line, thick = person.mouth_width * x + 1j * y, 1j * person.lip_thickness * arch
+    gap = 1j * max(0.012, shot.mouth_open) * arch
+    lips = np.concatenate([line - 0.8 * thick - gap, (line + thick + gap)[::-1]])
+    inside = np.concatenate([line - gap, (line + gap)[::-1]])
+    return [(lips, person.lips), (inside, darker(person.lips, 0.55))]
+
+
+def _eyes(person: Person, shot: Shot) -> Shapes:
+    x, shapes = np.linspace(-1, 1, 15), []
+    wide, high = person.eye_width, person.eye_opening * shot.eye_open
+    lid = wide * x - 1j * high * (1 - x**2)
+    thick = 0.5j * person.brow_thickness
+    for side in (-1, 1):
+        centre = complex(side * person.eye_distance, person.eye_height)
+        slant = np.exp(-1j * side * person.eye_slant)
+        shapes.append((centre + 1.2 * slant * np.append(lid, lid[::-1].conj() * 0.6), INK))
+        shapes.append((centre + slant * np.append(lid, lid[::-1].conj()), WHITE))
+        for radius, colour in ((person.iris, person.eyes), (0.5 * person.iris, INK)):
+            disc = ellipse(0, radius, radius)
+            disc = disc.real + 1j * disc.imag.clip(-0.9 * high, 0.9 * high)
+            shapes.append((centre + disc, colour))
+        hair = person.brow_width * x - 0.04j * (1 - x**2)
+        brow = np.append(hair - thick, (hair + thick)[::-1]) * np.exp(1j * side * person.brow_tilt)
+        shapes.append((centre - 1j * person.brow_height + 0.03 * side + brow, person.brows))
+    return shapes
+
+
+def _hair(person: Person, shot: Shot) -> Points:
+    """The hair over the forehead and at the sides: a shell about the head, and its hairline."""
+    end, shell = min(person.hair_length, 0.75), _outline(person) * person.hair_volume
+    shell = shell[shell.imag < end]
+    # From the right side over the crown to the left: the outline runs clockwise from the right.
+    shell = shell[np.argsort(np.angle(1j * (shell - 0.3j)))][::-1]
+    x = np.linspace(-0.93, 0.93, 25)
+    line = person.hairline + 0.16 * np.abs(x - person.hair_part) - 0.08
+    line = line + 0.5 * np.abs(x) ** 6 * (end - line).clip(0)
+    edge = _turned(person, shot, person.width * x + 1j * line)
+    sides = _turned(person, shot, points((-0.95, 0), (0.95, 0)) * person.width + 1j * end)
+    rim = abs(shell.real).max()
+    sides = sides.real.clip(-rim, rim) + 1j * sides.imag
+    return np.concatenate([shell, sides[:1], edge, sides[1:]])
+
+
+def _glasses(person: Person) -> list[Points]:
+    wide, y = 0.74 * person.eye_distance, person.eye_height + 0.02
+    ring, inner = ellipse(0, wide, wide * person.glasses), person.eye_distance - wide
+    rims = [np.append(ring, ring[0]) + complex(side * person.eye_distance, y) for side in (-1, 1)]
+    return [*rims, points((-inner, y), (inner, y))]

@@ -1,36 +1,38 @@
-"""Writes the benchmark to disk, complete or not at all."""
+"""Draws the benchmark and writes it to disk, complete or not at all."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, fields
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
-from deskpro.stages.data.benchmark.draw import draw_picture
+from deskpro.stages.data.benchmark import camera as cameras
+from deskpro.stages.data.benchmark.canvas import HEIGHT, Label
+from deskpro.stages.data.benchmark.figure import draw_figure
 from deskpro.stages.data.benchmark.options import BenchmarkOptions
-from deskpro.stages.data.benchmark.plan import SPLITS, Picture, plan_pictures
+from deskpro.stages.data.benchmark.people import Shot, draw_numbers, draw_outfit, draw_person
+from deskpro.stages.data.benchmark.plan import SPLITS, Sample, plan_samples, stream
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever the same options give other files."""
 
-FOLDERS = {
-    "body": "imgs",
-    "labels": "labels",
-    "lr_face": "lr_face",
-    "hr_face": "hr_face",
-    "mask": "mask",
-}
-"""Which folder holds which field of a `Drawing`."""
+KINDS = ("imgs", "labels", "mask", "lr_face", "hr_face")
+"""The folders of images; the first three have every image, the faces have none from behind."""
+
+_REGIONS = np.array([[Label.HAIR, Label.FACE], 2 * [Label.CLOTHES], 2 * [Label.SKIN]])
+"""What is red, green and blue in a mask."""
 
 _BATCH = 16
 
@@ -41,15 +43,15 @@ def make_benchmark(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Draws the benchmark into the new folder `root`. The files don't depend on `workers`.
+    """Draw the benchmark into the new folder `root`. The files don't depend on `workers`.
 
     Args:
         root: where to write; must not exist. Its parents are made.
         workers: processes to draw with; 1 draws in this process, None takes one per usable core.
-        progress: called here with the number of pictures done and of all pictures.
+        progress: called here with the number of images done and of all images.
 
     Returns:
-        Number of pictures per split, of all `pictures`, of `identities`, and `without_face`.
+        Number of images per split, of all `images`, of `identities`, and `without_face`.
 
     Raises:
         FileExistsError: if `root` exists; it is left as it is.
@@ -61,91 +63,95 @@ def make_benchmark(
     if workers is not None and workers < 1:
         raise ValueError(f"workers: {workers!r} is not allowed; use None or a number >= 1")
 
-    pictures = plan_pictures(options)
+    samples, done = plan_samples(options), 0
     root.parent.mkdir(parents=True, exist_ok=True)
     # Beside the root, so that the last step is a rename; a killed run leaves this folder only.
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
-    partial = aside / "benchmark"
-    try:
-        for folder in FOLDERS.values():
-            for split in SPLITS:
-                (partial / folder / split).mkdir(parents=True, exist_ok=True)
-        done = 0
-        for written in _write_all(partial, pictures, options, workers or _cores()):
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.partial-", dir=root.parent) as aside:
+        partly = Path(aside) / "benchmark"
+        for folder in product(KINDS, SPLITS):
+            partly.joinpath(*folder).mkdir(parents=True)
+        for written in _write_all(
+            partly, samples, options, workers or len(os.sched_getaffinity(0))
+        ):
             done += written
             if progress:
-                progress(done, len(pictures))
-        counts = count(pictures)
-        _write_tables(partial, pictures, options, counts)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+                progress(done, len(samples))
+        counts = _write_tables(partly, samples, options)
+        partly.rename(root)
     return counts
 
 
-def count(pictures: list[Picture]) -> dict[str, int]:
-    """Number of pictures per split, of all `pictures`, of `identities`, and `without_face`."""
-    per_split = Counter(picture.split for picture in pictures)
-    return {split: per_split[split] for split in SPLITS} | {
-        "pictures": len(pictures),
-        "identities": len({picture.person for picture in pictures}),
-        "without_face": sum(picture.back for picture in pictures),
-    }
+def draw_sample(sample: Sample, options: BenchmarkOptions) -> dict[str, Image.Image]:
+    """The images of one sample, by kind; a function of its arguments alone."""
+    person = _drawn(draw_person, options.seed, sample.person)
+    outfit = _drawn(draw_outfit, options.seed, sample.outfit)
+    camera = _drawn(cameras.draw_camera, options.seed, sample.camera)
+    # What is not the person comes from streams that know the sample's number only.
+    moment, behind, optics = (
+        stream(options.seed, purpose, sample.number) for purpose in ("shot", "backdrop", "optics")
+    )
+    shot = Shot(**draw_numbers(Shot, moment))
+    width = round(HEIGHT * options.body_width / options.body_height)
+    canvas = cameras.stand(shot, cameras.draw_backdrop(camera, width, behind))
+    head = draw_figure(canvas, person, outfit, shot, sample.back)
+
+    body = cameras.record(canvas.image, camera, shot, options, optics)
+    labels = canvas.labels.resize(body.size, Image.Resampling.NEAREST)
+    regions = (np.asarray(labels)[..., None, None] == _REGIONS).any(-1)
+    drawn = {"imgs": body, "labels": labels, "mask": Image.fromarray(regions * np.uint8(255))}
+    if not sample.back:
+        box, side = cameras.face_box(shot, head), options.face_size
+        clean = cameras.cut(canvas.image, box, side)
+        drawn["lr_face"] = cameras.cut(body, box, side)
+        drawn["hr_face"] = cameras.restore(clean, camera, shot, options.degradation, optics)
+    return drawn
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+@lru_cache(maxsize=2048)
+def _drawn(draw: Callable[[np.random.Generator], Any], seed: int, number: int) -> Any:
+    """The person, outfit or camera of a number."""
+    return draw(stream(seed, draw.__name__, number))
 
 
 def _write_all(
-    folder: Path, pictures: list[Picture], options: BenchmarkOptions, workers: int
+    folder: Path, samples: list[Sample], options: BenchmarkOptions, workers: int
 ) -> Iterator[int]:
-    """Draws and writes every picture; yields how many each step has written."""
-    batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
+    """Draw and write every sample; yield how many each step has written."""
+    batches = [samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH)]
+    write = partial(_write_batch, folder, options)
     if workers == 1:
-        for batch in batches:
-            yield _write_batch(folder, batch, options)
+        yield from map(write, batches)
         return
     # Spawned, not forked: the caller may hold threads or a GPU.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(batches)), mp_context=context)
-    try:
-        jobs = [pool.submit(_write_batch, folder, batch, options) for batch in batches]
-        for job in as_completed(jobs):
-            yield job.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ProcessPoolExecutor(min(workers, len(batches)), context) as pool:
+        yield from pool.map(write, batches)
 
 
-def _write_batch(folder: Path, pictures: list[Picture], options: BenchmarkOptions) -> int:
-    for picture in pictures:
-        drawing = draw_picture(picture, options)
-        for field in fields(drawing):
-            image: Image.Image | None = getattr(drawing, field.name)
-            if image is None:
-                continue
-            path = folder / FOLDERS[field.name] / picture.path
-            if field.name == "labels":
+def _write_batch(folder: Path, options: BenchmarkOptions, samples: list[Sample]) -> int:
+    for sample in samples:
+        for kind, image in draw_sample(sample, options).items():
+            path = folder / kind / sample.path
+            if kind == "labels":
                 image.save(path.with_suffix(".png"))
-                continue
-            # A threshold of 128 must give a mask's regions back to the pixel.
-            kept = {"quality": 100, "subsampling": 0} if field.name == "mask" else {"quality": 92}
-            image.save(path, "JPEG", **kept)
-    return len(pictures)
+            elif kind == "mask":  # a threshold of 128 must give its regions back to the pixel
+                image.save(path, quality=100, subsampling=0)
+            else:
+                image.save(path, quality=92)
+    return len(samples)
 
 
-def _write_tables(
-    folder: Path, pictures: list[Picture], options: BenchmarkOptions, counts: dict[str, int]
-) -> None:
-    clothes = pd.DataFrame(
-        {
-            "path": [picture.path for picture in pictures],
-            "clothes": [f"outfit{picture.outfit:03d}" for picture in pictures],
-        }
-    )
-    clothes.sort_values("path").to_csv(folder / "clothes.csv", index=False, lineterminator="\n")
-    record = {"format": FORMAT, "options": asdict(options), "counts": counts}
-    (folder / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
+def _write_tables(folder: Path, samples: list[Sample], options: BenchmarkOptions) -> dict[str, int]:
+    """Write `clothes.csv` and `benchmark.json`; return the counts."""
+    rows = sorted((sample.path, f"outfit{sample.outfit:03d}") for sample in samples)
+    clothes = pd.DataFrame(rows, columns=["path", "clothes"])
+    clothes.to_csv(folder / "clothes.csv", index=False, lineterminator="\n")
+    splits = Counter(sample.split for sample in samples)
+    counts = {split: splits[split] for split in SPLITS} | {
+        "images": len(samples),
+        "identities": len({sample.person for sample in samples}),
+        "without_face": sum(sample.back for sample in samples),
+    }
+    facts = {"format": FORMAT, "options": options.model_dump(), "counts": counts}
+    (folder / "benchmark.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return counts

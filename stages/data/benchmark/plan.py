@@ -1,20 +1,19 @@
-"""Which pictures the benchmark holds: who wears what, in front of which camera, under what name."""
+"""Which images the benchmark holds: who wears what, in front of which camera, under what name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 
 from deskpro.stages.data.benchmark.options import BenchmarkOptions
-from deskpro.stages.data.benchmark.streams import stream
 
 TRAIN, QUERY, GALLERY = SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture to draw. `number` is its counter, `person` and `outfit` say whom to draw."""
+class Sample(NamedTuple):
+    """One image to draw. `number` is its counter, `person` and `outfit` say whom to draw."""
 
     number: int
     split: str
@@ -26,57 +25,52 @@ class Picture:
 
     @property
     def path(self) -> str:
-        """Where the picture lies below `imgs/` and its three companions."""
+        """Where the image lies below `imgs/` and its companions."""
         return f"{self.split}/{self.name}"
 
 
-def plan_pictures(options: BenchmarkOptions) -> list[Picture]:
-    """All pictures of the benchmark, in no telling order.
+def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """A fresh generator for one purpose: the same whoever draws from it, in whatever order."""
+    entropy = [seed, zlib.crc32(purpose.encode()), *numbers]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
-    Promises, for every picture in `query`: its outfit is worn in the gallery by two or more other
-    people, and its own person wears only other outfits there, in another camera too. At least half
-    of a person's pictures in each split show the face.
+
+def plan_samples(options: BenchmarkOptions) -> list[Sample]:
+    """All images of the benchmark, by number.
+
+    Promises, for every image in `query`: its outfit is worn in the gallery by two or more other
+    people, and its own person wears only other outfits there, in another camera too.
     """
-    people = options.train_identities + options.test_identities
-    rng = stream(options.seed, "plan")
-    # Neither a pid, nor a frame, nor a picture's number may tell anything: all are shuffled.
-    pids = rng.permutation(people) + 1
-    wardrobes = np.concatenate(
-        [_wardrobes(n, options, rng) for n in (options.train_identities, options.test_identities)]
-    )
-    rows: list[tuple[int, int, str, int, int, bool]] = []
-    for person in range(people):
+    rng, groups = stream(options.seed, "plan"), (options.train_identities, options.test_identities)
+    # Neither a pid, nor a frame, nor an image's number may tell anything: all are shuffled.
+    pids = rng.permutation(sum(groups)) + 1
+    wardrobes = np.concatenate([_wardrobes(people, options, rng) for people in groups])
+    samples = []
+    for person, (pid, wardrobe) in enumerate(zip(pids, wardrobes, strict=True)):
         mine = []
-        for split, count, outfits, share in _shares(options, person, wardrobes[person]):
+        for split, count, outfits, share in _shares(options, person, wardrobe):
             worn = _deal(outfits, count, rng)
             cameras = _deal(np.arange(options.cameras), count, rng)
-            backs = rng.random(count) < share
-            backs[rng.permutation(np.flatnonzero(backs))[count // 2 :]] = False
-            mine += [
-                (split, int(outfit), int(camera), bool(back))
-                for outfit, camera, back in zip(worn, cameras, backs, strict=True)
-            ]
+            backs = rng.permutation(count) < int(count * share + rng.random())
+            mine += [(split, *each) for each in zip(worn, cameras, backs, strict=True)]
         frames = rng.permutation(len(mine))
-        rows += [(person, int(frame), *row) for frame, row in zip(frames, mine, strict=True)]
-    numbers = rng.permutation(len(rows))
-    pictures = [
-        Picture(int(number), split, f"{pids[who]:04d}_c{camera + 1}_{frame:04d}.jpg", who, outfit,
-                camera, back)
-        for number, (who, frame, split, outfit, camera, back) in zip(numbers, rows, strict=True)
-    ]  # fmt: skip
-    return sorted(pictures, key=lambda picture: picture.number)
+        for frame, (split, outfit, camera, back) in zip(frames, mine, strict=True):
+            name = f"{pid:04d}_c{camera + 1}_{frame:04d}.jpg"
+            samples.append(Sample(0, split, name, person, int(outfit), int(camera), bool(back)))
+    order = rng.permutation(len(samples))
+    return [samples[place]._replace(number=number) for number, place in enumerate(order)]
 
 
 def _shares(
     options: BenchmarkOptions, person: int, wardrobe: np.ndarray
 ) -> list[tuple[str, int, np.ndarray, float]]:
-    """For each split a person is in: its name, number of pictures, outfits, share of back views."""
+    """For each split a person is in: its name, number of images, outfits, share of back views."""
     if person < options.train_identities:
-        return [(TRAIN, options.train_pictures, wardrobe, options.train_back_views)]
-    for_query, for_gallery = np.split(wardrobe, [options.query_outfits])
+        return [(TRAIN, options.train_images, wardrobe, options.train_back_views)]
+    for_query, for_gallery = np.split(wardrobe, [options.outfits_per_identity // 2])
     return [
-        (QUERY, options.query_pictures, for_query, options.back_views),
-        (GALLERY, options.gallery_pictures, for_gallery, options.back_views),
+        (QUERY, options.query_images, for_query, options.query_back_views),
+        (GALLERY, options.gallery_images, for_gallery, options.gallery_back_views),
     ]
 
 
