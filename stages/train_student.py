@@ -71,6 +71,13 @@ class TrainStudent(Stage):
     )
     distributed = True
 
+    def __init__(self, options: Options, folder: RunFolder, only: str | None = None) -> None:
+        """Train the student of a recipe, or one stream of it as it would be trained beside the
+        other, for `JoinStreams`: they share no parameters, and their losses add."""
+        super().__init__(options, folder)
+        self.mode = only or options.forward_mode
+        self.streams = (only,) if only else options.streams
+
     @property
     def cache(self) -> Path | None:
         """The targets; None for a student that uses none.
@@ -78,7 +85,7 @@ class TrainStudent(Stage):
         A student of another run's targets takes their samples and views even so: it is compared
         with students that use them.
         """
-        needed = targets_needed(self.options, self.options.streams)
+        needed = targets_needed(self.options, self.streams)
         used = needed or self.folder.source is not None
         return self.folder.targets if used else None
 
@@ -119,13 +126,13 @@ class TrainStudent(Stage):
         device = distributed.pick_device(options.device)
         data = self._drawn(job) if self.cache is None else self._from_cache(self.cache, job, device)
         torch.manual_seed(options.train_student.seed)
-        arguments = {"forward_mode": options.forward_mode, **options.student.arguments}
+        arguments = {"forward_mode": self.mode, **options.student.arguments}
         student = Student(len(data.classes), **arguments)
         start = options.student.pre_train
         started = None if start is None else warm_start(student, start, data.classes).facts(start)
         attention = [p for name, p in student.named_parameters() if ".spatial_attn." in name]
         shapes = {"face": options.data.face_size, "body": options.data.body_size}
-        blank = [torch.zeros(1, 3, *shapes[s]) if s in options.streams else None for s in shapes]
+        blank = [torch.zeros(1, 3, *shapes[s]) if s in self.streams else None for s in shapes]
         macs = multiply_adds(student, *blank)
         setup = recipe.Setup(
             kind="student",
@@ -135,9 +142,10 @@ class TrainStudent(Stage):
             start=started,
             data=data,
             device=device,
-            images={stream: STREAM_IMAGES[stream] for stream in options.streams},
+            images={stream: STREAM_IMAGES[stream] for stream in self.streams},
+            sampled={stream: STREAM_IMAGES[stream] for stream in options.streams},
             call=_streams(student),
-            terms=active_terms(options, options.streams),
+            terms=active_terms(options, self.streams),
             files=recipe.Files.of("student", self.folder),
             metrics=_agreement(options, student),
             image=_attention_image,
@@ -165,7 +173,7 @@ class TrainStudent(Stage):
         from deskpro.stages.training.recipe import TrainingSet
 
         options, recipe = self.options, self.options.train_student
-        store, names = TargetStore(cache), sorted(targets_needed(options, options.streams))
+        store, names = TargetStore(cache), sorted(targets_needed(options, self.streams))
         with distributed.rank_zero_first():
             self._require_match(store, names or [*TARGETS], job)
             table = self._checked("keep", job)  # the cache says which samples are used
@@ -209,7 +217,7 @@ class TrainStudent(Stage):
         if "face" in options.streams and options.data.incomplete != "keep":
             kinds["lr_face"] = valid["logits"]
         if options.train_student.live_teacher:
-            names = sorted(targets_needed(options, options.streams))
+            names = sorted(targets_needed(options, self.streams))
             kinds |= {kind: valid[name] for name in names for kind in TARGETS[name].sees}
         return kinds
 
@@ -234,7 +242,7 @@ class TrainStudent(Stage):
         options = self.options
         seen = [STREAM_IMAGES[stream] for stream in options.streams]
         if options.train_student.live_teacher:
-            seen += kinds_seen(targets_needed(options, options.streams))
+            seen += kinds_seen(targets_needed(options, self.streams))
         checked = check_data(
             options.data.root,
             options.data_train,
@@ -319,7 +327,7 @@ def _agreement(
             pair = pair[0][rows], pair[1][rows]
         return agreement(*pair, options.kd_loss.T, heads)
 
-    uses_logits = "logits" in targets_needed(options, options.streams)
+    uses_logits = "logits" in targets_needed(options, student.streams)
     return metrics if uses_logits else lambda outputs, targets, valid: {}
 
 

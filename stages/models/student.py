@@ -16,6 +16,8 @@ STREAMS = {"face": ("face",), "body": ("body",), "all": ("face", "body")}
 class Student(nn.Module):
     """LR face and body image → one `Output` with the heads of all its streams, face first.
 
+    A stream's initial weights don't depend on whether it has the other one beside it.
+
     Args:
         classes: number of identities.
         forward_mode: "face", "body" or "all"; options: keywords of each stream's `LMBN`.
@@ -23,10 +25,14 @@ class Student(nn.Module):
 
     def __init__(self, classes: int, *, forward_mode: str = "all", **options: Any) -> None:
         super().__init__()
-        wanted = STREAMS[forward_mode]
-        face = LMBN(classes, **options) if "face" in wanted else None
-        body = LMBN(classes, attention=True, **options) if "body" in wanted else None
-        self.lr_face_net, self.nocloth_net = face, body
+        wanted, made = STREAMS[forward_mode], {}
+        seeds = torch.randint(2**62, (len(STREAMS["all"]),), device="cpu").tolist()
+        for stream, seed in zip(STREAMS["all"], seeds, strict=True):
+            if stream in wanted:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    made[stream] = LMBN(classes, attention=stream == "body", **options)
+        self.lr_face_net, self.nocloth_net = made.get("face"), made.get("body")
         self.heads = _slices(wanted, len(LMBN.heads))
         """Stream → its slice of the head dimension of logits and features."""
         self.triplet = _slices(wanted, len(LMBN.triplet_heads))

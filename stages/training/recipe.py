@@ -123,6 +123,8 @@ class Setup:
     the CPU, the samples that have its image, all if absent."""
     terms: Mapping[str, Term]
     files: Files
+    sampled: Mapping[str, str] | None = None
+    """As `images`: batches are of the samples that have any of these, of `images` where None."""
     start: Mapping[str, Any] | None = None
     """What came from other weights, for the summary."""
     metrics: Callable[[Streams, Tensors, Tensors], Tensors] = lambda outputs, targets, valid: {}
@@ -146,7 +148,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         have fewer than K images; start, as given.
     """
     options, data, recipe = setup.options, setup.data, setup.options.recipe(setup.kind)
-    usable = torch.stack([*data.present(setup.images).values()]).any(0).numpy()
+    usable = torch.stack([*data.present(setup.sampled or setup.images).values()]).any(0).numpy()
     sampler = make_sampler(data, recipe, usable)
     loader = load(_images(setup), sampler, options.data.workers, setup.device)
     setup.network.to(setup.device)
