@@ -131,6 +131,7 @@ def _data(data: Mapping[str, Any]) -> Facts:
     """Which samples were used."""
     return {
         "used": f"{data['samples']} samples of {data['identities']} identities",
+        "held out": data["held_out"] and f"{data['held_out']} identities, for validation",
         "left out": data["left_out"],
         "vanished": data["vanished"],
     }

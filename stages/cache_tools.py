@@ -19,8 +19,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.models.weights import load_teacher
@@ -132,7 +131,7 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
     if not weights.is_file():
         raise InputError(f"{weights}: teacher weights not found; an audit needs them")
     store = TargetStore(root)
-    index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+    index = training_index(options.data.root, options.data_train, Identities(*options.data.chosen))
     whole, files = options.data.incomplete == "leave-out", FileIndex()
     differing = provenance.option_differences(root, options, weights, TARGETS)
     differing += provenance.image_differences(store, index, TARGETS, files, whole=whole, deep=deep)

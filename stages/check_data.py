@@ -10,6 +10,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import CheckedData, check_data
+from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import Problem
 from deskpro.stages.data.layouts import KINDS, LAYOUTS
 from deskpro.stages.losses.terms import targets_needed
@@ -31,12 +32,15 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
         needs=KINDS if prepared else ("imgs",),
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
+        identities=Identities(*options.data.chosen),
     )
     problems = [*checked.problems, *_too_few(options, checked)]
     data = checked.facts(folder.left_out)
     facts: dict[str, object] = {
         "used": f"{data['samples']} samples of {data['identities']} identities"
     }
+    if data["held_out"]:
+        facts["held out"] = f"{data['held_out']} identities, for validation"
     facts |= {"left out": data["left_out"]} if data["left_out"] else {}
     facts |= {"vanished": data["vanished"]} if data["vanished"] else {}
     if checked.unused:

@@ -21,10 +21,10 @@ from deskpro.stages.data.layouts import LAYOUTS, image_folders
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    import torch
 
     from deskpro.stages.evaluation.feature_store import FeatureStore
     from deskpro.stages.evaluation.features import FeatureExtractor
+    from deskpro.stages.evaluation.measures import Measure
     from deskpro.stages.metrics.protocols import Protocol
     from deskpro.stages.metrics.ranking import Distances, Ranking
 
@@ -197,6 +197,7 @@ class Evaluate(Stage):
             },
             "flip": settings.flip,
             "face_weight": settings.face_weight,
+            "fusion": extractor.info.fusion if settings.face_weight == "fitted" else None,
             "rerank": rerank if settings.rerank.enable else None,
             "protocols": {
                 name: protocol_numbers(
@@ -269,13 +270,12 @@ def _score(
     """
     import numpy as np
 
+    from deskpro.stages.evaluation.measures import measures_of
     from deskpro.stages.metrics.ranking import rank_gallery
 
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
-    streams = _weights(extractor, stored.heads, options.eval.face_weight)
-    for stream, weights in streams.items():
-        used = [name for name, part in extractor.heads.items() if weights[part].any()]
-        kinds = [extractor.kinds[name] for name in used]
+    measures = measures_of(extractor, stored, options.eval.face_weight)
+    for stream, (kinds, measure) in measures.items():
         seen, shown = (part[kinds].notna().any(axis=1) for part in (query, gallery))
         if not seen.all():
             without = f"{(~seen).sum()} of {len(seen)} queries have no {kinds[0]} image"
@@ -290,10 +290,10 @@ def _score(
                 queries = queries[protocol.query_mask(queries)]
                 others = gallery[protocol.gallery_mask(gallery)]
                 known = np.concatenate([np.ones(len(queries), bool), shown[others.index]])
-                distances = _reranked(options, stored, queries, others, known, weights)
+                distances = _reranked(options, measure, queries, others, known)
             else:
-                distances = stored.distances(_rows(queries), _rows(others), weights)
-            listed = protocol is protocols[0] and stream == [*streams][-1]
+                distances = measure(queries, others)
+            listed = protocol is protocols[0] and stream == [*measures][-1]
             ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST * listed)
             if len(ranking.queries):
                 scores[protocol.name][stream] = ranking
@@ -312,22 +312,21 @@ def _rows(table: pd.DataFrame) -> np.ndarray:
 
 def _reranked(
     options: Options,
-    stored: FeatureStore,
+    measure: Measure,
     query: pd.DataFrame,
     gallery: pd.DataFrame,
     known: np.ndarray,
-    weights: torch.Tensor,
 ) -> Distances:
     """Re-ranked distances; known: bool [queries + gallery], what the stream sees."""
-    import numpy as np
+    import pandas as pd
 
     from deskpro.stages.metrics.reranking import reranked
 
     settings = options.eval.rerank
-    picked = np.concatenate([_rows(query), _rows(gallery)])
+    picked = pd.concat([query, gallery])
     try:
         return reranked(
-            stored.distances(picked, picked, weights),
+            measure(picked, picked),
             len(query),
             len(gallery),
             known=known,
@@ -351,20 +350,6 @@ def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
     for kind, contents in stored.contents().items():
         found[kind] = hashlib.sha256(contents[_rows(images)].tobytes()).hexdigest()
     return found
-
-
-def _weights(extractor: FeatureExtractor, heads: int, face: float) -> dict[str, torch.Tensor]:
-    """Stream → the weight of each head, float32 [H], whose sum is 1; `all` weighs the streams."""
-    import torch
-
-    streams = {}
-    for stream, part in extractor.heads.items():
-        streams[stream] = torch.zeros(heads)
-        streams[stream][part] = 1.0
-        streams[stream] /= streams[stream].sum()
-    if len(streams) > 1:
-        streams["all"] = face * streams["face"] + (1 - face) * streams["body"]
-    return streams
 
 
 def _show(report: dict[str, Any], options: Options) -> None:

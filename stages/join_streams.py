@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
+
+if TYPE_CHECKING:
+    from deskpro.stages.models.student import Student
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class JoinStreams(Stage):
     of a recipe leaves them: the student is the one that trains both side by side."""
 
     name = "join-streams"
-    params = ("forward_mode",)
+    params = ("forward_mode", "data.validation", "data.identities", "data.incomplete", "data_train")
 
     def __init__(self, options: Options, folder: RunFolder, parts: Mapping[str, Path]) -> None:
         """parts: stream → the weights of a student that has it."""
@@ -51,7 +56,38 @@ class JoinStreams(Stage):
         student = Student(infos[0].num_classes, **arguments)
         for stream, network in student.streams.items():
             network.load_state_dict(found[stream][0].streams[stream].state_dict())
-        sizes = {"face_size": found["face"][1].face_size, "body_size": found["body"][1].body_size}
-        save(self.folder.student, student, replace(infos[0], network=arguments, **sizes))
+        info = replace(
+            infos[0],
+            network=arguments,
+            face_size=found["face"][1].face_size,
+            body_size=found["body"][1].body_size,
+            fusion=self._fusion(student, job),
+        )
+        save(self.folder.student, student, info)
         parameters = sum(parameter.numel() for parameter in student.parameters())
         return JoinStreamsResult(parameters, self.folder.student)
+
+    def _fusion(self, student: Student, job: Job) -> dict[str, float] | None:
+        """The weights of both streams, where identities are held out."""
+        from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.identities import HELD_OUT, Identities
+        from deskpro.stages.evaluation.validation import Validation
+
+        options = self.options
+        if not options.data.validation:
+            return None
+        device = distributed.pick_device(options.device)
+        held_out = (
+            check_data(
+                options.data.root,
+                options.data_train,
+                splits=("train",),
+                needs=("imgs", "lr_face"),
+                incomplete="keep",
+                identities=Identities(*options.data.chosen),
+                index=job.index,
+            )
+            .require()
+            .split(HELD_OUT)
+        )
+        return Validation.of(student.to(device).eval(), held_out, options, device).facts()

@@ -15,6 +15,7 @@ from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.reporting import histories, ranked, record, results
@@ -187,6 +188,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """The data, the options and what everything was made from."""
     train = _index(options.data.root, options.data_train, "train")
+    train = Identities(*options.data.chosen).choose(train)
     test = _index(test_root, metrics["data"]["dataset"], "query", "gallery")
     tables = [
         (str(name), rows)

@@ -22,7 +22,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
-from deskpro.stages.data.layouts import KINDS, LAYOUTS, image_folders
+from deskpro.stages.data.layouts import KINDS, image_folders
 from deskpro.stages.targets.kinds import TARGETS
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class TeacherCache(Stage):
     params = (
         "data_train",
         "data.incomplete",
+        "data.validation",
+        "data.identities",
         "data.face_size",
         "data.body_size",
         "views",
@@ -125,11 +127,13 @@ class TeacherCache(Stage):
 
     def _changed_images(self, digests: Digests) -> list[Reason]:
         from deskpro.cache.store import TargetStore
-        from deskpro.stages.data.index import read_index
+        from deskpro.stages.data.identities import Identities, training_index
         from deskpro.stages.targets import provenance
 
         options = self.options
-        index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+        index = training_index(
+            options.data.root, options.data_train, Identities(*options.data.chosen)
+        )
         store = TargetStore(self.folder.targets)
         differing = provenance.image_differences(
             store,
@@ -143,13 +147,20 @@ class TeacherCache(Stage):
 
     def run(self, job: Job) -> Result:
         from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.identities import Identities
         from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.targets import provenance
         from deskpro.stages.targets.worker import Worker
 
         options, data, settings = self.options, self.options.data, self.options.cache
         incomplete, dataset = data.incomplete, options.data_train
-        checked = check_data(data.root, dataset, incomplete=incomplete, index=job.index).require()
+        checked = check_data(
+            data.root,
+            dataset,
+            incomplete=incomplete,
+            identities=Identities(*data.chosen),
+            index=job.index,
+        ).require()
         train = checked.split("train")
         classes = _classes(train, self.teacher)
         drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)

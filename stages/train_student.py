@@ -7,7 +7,7 @@ study of `train_student.live_teacher`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from deskpro.cache.errors import CacheError
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
-from deskpro.stages.data.layouts import LAYOUTS, image_folders
+from deskpro.stages.data.layouts import image_folders
 from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_needed, usable
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deskpro.cache.store import TargetStore
+    from deskpro.stages.data.check import CheckedData
+    from deskpro.stages.evaluation.validation import Validation
     from deskpro.stages.models.student import Student
     from deskpro.stages.training.recipe import Streams, Tensors, TrainingSet
 
@@ -57,6 +60,8 @@ class TrainStudent(Stage):
         "batchimage",
         "data_train",
         "data.incomplete",
+        "data.validation",
+        "data.identities",
         "data.face_size",
         "data.body_size",
         "views",
@@ -67,6 +72,7 @@ class TrainStudent(Stage):
         "train_student",
         "forward_mode",
         "mse.spatial_attn_lr",
+        "kd_loss.class_means",
         *sorted(params(TERMS.values())),
     )
     distributed = True
@@ -134,6 +140,7 @@ class TrainStudent(Stage):
         shapes = {"face": options.data.face_size, "body": options.data.body_size}
         blank = [torch.zeros(1, 3, *shapes[s]) if s in self.streams else None for s in shapes]
         macs = multiply_adds(student, *blank)
+        validation = self._validation(student, data, device)
         setup = recipe.Setup(
             kind="student",
             options=options,
@@ -150,6 +157,8 @@ class TrainStudent(Stage):
             metrics=_agreement(options, student),
             image=_attention_image,
             scaled=(attention, options.mse.spatial_attn_lr),
+            validate=validation and validation.measure,
+            fuse=lambda: None if validation is None else validation.facts(),
         )
         training = recipe.train(setup, job)
         return TrainStudentResult(
@@ -163,10 +172,21 @@ class TrainStudent(Stage):
             path=self.folder.student,
         )
 
+    def _validation(
+        self, student: Student, data: TrainingSet, device: torch.device
+    ) -> Validation | None:
+        from deskpro.stages.evaluation.validation import Validation
+
+        if not self.options.data.validation:
+            return None
+        assert data.held_out is not None
+        return Validation.of(student, data.held_out, self.options, device)
+
     def _from_cache(self, cache: Path, job: Job, device: torch.device) -> TrainingSet:
         """The samples and views of the cache, in its order."""
         from deskpro.cache.reader import MappedReader
         from deskpro.cache.store import TargetStore
+        from deskpro.stages.data.identities import HELD_OUT
         from deskpro.stages.data.views import DrawnViews, StoredViews
         from deskpro.stages.targets.kinds import TARGETS
         from deskpro.stages.targets.teachers import TEACHERS, Source
@@ -176,7 +196,8 @@ class TrainStudent(Stage):
         store, names = TargetStore(cache), sorted(targets_needed(options, self.streams))
         with distributed.rank_zero_first():
             self._require_match(store, names or [*TARGETS], job)
-            table = self._checked("keep", job)  # the cache says which samples are used
+            checked = self._checked("keep", job)  # the cache says which samples are used
+        table = checked.split("train")
         readers = {name: MappedReader(cache, target.group) for name, target in TARGETS.items()}
         table = _in_order(table, store, self._needed({n: r.valid for n, r in readers.items()}))
         # The classes of the teacher's logits are the student's.
@@ -199,11 +220,18 @@ class TrainStudent(Stage):
         if recipe.fresh_views:
             views, count = DrawnViews(options.views, table["sample_id"].tolist()), recipe.epochs
         targets = None
+        if recipe.live_teacher and options.kd_loss.class_means:
+            raise InputError(
+                "kd_loss.class_means: the means are of cached logits; train_student.live_teacher "
+                "must be false"
+            )
         if names:
             source = Source(options, self.teacher, cache)
-            kind = "live" if recipe.live_teacher else "cached"
+            means = "class means" if options.kd_loss.class_means else "cached"
+            kind = "live" if recipe.live_teacher else means
             targets = TEACHERS[kind](source, names, device)
-        return TrainingSet(table, labels, classes, views, count, targets)
+        held_out = checked.split(HELD_OUT)
+        return TrainingSet(table, labels, classes, views, count, targets, held_out)
 
     def _needed(self, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Kind of image → the samples of the cache that must have it, bool [N].
@@ -223,35 +251,38 @@ class TrainStudent(Stage):
 
     def _drawn(self, job: Job) -> TrainingSet:
         """The training samples themselves, for a student without targets: views as of a cache."""
+        from deskpro.stages.data.identities import HELD_OUT
         from deskpro.stages.data.views import DrawnViews, StoredViews
         from deskpro.stages.training.recipe import training_set
 
         options = self.options
         with distributed.rank_zero_first():
-            table = self._checked(options.data.incomplete, job)
+            checked = self._checked(options.data.incomplete, job)
+        table = checked.split("train")
         drawn = DrawnViews(options.views, table["sample_id"].tolist(), options.cache.plain_view)
-        return training_set(
-            table, StoredViews(drawn.table(options.cache.views)), options.cache.views
-        )
+        stored = StoredViews(drawn.table(options.cache.views))
+        found = training_set(table, stored, options.cache.views)
+        return replace(found, held_out=checked.split(HELD_OUT))
 
-    def _checked(self, incomplete: str, job: Job) -> pd.DataFrame:
+    def _checked(self, incomplete: str, job: Job) -> CheckedData:
         """The training samples that have every image that the student sees."""
         from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.identities import Identities
         from deskpro.stages.targets.provenance import kinds_seen
 
         options = self.options
         seen = [STREAM_IMAGES[stream] for stream in options.streams]
         if options.train_student.live_teacher:
             seen += kinds_seen(targets_needed(options, self.streams))
-        checked = check_data(
+        return check_data(
             options.data.root,
             options.data_train,
             splits=("train",),
             needs=("imgs", *(kind for kind in seen if kind != "imgs")),
             incomplete=incomplete,
+            identities=Identities(*options.data.chosen),
             index=job.index,
         ).require()
-        return checked.split("train")
 
     def _require_match(self, store: TargetStore, names: list[str], job: Job) -> None:
         """Refuse a cache that these options, and the images that are here, would not give.
@@ -259,11 +290,13 @@ class TrainStudent(Stage):
         Its teacher, HR faces and masks may be gone; what is here is compared.
         """
         from deskpro.cache.fingerprint import describe
-        from deskpro.stages.data.index import read_index
+        from deskpro.stages.data.identities import Identities, training_index
         from deskpro.stages.targets.provenance import image_differences, option_differences
 
         options = self.options
-        index, _ = read_index(options.data.root, LAYOUTS[options.data_train], ("train",))
+        index = training_index(
+            options.data.root, options.data_train, Identities(*options.data.chosen)
+        )
         found = option_differences(store.root, options, self.teacher, names)
         whole = options.data.incomplete == "leave-out"
         found += image_differences(store, index, names, job.index, whole=whole, deep=job.deep)

@@ -30,6 +30,8 @@ class TrainTeacher(Stage):
     params = (
         "data_train",
         "data.incomplete",
+        "data.validation",
+        "data.identities",
         "data.face_size",
         "teacher",
         "train_teacher",
@@ -71,6 +73,7 @@ class TrainTeacher(Stage):
         import torch
 
         from deskpro.stages.data.check import check_data
+        from deskpro.stages.data.identities import Identities
         from deskpro.stages.data.index import class_order
         from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.models.lmbn import LMBN
@@ -84,7 +87,13 @@ class TrainTeacher(Stage):
             # All kinds and splits: nothing must be found wrong after hours of work.
             incomplete = options.data.incomplete
             root, dataset = options.data.root, options.data_train
-            checked = check_data(root, dataset, incomplete=incomplete, index=job.index).require()
+            checked = check_data(
+                root,
+                dataset,
+                incomplete=incomplete,
+                identities=Identities(*options.data.chosen),
+                index=job.index,
+            ).require()
         table = checked.split("train")
         # Its classes are those of the student, who may know somebody by the body alone.
         classes = class_order(table["pid"])

@@ -14,7 +14,7 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.join_streams import JoinStreams
 from deskpro.stages.models.weights import load_student
 from deskpro.stages.train_student import TrainStudent
-from tests.conftest import Project, with_cache
+from tests.conftest import Project
 
 STREAMS = ("face", "body")
 

@@ -71,7 +71,7 @@ def test_a_loss_is_computed_in_float32_whatever_the_network_gave(name: str) -> N
 @pytest.mark.parametrize("name", TERMS)
 def test_the_options_of_a_term_exist(name: str) -> None:
     for path in params([TERMS[name]]):
-        assert isinstance(attrgetter(path)(Options()), float | bool)
+        assert isinstance(attrgetter(path)(Options()), float | bool | int | None)
 
 
 def losses_of(

@@ -51,6 +51,17 @@ class Data(Section):
     """Training samples with only some of their face files and mask, and identities with one
     image: an error; left out whole, as in the published DeSKPro; or used for whatever their files
     allow. A sample without any face file trains the body stream, unless this is leave-out."""
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the training identities that no network is trained on, chosen by a hash of their
+    names. Their images give the mAP of `train_student.validate_every`, and fit
+    `eval.face_weight`."""
+    identities: Annotated[int, Field(ge=2, le=10**9)] | None = None
+    """Train on so many of the other identities, chosen by the same hash; on all where not given."""
+
+    @property
+    def chosen(self) -> tuple[float, int | None]:
+        """The arguments of `data.identities.Identities`."""
+        return self.validation, self.identities
 
 
 class Cache(Section):
@@ -93,8 +104,9 @@ class Evaluation(Section):
 
     protocols: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Names of protocols, the first is the one that others read; the dataset's where not given."""
-    face_weight: Fraction = 0.5
-    """Of the face stream in `all`; the body stream has the rest."""
+    face_weight: Fraction | Literal["fitted"] = 0.5
+    """Of the face stream in `all`, the body stream has the rest; or `fitted`: as training found on
+    held-out identities (`data.validation`)."""
     rerank: Rerank = Rerank()
     batch: Annotated[Positive, ROUNDING] = 64
     """Images per forward pass."""
@@ -145,7 +157,7 @@ class Options(Section):
     student: training.Network = training.Network()
     train_teacher: training.TeacherTraining = training.TeacherTraining()
     train_student: training.StudentTraining = training.StudentTraining()
-    loss: training.Loss = training.Loss()
+    loss: training.StudentLoss = training.StudentLoss()
     kd_loss: training.KDLoss = training.KDLoss()
     mse: training.MSE = training.MSE()
     views: training.Views = training.Views()
@@ -209,7 +221,8 @@ class Options(Section):
         if network == "teacher":
             batch = teacher.batchid, teacher.batchimage
             return training.Recipe(teacher, teacher, teacher.views, *batch, "train_teacher.")
-        batch, shared = (self.batchid, self.batchimage), ("sync_batch_norm", "gather_triplets")
+        batch = self.batchid, self.batchimage
+        shared = "ema", "sync_batch_norm", "gather_triplets"
         across = {name: getattr(student, name) for name in shared}
         return training.Recipe(student, self, self.views, *batch, **across)
 

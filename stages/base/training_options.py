@@ -72,6 +72,13 @@ class Loss(Section):
     positive."""
 
 
+class StudentLoss(Loss):
+    """The same of the student, whose streams may differ."""
+
+    triplet_body: Weight | None = None
+    """Weight of the body stream's triplet loss; that of `triplet` where not given."""
+
+
 class Views(Section):
     """What an augmented view may be; probabilities, and fractions of the image."""
 
@@ -162,6 +169,11 @@ class StudentTraining(Training):
     don't match what is seen: the classic mistake of offline distillation."""
     live_teacher: bool = False
     """Run the teacher on each view, as without a cache: needs HR faces and masks."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is what is saved; 0:
+    the weights of the last step are."""
+    validate_every: Annotated[Positive, SHOWN] = 5
+    """Epochs between two measurements of mAP on held-out identities (`data.validation`)."""
     sync_batch_norm: bool = False
     """Of several processes: batch statistics of the whole batch instead of each process's part."""
     gather_triplets: bool = False
@@ -177,6 +189,9 @@ class KDLoss(Section):
     """Temperature."""
     alpha: Fraction = 0.7
     """Weight of distillation against the cross-entropy of the face heads, which gets 1−alpha."""
+    class_means: bool = False
+    """Replace the logits of each view by their mean over all views of the identity. A control: they
+    then say nothing that a table by class would not."""
 
 
 class MSE(Section):
@@ -186,6 +201,9 @@ class MSE(Section):
     """Weight of the attention loss; 0 switches it off."""
     spatial_attn_lr: Weight = 1.0
     """Multiplier on the learning rate of the attention's own parameters."""
+    alone_steps: Count = 0
+    """Steps at first in which the body stream learns its attention alone, before it can learn
+    clothes. Without effect where the attention loss is off."""
 
 
 class Checkpointing(Section):
@@ -224,5 +242,6 @@ class Recipe(NamedTuple):
     """K: images of each identity in a batch."""
     prefix: str = ""
     """What precedes batchid and batchimage in `--set`."""
+    ema: float = 0.0
     sync_batch_norm: bool = False
     gather_triplets: bool = False

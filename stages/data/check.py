@@ -19,6 +19,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.images import read_image
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data import masks
+from deskpro.stages.data.identities import EVERYBODY, HELD_OUT, Identities
 from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
 from deskpro.stages.data.unused import find_unused, warn_of_unused
@@ -51,18 +52,20 @@ class CheckedData:
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
     def facts(self, listing: Path) -> dict[str, Any]:
-        """What was used: samples, identities; in words, what wasn't: left_out, vanished.
+        """What was used: samples, identities; held_out: identities for validation; in words, what
+        wasn't: left_out, vanished.
 
         `listing` gets the table `left_out` as CSV (only the header where all was used).
         """
         write_text(listing, self.left_out.to_csv(index=False))
-        train = self.split("train")
+        train, held_out = self.split("train"), self.split(HELD_OUT)
         counts = self.left_out["stream"].value_counts().sort_index()
         words = [f"{count} {_WORDS[str(stream)]}" for stream, count in counts.items()]
-        vanished = sorted({*self.left_out["pid"]} - {*train["pid"]})
+        vanished = sorted({*self.left_out["pid"]} - {*self.table["pid"]})
         return {
             "samples": len(train),
             "identities": train["pid"].nunique(),
+            "held_out": held_out["pid"].nunique(),
             "left_out": ", ".join([*words, f"listed in {listing}"]) if words else "",
             "vanished": ", ".join(vanished) and f"no sample is left of {', '.join(vanished)}",
         }
@@ -83,6 +86,7 @@ def check_data(
     test_needs: Sequence[str] = ("imgs", "lr_face"),
     incomplete: str = "refuse",
     training: bool = True,
+    identities: Identities = EVERYBODY,
     index: FileIndex | None = None,
 ) -> CheckedData:
     """Read the index of `root` and decode the images of the kinds in `needs`, or `test_needs`.
@@ -93,7 +97,8 @@ def check_data(
     "leave-out" (any sample that lacks a file is left out whole, and so are such identities) or
     "keep" (a sample is used for whatever its files allow; such identities are left out). Images
     must decode to the end, and a mask must have the size of its body image; some of the masks must
-    have a head. Test samples may lack any face file.
+    have a head. Test samples may lack any face file. `identities` says who is of the split "train"
+    in the end, and who of "validation".
 
     Images that `index` knows (this user's file index, if not given) aren't read again; one reading
     gives it digest, size and problem of the others.
@@ -131,6 +136,8 @@ def check_data(
         problems += _mismatched_masks(train, files)
         if lack := masks.lack_of_heads(files[path].note for path in train["mask"]):
             problems.append(Problem(root / "mask", lack))
+    table = identities.choose(table)
+    problems += [Problem(root, what) for what in identities.lacks(table)]
     return CheckedData(table, left_out, problems, unused)
 
 

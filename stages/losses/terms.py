@@ -33,10 +33,15 @@ class Term(NamedTuple):
     target: str
     """label, or the name of a teacher's target."""
     weight: str
+    otherwise: str = ""
+    """Option with the weight, where `weight` is not given."""
     enabled: str = ""
     """Option that switches the term on; always on if empty."""
     less: str = ""
     """Term whose weight w is taken off this one: the weight is multiplied by 1 − w."""
+    after: tuple[str, str] = ("", "")
+    """Term that is alone at first, and the option that says for how many steps: this one's weight
+    is 0 then, if that term is on."""
     settings: Mapping[str, str] = {}
     """Keyword of the loss → option."""
     pairs: bool = False
@@ -56,8 +61,11 @@ TERMS: dict[str, Term] = {
     # Distillation takes its share of the face heads' classification (DeSKPro, ICIP 2022).
     "ce_face": _CROSS_ENTROPY._replace(less="kd"),
     "triplet_face": _TRIPLET,
-    "ce_body": _CROSS_ENTROPY._replace(stream="body"),
-    "triplet_body": _TRIPLET._replace(stream="body"),
+    "ce_body": _CROSS_ENTROPY._replace(stream="body", after=("attention", "mse.alone_steps")),
+    "triplet_body": _TRIPLET._replace(
+        stream="body", weight="loss.triplet_body", otherwise="loss.triplet",
+        after=("attention", "mse.alone_steps"),
+    ),
     "kd": Term(
         distillation, "face", "logits", "logits", "kd_loss.alpha", enabled="kd_loss.enable",
         settings={"temperature": "kd_loss.T"},
@@ -96,7 +104,14 @@ def targets_needed(options: object, streams: Iterable[str]) -> set[str]:
 
 def params(terms: Iterable[Term]) -> set[str]:
     """The options that the terms read."""
-    return {name for t in terms for name in (t.weight, t.enabled, *t.settings.values()) if name}
+    return {
+        name
+        for term in terms
+        for name in (
+            term.weight, term.otherwise, term.enabled, term.after[1], *term.settings.values()
+        )
+        if name
+    }  # fmt: skip
 
 
 def is_loss(column: str) -> bool:
@@ -110,6 +125,7 @@ def compute_losses(
     outputs: Mapping[str, Any],
     targets: Mapping[str, torch.Tensor],
     valid: Mapping[str, torch.Tensor] | None = None,
+    step: int = 0,
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
     mean_of_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -122,6 +138,7 @@ def compute_losses(
         targets: name → [B, …]; `label` int64 [B].
         valid: stream or target → bool [B] on the CPU: the samples that have it, all if absent. The
             others are left out of the mean; where no sample has it the loss is 0.
+        step: how many were taken before.
         gather: makes [B, …] the samples of all ranks; used by terms with `pairs`.
         mean_of_ranks: of several ranks, the mean of a number over them: each rank's loss then
             counts by its samples that have the target, so that their mean is that of all samples.
@@ -141,7 +158,8 @@ def compute_losses(
         if has is not None and mean_of_ranks is not None:
             count = loss.new_tensor(len(target))
             loss = loss * (count / mean_of_ranks(count).clamp(min=1e-9))
-        losses[name] = _weight(term, terms, options) * loss
+        waits = _waits(term, terms, options, step)
+        losses[name] = (0.0 if waits else _weight(term, terms, options)) * loss
     return losses
 
 
@@ -155,7 +173,15 @@ def _is_on(term: Term, options: object) -> bool:
     return not term.enabled or bool(attrgetter(term.enabled)(options))
 
 
+def _waits(term: Term, terms: Mapping[str, Term], options: object, step: int) -> bool:
+    """Whether another term is still trained alone."""
+    first, steps = term.after
+    return first in terms and step < attrgetter(steps)(options)
+
+
 def _weight(term: Term, terms: Mapping[str, Term], options: object) -> float:
     less = _weight(terms[term.less], terms, options) if term.less in terms else 0.0
-    weight: float = attrgetter(term.weight)(options)
+    weight: float | None = attrgetter(term.weight)(options)
+    if weight is None:
+        weight = attrgetter(term.otherwise)(options)
     return (1 - less) * weight if _is_on(term, options) else 0.0

@@ -54,6 +54,8 @@ class ModelInfo:
     """Of the map that attention gates, in pixels of the image."""
     processes: Positive | None = None
     """How many processes trained it."""
+    fusion: dict[str, float] | None = None
+    """How much each stream counts (`evaluation.fusion.Fusion`), where held-out identities told."""
 
     @property
     def backbone(self) -> str:

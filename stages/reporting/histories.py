@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -13,6 +14,7 @@ from deskpro.stages.reporting.page import percent
 
 MEASURES = {
     "agree": ("agreement with the teacher on training views, in training mode, %", percent),
+    "mAP": ("mAP on held-out identities, %", percent),
     "divergence": ("KL from the teacher on training views, in training mode, nats", number),
 }
 """Metric by head → its title in the page and how its values are written; others keep their name."""
@@ -60,11 +62,12 @@ def heads(history: pd.DataFrame) -> list[dict[str, Any]]:
     for measure, columns in measures.items():
         title, write = MEASURES.get(measure, (measure, number))
         values = history[[*columns.values()]]
-        top = float(values.to_numpy().max())
+        top = float(np.nanmax(values.to_numpy()))
         cells = {}
         for head, column in columns.items():
-            curve = to_svg(spark(values[column].tolist(), top, "ink"), f"head-{column}")
-            cells[head] = (write(values[column].iloc[0]), write(values[column].iloc[-1]), curve)
+            known = values[column].dropna()  # not every epoch has a value
+            curve = to_svg(spark(known.tolist(), top, "ink"), f"head-{column}")
+            cells[head] = (write(known.iloc[0]), write(known.iloc[-1]), curve)
         found.append({"title": title, "heads": cells})
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -89,6 +89,7 @@ class Metrics(_Part):
     network: Network
     data: Data
     flip: bool
-    face_weight: Share
+    face_weight: Share | Literal["fitted"]
+    fusion: dict[str, float] | None = None
     rerank: dict[str, float | int | bool] | None
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from deskpro.cache.reader import MappedReader, all_bytes, read_all
+from deskpro.cache.store import TargetStore
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
 from deskpro.stages.models.teacher import Teacher as Network
@@ -158,6 +159,48 @@ class CachedTeacher:
         return {field: v.to(self.device, non_blocking=True) for field, v in found.items()}
 
 
+class ClassTeacher:
+    """The cached teacher, but for logits the mean over all views of the sample's identity.
+
+    A control: a student that learns as much from it learns nothing else from the logits.
+    """
+
+    def __init__(self, cached: CachedTeacher, store: Path) -> None:
+        self.cached = cached
+        self.sees, self.location, self.valid = cached.sees, cached.location, cached.valid
+        self.labels = torch.from_numpy(TargetStore(store).column("label").astype(np.int64))
+        self.means = self._means() if "logits" in cached.readers else None
+
+    @classmethod
+    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> ClassTeacher:
+        return cls(CachedTeacher.open(source, names, device), source.store)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.cached.fingerprint()
+
+    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+        """As cached; logits float32."""
+        found = self.cached(batch)
+        if self.means is not None:
+            found["logits"] = self.means[self.labels[batch["row"]].to(self.cached.device)]
+        return found
+
+    def _means(self) -> torch.Tensor:
+        """The mean logits of each class, float32 [classes, H, C], of the samples that have any."""
+        valid = self.valid.get("logits", torch.ones(len(self.labels), dtype=torch.bool))
+        views = self.cached.readers["logits"].schema.views
+        sums: dict[int, torch.Tensor] = {}
+        for row in valid.nonzero().flatten():
+            batch = {"row": row.repeat(views), "view": torch.arange(views)}
+            logits, label = self.cached(batch)["logits"].double(), int(self.labels[row])
+            sums[label] = sums.get(label, 0) + logits.sum(0)
+        counts = torch.bincount(self.labels[valid], minlength=int(self.labels.max()) + 1) * views
+        like = next(iter(sums.values()))
+        nothing = torch.zeros_like(like)  # of somebody without a face; masked wherever it is used
+        table = torch.stack([sums.get(label, nothing) for label in range(len(counts))])
+        return (table / counts.clamp(min=1).to(table.device)[:, None, None]).float()
+
+
 def _open(store: Path, name: str) -> MappedReader:
     """A target's group, without the hashes of its pixels."""
     group = TARGETS[name].group
@@ -192,5 +235,6 @@ def _dtype(name: str) -> torch.dtype:
 TEACHERS: dict[str, Callable[[Source, Sequence[str], torch.device], Teacher]] = {
     "live": LiveTeacher.open,
     "cached": CachedTeacher.open,
+    "class means": ClassTeacher.open,
 }
 """To add a teacher: its class, and a row."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim import swa_utils
 
 from deskpro.stages.base.distributed import (
     all_gather_object,
@@ -69,13 +72,24 @@ def learning_rate(step: int, peak: float, training: Training, epoch_steps: int) 
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
+class Updates(NamedTuple):
+    """How weights change."""
+
+    rate: Callable[[int], float]
+    """Step, counted from 0 → its learning rate."""
+    scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0)
+    """Parameters and the factor of their learning rate."""
+    ema: float = 0.0
+    """Decay of the average of the weights that the network has in the end; 0: the last ones."""
+
+
 def fit(
     network: nn.Module,
     batches: Callable[[int, int], Iterable[Batch]],
-    compute_losses: Callable[[Batch], Losses],
+    compute_losses: Callable[[Batch, int], Losses],
     *,
     training: Training,
-    rate: Callable[[int], float],
+    updates: Updates,
     device: torch.device,
     bar: Bar,
     checkpoints: Checkpoints,
@@ -83,7 +97,7 @@ def fit(
     stop: StopRequest,
     loggers: Sequence[Logger],
     job: Job,
-    scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0),
+    validate: Callable[[int], Mapping[str, float]] = lambda epoch: {},
 ) -> History:
     """Train `network` in place with Adam, from its last checkpoint if there is one.
 
@@ -92,16 +106,15 @@ def fit(
 
     Args:
         batches: (epoch, start) → the batches of the epoch but for the first `start`.
-        compute_losses: runs the network, under autocast of `training.precision`.
+        compute_losses: (batch, steps before) → losses; runs under autocast of the precision.
         job: whether to begin at step 0 in any case, or where checkpoints are of another recipe.
-        rate: step, counted from 0 → its learning rate.
-        scaled: parameters and the factor of their learning rate.
+        validate: number of the epoch that ends → more columns of its row.
 
     Raises:
         InputError: a loss or weight is not finite; it is in no checkpoint and no history.
         Stopped: `stop` has a signal; a checkpoint is written first.
     """
-    run = _Run(network, training, rate(0), device, scaled)
+    run = _Run(network, training, updates, device)
     look = _Look(network, bar, loggers, checkpoints.folder, training.epochs)
     history = run.restore(_checkpoint(checkpoints, job), device)
     bar.restart(history.steps)
@@ -115,7 +128,7 @@ def fit(
     while run.epoch.number < training.epochs and history.steps != training.max_steps:
         started, before = time.perf_counter(), run.epoch.seconds
         for batch in batches(run.epoch.number, run.epoch.done):
-            found = run.step(batch, compute_losses, rate(history.steps))
+            found = run.step(batch, compute_losses)
             run.epoch.seconds = before + time.perf_counter() - started
             look.add(history.steps, run.epoch.number, found, sample_ids(batch))
             if history.steps == training.max_steps:
@@ -125,9 +138,9 @@ def fit(
                 save()
             _stop_if(number, history.steps, checkpoints.folder, job.again)
         look.end_epoch()
-        run.end_epoch(loggers)
+        run.end_epoch(loggers, validate)
         save()
-    network.eval()
+    run.finish()
     return history
 
 
@@ -168,43 +181,46 @@ class _Run:
     """Everything that changes while a network is trained."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        training: Training,
-        peak_lr: float,
-        device: torch.device,
-        scaled: tuple[Iterable[nn.Parameter], float],
+        self, network: nn.Module, training: Training, updates: Updates, device: torch.device
     ) -> None:
         self.network, self.history, self.epoch = network.train(), History(), _Epoch()
-        chosen = {id(parameter) for parameter in scaled[0]}
+        self.rate, (parameters, factor), ema = updates
+        chosen = {id(parameter) for parameter in parameters}
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if id(p) not in chosen], "scale": 1.0},
-            {"params": [p for p in trained if id(p) in chosen], "scale": scaled[1]},
+            {"params": [p for p in trained if id(p) in chosen], "scale": factor},
         ]
         self.optimiser = torch.optim.Adam(
             [group for group in groups if group["params"]],
-            lr=peak_lr,
+            lr=self.rate(0),
             weight_decay=training.weight_decay,
             fused=True,
         )
+        self.averaged = None
+        if ema:
+            average = swa_utils.get_ema_multi_avg_fn(ema)
+            self.averaged = swa_utils.AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         precision: torch.dtype = getattr(torch, training.precision)
         lower = precision is not torch.float32
         self.autocast = torch.autocast(device.type, precision, enabled=lower)
         scales = precision is torch.float16 and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales)
 
-    def step(self, batch: Batch, compute_losses: Callable[[Batch], Losses], lr: float) -> Losses:
+    def step(self, batch: Batch, compute_losses: Callable[[Batch, int], Losses]) -> Losses:
         """Take a step; the losses with their total, and the metrics."""
+        lr = self.rate(self.history.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["scale"]
         with self.autocast:
-            losses, metrics = compute_losses(batch)
+            losses, metrics = compute_losses(batch, self.history.steps)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
         losses, self.epoch.lr = losses | {"total": total}, lr
         for name, value in (losses | metrics).items():
             # Summed on the device: reading a value here would wait for it at every step.
@@ -214,19 +230,43 @@ class _Run:
         self.epoch.images += len(batch["row"]) * world_size()
         return Losses(losses, metrics)
 
-    def end_epoch(self, loggers: Sequence[Logger]) -> None:
+    def end_epoch(
+        self, loggers: Sequence[Logger], validate: Callable[[int], Mapping[str, float]]
+    ) -> None:
         """Add the epoch's row to the history, unless it has no batch, and begin the next."""
         if self.epoch.done:
-            self.history.rows.append(self.epoch.row())
+            row = self.epoch.row()
+            with self._as_saved():
+                row |= validate(self.epoch.number)
+            self.history.rows.append(row)
             for logger in loggers:
                 logger.epoch(self.history)
         self.epoch = _Epoch(self.epoch.number + 1)
+
+    def finish(self) -> None:
+        """Leave the network as it is to be used."""
+        if self.averaged is not None:
+            self.network.load_state_dict(self.averaged.module.state_dict())
+        self.network.eval()
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """While the block runs, the network is as it would be saved now."""
+        last = copy.deepcopy(self.network.state_dict()) if self.averaged is not None else None
+        self.finish()
+        try:
+            yield
+        finally:
+            if last is not None:
+                self.network.load_state_dict(last)
+            self.network.train()
 
     def state(self) -> State:
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "averaged": self.averaged and self.averaged.state_dict(),
             "steps": self.history.steps,
             "rows": self.history.rows,
             "epoch": vars(self.epoch),
@@ -239,6 +279,8 @@ class _Run:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.history.steps, self.history.rows = state["steps"], state["rows"]
         self.epoch = _Epoch(**state["epoch"])
         self.epoch.sums = {name: value.to(device) for name, value in self.epoch.sums.items()}

@@ -28,7 +28,7 @@ from deskpro.stages.models.lmbn import LMBN, Output
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.training.checkpoints import Checkpoints
-from deskpro.stages.training.loop import Batch, Losses, default_peak, fit, learning_rate
+from deskpro.stages.training.loop import Batch, Losses, Updates, default_peak, fit, learning_rate
 from deskpro.stages.training.monitor import open_loggers
 from deskpro.stages.training.signals import stop_requests
 
@@ -64,6 +64,8 @@ class TrainingSet:
     count: int
     """Views of each sample."""
     targets: Targets | None = None
+    held_out: pd.DataFrame | None = None
+    """Samples of identities that are not trained on, as `table`."""
 
     def present(self, images: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """Of each stream, by the kind of image that it sees, which samples have it: bool [N]."""
@@ -133,6 +135,10 @@ class Setup:
     """uint8 [3, H, W] to look at, from the last batch."""
     scaled: tuple[Iterable[nn.Parameter], float] = ((), 1.0)
     """Parameters and the factor of their learning rate."""
+    validate: Callable[[], Mapping[str, float]] | None = None
+    """mAP on held-out identities, where there are any."""
+    fuse: Callable[[], dict[str, float] | None] = lambda: None
+    """How much each stream counts, for the weights file."""
 
 
 def train(setup: Setup, job: Job) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             batches,
             _losses(setup, recipe, forward, last),
             training=recipe.training,
-            rate=rate,
+            updates=Updates(rate, setup.scaled, recipe.ema),
             device=setup.device,
             bar=seen,
             checkpoints=Checkpoints(
@@ -198,7 +204,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             stop=stop,
             loggers=loggers,
             job=job,
-            scaled=setup.scaled,
+            validate=_validate(setup, recipe),
         )
     if distributed.is_main():
         save(setup.files.weights, setup.network, _info(setup))
@@ -210,6 +216,19 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         "short_identities": sampler.short_identities(),
         "start": setup.start,
     }
+
+
+def _validate(setup: Setup, recipe: Recipe) -> Callable[[int], Mapping[str, float]]:
+    """Number of an epoch → mAP on held-out identities, where it is due."""
+
+    def validate(epoch: int) -> Mapping[str, float]:
+        last = epoch + 1 == recipe.training.epochs
+        due = last or (epoch + 1) % setup.options.train_student.validate_every == 0
+        if setup.validate is None or not due or not distributed.is_main():
+            return {}
+        return setup.validate()
+
+    return validate
 
 
 def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = None) -> PKSampler:
@@ -286,14 +305,14 @@ def _forward(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Mod
 
 def _losses(
     setup: Setup, recipe: Recipe, forward: nn.Module, last: list[Any]
-) -> Callable[[Batch], Losses]:
-    """batch → losses and metrics; leaves in `last` what the logged image is made of."""
+) -> Callable[[Batch, int], Losses]:
+    """(batch, steps before) → losses and metrics; leaves what the logged image needs in `last`."""
     labels = torch.from_numpy(setup.data.labels).to(setup.device)
     present = setup.data.present(setup.images)
     some = {stream: rows for stream, rows in present.items() if not rows.all()}
     known = {**(setup.data.targets.valid if setup.data.targets else {}), **some}
 
-    def of_batch(batch: Batch) -> Losses:
+    def of_batch(batch: Batch, step: int) -> Losses:
         layout = recipe.training.channels_last
         images = {
             stream: images_of(batch, kind, setup.device, channels_last=layout)
@@ -310,6 +329,7 @@ def _losses(
             outputs,
             targets,
             valid,
+            step=step,
             gather=distributed.all_gather if recipe.gather_triplets else None,
             mean_of_ranks=distributed.mean_of_ranks if distributed.world_size() > 1 else None,
         )
@@ -328,4 +348,5 @@ def _info(setup: Setup) -> ModelInfo:
         face_size=data.face_size,
         body_size=None if setup.kind == "teacher" else data.body_size,
         processes=distributed.world_size(),
+        fusion=setup.fuse(),
     )
