@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.training_options import Training
+from deskpro.stages.base.training_options import MSE, StudentLoss, Training
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
 from deskpro.stages.losses.terms import (
     TERMS,
@@ -95,6 +95,26 @@ def test_distillation_takes_its_weight_off_the_faces_classification() -> None:
     assert [*found] == [*TERMS]
     for name, loss in found.items():
         assert float(loss) == pytest.approx(WEIGHTS.get(name, 1.0) * whole[name], rel=1e-6)
+
+
+def test_the_body_may_have_a_triplet_weight_of_its_own() -> None:
+    first = losses_of(Options())
+    own = losses_of(Options(loss=StudentLoss(triplet=3.0, triplet_body=0.5)))
+    assert float(own["triplet_face"]) == pytest.approx(3 * float(first["triplet_face"]))
+    assert float(own["triplet_body"]) == pytest.approx(0.5 * float(first["triplet_body"]))
+    shared = losses_of(Options(loss=StudentLoss(triplet=3.0)))
+    assert float(shared["triplet_body"]) == pytest.approx(3 * float(first["triplet_body"]))
+
+
+def test_the_attention_is_learned_alone_for_its_first_steps() -> None:
+    options, waiting = Options(mse=MSE(alone_steps=5)), {"ce_body", "triplet_body"}
+    first = losses_of(Options())
+    for step in (0, 4, 5, 6):
+        for name, loss in losses_of(options, step=step).items():
+            waits = name in waiting and step < 5
+            assert float(loss) == (0 if waits else float(first[name]))
+    plain = {name: term for name, term in TERMS.items() if name != "attention"}
+    assert all(loss > 0 for loss in losses_of(options, plain, step=0).values())
 
 
 def a_loss_of(term: Term) -> torch.Tensor:

@@ -32,7 +32,7 @@ from deskpro.stages.models.weights import load_teacher, save
 from deskpro.stages.targets import kinds
 from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, tensors
 from deskpro.stages.targets.provenance import option_differences
-from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, Source
+from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, ClassTeacher, Source
 from deskpro.stages.targets.worker import Item, ItemTarget
 from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
 
@@ -438,6 +438,22 @@ def test_targets_reach_a_gpu(budget: float, project: Project) -> None:
             assert torch.equal(values.cpu(), wanted[name])
 
 
+def test_class_means_are_the_means_of_every_view_of_an_identity(project: Project) -> None:
+    every, cached = [*TARGETS], CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))
+    labels = torch.from_numpy(TargetStore(store(project)).column("label").astype(np.int64))
+    views, valid = cached.readers["logits"].schema.views, cached.valid.get("logits")
+    rows = torch.arange(len(labels)).repeat_interleave(views)
+    batch = {"row": rows, "view": torch.arange(views).repeat(len(labels))}
+    of_each, found = cached(batch), ClassTeacher(cached, store(project))(batch)
+    assert [*found] == every
+    assert torch.equal(found["attention"], of_each["attention"])
+    for row, means in zip(rows, found["logits"], strict=True):
+        alike = labels[rows] == labels[row]
+        if valid is not None:
+            alike &= valid[rows]
+        torch.testing.assert_close(means, of_each["logits"][alike].double().mean(0).float())
+
+
 def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Project) -> None:
     batch = {"row": torch.tensor([3, 9, 3]), "view": torch.tensor([1, 0, 2])}
     both = CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))(batch)
@@ -454,7 +470,9 @@ def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Projec
 def test_live_and_cached_teacher_depend_on_the_same(name: str, project: Project) -> None:
     weights = project.run / "teacher.safetensors"
     source = Source(config.load(project.config), weights, store(project))
-    live, cached = (TEACHERS[kind](source, [name], torch.device("cpu")) for kind in TEACHERS)
+    live, cached = (
+        TEACHERS[kind](source, [name], torch.device("cpu")) for kind in ("live", "cached")
+    )
     assert live.fingerprint() == cached.fingerprint()
     assert live.sees == TARGETS[name].sees
     assert cached.sees == ()

@@ -49,7 +49,7 @@ def project(project: Project, tiny_run: Path, tiny_benchmark: Path) -> Project:
     return with_cache(project, tiny_run, tiny_benchmark)
 
 
-SHORT = ("train_student.epochs=5", "checkpoints.every=2")
+SHORT = ("train_student.epochs=5", "checkpoints.every=2", "train_student.ema=0.9")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_who_is_held_out_depends_on_the_name_alone(pids: list[str], share: float
     assert {pid for pid, role in few.items() if role == "validation"} == held_out
     trained = {*few} - held_out
     assert len(trained) == min(n, len(pids) - len(held_out))
-    assert trained <= {*roles(pids, Identities(share, n + 1))}  # more people are the same and others
+    assert trained <= {*roles(pids, Identities(share, n + 1))}  # one more joins them
 
 
 def test_the_share_that_is_held_out_is_about_what_was_asked_for() -> None:

@@ -35,15 +35,14 @@ class Identities(NamedTuple):
         split = table["split"].mask(train & table["pid"].isin(held), HELD_OUT)
         return table.assign(split=split)[~(train & table["pid"].isin(beyond))]
 
-
     def lacks(self, chosen: pd.DataFrame) -> list[str]:
         """What is wrong with who is held out, of a table that `choose` gave."""
         found = chosen.loc[chosen["split"] == HELD_OUT, "pid"].nunique()
         if not self.held_out or found > 1:
             return []
         return [
-            f"data.validation {self.held_out:g} holds {found} of its training identities out, two or "
-            "more are needed: --set data.validation with a larger share (at most 0.5), or 0"
+            f"data.validation {self.held_out:g} holds {found} of its training identities out, two "
+            "or more are needed: --set data.validation with a larger share (at most 0.5), or 0"
         ]
 
 
