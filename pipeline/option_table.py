@@ -114,9 +114,10 @@ def _effect(name: str) -> str:
 def _words(schema: Schema) -> tuple[str, str]:
     """Type and allowed values of an option, in words."""
     if "anyOf" in schema:
-        [some] = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
-        kind, allowed = _words(some)
-        return f"{kind} or null", allowed
+        kinds, allowed = zip(*map(_words, schema["anyOf"]), strict=True)
+        return " or ".join(kinds), "".join(allowed)
+    if "const" in schema:
+        return f"`{schema['const']}`", ""
     if "enum" in schema:
         return "one of", ", ".join(map(str, schema["enum"]))
     match schema["type"]:
@@ -129,6 +130,8 @@ def _words(schema: Schema) -> tuple[str, str]:
             if kind == "one of":
                 return "list of some of", allowed
             return f"list of {kind}s", allowed and f"each {allowed}"
+        case "null":
+            return "null", ""
         case "boolean":
             return "true or false", ""
         case "integer" | "number" as kind:

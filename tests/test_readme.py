@@ -18,7 +18,7 @@ from deskpro.pipeline.cli import deskpro
 from deskpro.pipeline.studies import STUDIES
 from deskpro.stages.base.options import LEAVES, Options
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.losses.terms import TERMS, Term
+from deskpro.stages.losses.terms import TERMS, Term, params
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.schemes import SCHEMES
@@ -250,8 +250,8 @@ def test_datasets_recipes_methods_and_protocols_are_documented() -> None:
 def test_the_table_of_losses_names_every_option_of_the_terms() -> None:
     table = section("Losses", DOCUMENTS["stages/README.md"])
     for term in TERMS.values():
-        for option in (term.weight, term.enabled, *term.settings.values()):
-            assert not option or f"`{option}`" in table, option
+        for option in params([term]):
+            assert f"`{option}`" in table, option
 
 
 def test_every_published_option_is_mapped_to_one_that_exists() -> None:
