@@ -132,7 +132,7 @@ def _cards(
 def _index(root: Path, dataset: str, *splits: str) -> pd.DataFrame:
     """The table of images; without rows where they are not at `root`."""
     if not root.is_dir() or dataset not in LAYOUTS:
-        return pd.DataFrame({"split": []})
+        return pd.DataFrame({"split": [], "pid": []})
     return read_index(root, LAYOUTS[dataset], splits)[0]
 
 
