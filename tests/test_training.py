@@ -325,7 +325,7 @@ def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: 
     assert end(child, signal.SIGKILL) == -signal.SIGKILL
     project.ok("train-student", *sets(*SHORT, *metrics))
     rows = history(project)
-    assert rows["epoch"].tolist() == [0, 1, 2, 3, 4]
+    assert rows["epoch"].tolist() == [1, 2, 3, 4, 5]
     for head in LMBN.heads:
         assert {f"agree_{head}", f"divergence_{head}"} < {*rows.columns}
     events = EventAccumulator(str(project.run / "tensorboard" / "student"))

@@ -174,7 +174,7 @@ class _Epoch:
         self.share()
         means = {name: value.item() / self.done for name, value in self.sums.items()}
         rate = self.images / max(self.seconds, 1e-9)
-        return {"epoch": self.number, "lr": self.lr, **means, "images_per_s": rate}
+        return {"epoch": self.number + 1, "lr": self.lr, **means, "images_per_s": rate}
 
 
 class _Run:

@@ -26,7 +26,7 @@ Image = Callable[[], torch.Tensor | None]
 
 @dataclass
 class History:
-    """Steps taken, and a row per epoch: epoch, lr, the losses, total, metrics, images_per_s."""
+    """Steps taken; a row per epoch: epoch (from 1), lr, losses, total, metrics, images_per_s."""
 
     steps: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Curves:
         with writing(self.folder):
             writer = self._open(history.steps + 1)
             for name, value in row.items():
-                writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]) + 1)
+                writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]))
             if image is not None:
                 writer.add_image("body, student, target", image, history.steps)
 
