@@ -114,8 +114,8 @@ def _effect(name: str) -> str:
 def _words(schema: Schema) -> tuple[str, str]:
     """Type and allowed values of an option, in words."""
     if "anyOf" in schema:
-        kinds, allowed = zip(*map(_words, schema["anyOf"]), strict=True)
-        return " or ".join(kinds), "".join(allowed)
+        kinds, ranges = zip(*map(_words, schema["anyOf"]), strict=True)
+        return " or ".join(kinds), "".join(ranges)
     if "const" in schema:
         return f"`{schema['const']}`", ""
     if "enum" in schema:

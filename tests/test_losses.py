@@ -113,6 +113,12 @@ def test_the_attention_is_learned_alone_for_its_first_steps() -> None:
         for name, loss in losses_of(options, step=step).items():
             waits = name in waiting and step < 5
             assert float(loss) == (0 if waits else float(first[name]))
+    outputs = {"face": an_output(0), "body": an_output(2)}
+    logits = outputs["body"].logits.requires_grad_()  # no gradient, not one of 0
+    targets = {t.target: getattr(an_output(1), t.target, LABELS) for t in TERMS.values()}
+    waits = compute_losses(TERMS, options, outputs, targets, step=0)["ce_body"]
+    assert logits.requires_grad
+    assert not waits.requires_grad
     plain = {name: term for name, term in TERMS.items() if name != "attention"}
     assert all(loss > 0 for loss in losses_of(options, plain, step=0).values())
 

@@ -188,8 +188,11 @@ def mean_of_ranks(values: torch.Tensor) -> torch.Tensor:
     return total / world_size()
 
 
-def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The module to call in training: its gradients are averaged over the ranks."""
+def data_parallel(network: nn.Module, device: torch.device, *, partly: bool = False) -> nn.Module:
+    """The module to call in training: its gradients are averaged over the ranks.
+
+    partly: some steps train only some of its parameters.
+    """
     if world_size() == 1:
         return network
     from torch.nn.parallel import DistributedDataParallel
@@ -198,6 +201,7 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=partly,
         broadcast_buffers=False,  # rank 0's are saved; each rank keeps its own while training
     )
 

@@ -145,22 +145,39 @@ def compute_losses(
     """
     losses = {}
     for name, term in terms.items():
-        prediction, target = getattr(outputs[term.stream], term.output), targets[term.target]
-        has = usable(term, valid or {})
-        if term.pairs and gather is not None:
-            prediction, target = gather(prediction), gather(target)
-            has = None if has is None else gather(has.to(target.device).long()).bool().cpu()
-        if has is not None and not has.all():
-            rows = has.nonzero().flatten().to(prediction.device)
-            prediction, target = prediction[rows], target[rows]
-        settings = {keyword: attrgetter(path)(options) for keyword, path in term.settings.items()}
-        loss = term.loss(prediction, target, **settings) if len(target) else prediction.sum() * 0.0
-        if has is not None and mean_of_ranks is not None:
-            count = loss.new_tensor(len(target))
-            loss = loss * (count / mean_of_ranks(count).clamp(min=1e-9))
-        waits = _waits(term, terms, options, step)
-        losses[name] = (0.0 if waits else _weight(term, terms, options)) * loss
+        loss = _loss(term, options, outputs, targets, valid or {}, gather, mean_of_ranks)
+        if _waits(term, terms, options, step):
+            # Not 0 times it: Adam's weight decay would shrink what has a gradient of 0.
+            losses[name] = 0.0 * loss.detach()
+        else:
+            losses[name] = _weight(term, terms, options) * loss
     return losses
+
+
+def _loss(
+    term: Term,
+    options: object,
+    outputs: Mapping[str, Any],
+    targets: Mapping[str, torch.Tensor],
+    valid: Mapping[str, torch.Tensor],
+    gather: Callable[[torch.Tensor], torch.Tensor] | None,
+    mean_of_ranks: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """A term's loss without its weight."""
+    prediction, target = getattr(outputs[term.stream], term.output), targets[term.target]
+    has = usable(term, valid)
+    if term.pairs and gather is not None:
+        prediction, target = gather(prediction), gather(target)
+        has = None if has is None else gather(has.to(target.device).long()).bool().cpu()
+    if has is not None and not has.all():
+        rows = has.nonzero().flatten().to(prediction.device)
+        prediction, target = prediction[rows], target[rows]
+    settings = {keyword: attrgetter(path)(options) for keyword, path in term.settings.items()}
+    loss = term.loss(prediction, target, **settings) if len(target) else prediction.sum() * 0.0
+    if has is not None and mean_of_ranks is not None:
+        count = loss.new_tensor(len(target))
+        loss = loss * (count / mean_of_ranks(count).clamp(min=1e-9))
+    return loss
 
 
 def usable(term: Term, valid: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -171,6 +188,11 @@ def usable(term: Term, valid: Mapping[str, torch.Tensor]) -> torch.Tensor | None
 
 def _is_on(term: Term, options: object) -> bool:
     return not term.enabled or bool(attrgetter(term.enabled)(options))
+
+
+def any_waits(terms: Mapping[str, Term], options: object, step: int) -> bool:
+    """Whether some term is not trained in a step."""
+    return any(_waits(term, terms, options, step) for term in terms.values())
 
 
 def _waits(term: Term, terms: Mapping[str, Term], options: object, step: int) -> bool:

@@ -23,7 +23,7 @@ from deskpro.stages.base.training_options import Recipe
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
 from deskpro.stages.data.sampler import PKSampler
-from deskpro.stages.losses.terms import Term, compute_losses, is_loss
+from deskpro.stages.losses.terms import Term, any_waits, compute_losses, is_loss
 from deskpro.stages.models.lmbn import LMBN, Output
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, save
@@ -158,7 +158,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
     sampler = make_sampler(data, recipe, usable)
     loader = load(_images(setup), sampler, options.data.workers, setup.device)
     setup.network.to(setup.device)
-    forward = _forward(setup.network, recipe, setup.device)
+    forward = _forward(setup, recipe)
     last: list[tuple[Batch, Streams, Tensors]] = []
 
     def batches(epoch: int, start: int) -> Iterable[Batch]:
@@ -283,11 +283,12 @@ def _images(setup: Setup) -> ImageDataset:
     return ImageDataset(setup.data.table, sizes, setup.data.views, quick=seen)
 
 
-def _forward(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
+def _forward(setup: Setup, recipe: Recipe) -> nn.Module:
     """The module to call in training: with its memory format, compiled, shared among the ranks.
 
     Also sets, for the whole process, how a GPU multiplies float32.
     """
+    network, device = setup.network, setup.device
     torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
     torch.backends.cudnn.allow_tf32 = recipe.training.tf32
     if recipe.sync_batch_norm and distributed.world_size() > 1:
@@ -300,7 +301,8 @@ def _forward(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Mod
     if recipe.training.channels_last:
         network.to(memory_format=torch.channels_last)  # activations follow the weights
     forward: Any = torch.compile(network) if recipe.training.compile else network
-    return distributed.data_parallel(forward, device)
+    partly = any_waits(setup.terms, recipe.losses, step=0)
+    return distributed.data_parallel(forward, device, partly=partly)
 
 
 def _losses(
