@@ -123,12 +123,8 @@ def check_data(
         problems += missing
 
     kinds = {split: needs if split == "train" and training else test_needs for split in splits}
-    paths = [
-        path
-        for split, wanted in kinds.items()
-        for kind in wanted
-        for path in table.loc[table["split"] == split, kind].dropna()
-    ]
+    parts = [table.loc[table["split"] == split, [*wanted]] for split, wanted in kinds.items()]
+    paths = [path for part in parts for kind in part for path in part[kind].dropna()]
     files, unreadable = _read(paths, root, index or FileIndex())
     problems += unreadable
     if training and "mask" in needs:
