@@ -141,12 +141,14 @@ def _training(training: Mapping[str, Any]) -> Facts:
     """What the training of either network did."""
     identities, images = training["batch"]
     short, start, losses = (training[k] for k in ("short_identities", "start", "losses"))
+    held_out = "  ".join(f"{name} {100 * v:.1f}" for name, v in training["mAP"].items())
     return {
         "repeated": short and f"{short} identities have fewer than {images} images",
         "started from": start and f"{start['path']}, {start['loaded']} tensors",
         "fresh": start and f"{start['fresh']} tensors: {', '.join(start['modules']) or 'none'}",
         "not loaded": start and (", ".join(start["unused"]) or "nothing"),
         "steps": f"{training['steps']}, {identities}×{images} samples each",
+        "mAP": held_out and f"{held_out} % on held-out identities",
         "last loss": "  ".join(f"{name} {value:.3f}" for name, value in losses.items()),
     }
 

@@ -150,8 +150,8 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
     hardest triplets (unless `gather_triplets`).
 
     Returns:
-        steps; batch, (P, K); losses, those of the last epoch by name; short_identities, how many
-        have fewer than K images; start, as given.
+        steps; batch, (P, K); losses, those of the last epoch by name; mAP of each stream on
+        held-out identities; short_identities, how many have fewer than K images; start, as given.
     """
     options, data, recipe = setup.options, setup.data, setup.options.recipe(setup.kind)
     usable = torch.stack([*data.present(setup.sampled or setup.images).values()]).any(0).numpy()
@@ -213,6 +213,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         "steps": history.steps,
         "batch": (recipe.batchid, recipe.batchimage),
         "losses": {name: value for name, value in last_row.items() if is_loss(name)},
+        "mAP": {n.removeprefix("mAP_"): v for n, v in last_row.items() if n.startswith("mAP_")},
         "short_identities": sampler.short_identities(),
         "start": setup.start,
     }
