@@ -27,6 +27,9 @@ recipe   = $(if $(own),,--config $(CONFIG)) $(if $(RUN),--run $(RUN))
 options  = $(recipe) $(if $(FROM),--from $(FROM)) $(if $(DEVICE),--set device=$(DEVICE)) \
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
+# What the recipe of the demonstration is measured at is tracked.
+results  = $(if $(own),,$(if $(filter configs/demo.yaml,$(CONFIG)),--results configs/results.csv))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep \
         check format bench install clean
@@ -68,8 +71,8 @@ eval: $(ready) ## mAP and CMC of the student on query and gallery
 report: $(ready) ## the run as one HTML page, to look at
 	$(deskpro) report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(ARGS)
 
-ablation: $(ready) ## plain, +KD, +attention and both over several seeds, from one cache
-	$(deskpro) ablation $(options)
+ablation: $(ready) ## what each part is worth, over replicates: ARGS="--replicates 5 --jobs 2"
+	$(deskpro) ablation $(options) $(results)
 
 sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 --seeds 3"
 	$(deskpro) sweep $(options)

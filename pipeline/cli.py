@@ -13,13 +13,11 @@ from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
 from deskpro.pipeline.command_help import Between, Commands
 from deskpro.pipeline.inspect_cli import COMMANDS
 from deskpro.pipeline.stages import STAGES, needed
+from deskpro.pipeline.studies import STUDIES
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests
-
-_SEEDS = click.option("--seeds", default=3, type=Between(1, 1000), help="Seeds of each variant.")
-_JOBS = click.option("--jobs", default=1, type=Between(1, 1000), help="Students at a time.")
 
 
 def _stage(name: str) -> click.Command:
@@ -134,23 +132,34 @@ def all_(recipe: Recipe, update: bool) -> None:
 
 @deskpro.command()
 @with_recipe
-@_SEEDS
-@_JOBS
+@click.option(
+    "--replicates",
+    default=5,
+    type=Between(1, 1000),
+    help="Worlds, each with a teacher and students of its own; the first is the run.",
+)
+@click.option("--jobs", default=1, type=Between(1, 1000), help="Replicates at a time.")
 @click.option(
     "--study",
     default="parts",
-    type=click.Choice(["parts", "views"]),
-    help="parts: plain, +KD, +attention, both. views: how many, matched or not, live teacher.",
+    type=click.Choice([*STUDIES]),
+    help=" ".join(f"{name}: {study.help}." for name, study in STUDIES.items()),
 )
-def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
-    """Measure what parts of the recipe are worth, over seeds.
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The CSV that keeps what was measured.  [default: results.csv in the run folder]",
+)
+def ablation(recipe: Recipe, replicates: int, jobs: int, study: str, results: Path | None) -> None:
+    """Measure what parts of the recipe are worth.
 
-    All students train from one cache.
+    It is repeated in replicates: a world, a teacher and students each. One that is in the file,
+    by the same recipe and code, isn't trained again.
     """
-    from deskpro.pipeline import studies
+    from deskpro.pipeline import ablation as studies
 
-    path = studies.ablation(studies.Base(*recipe.open(), recipe.force, seeds, jobs), study)
-    click.echo(f"written: {path}, {path.with_suffix('.json').name}")
+    base = studies.Base(*recipe.open(), recipe.force, replicates, jobs, results)
+    click.echo(f"written: {studies.ablation(base, study)}")
 
 
 @deskpro.command()
@@ -163,17 +172,17 @@ def ablation(recipe: Recipe, seeds: int, jobs: int, study: str) -> None:
     metavar="KEY=VALUE,VALUE…",
     help="Values of an option; repeatable: every combination is trained.",
 )
-@_SEEDS
-@_JOBS
+@click.option("--seeds", default=3, type=Between(1, 1000), help="Seeds of each combination.")
+@click.option("--jobs", default=1, type=Between(1, 1000), help="Students at a time.")
 def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None:
     """Train students of every combination of some options.
 
     All students train from one cache; one table shows them.
     """
-    from deskpro.pipeline import studies
+    from deskpro.pipeline import sweep as sweeping
 
-    base = studies.Base(*recipe.open(), recipe.force, seeds, jobs)
-    click.echo(f"written: {studies.sweep(base, grids)}")
+    base = sweeping.Base(*recipe.open(), recipe.force, seeds, jobs)
+    click.echo(f"written: {sweeping.sweep(base, grids)}")
 
 
 @deskpro.command()

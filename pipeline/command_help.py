@@ -23,7 +23,7 @@ SECTIONS = {
 """Title → its commands."""
 
 EXAMPLES = {
-    "ablation": "deskpro ablation --config demo --seeds 5 --jobs 2",
+    "ablation": "deskpro ablation --config demo --replicates 5 --jobs 2",
     "all": "deskpro all --config demo --update",
     "cache": "deskpro cache verify runs/demo",
     "cache audit": "deskpro cache audit runs/demo --samples 64",

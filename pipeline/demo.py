@@ -9,16 +9,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deskpro.pipeline import config, messages, runner, stages, studies, tables
+from deskpro.pipeline import config, messages, runner, stages, tables
+from deskpro.pipeline.replicates import Replicate, train
+from deskpro.pipeline.studies import STUDIES, require_parts
+from deskpro.pipeline.summaries import summarise
+from deskpro.pipeline.tables import CHANCE
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, start, summary, table
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
-from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.metrics.protocols import PROTOCOLS
-from deskpro.stages.metrics.ranking import chance
 
 
 def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
@@ -29,6 +29,7 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
     """
     from deskpro.stages import report
 
+    require_parts(options, "parts")
     started = time.monotonic()
     if options.data_train == "benchmark" and not options.data.root.exists():
         start("make-benchmark", output=options.data.root)
@@ -37,9 +38,10 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
         if name in ("train-teacher", "teacher-cache"):
             runner.run_stage(name, options, folder, force=force)
     # Networks this small don't use two cores well: side by side the two students are done sooner.
-    base = studies.Base(options, folder, force, seeds=1, jobs=2)
-    rows = studies.ablation_rows(base, variants=("plain", "both"))
-    found = studies.summarise(rows, "plain")
+    every = STUDIES["parts"].variants(options)
+    variants = {name: every[name] for name in ("plain", "both")}
+    rows = train(Replicate(0, options, folder), variants, force=force, jobs=2)
+    found = summarise(rows, "plain")
     shown = tables.ablation_table(found, "plain")
     title = f"LR student without and with the teacher's cached targets: {shown.title}"
     table(*tables.terminal(shown._replace(title=title)))
@@ -48,31 +50,20 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
     summary(
         f"demo: done in {(time.monotonic() - started) / 60:.1f} min",
         {
-            "seed": f"{options.train_student.seed} alone; the spread over seeds: make ablation",
+            "replicates": "one; the spread over worlds, teachers and students: make ablation",
             "images": options.data.root,
             "run": folder.path,
             "curve": folder.path / "cmc.png",
         },
     )
     of_all = found[found["stream"] == "all"].set_index("variant")
-    distilled, plain = (of_all.loc[name].to_dict() for name in ("both", "plain"))
-    level = 100 * _chance(options, str(rows["protocol"].iat[0]))
-    next_command = messages.command("ablation --seeds 3 --jobs 2")
+    distilled, plain, level = (of_all.loc[name].to_dict() for name in ("both", "plain", CHANCE))
+    next_command = messages.command("ablation --replicates 5 --jobs 2")
     return [
-        messages.gain(distilled | {"stream": "all"}, plain, level),
+        messages.gain(distilled | {"stream": "all"}, plain, level["mAP"]),
         f"report: {page}",
         f"next: {next_command}",
     ]
-
-
-def _chance(options: Options, protocol: str) -> float:
-    """mAP of a random order under a protocol, 0..1."""
-    layout = LAYOUTS[options.data_test or options.data_train]
-    index = read_index(options.test_root, layout, ("query", "gallery"))[0]
-    query, gallery = (
-        index[index["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
-    )
-    return chance(query, gallery, PROTOCOLS[protocol])
 
 
 def make_benchmark(root: Path, overrides: Iterable[str] = (), workers: int | None = None) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deskpro.stages.base.stage import Reason, Result, Stage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Facts = dict[str, object]
 
@@ -201,21 +198,15 @@ SUMMARIES: dict[str, Callable[[Any], Facts]] = {
 """Stage → the facts of its summary; what is empty is left out."""
 
 
-def student(variant: str, seed: int) -> str:
-    """A student of a study."""
-    return f"{variant}, seed {seed}"
-
-
-def student_result(rows: pd.DataFrame) -> str:
+def student_result(name: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """What was measured of one student, whose rows these are."""
-    records = rows.to_dict("records")
+    records = [*rows]
     first, found = records[0], ", ".join(f"{r['stream']} {100 * r['mAP']:.1f}" for r in records)
-    name = student(first["variant"], first["seed"])
     return f"{name}: mAP {found} % ({first['protocol']}), {first['minutes']:.1f} min"
 
 
 def gain(distilled: Mapping[Any, Any], plain: Mapping[Any, Any], chance: float) -> str:
-    """What distillation adds, of rows of `studies.summarise`."""
+    """What distillation adds, of rows of `summaries.summarise`."""
     change, low, high = (distilled[name] for name in ("difference", "low", "high"))
     return (
         f"gain: {change:+.1f} points of mAP in `{distilled['stream']}` (95 % interval over "

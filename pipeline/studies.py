@@ -1,213 +1,152 @@
-"""Many students of one teacher: ablations and sweeps, trained from one cache, in one table."""
+"""The studies of `ablation`: which variants of a recipe are compared, and which streams differ."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import pandas as pd
-
-from deskpro.cache.files import write_aside, write_text
-from deskpro.pipeline import config, messages, runner, stages, tables
-from deskpro.pipeline.study_bars import StudyBars
-from deskpro.pipeline.summaries import draw_sweep, summarise
-from deskpro.stages.base.engine import map_items
+from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Launch, Options, relevant
-from deskpro.stages.base.progress import captured, log, table
-from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten
+from deskpro.stages.losses.terms import TERMS, params
 
-Variants = dict[str, dict[str, object]]
+Changes = Mapping[str, object]
+"""Option → its value in a variant."""
+Variants = Mapping[str, Changes]
 """Name of each variant → what it changes in the recipe."""
 
-STUDIES: dict[str, Variants] = {
-    "parts": {
-        "plain": {"kd_loss.enable": False, "mse.mse_weight": 0.0},
+
+class Curve(NamedTuple):
+    """How the variants of a study are drawn: the quantity of the axis, and where each one is."""
+
+    label: str
+    places: Mapping[str, tuple[str, float]]
+    """Variant → the name of its line, and its value on the axis."""
+
+
+class Study(NamedTuple):
+    """Variants of a recipe that are compared."""
+
+    variants: Callable[[Options], Variants]
+    base: str
+    """The variant from which differences are counted."""
+    help: str
+    curve: Callable[[Options], Curve] | None = None
+
+
+_PLAIN: Changes = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
+_LINES: Variants = {"plain": _PLAIN, "both": {}}
+"""What is trained at every length, or with every number of identities."""
+_LENGTHS = {" ×½": 0.5, "": 1.0, " ×2": 2.0, " ×4": 4.0}
+_SHARES = (1 / 8, 1 / 4, 1 / 2)
+
+
+def _parts(options: Options) -> Variants:
+    return {
+        "plain": _PLAIN,
         "kd": {"mse.mse_weight": 0.0},
+        "kd-class": {"kd_loss.class_means": True, "mse.mse_weight": 0.0},
         "attention": {"kd_loss.enable": False},
         "both": {},
-    },
-    "views": {
+        "plain, 2× steps": {**_PLAIN, **_longer(options, 2)},
+    }
+
+
+def _views(options: Options) -> Variants:
+    return {
         "unmatched": {"train_student.fresh_views": True},
         "V=1": {"train_student.views": 1},
         "V=4": {"train_student.views": 4},
         "V=16": {"train_student.views": 16},
         "live": {"train_student.fresh_views": True, "train_student.live_teacher": True},
-    },
-}
-"""Study → its variants; gains are counted from the first."""
-
-
-class Base(NamedTuple):
-    """The run whose variants are studied, and how many students are trained for that."""
-
-    options: Options
-    folder: RunFolder
-    force: bool = False
-    seeds: int = 3
-    """Seeds of each variant, counted up from `train_student.seed`."""
-    jobs: int = 1
-    """Students at a time."""
-
-
-class Student(NamedTuple):
-    """A variant with a seed, its options and its folder."""
-
-    variant: str
-    seed: int
-    options: Options
-    folder: RunFolder
-
-
-def ablation(base: Base, study: str) -> Path:
-    """Run a study and write its table and, as JSON, its rows into the run folder.
-
-    Returns:
-        The file with the table; the rows lie beside it.
-    """
-    rows, first = ablation_rows(base, study), next(iter(STUDIES[study]))
-    found = tables.ablation_table(summarise(rows, first), first)
-    table(*tables.terminal(found))
-    other = study != "parts"
-    add = f" --study {study}" * other + f" --seeds {base.seeds} --jobs {base.jobs}"
-    page = tables.ablation_page(found, _seeds(base), messages.command(f"ablation{add}"))
-    path = base.folder.path / ("ablation" + f"-{study}" * other + ".md")
-    write_text(path, page)
-    write_text(path.with_suffix(".json"), json.dumps(rows.to_dict("records"), indent=1) + "\n")
-    return path
-
-
-def ablation_rows(
-    base: Base, study: str = "parts", variants: Iterable[str] | None = None
-) -> pd.DataFrame:
-    """Train and evaluate a study's variants with every seed; an interrupted call is resumed.
-
-    The run's own student serves as the variant that has its options. The teacher, which sees HR
-    faces, is the last variant: the upper reference of `face`.
-
-    Returns:
-        A row per variant, seed and stream: variant, seed, run (its folder), protocol, stream,
-        queries, mAP, rank1 (shares in 0..1), parameters, macs, minutes (of training).
-    """
-    from deskpro.stages.evaluate import Evaluate
-
-    options, folder = base.options, base.folder
-    _require_parts(options, study)
-    runner.run_stage("teacher-cache", options, folder, chain=True)
-    chosen = {variant: STUDIES[study][variant] for variant in variants or STUDIES[study]}
-    students = train(base, chosen, "ablation")
-    home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
-    evaluation = Evaluate(options, home, options.pre_train or folder.teacher, kind="teacher")
-    runner.run_stage(evaluation, options, home, update=True)
-    return _rows([*students, Student(tables.TEACHER, options.train_teacher.seed, options, home)])
-
-
-def sweep(base: Base, grids: Iterable[str]) -> Path:
-    """Train and evaluate every combination with every seed; an interrupted call is resumed.
-
-    Writes `sweep.csv` into the run folder, a row per combination and stream: a column per option,
-    then what `summarise` returns. Prints it, and draws `sweep.png` and `sweep.svg`. Differences are
-    from the combination that the recipe has, or from the first.
-    """
-    variants = combinations(grids)
-    options = base.options
-    changed = {  # all must be possible, before any work
-        name: config.override(options, changes, f"--grid {name}")
-        for name, changes in variants.items()
     }
-    first = next((name for name, each in changed.items() if each == options), next(iter(changed)))
-    runner.run_stage("teacher-cache", options, base.folder, chain=True)
-    found = summarise(_rows(train(base, variants, "sweep")), first)
-    path = base.folder.path / "sweep.csv"
-    chosen = pd.DataFrame([variants[name] for name in found["variant"]])
-    with write_aside(path) as aside:
-        pd.concat([chosen, found.drop(columns="variant")], axis=1).to_csv(aside, index=False)
-    draw_sweep(found, tables.labels(variants), path.with_suffix(""))
-    table(*tables.terminal(tables.sweep_table(found, first, variants)))
-    return path
 
 
-def combinations(grids: Iterable[str]) -> Variants:
-    """`key=value,value …` → name of each combination → its options. Values are YAML.
-
-    Raises:
-        InputError: a grid is malformed, or an option is named twice.
-    """
-    axes: dict[str, list[object]] = {}
-    for grid in grids:
-        key, _, values = grid.partition("=")
-        found = config.parse(f"[{values}]")
-        listed = isinstance(found, list) and all(found.count(value) == 1 for value in found)
-        if key not in LEAVES or key in axes or not values or not listed:
-            raise InputError(
-                f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5, with each "
-                "option of the recipe and each value at most once"
-            )
-        axes[key] = found
-    every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return {",".join(f"{key}={value}" for key, value in each.items()): each for each in every}
+def _length(options: Options) -> Variants:
+    return _crossed({name: _longer(options, factor) for name, factor in _LENGTHS.items()})
 
 
-def _seeds(base: Base) -> range:
-    first = base.options.train_student.seed
-    return range(first, first + base.seeds)
+def _length_curve(options: Options) -> Curve:
+    from deskpro.stages.data.sampler import pk_batches
+
+    training = options.train_student
+    labels = _training_table(options)["pid"].astype("category").cat.codes.to_numpy()
+    batches = pk_batches(labels, options.batchid, options.batchimage, training.seed, 0)
+    changes = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
+    steps = {
+        name: len(batches) * float(str(each.get("train_student.epochs", training.epochs)))
+        for name, each in changes.items()
+    }
+    return Curve("training steps", _places(steps))
 
 
-def train(base: Base, variants: Variants, below: str) -> list[Student]:
-    """Train and evaluate every variant with every seed; students that are fresh are kept.
-
-    A variant that needs another cache than the run's gets one. Students that differ from the run's
-    in the seed alone are shared by all studies.
-    """
-    options, folder, students = base.options, base.folder, []
-    for variant, changes in variants.items():
-        changed, source = _with_cache(options, folder, folder.path / below / variant, changes)
-        for seed in _seeds(base):
-            own = config.override(changed, {"train_student.seed": seed})
-            shared = own == config.override(options, {"train_student.seed": seed})
-            name = f"ablation/both-{seed}" if shared else f"{below}/{variant}-{seed}"
-            place = folder if own == options else RunFolder(folder.path / name, source)
-            students.append(Student(variant, seed, own, place))
-    launch = options.launch.model_copy(update={"workers": base.jobs})
-    # A student is one item: within a worker its stages do their work themselves.
-    alone = Launch(threads=options.launch.threads)
-    items = [s._replace(options=s.options.model_copy(update={"launch": alone})) for s in students]
-    with StudyBars(below, len(items)) as bars:
-        make_worker = functools.partial(_worker, base.force)
-        for student, _ in map_items(launch, make_worker, bars.starting(items), bars.listen):
-            bars.end(student)
-            log(messages.student_result(_rows([student])))
-    return students
+def _labels(options: Options) -> Variants:
+    return _crossed({
+        name: {"data.identities": count} if name else {}
+        for name, count in _identities(options).items()
+    })  # fmt: skip
 
 
-def _with_cache(
-    options: Options, folder: RunFolder, own: Path, changes: Mapping[str, object]
-) -> tuple[Options, Path]:
-    """A variant's options, and the run whose cache it uses: `own`, made if it needs another."""
-    changed = config.override(options, changes)
-    params = stages.stage_class("teacher-cache").params
-    if relevant(changed, params) == relevant(options, params):
-        return changed, folder.upstream
-    changed = config.override(changed, {"pre_train": options.pre_train or folder.teacher})
-    runner.run_stage("teacher-cache", changed, RunFolder(own))
-    return changed, own
+def _labels_curve(options: Options) -> Curve:
+    return Curve("training identities", _places(_identities(options)))
 
 
-def _worker(force: bool) -> Callable[[Student], None]:
-    def work(student: Student) -> None:
-        with captured(student.folder.path):
-            log(f"{messages.student(student.variant, student.seed)}, in {student.folder.path}")
-            for stage in ("train-student", "eval"):
-                runner.run_stage(stage, student.options, student.folder, force=force)
-
-    return work
+def _crossed(levels: Variants) -> Variants:
+    return {
+        name + level: {**parts, **changes}
+        for level, changes in levels.items()
+        for name, parts in _LINES.items()
+    }
 
 
-def _require_parts(options: Options, study: str) -> None:
+def _places(levels: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    return {name + level: (name, at) for level, at in levels.items() for name in _LINES}
+
+
+def _longer(options: Options, factor: float) -> Changes:
+    """So many times the epochs of the recipe; the warm-up keeps its share."""
+    training = options.train_student
+    epochs = max(round(training.epochs * factor), 1)
+    if epochs == training.epochs:
+        return {}
+    warmup = training.warmup_epochs * epochs / training.epochs
+    warmup = warmup // 1 if training.schedule == "epoch" else warmup
+    return {"train_student.epochs": epochs, "train_student.warmup_epochs": warmup}
+
+
+def _identities(options: Options) -> dict[str, float]:
+    """Ending of a variant's name → training identities; at least those of a batch."""
+    every = options.data.identities or _training_table(options)["pid"].nunique()
+    least = max(options.batchid, options.train_teacher.batchid)
+    counts = {max(round(share * every), least) for share in _SHARES} - {every}
+    return {f", {count} identities": count for count in sorted(counts) if count < every} | {
+        "": every
+    }
+
+
+def _training_table(options: Options):  # type: ignore[no-untyped-def]
+    from deskpro.stages.data.index import read_index
+    from deskpro.stages.data.layouts import LAYOUTS
+
+    return read_index(options.data.root, LAYOUTS[options.data_train], ("train",))[0]
+
+
+STUDIES: dict[str, Study] = {
+    "parts": Study(
+        _parts, "plain", "plain, KD, KD of class means, attention, both, twice the steps"
+    ),
+    "length": Study(
+        _length, "plain", "plain and both at ½, 1, 2 and 4 times the epochs", _length_curve
+    ),
+    "labels": Study(
+        _labels, "plain", "plain and both with 1/8 to all of the identities", _labels_curve
+    ),
+    "views": Study(_views, "unmatched", "how many, matched or not, live teacher"),
+}
+"""Name → study."""
+
+
+def require_parts(options: Options, study: str) -> None:
     """Raises InputError where the recipe lacks what the study switches off, or views."""
     off = {
         "kd_loss.enable": not options.kd_loss.enable or options.kd_loss.alpha == 0,
@@ -219,7 +158,8 @@ def _require_parts(options: Options, study: str) -> None:
             "an ablation switches parts of the recipe off one by one: "
             f"{', '.join(name for name, is_off in off.items() if is_off)} must be on"
         )
-    most = max(int(str(v.get("train_student.views", 1))) for v in STUDIES[study].values())
+    variants = STUDIES[study].variants(options)
+    most = max(int(str(each.get("train_student.views", 1))) for each in variants.values())
     if options.cache.views < most:
         raise InputError(
             f"the study of {study} needs {most} views a sample, cache.views is "
@@ -227,28 +167,41 @@ def _require_parts(options: Options, study: str) -> None:
         )
 
 
-def _rows(students: Iterable[Student]) -> pd.DataFrame:
-    """What was measured of students under the first protocol, a row per stream."""
-    rows = []
-    for variant, seed, _, folder in students:
-        protocols = json.loads(folder.metrics.read_text())["protocols"]
-        protocol, scores = next(iter(protocols.items()))
-        record = read_manifest(folder.manifest("train-student")) or {}
-        result: dict[str, Any] = record.get("result", {})
-        rows += [
-            {
-                "variant": variant,
-                "seed": seed,
-                "run": str(folder.path),
-                "protocol": protocol,
-                "stream": stream,
-                "queries": numbers["queries"],
-                "mAP": numbers["mAP"],
-                "rank1": numbers["cmc"][0],
-                "parameters": result.get("parameters"),
-                "macs": result.get("macs"),
-                "minutes": record.get("seconds", 0) / 60,
-            }
-            for stream, numbers in scores["streams"].items()
-        ]
-    return pd.DataFrame(rows)
+def changes_of(stream: str, options: Options, changes: Changes) -> dict[str, object]:
+    """What a variant changes of the options that a stream depends on.
+
+    A section that only losses of the other stream name (`mse`, for the face) is none of them.
+    """
+    sections = {
+        name: {option.partition(".")[0] for option in params([term]) if option}
+        for name, term in TERMS.items()
+    }
+    own = {part for name, parts in sections.items() for part in parts
+           if TERMS[name].stream == stream}  # fmt: skip
+    others = {part for parts in sections.values() for part in parts} - own
+    before = flatten(options.model_dump(mode="json"))
+    now = flatten(config.override(options, changes).model_dump(mode="json"))
+    return {
+        name: value
+        for name, value in now.items()
+        if name not in WITHOUT_EFFECT
+        and name.partition(".")[0] not in others
+        and (name not in before or value != before[name])
+    }
+
+
+def same_cells(options: Options, variants: Variants, base: str) -> set[tuple[str, str]]:
+    """(variant, stream) whose stream is that of the variant `base`: no difference by construction.
+
+    A stream is trained by losses of its own and shares no parameter with the other.
+    """
+    found = set()
+    for variant, changes in variants.items():
+        alike = {
+            stream: changes_of(stream, options, changes)
+            == changes_of(stream, options, variants[base])
+            for stream in options.streams
+        }
+        alike["all"] = all(alike.values())
+        found |= {(variant, stream) for stream, is_same in alike.items() if is_same}
+    return found - {(base, stream) for stream in (*options.streams, "all")}

@@ -1,4 +1,4 @@
-"""The bars of a study: one for all students, one for each that is being trained."""
+"""The bars of a study: one for all of it, one for each part that is under way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from deskpro.pipeline import messages
 from deskpro.stages.base.progress import Event, Step, bar, log
 from deskpro.stages.base.run_folder import RunFolder
 
@@ -17,23 +16,22 @@ _RESUMED = 0.05
 """Part with which a training that is first heard of was resumed."""
 
 
-class Student(Protocol):
-    """What is shown of a student."""
+class Item(Protocol):
+    """What is shown of a student, or of a replicate with several."""
 
     @property
-    def variant(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
+    def name(self) -> str: ...
     @property
     def folder(self) -> RunFolder: ...
 
 
 class StudyBars:
-    """Shows what workers tell of their students; this process alone draws."""
+    """Shows what workers tell of their items; this process alone draws."""
 
-    def __init__(self, name: str, students: int) -> None:
+    def __init__(self, name: str, count: int, unit: str) -> None:
         self._all = ExitStack()
-        self._whole = self._all.enter_context(bar(name, students, "students"))
+        self._whole = self._all.enter_context(bar(name, count, unit))
+        self._parts = unit == "students"
         self._running = dict[Path, _Running]()
         self._done = 0
 
@@ -45,40 +43,41 @@ class StudyBars:
             each.stack.close()
         self._all.close()
 
-    def starting(self, students: Iterable[Student]) -> Iterator[Student]:
-        """The students, each of which is shown from when it is read."""
-        for student in students:
-            self._running[student.folder.path] = _Running(student)
-            yield student
+    def starting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each of which is shown from when it is read."""
+        for item in items:
+            self._running[item.folder.path] = _Running(item.name)
+            yield item
 
-    def listen(self, student: Student, event: Event) -> None:
-        """Show the bar of a student's stage; count what part of its training is done."""
+    def listen(self, item: Item, event: Event) -> None:
+        """Show the bar of an item's stage; count what part of a student's training is done."""
         if isinstance(event, Step):
-            jumped = self._running[student.folder.path].show(event)
-            self._count(jumped)
+            jumped = self._running[item.folder.path].show(event)
+            if self._parts:
+                self._count(jumped)
         else:
             log(*event)
 
-    def end(self, student: Student) -> None:
-        """A student has been trained and evaluated, or was already."""
-        running = self._running.pop(student.folder.path)
+    def end(self, item: Item) -> None:
+        """An item is done, or was already."""
+        running = self._running.pop(item.folder.path)
         running.stack.close()
         self._done += 1
         self._count(jumped=not running.part)
 
     def _count(self, jumped: bool) -> None:
         """jumped: by work of an earlier command, from which the time left cannot be told."""
-        done = self._done + sum(each.part for each in self._running.values())
+        parts = sum(each.part for each in self._running.values()) if self._parts else 0
+        done = self._done + parts
         (self._whole.restart if jumped else self._whole.reach)(done)
         self._whole.count(self._done)
 
 
 class _Running:
-    """The bar of a student."""
+    """The bar of an item."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, name: str) -> None:
         self.stack = ExitStack()
-        name = messages.student(student.variant, student.seed)
         self.bar = self.stack.enter_context(bar(name, 0, "steps"))
         self.work = "", ""
         self.part = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.markup import escape
@@ -13,8 +13,13 @@ from deskpro.stages.reporting import cells
 if TYPE_CHECKING:
     import pandas as pd
 
-TEACHER = "teacher, HR face"
-"""The variant that is an upper reference of `face`, and nothing to choose."""
+CHANCE, CLOTHES, TEACHER = "chance", "clothes reader", "teacher, HR face"
+REFERENCES = (CHANCE, CLOTHES, TEACHER)
+"""Variants that others are held against, and nothing to choose: a random order, who knows what
+everyone wears and nothing else, and the teacher on HR faces."""
+
+LEVEL, GAIN = 0.01, 2.0
+"""What a verdict asks for: p below the one, a mean difference of at least the other, in points."""
 
 
 class Cell(NamedTuple):
@@ -38,20 +43,22 @@ def study_table(
     heads: Mapping[str, Sequence[object]],
     columns: Sequence[str] = ("variant",),
     costs: Mapping[str, Callable[[Mapping[Any, Any]], str]] | None = None,
+    over: str = "replicates",
 ) -> Table:
     """A row per variant, a column per stream: mAP, and below it the paired difference from `base`.
 
     Args:
-        found: what `studies.summarise` returns.
+        found: what `summaries.summarise` returns.
         heads: variant → its first cells, under `columns`.
         costs: the lines of a last column, each of a row of `found`.
+        over: what is repeated.
     """
     streams = [*dict.fromkeys(found["stream"])]
     parts = {stream: found[found["stream"] == stream].set_index("variant") for stream in streams}
     highest = {
         (stream, variant): is_best
         for stream, part in parts.items()
-        for choice in [part["mAP"].drop(TEACHER, errors="ignore")]
+        for choice in [part["mAP"].drop([*REFERENCES], errors="ignore")]
         for variant, is_best in zip(choice.index, cells.best([*choice]), strict=True)
     }
     rows = []
@@ -66,26 +73,36 @@ def study_table(
             row.append(Cell([words(record) for words in costs.values()]))
         rows.append(row)
     last = ["\n".join(costs)] if costs else []
-    return Table(_title(found, base), [*columns, *streams, *last], rows)
+    return Table(_title(found, base, over), [*columns, *streams, *last], rows)
 
 
 def _result(row: Mapping[Any, Any]) -> list[str]:
     """The lines of a variant's cell."""
     lines = [cells.spread(row["mAP"], row["mAP_sd"])]
-    change, low, high = (row[name] for name in ("difference", "low", "high"))
-    if not math.isnan(change):
-        lines += [cells.difference(change, low, high)]
-        lines += [verdict(low, high)] if row["seeds"] > 1 else []  # one seed can't tell
-    return lines
+    change, low, high, p = (row[name] for name in ("difference", "low", "high", "p"))
+    if math.isnan(change):
+        return lines
+    if change == 0 and math.isnan(low) and math.isnan(p):
+        return [*lines, "same"]  # by construction
+    lines += [cells.difference(change, low, high)]
+    return lines if math.isnan(p) else [*lines, f"{verdict(change, p)} (p {_probability(p)})"]
 
 
-def _title(found: pd.DataFrame, base: str) -> str:
-    seeds = int(found["seeds"].max())
-    mean = f", mean ± standard deviation over {seeds} seeds" * (seeds > 1)
+def _probability(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _title(found: pd.DataFrame, base: str, over: str) -> str:
+    count = int(found["replicates"].max())
+    mean = f", mean ± standard deviation over {count} {over}" * (count > 1)
     return (
         f"mAP %, {found['protocol'].iat[0]} (n = {found['queries'].max()} queries){mean}; below it "
         f"the paired difference from {base} and its 95 % interval over "
-        + ("seeds (Student's t)" if seeds > 1 else "identities (bootstrap); one seed")
+        + (
+            f"{over} (Student's t), and p, adjusted for the number of differences (Holm)"
+            if count > 1
+            else f"identities (bootstrap); one {over.removesuffix('s')}, so no test"
+        )
     )
 
 
@@ -106,7 +123,8 @@ def sweep_table(
         "min": lambda row: f"{row['minutes']:.1f}",
     }
     named = labels(variants)
-    return study_table(found, named[base], heads, [*short_names(keys).values()], costs)
+    columns = [*short_names(keys).values()]
+    return study_table(found, named[base], heads, columns, costs, over="seeds")
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -140,8 +158,13 @@ def terminal(table: Table) -> tuple[str, Sequence[str], list[list[str]]]:
     )
 
 
-def ablation_page(table: Table, seeds: Iterable[int], command: str) -> str:
-    """The table of an ablation as Markdown, with what a reader must know."""
+def ablation_page(table: Table, facts: Mapping[str, str], findings: Sequence[str]) -> str:
+    """The table of an ablation as Markdown, with what a reader must know.
+
+    Args:
+        facts: how it was made, by name.
+        findings: sentences on what the table itself doesn't show.
+    """
 
     def text(cell: Cell) -> str:
         first, *others = [*cell.lines] or [""]
@@ -150,16 +173,25 @@ def ablation_page(table: Table, seeds: Iterable[int], command: str) -> str:
     lines = (table.columns, ["---"] * len(table.columns), *(map(text, row) for row in table.rows))
     return "\n".join(
         [
-            f"{table.title}. Seeds: {', '.join(map(str, seeds))}; made by `{command}`.",
-            "A variant helps (harms) where the interval lies above (below) 0. The teacher sees HR",
-            "faces: an upper reference for `face`, from one seed.",
+            f"{table.title}. "
+            + "; ".join(f"{name}: {value}" for name, value in facts.items())
+            + ".",
+            f"A variant helps (harms) where p < {LEVEL:g} and the mean gain (loss) is at least "
+            f"{GAIN:g} points.",
+            "`same` is no test: the stream is that of the variant with which it would be compared.",
+            "References have no difference: chance is a random order, the clothes reader knows",
+            "what everyone wears and nothing else, and the teacher sees HR faces.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
+            *(f"* {finding}" for finding in findings),
+            *([""] if findings else []),
         ]
     )
 
 
-def verdict(low: float, high: float) -> str:
-    """What a difference is worth, by its interval."""
-    return "helps" if low > 0 else "harms" if high < 0 else "no clear effect"
+def verdict(difference: float, p: float) -> str:
+    """What a mean difference in points of mAP is worth, by its adjusted p."""
+    if p >= LEVEL or abs(difference) < GAIN:
+        return "no clear effect"
+    return "helps" if difference > 0 else "harms"

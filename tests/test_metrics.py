@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deskpro.stages.metrics.intervals import interval, sign_flip_test, t_interval, t_quantile
+from deskpro.stages.metrics.intervals import (
+    holm,
+    interval,
+    paired_t,
+    sign_flip_test,
+    t_interval,
+    t_quantile,
+)
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import Ranking, _drawn, chance, rank_gallery, tie_groups
 from deskpro.stages.metrics.reranking import reranked
@@ -506,6 +513,51 @@ def test_quantiles_of_students_t_are_those_of_tables() -> None:
         assert t_quantile(0.95, df) == pytest.approx(value, abs=1e-7)
     assert t_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 2.48413771, 2 + 2.48413771])
     assert np.isnan(t_interval([1.0])).all()
+
+
+def test_p_of_students_t_is_that_of_tables() -> None:
+    # t = mean·√n / sd: of one degree of freedom p = 1 − 2·atan(t)/π, of two 1 − t/√(2 + t²).
+    assert paired_t([1.0, 3.0]) == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(1 - 12**0.5 / 14**0.5)
+    for df, t in ((4, 4.604094871), (9, 3.249835542)):  # the tables' t of p = 0.01
+        n = df + 1
+        values = np.linspace(-1, 1, n)
+        values = values / values.std(ddof=1) + t / n**0.5
+        assert paired_t(values) == pytest.approx(0.01, rel=1e-7)
+    assert paired_t([0.5, 0.5, 0.5]) == 0
+    assert paired_t([0.0, 0.0]) == 1
+    assert np.isnan(paired_t([0.5]))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(0.1, 10))
+def test_p_depends_on_neither_sign_nor_scale_and_agrees_with_the_interval(
+    values: list[float], scale: float
+) -> None:
+    found = np.round(values, 3)
+    p = paired_t(found)
+    assert 0 <= p <= 1
+    assert paired_t(-scale * found) == pytest.approx(p, abs=1e-9)
+    low, high = t_interval(found)
+    if abs(low) > 1e-6 and abs(high) > 1e-6:
+        assert (p < 0.05) == (low > 0 or high < 0)
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(np.nan)), max_size=8))
+def test_holm_is_its_definition(values: list[float]) -> None:
+    """The adjusted p is the lowest level at which the step-down procedure rejects."""
+    found = holm(values)
+    known = [p for p in values if not np.isnan(p)]
+    ranked = sorted(known)
+    for p, adjusted in zip(values, found, strict=True):
+        if np.isnan(p):
+            assert np.isnan(adjusted)
+            continue
+        steps = [(len(ranked) - i) * q for i, q in enumerate(ranked) if q <= p]
+        first = (len(ranked) - ranked.index(p)) * p
+        before = [s for s, q in zip(steps, ranked, strict=False) if q < p]
+        assert adjusted == pytest.approx(min(1, max([first, *before])))
+        assert p - 1e-12 <= adjusted <= 1
+    assert holm([0.01, 0.04, 0.03, np.nan]).tolist()[:3] == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_chance_is_the_mean_of_random_orders() -> None:

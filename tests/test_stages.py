@@ -24,6 +24,9 @@ from safetensors.torch import load_file
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.pipeline import config
+from deskpro.pipeline.studies import STUDIES
+from deskpro.pipeline.tables import REFERENCES
+from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, attention_target
@@ -397,39 +400,6 @@ def test_a_process_exits_with_2_and_one_message(project: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.finished("teacher-cache")
-def test_an_ablation_says_what_each_part_is_worth(project: Project, tmp_path: Path) -> None:
-    short = ("--set", "train_student.max_steps=2")
-    result = project.ok("ablation", "--seeds", "2", *short)
-    rows = json.loads((project.run / "ablation.json").read_text())
-    assert {"mAP", "rank1", "seed", "stream", "variant"} <= rows[0].keys()
-    keys = {(row["variant"], row["seed"], row["stream"]) for row in rows}
-    assert len(keys) == len(rows) == 4 * 2 * 3 + 1
-    assert ("teacher, HR face", 0, "face") in keys
-    text = (project.run / "ablation.md").read_text()
-    assert re.search(r"\| both \| .* ± .*<br>.*\[.*\]<br>", text)
-    assert "deskpro ablation" in text
-    assert "ablation" in result.out
-    student = weights(project.run / "ablation" / "plain-0" / "student.safetensors")
-    assert student  # each variant keeps its own; the run's own is `both` with the first seed
-    assert not (project.run / "ablation" / "both-0").exists()
-    assert (project.run / "student.safetensors").exists()
-    trained = logs(project.run).count("train-student: done")
-    assert trained == 8
-    again = project.ok("ablation", "--seeds", "2", *short)
-    assert again.err.count(": mAP face ") == 8  # one line each
-    assert logs(project.run).count("train-student: done") == trained
-
-    # A student that uses no targets is the same with and without a cache.
-    plain, alone = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0"), tmp_path / "a"
-    result = project.ok("train-student", *plain, *short, "--run", str(alone))
-    assert "teacher-cache" not in result.err
-    assert not (alone / "targets.zarr").exists()
-    beside = project.run / "ablation" / "plain-0" / "student.safetensors"
-    assert same(alone / "student.safetensors", beside)
-
-
-@pytest.mark.slow
 def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     recipe = yaml.safe_load(project.config.read_text())
     recipe["train_student"]["max_steps"] = recipe["train_teacher"]["max_steps"] = 2
@@ -444,26 +414,31 @@ def test_the_demo_runs_everything_and_compares(project: Project) -> None:
     assert command.startswith(f"next: deskpro ablation --config {project.config}")
     assert project.ok("demo").out.splitlines()[-3:] == [gain, page, command]
     again = project.ok("demo", "--force", "--set", "train_teacher.seed=1")
-    results = [line for line in again.err.splitlines() if ", seed 0: mAP face " in line]
+    results = [line for line in again.err.splitlines() if ": mAP face " in line]
     assert len(results) == 2  # each in a process of its own
     assert "train-student: done" not in again.err
-    for folder in (project.run, project.run / "ablation" / "plain-0"):
-        assert "train-student: done" in (folder / "deskpro.log").read_text()
+    for folder in (".", "ablation/face-plain", "ablation/body-plain"):
+        assert "train-student: done" in (project.run / folder / "deskpro.log").read_text()
     student, _ = load_student(project.run / "student.safetensors")
     assert list(student.heads) == ["face", "body"]
+    # The student without targets is that of a recipe without, which needs no cache.
+    alone = project.run.with_name("alone")
+    plain = ("--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0.0", "--run", str(alone))
+    assert "teacher-cache" not in project.ok("train-student", *plain).err
+    joined = project.run / "ablation" / "plain" / "student.safetensors"
+    assert same(alone / "student.safetensors", joined)
 
 
 @pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) -> None:
-    result = project("ablation", "--study", "views", "--seeds", "1")
+    result = project("ablation", "--study", "views", "--replicates", "1")
     assert result.code == 2
     assert "--set cache.views=16" in result.err
     short = ("--set", "cache.views=16", "--set", "train_student.max_steps=1")
-    project.ok("ablation", "--study", "views", "--seeds", "1", *short)
-    rows = json.loads((project.run / "ablation-views.json").read_text())
-    variants = {row["variant"] for row in rows}
-    assert variants == {"unmatched", "V=1", "V=4", "V=16", "live", "teacher, HR face"}
+    project.ok("ablation", "--study", "views", "--replicates", "1", *short)
+    variants = {*pd.read_csv(project.run / "results.csv")["variant"]}
+    assert variants == {*STUDIES["views"].variants(Options()), *REFERENCES}
     assert "paired difference from unmatched" in (project.run / "ablation-views.md").read_text()
 
 

@@ -162,12 +162,13 @@ def test_prepared_images_are_those_of_one_process(
 
 
 def test_an_ablation_is_that_of_one_process(run: Run, project: Project) -> None:
-    ablation = ["--seeds", "1", *sets("launch.threads=1")]
+    ablation = ["--replicates", "1", *sets("launch.threads=1")]
     project.ok("ablation", *ablation)
     folder = project.run / "ablation"
-    files = [*folder.glob("*/student.safetensors"), *folder.glob("*.csv")]
+    files = [*folder.glob("*/student.safetensors"), *folder.glob("*/queries.csv")]
     wanted = {path: path.read_bytes() for path in files}
     assert len(wanted) > 2
     shutil.rmtree(folder)
+    (project.run / "results.csv").unlink()
     run(folder, lambda *options: project("ablation", *ablation, *options, "--jobs", "2"))
     assert {path: path.read_bytes() for path in files} == wanted

@@ -1,4 +1,4 @@
-"""How sure a mean is: of queries by bootstrap and a paired test, of seeds by Student's t.
+"""How sure a mean is: of queries by bootstrap and a paired test, of trainings by Student's t.
 
 The queries of one identity are alike, so identities are drawn, not queries (cluster bootstrap;
 Field & Welsh, "Bootstrapping clustered data", JRSS B 2007).
@@ -87,6 +87,34 @@ def t_interval(values: npt.ArrayLike, level: float = 0.95) -> list[float]:
         return [math.nan, math.nan]
     half = t_quantile(level, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found))
     return [float(found.mean() - half), float(found.mean() + half)]
+
+
+def paired_t(differences: npt.ArrayLike) -> float:
+    """Two-sided p of a mean paired difference by Student's t; nan for fewer than two.
+
+    Where all differences are equal it is 0, or 1 if they are 0.
+    """
+    found = np.asarray(differences, float)
+    if len(found) < 2:
+        return math.nan
+    if found.min() == found.max():
+        return float(found[0] == 0)
+    df = len(found) - 1
+    t = abs(found.mean()) * math.sqrt(len(found)) / found.std(ddof=1)
+    return min(max(1 - _t_mass(math.atan(t / math.sqrt(df)), df), 0.0), 1.0)
+
+
+def holm(values: npt.ArrayLike) -> np.ndarray:
+    """p values adjusted for their number (Holm, 1979, step-down), [n]; nan stays and isn't counted.
+
+    Rejecting what is below a level then errs in any of the tests no more often than the level says.
+    """
+    adjusted = np.asarray(values, float).copy()
+    order = np.argsort(adjusted, kind="stable")  # nan comes last
+    order = order[: np.count_nonzero(~np.isnan(adjusted))]
+    times = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(times * adjusted[order]), 1)
+    return adjusted
 
 
 def t_quantile(level: float, df: int) -> float:

@@ -1,0 +1,69 @@
+"""What the students of a study are held against: chance, who reads clothes only, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from deskpro.pipeline import runner
+from deskpro.pipeline.results_file import measured, world_facts
+from deskpro.pipeline.tables import CHANCE, CLOTHES, TEACHER
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data import benchmark
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
+from deskpro.stages.metrics.ranking import chance, rank_gallery
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = Iterable[dict[str, Any]]
+Measure = Callable[["pd.DataFrame", "pd.DataFrame", Protocol], dict[str, float]]
+
+
+def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[str, Any]]:
+    """What was measured of the references, a row per reference and stream.
+
+    student: the rows of a student; the references are measured on its queries: of `face` those
+    that have one.
+    """
+    layout = LAYOUTS[options.data_test or options.data_train]
+    index = read_index(options.test_root, layout, ("query", "gallery"))[0]
+    query, gallery = (
+        index[index["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
+    )
+    measures: dict[str, Measure] = {CHANCE: _chance}
+    if world_facts(options.test_root):
+        measures[CLOTHES] = _clothes
+    for name, measure in measures.items():
+        for row in student:
+            seen = query["lr_face"].notna() | (row["stream"] != "face")
+            queries = query[seen].reset_index(drop=True)
+            scores = measure(queries, gallery, PROTOCOLS[row["protocol"]])
+            kept = {key: row[key] for key in ("stream", "protocol", "queries")}
+            yield {"variant": name, **kept, **scores, "minutes": 0.0, "run": ""}
+    yield from _teacher(options, folder)
+
+
+def _chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> dict[str, float]:
+    return {"mAP": chance(query, gallery, protocol)}
+
+
+def _clothes(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> dict[str, float]:
+    distances = benchmark.clothes_distances(query, gallery)
+    ranking = rank_gallery(query, gallery, distances, protocol)
+    return {"mAP": ranking.mAP, "rank1": float(ranking.queries["rank1"].mean())}
+
+
+def _teacher(options: Options, folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The scores of the teacher, which sees HR faces."""
+    from deskpro.stages.evaluate import Evaluate
+
+    home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
+    weights = options.pre_train or folder.teacher
+    evaluation = Evaluate(options, home, weights, kind="teacher")
+    runner.run_stage(evaluation, options, home, update=True)
+    for row in measured(home):
+        yield {"variant": TEACHER, **row, "minutes": 0.0, "run": str(home.path)}

@@ -1,0 +1,162 @@
+"""Replicates of a run: another world, teacher and student each, and a study's variants of each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from deskpro.cache.lock import hold
+from deskpro.pipeline import config, references, runner, students
+from deskpro.pipeline.results_file import world_facts
+from deskpro.pipeline.studies import Variants
+from deskpro.pipeline.study_bars import StudyBars
+from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Launch, Options
+from deskpro.stages.base.progress import captured, log, start
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data import benchmark
+
+
+class Replicate(NamedTuple):
+    """A world, a teacher and a student; number 0 is the run itself."""
+
+    number: int
+    options: Options
+    folder: RunFolder
+    model: Path | None = None
+    """The benchmark of the run, after which this one's is drawn; None: the images are the run's."""
+
+    @property
+    def name(self) -> str:
+        return f"replicate {self.number}"
+
+
+def replicates(options: Options, folder: RunFolder, count: int) -> list[Replicate]:
+    """The run and its replicates: seeds counted up, worlds beside that of the run.
+
+    Where the teacher is given, all use the run's targets, and the students alone differ.
+    """
+    found, root = [Replicate(0, options, folder)], options.data.root
+    given = options.pre_train is not None or folder.source is not None
+    model = root if not given and world_facts(root) else None
+    for number in range(1, count):
+        changes: dict[str, object] = {"train_student.seed": options.train_student.seed + number}
+        if not given:
+            changes["train_teacher.seed"] = options.train_teacher.seed + number
+        if model is not None:
+            changes["data.root"] = root.with_name(f"{root.name}-{number}")
+        place = folder.path / "ablation" / f"replicate-{number}"
+        own = RunFolder(place, folder.upstream if given else None)
+        found.append(Replicate(number, config.override(options, changes), own, model))
+    return found
+
+
+def train_all(
+    chosen: list[Replicate], variants: Variants, *, force: bool, jobs: int
+) -> Iterator[tuple[Replicate, pd.DataFrame]]:
+    """Replicates with what was measured of each, in the order in which they are done.
+
+    Replicates are side by side first; where they are fewer than jobs, so are each one's students.
+    """
+    if len(chosen) < 2:
+        yield from ((each, train(each, variants, force=force, jobs=jobs)) for each in chosen)
+        return
+    launch = chosen[0].options.launch.model_copy(update={"workers": min(jobs, len(chosen))})
+    make_worker = functools.partial(_worker, variants, force, max(jobs // len(chosen), 1))
+    # A replicate is one item: within a worker its stages do their work themselves.
+    alone = Launch(threads=launch.threads)
+    items = [r._replace(options=r.options.model_copy(update={"launch": alone})) for r in chosen]
+    with StudyBars("ablation", len(items), "replicates") as bars:
+        for replicate, rows in map_items(launch, make_worker, bars.starting(items), bars.listen):
+            bars.end(replicate)
+            yield replicate, rows
+
+
+def _worker(variants: Variants, force: bool, jobs: int) -> Callable[[Replicate], pd.DataFrame]:
+    def work(replicate: Replicate) -> pd.DataFrame:
+        with captured(replicate.folder.path):
+            log(f"{replicate.name}, in {replicate.folder.path}")
+            return train(replicate, variants, force=force, jobs=jobs)
+
+    return work
+
+
+def train(replicate: Replicate, variants: Variants, *, force: bool, jobs: int = 1) -> pd.DataFrame:
+    """Train and evaluate a study's variants of a replicate; what is fresh is kept.
+
+    What the study alone has made is rebuilt where it is stale; the run itself is not.
+
+    Args:
+        force: train the students although they are fresh.
+
+    Returns:
+        A row per variant and stream, and of what they are compared with (see `references`):
+        replicate, variant, stream, protocol, queries, mAP, rank1, mAP_with_face (shares in 0..1),
+        minutes (of training), run (its folder).
+    """
+    number, options, folder, model = replicate
+    mode = students.Mode(force, update=number > 0)
+    if model is not None:
+        _draw_world(model, options.data.root, number)
+    runner.run_stage("teacher-cache", options, folder, chain=True, update=mode.update)
+    trainings, joined = students.plan(options, folder, variants)
+    for tasks, work in ((trainings, students.trainer), (joined, students.evaluator)):
+        make_worker = functools.partial(work, mode)
+        for task in students.run_tasks(tasks, make_worker, options.launch, jobs, replicate.name):
+            if task.parts:
+                log(students.said(task))
+    rows = [row for task in joined for row in students.rows(task)]
+    of_first = [row for row in rows if row["variant"] == joined[0].name]
+    found = pd.DataFrame([*rows, *references.rows(options, folder, of_first)])
+    found.insert(0, "replicate", number)
+    return found
+
+
+def require_worlds(chosen: list[Replicate]) -> None:
+    """Raises InputError where something else lies in the place of a world, before any work."""
+    for number, options, _, model in chosen:
+        if model is not None and options.data.root.exists():
+            _require_world(model, options.data.root, number)
+
+
+def _draw_world(model: Path, place: Path, number: int) -> None:
+    """Draw a benchmark with the options of another and its seed counted up, unless it is there."""
+    with hold(place, "make-benchmark"):
+        if not place.exists():
+            options = _world_options(model, number)
+            start("make-benchmark", seed=options.seed, output=place)
+            benchmark.make_benchmark(place, options, workers=1)
+    _require_world(model, place, number)
+
+
+def _world_options(model: Path, number: int) -> benchmark.BenchmarkOptions:
+    options = benchmark.BenchmarkOptions(**world_facts(model)["options"])
+    return options.model_copy(update={"seed": options.seed + number})
+
+
+def _require_world(model: Path, place: Path, number: int) -> None:
+    options, found = _world_options(model, number), world_facts(place)
+    wanted = {"format": benchmark.FORMAT, "options": options.model_dump()}
+    if found != wanted:
+        raise InputError(
+            f"{place}: must be the benchmark of {model} with seed {options.seed}; "
+            f"{_difference(found, wanted)}. Remove the folder, and it is drawn again"
+        )
+
+
+def _difference(found: dict[str, object], wanted: dict[str, object]) -> str:
+    if not found:
+        return "it has no benchmark.json"
+    names = {"format": found["format"], **dict(found["options"])}  # type: ignore[call-overload]
+    other = {"format": wanted["format"], **dict(wanted["options"])}  # type: ignore[call-overload]
+    words = (
+        f"{name} is {names.get(name)}, must be {value}"
+        for name, value in other.items()
+        if names.get(name) != value
+    )
+    return ", ".join(words)

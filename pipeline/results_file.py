@@ -1,0 +1,178 @@
+"""What was measured, as a CSV that may be tracked: rows of the same recipe and code count."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from deskpro.cache.files import read_json, write_aside
+from deskpro.pipeline.stages import STAGES, stage_class
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options, relevant
+from deskpro.stages.base.run_folder import RunFolder
+
+COLUMNS = {
+    "study": str, "replicate": int, "variant": str, "stream": str, "protocol": str, "queries": int,
+    "mAP": float, "rank1": float, "mAP_with_face": float, "minutes": float, "recipe": str,
+    "code": str,
+}  # fmt: skip
+"""Columns and their types; mAP and rank1 are shares in 0..1, minutes those of training."""
+_DIGITS = {"mAP": 6, "rank1": 6, "mAP_with_face": 6, "minutes": 2}
+_DIGEST = 12
+
+_ROOMS = ("cache", "stages")
+_NO_NUMBERS = {
+    "stages/reporting", "stages/preparation", "stages/base/display.py", "stages/base/log_file.py",
+    "stages/base/prepare_options.py", "stages/base/progress.py", "stages/cache_tools.py",
+    "stages/check_data.py", "stages/compare.py", "stages/embed.py", "stages/import_checkpoint.py",
+    "stages/prepare.py", "stages/report.py",
+}  # fmt: skip
+"""Folders and modules on which no measured number depends: they prepare, display or convert."""
+
+
+class ResultsFile:
+    """The rows of one study, recipe and code in a CSV; its other rows are kept as they are."""
+
+    def __init__(self, path: Path, study: str, options: Options) -> None:
+        self.path, self.study = path, study
+        self.recipe, self.code = recipe_digest(options), code_digest()
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of this study, recipe and code, in the order of their replicates."""
+        every = self._read()
+        return every[self._mine(every)].sort_values("replicate", kind="stable", ignore_index=True)
+
+    def complete(self, variants: Collection[str]) -> set[int]:
+        """The replicates that have a row of every variant."""
+        rows = self.rows()
+        return {
+            number
+            for number in rows["replicate"].unique().tolist()
+            if {*variants} <= {*rows.loc[rows["replicate"] == number, "variant"]}
+        }
+
+    def add(self, replicate: int, rows: pd.DataFrame) -> None:
+        """Add the rows of a replicate, in the place of those that it has; all of them or none."""
+        new = rows.assign(study=self.study, recipe=self.recipe, code=self.code)
+        new = new[[*COLUMNS]].round(_DIGITS)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):  # waits: it is a moment
+            every = self._read()
+            kept = every[~(self._mine(every) & (every["replicate"] == replicate))]
+            with write_aside(self.path) as aside:
+                text = [
+                    part.to_csv(index=False, header=not i) for i, part in enumerate((kept, new))
+                ]
+                aside.write_text("".join(text), encoding="utf-8")
+
+    def _mine(self, every: pd.DataFrame) -> pd.Series[bool]:
+        own = {"study": self.study, "recipe": self.recipe, "code": self.code}
+        return (every[[*own]] == [*own.values()]).all(axis=1)
+
+    def _read(self) -> pd.DataFrame:
+        if not self.path.exists():
+            return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
+        try:
+            found: pd.DataFrame = pd.read_csv(self.path, dtype=COLUMNS)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: not a table of results ({error}). {_ELSE}") from None
+        if [*found.columns] != [*COLUMNS]:
+            raise InputError(
+                f"{self.path}: its columns are {', '.join(map(str, found.columns))}; must be "
+                f"{', '.join(COLUMNS)}. {_ELSE}"
+            )
+        return found
+
+
+_ELSE = "Give another file with --results, or remove this one"
+
+
+def measured(folder: RunFolder) -> list[dict[str, Any]]:
+    """The scores of an evaluated run under its first protocol, a row per stream."""
+    protocols = json.loads(folder.metrics.read_text())["protocols"]
+    protocol, scores = next(iter(protocols.items()))
+    return [
+        {
+            "stream": stream,
+            "protocol": protocol,
+            "queries": numbers["queries"],
+            "mAP": numbers["mAP"],
+            "rank1": numbers["cmc"][0],
+            "mAP_with_face": numbers.get("with face", {}).get("mAP"),
+        }
+        for stream, numbers in scores["streams"].items()
+    ]
+
+
+def recipe_digest(options: Options) -> str:
+    """What tells a recipe from others: its options with an effect, and those of its benchmark but
+    the seed, by which replicates differ."""
+    params = {param for name in STAGES for param in stage_class(name).params}
+    facts = {"options": relevant(options, params), "world": world_facts(options.data.root)}
+    facts["world"] = _without_seed(facts["world"])
+    return _digest(json.dumps(facts, sort_keys=True))
+
+
+def world_facts(root: Path) -> dict[str, Any]:
+    """`format` and `options` of the synthetic benchmark in a folder; empty for another dataset."""
+    path = root / "benchmark.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = read_json(path)
+        return {"format": found["format"], "options": dict(found["options"])}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: cannot be read as the facts of a benchmark") from None
+
+
+def _without_seed(facts: dict[str, Any]) -> dict[str, Any]:
+    options = facts.get("options", {})
+    return {**facts, "options": {k: v for k, v in options.items() if k != "seed"}}
+
+
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """What tells the code on which numbers depend from other code.
+
+    Comments, format and documentation don't count, and neither does the version of Python.
+    """
+    shapes = {
+        name: _shape(ast.parse((package / name).read_text(encoding="utf-8")))
+        for room in _ROOMS
+        for name in sorted(
+            path.relative_to(package).as_posix() for path in (package / room).rglob("*.py")
+        )
+        if not any(f"{name}/".startswith(f"{place}/") for place in _NO_NUMBERS)
+    }
+    return _digest(json.dumps(shapes))
+
+
+def _shape(node: Any) -> Any:
+    """A syntax tree without its strings that are statements, and without empty fields.
+
+    `ast.dump` writes the empty fields that its version of Python knows.
+    """
+    if isinstance(node, ast.AST):
+        fields = {name: _shape(value) for name, value in ast.iter_fields(node)}
+        return {type(node).__name__: {k: v for k, v in fields.items() if v not in (None, [])}}
+    if isinstance(node, list):
+        return [_shape(each) for each in node if not _is_text(each)]
+    return None if node is None else repr(node)
+
+
+def _is_text(node: Any) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]

@@ -1,0 +1,169 @@
+"""The students of a study: which cache each needs, their trainings and evaluations side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deskpro.pipeline import config, messages, runner
+from deskpro.pipeline.results_file import measured
+from deskpro.pipeline.stages import stage_class
+from deskpro.pipeline.studies import Changes, Variants, changes_of
+from deskpro.pipeline.study_bars import StudyBars
+from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.options import Launch, Options, relevant
+from deskpro.stages.base.progress import captured, log
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
+
+
+class Task(NamedTuple):
+    """A student that is trained, whole or one stream of it, or joined and evaluated."""
+
+    name: str
+    options: Options
+    folder: RunFolder
+    stream: str = ""
+    """The only stream that is trained; both where empty."""
+    parts: Mapping[str, RunFolder] = {}
+    """Stream → the student that it is taken from."""
+
+
+class Mode(NamedTuple):
+    """What happens to outputs that exist."""
+
+    force: bool = False
+    """They are made again."""
+    update: bool = False
+    """They are, where they are stale; otherwise that is an error, but for what a study alone has
+    made."""
+
+
+def plan(options: Options, folder: RunFolder, variants: Variants) -> tuple[list[Task], list[Task]]:
+    """The trainings that variants need, that of the recipe first, and the variants' students.
+
+    A stream is trained once for all variants that depend on the same options. Caches that variants
+    need are made here.
+    """
+    trainings, caches, joined = dict[str, Task](), dict[str, Path](), list[Task]()
+    for variant, changes in variants.items():
+        own = folder.path / "ablation" / variant / "targets"
+        changed, source = with_cache(options, folder, changes, own, caches)
+        parts = {}
+        for stream in options.streams:
+            differs = changes_of(stream, options, changes)
+            key = json.dumps([stream, str(source), differs], sort_keys=True) if differs else ""
+            if key not in trainings:
+                place = RunFolder(folder.path / "ablation" / f"{stream}-{variant}", source)
+                trainings[key] = (
+                    Task(f"{variant}, {stream}", changed, place, stream)
+                    if differs
+                    else Task("the recipe", options, folder)
+                )
+            parts[stream] = trainings[key].folder
+        place = home(options, folder, variant, changes)
+        place = folder if place.path == folder.path else RunFolder(place.path, source)
+        joined.append(Task(variant, changed, place, parts=parts))
+    return sorted(trainings.values(), key=lambda task: bool(task.stream)), joined
+
+
+def home(options: Options, folder: RunFolder, variant: str, changes: Changes) -> RunFolder:
+    """Where the student of a variant lies: it is the run's, or one that the study makes."""
+    if not any(changes_of(stream, options, changes) for stream in options.streams):
+        return folder
+    return RunFolder(folder.path / "ablation" / variant, folder.upstream)
+
+
+def with_cache(
+    options: Options, folder: RunFolder, changes: Changes, own: Path, made: dict[str, Path]
+) -> tuple[Options, Path]:
+    """A variant's options, and the run whose cache it uses.
+
+    It is the run's, or `own` where it needs another teacher or cache, or the one in `made` of an
+    earlier variant that needs the same; a teacher that would be the run's isn't trained again.
+    """
+    changed = config.override(options, changes)
+    teacher, cache = (stage_class(name).params for name in ("train-teacher", "teacher-cache"))
+    given = options.pre_train is not None or folder.source is not None
+    params = cache if given else (*teacher, *cache)
+    if relevant(changed, params) == relevant(options, params):
+        return changed, folder.upstream
+    if given or relevant(changed, teacher) == relevant(options, teacher):
+        weights = options.pre_train or folder.teacher
+        changed = config.override(changed, {"pre_train": weights})
+    own = made.setdefault(json.dumps(relevant(changed, params), sort_keys=True), own)
+    runner.run_stage("teacher-cache", changed, RunFolder(own), chain=True, update=True)
+    return changed, own
+
+
+def run_tasks(
+    tasks: list[Task],
+    make_worker: Callable[[], Callable[[Task], None]],
+    launch: Launch,
+    jobs: int,
+    title: str,
+) -> Iterator[Task]:
+    """The tasks in the order in which they are done, so many at a time."""
+    if launch.threads is None and jobs > 1:
+        launch = launch.model_copy(update={"threads": max(1, (os.cpu_count() or 1) // jobs)})
+    # A student is one item: within a worker its stages do their work themselves.
+    alone = Launch(threads=launch.threads)
+    items = [t._replace(options=t.options.model_copy(update={"launch": alone})) for t in tasks]
+    launch = launch.model_copy(update={"workers": min(jobs, len(items))})
+    with StudyBars(title, len(items), "students") as bars:
+        for task, _ in map_items(launch, make_worker, bars.starting(items), bars.listen):
+            bars.end(task)
+            yield task
+
+
+def trainer(mode: Mode) -> Callable[[Task], None]:
+    """A worker that trains a student, or a stream of it."""
+    from deskpro.stages.train_student import TrainStudent
+
+    def work(task: Task) -> None:
+        with captured(task.folder.path):
+            log(f"{task.name}, in {task.folder.path}")
+            stage = TrainStudent(task.options, task.folder, only=task.stream or None)
+            update = mode.update or bool(task.stream)
+            runner.run_stage(stage, task.options, task.folder, force=mode.force, update=update)
+
+    return work
+
+
+def evaluator(mode: Mode) -> Callable[[Task], None]:
+    """A worker that evaluates a student, which it joins first where its streams lie apart."""
+    from deskpro.stages.evaluate import Evaluate
+    from deskpro.stages.join_streams import JoinStreams
+
+    def work(task: Task) -> None:
+        _, options, home, _, parts = task
+        weights = {stream: part.student for stream, part in parts.items()}
+        with captured(home.path):
+            if {*weights.values()} == {home.student}:
+                runner.run_stage("eval", options, home, force=mode.force, update=mode.update)
+                return
+            log(f"{task.name}, in {home.path}")
+            for stage in (
+                JoinStreams(options, home, weights),
+                Evaluate(options, home, home.student, kind="student"),
+            ):
+                runner.run_stage(stage, options, home, force=mode.force, update=True)
+
+    return work
+
+
+def rows(task: Task) -> list[dict[str, Any]]:
+    """What was measured of a student, a row per stream; minutes: of the trainings that it is of."""
+    manifests = {part.manifest("train-student") for part in task.parts.values()}
+    minutes = sum((read_manifest(path) or {}).get("seconds", 0) for path in manifests) / 60
+    return [
+        {"variant": task.name, **row, "minutes": minutes, "run": str(task.folder.path)}
+        for row in measured(task.folder)
+    ]
+
+
+def said(task: Task) -> str:
+    """What was measured of a student, in a line."""
+    return messages.student_result(task.name, rows(task))

@@ -1,0 +1,120 @@
+"""Students of one teacher: every combination of some options, with several seeds, in one table."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from deskpro.cache.files import write_aside
+from deskpro.pipeline import config, runner, students, tables
+from deskpro.pipeline.studies import Changes, Variants, same_cells
+from deskpro.pipeline.summaries import draw_sweep, summarise
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import LEAVES, Options
+from deskpro.stages.base.progress import log, table
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
+
+
+class Base(NamedTuple):
+    """The run whose options are varied, and how many students are trained for that."""
+
+    options: Options
+    folder: RunFolder
+    force: bool = False
+    seeds: int = 3
+    """Seeds of each combination, counted up from `train_student.seed`."""
+    jobs: int = 1
+    """Students at a time."""
+
+
+def sweep(base: Base, grids: Iterable[str]) -> Path:
+    """Train and evaluate every combination with every seed; an interrupted call is resumed.
+
+    Writes `sweep.csv` into the run folder, a row per combination and stream: a column per option,
+    then what `summarise` returns. Prints it, and draws `sweep.png` and `sweep.svg`. Differences are
+    from the combination that the recipe has, or from the first.
+    """
+    variants, options = combinations(grids), base.options
+    changed = {  # all must be possible, before any work
+        name: config.override(options, changes, f"--grid {name}")
+        for name, changes in variants.items()
+    }
+    first = next((name for name, each in changed.items() if each == options), next(iter(changed)))
+    runner.run_stage("teacher-cache", options, base.folder, chain=True)
+    found = summarise(_train(base, variants), first, same_cells(options, variants, first))
+    path = base.folder.path / "sweep.csv"
+    chosen = pd.DataFrame([variants[name] for name in found["variant"]])
+    written = found.drop(columns="variant").rename(columns={"replicates": "seeds"})
+    with write_aside(path) as aside:
+        pd.concat([chosen, written], axis=1).to_csv(aside, index=False)
+    draw_sweep(found, tables.labels(variants), path.with_suffix(""))
+    table(*tables.terminal(tables.sweep_table(found, first, variants)))
+    return path
+
+
+def combinations(grids: Iterable[str]) -> dict[str, Changes]:
+    """`key=value,value …` → name of each combination → its options. Values are YAML.
+
+    Raises:
+        InputError: a grid is malformed, or an option is named twice.
+    """
+    axes: dict[str, list[object]] = {}
+    for grid in grids:
+        key, _, values = grid.partition("=")
+        found = config.parse(f"[{values}]")
+        listed = isinstance(found, list) and all(found.count(value) == 1 for value in found)
+        if key not in LEAVES or key in axes or not values or not listed:
+            raise InputError(
+                f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5, with each "
+                "option of the recipe and each value at most once"
+            )
+        axes[key] = found
+    every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    return {",".join(f"{key}={value}" for key, value in each.items()): each for each in every}
+
+
+def _train(base: Base, variants: Variants) -> pd.DataFrame:
+    """Train and evaluate every combination with every seed; students that are fresh are kept.
+
+    Returns:
+        The rows of `students.rows`, with replicate (the seed), parameters and macs. Students that
+        differ from the run's in the seed alone are those of every sweep.
+    """
+    options, folder, below = base.options, base.folder, base.folder.path / "sweep"
+    caches, tasks = dict[str, Path](), dict[tuple[str, int], students.Task]()
+    first = options.train_student.seed
+    for variant, changes in variants.items():
+        changed, source = students.with_cache(options, folder, changes, below / variant, caches)
+        for seed in range(first, first + base.seeds):
+            own = config.override(changed, {"train_student.seed": seed})
+            shared = own == config.override(options, {"train_student.seed": seed})
+            name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
+            place = folder if own == options else RunFolder(below / name, source)
+            parts = dict.fromkeys(own.streams, place)
+            tasks[variant, seed] = students.Task(f"{variant}, seed {seed}", own, place, parts=parts)
+    make_worker = functools.partial(_worker, students.Mode(base.force))
+    every = [*tasks.values()]
+    for task in students.run_tasks(every, make_worker, options.launch, base.jobs, "sweep"):
+        log(students.said(task))
+    rows = []
+    for (variant, seed), task in tasks.items():
+        manifest = read_manifest(task.folder.manifest("train-student")) or {"result": {}}
+        costs = {name: manifest["result"].get(name) for name in ("parameters", "macs")}
+        named = {"replicate": seed, "variant": variant, **costs}
+        rows += [{**row, **named} for row in students.rows(task)]
+    return pd.DataFrame(rows)
+
+
+def _worker(mode: students.Mode) -> Callable[[students.Task], None]:
+    train, evaluate = students.trainer(mode), students.evaluator(mode)
+
+    def work(task: students.Task) -> None:
+        train(task)
+        evaluate(task)
+
+    return work
