@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten
 from deskpro.stages.losses.terms import TERMS, params
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Changes = Mapping[str, object]
 """Option → its value in a variant."""
@@ -114,9 +117,9 @@ def _longer(options: Options, factor: float) -> Changes:
     return {"train_student.epochs": epochs, "train_student.warmup_epochs": warmup}
 
 
-def _identities(options: Options) -> dict[str, float]:
+def _identities(options: Options) -> Mapping[str, float]:
     """Ending of a variant's name → training identities; at least those of a batch."""
-    every = options.data.identities or _training_table(options)["pid"].nunique()
+    every = _training_table(options)["pid"].nunique()
     least = max(options.batchid, options.train_teacher.batchid)
     counts = {max(round(share * every), least) for share in _SHARES} - {every}
     return {f", {count} identities": count for count in sorted(counts) if count < every} | {
@@ -124,11 +127,12 @@ def _identities(options: Options) -> dict[str, float]:
     }
 
 
-def _training_table(options: Options):  # type: ignore[no-untyped-def]
-    from deskpro.stages.data.index import read_index
-    from deskpro.stages.data.layouts import LAYOUTS
+def _training_table(options: Options) -> pd.DataFrame:
+    """The images of the identities that the recipe trains on."""
+    from deskpro.stages.data.identities import Identities, training_index
 
-    return read_index(options.data.root, LAYOUTS[options.data_train], ("train",))[0]
+    chosen = Identities(*options.data.chosen)
+    return training_index(options.data.root, options.data_train, chosen)
 
 
 STUDIES: dict[str, Study] = {
