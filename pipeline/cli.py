@@ -174,14 +174,17 @@ def ablation(recipe: Recipe, replicates: int, jobs: int, study: str, results: Pa
 )
 @click.option("--seeds", default=3, type=Between(1, 1000), help="Seeds of each combination.")
 @click.option("--jobs", default=1, type=Between(1, 1000), help="Students at a time.")
-def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int) -> None:
+@click.option(
+    "--one-by-one", is_flag=True, help="Vary one option at a time; the others are the recipe's."
+)
+def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int, one_by_one: bool) -> None:
     """Train students of every combination of some options.
 
     All students train from one cache; one table shows them.
     """
     from deskpro.pipeline import sweep as sweeping
 
-    base = sweeping.Base(*recipe.open(), recipe.force, seeds, jobs)
+    base = sweeping.Base(*recipe.open(), recipe.force, seeds, jobs, one_by_one)
     click.echo(f"written: {sweeping.sweep(base, grids)}")
 
 

@@ -15,7 +15,7 @@ from deskpro.pipeline import config, runner, students, tables
 from deskpro.pipeline.studies import Changes, Variants, same_cells
 from deskpro.pipeline.summaries import draw_sweep, summarise
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options
+from deskpro.stages.base.options import LEAVES, Options, flatten
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
@@ -30,6 +30,8 @@ class Base(NamedTuple):
     """Seeds of each combination, counted up from `train_student.seed`."""
     jobs: int = 1
     """Students at a time."""
+    one_by_one: bool = False
+    """Vary one option at a time, the others are the recipe's; not every combination."""
 
 
 def sweep(base: Base, grids: Iterable[str]) -> Path:
@@ -39,7 +41,9 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     then what `summarise` returns. Prints it, and draws `sweep.png` and `sweep.svg`. Differences are
     from the combination that the recipe has, or from the first.
     """
-    variants, options = combinations(grids), base.options
+    options = base.options
+    own = flatten(options.model_dump(mode="json")) if base.one_by_one else None
+    variants = combinations(grids, own)
     changed = {  # all must be possible, before any work
         name: config.override(options, changes, f"--grid {name}")
         for name, changes in variants.items()
@@ -57,8 +61,10 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     return path
 
 
-def combinations(grids: Iterable[str]) -> dict[str, Changes]:
+def combinations(grids: Iterable[str], recipe: Changes | None = None) -> dict[str, Changes]:
     """`key=value,value …` → name of each combination → its options. Values are YAML.
+
+    recipe: where given, one option at a time differs from its values, which come first.
 
     Raises:
         InputError: a grid is malformed, or an option is named twice.
@@ -74,7 +80,11 @@ def combinations(grids: Iterable[str]) -> dict[str, Changes]:
                 "option of the recipe and each value at most once"
             )
         axes[key] = found
-    every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if recipe is not None:
+        own = {key: recipe[key] for key in axes}
+        single = [own | {key: value} for key, values in axes.items() for value in values]
+        every = [own, *(each for each in single if each != own)]
     return {",".join(f"{key}={value}" for key, value in each.items()): each for each in every}
 
 

@@ -17,6 +17,7 @@ from deskpro.pipeline.replicates import replicates
 from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, recipe_digest
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
 from deskpro.pipeline.summaries import draw_curves, summarise
+from deskpro.pipeline.sweep import combinations
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
@@ -340,3 +341,15 @@ def test_curves_are_drawn_of_means_and_intervals(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     alone = rows[rows["replicate"] == 0]  # without intervals
     draw_curves(alone, Curve("training steps", places), tmp_path / "one")
+
+
+GRIDS = ["kd_loss.T=2,4", "train_student.lr=5e-3,1e-2", "mse.mse_weight=7"]
+
+
+def test_one_by_one_a_single_option_differs_from_the_recipe() -> None:
+    recipe = {"kd_loss.T": 2.0, "train_student.lr": None, "mse.mse_weight": 7.0, "other": 1}
+    own, *others = combinations(GRIDS, recipe).values()
+    assert own == {key: recipe[key] for key in ("kd_loss.T", "train_student.lr", "mse.mse_weight")}
+    changed = [{key: v for key, v in each.items() if v != recipe[key]} for each in others]
+    assert changed == [{"kd_loss.T": 4}, {"train_student.lr": 5e-3}, {"train_student.lr": 1e-2}]
+    assert len(combinations(GRIDS)) == 4
