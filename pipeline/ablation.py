@@ -43,12 +43,14 @@ def ablation(base: Base, study: str) -> Path:
     """
     options, folder = base.options, base.folder
     require_parts(options, study)
-    variants, first = STUDIES[study].variants(options), STUDIES[study].base
+    chosen = STUDIES[study]
+    variants = chosen.variants(options)
     file = ResultsFile(base.results or folder.path / "results.csv", study, options)
     _measure(base, variants, file)
     rows = _with_runs(file.rows(), base, variants)
-    found = summarise(rows, first, same_cells(options, variants, first))
-    shown = tables.ablation_table(found, first)
+    found = summarise(rows, chosen.base_of, same_cells(options, variants, chosen.base_of))
+    level = " at the same level" * (chosen.curve is not None)
+    shown = tables.ablation_table(found, chosen.base + level)
     table(*tables.terminal(shown))
     other = study != "parts"
     add = f" --study {study}" * other + f" --replicates {base.replicates} --jobs {base.jobs}"
@@ -62,9 +64,8 @@ def ablation(base: Base, study: str) -> Path:
     path = folder.path / ("ablation" + f"-{study}" * other + ".md")
     found_beside = [] if other else [*findings(rows)]
     write_text(path, tables.ablation_page(shown, facts, found_beside))
-    curve = STUDIES[study].curve
-    if curve is not None:
-        draw_curves(rows, curve(options), path.with_suffix(""))
+    if chosen.curve is not None:
+        draw_curves(rows, chosen.curve(options), path.with_suffix(""))
     return path
 
 

@@ -41,7 +41,7 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
     every = STUDIES["parts"].variants(options)
     variants = {name: every[name] for name in ("plain", "both")}
     rows = train(Replicate(0, options, folder), variants, force=force, jobs=2)
-    found = summarise(rows, "plain")
+    found = summarise(rows, STUDIES["parts"].base_of)
     shown = tables.ablation_table(found, "plain")
     title = f"LR student without and with the teacher's cached targets: {shown.title}"
     table(*tables.terminal(shown._replace(title=title)))

@@ -35,6 +35,13 @@ class Study(NamedTuple):
     """The variant from which differences are counted."""
     help: str
     curve: Callable[[Options], Curve] | None = None
+    """How it is drawn. Its variants are lines at levels, and differences are counted from the
+    variant of the same level on the line `base`."""
+
+    def base_of(self, variant: str) -> str:
+        """The variant from which the difference of another is counted."""
+        line = next((line for line in _LINES if variant.startswith(line)), "")
+        return self.base if self.curve is None else self.base + variant.removeprefix(line)
 
 
 _PLAIN: Changes = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
@@ -194,18 +201,21 @@ def changes_of(stream: str, options: Options, changes: Changes) -> dict[str, obj
     }
 
 
-def same_cells(options: Options, variants: Variants, base: str) -> set[tuple[str, str]]:
-    """(variant, stream) whose stream is that of the variant `base`: no difference by construction.
+def same_cells(
+    options: Options, variants: Variants, base_of: Callable[[str], str]
+) -> set[tuple[str, str]]:
+    """(variant, stream) whose stream is that of the variant's base: no difference by construction.
 
     A stream is trained by losses of its own and shares no parameter with the other.
     """
     found = set()
     for variant, changes in variants.items():
+        base = variants[base_of(variant)]
         alike = {
-            stream: changes_of(stream, options, changes)
-            == changes_of(stream, options, variants[base])
+            stream: changes_of(stream, options, changes) == changes_of(stream, options, base)
             for stream in options.streams
         }
         alike["all"] = all(alike.values())
-        found |= {(variant, stream) for stream, is_same in alike.items() if is_same}
-    return found - {(base, stream) for stream in (*options.streams, "all")}
+        if variant != base_of(variant):
+            found |= {(variant, stream) for stream, is_same in alike.items() if is_same}
+    return found

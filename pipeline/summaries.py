@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ Cells = Collection[tuple[str, str]]
 """Pairs of variant and stream."""
 
 
-def summarise(rows: pd.DataFrame, base: str, same: Cells = ()) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, base_of: Callable[[str], str], same: Cells = ()) -> pd.DataFrame:
     """Mean and standard deviation (n−1) over replicates, and the paired difference from a variant.
 
     Args:
         rows: a row per replicate, variant and stream.
-        base: the variant from which differences are counted.
-        same: those whose stream is that of `base`: a difference of 0 by construction, no test.
+        base_of: variant → the variant from which its difference is counted.
+        same: those whose stream is that of their base: a difference of 0 by construction, no test.
 
     Returns:
         A row per variant and stream, in per cent: variant, stream, protocol, queries, replicates,
@@ -50,7 +50,8 @@ def summarise(rows: pd.DataFrame, base: str, same: Cells = ()) -> pd.DataFrame:
     parts = dict([*rows.groupby(["variant", "stream"])])
     cells = [*zip(found["variant"], found["stream"], strict=True)]
     compared = {
-        cell: _difference(parts[cell], parts.get((base, cell[1])), cell in same) for cell in cells
+        cell: _difference(parts[cell], parts.get((base_of(cell[0]), cell[1])), cell in same)
+        for cell in cells
     }
     found[["difference", "low", "high", "p"]] = [compared[cell] for cell in cells]
     found["p"] = holm(found["p"].to_numpy())

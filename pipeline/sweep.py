@@ -50,7 +50,9 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     }
     first = next((name for name, each in changed.items() if each == options), next(iter(changed)))
     runner.run_stage("teacher-cache", options, base.folder, chain=True)
-    found = summarise(_train(base, variants), first, same_cells(options, variants, first))
+    found = summarise(
+        _train(base, variants), lambda _: first, same_cells(options, variants, lambda _: first)
+    )
     path = base.folder.path / "sweep.csv"
     chosen = pd.DataFrame([variants[name] for name in found["variant"]])
     written = found.drop(columns="variant").rename(columns={"replicates": "seeds"})

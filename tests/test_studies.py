@@ -61,9 +61,9 @@ def test_a_change_matters_for_the_streams_whose_losses_name_its_section() -> Non
 
 def test_variants_that_share_the_base_s_stream_are_the_same_by_construction() -> None:
     variants = STUDIES["parts"].variants(Options())
-    same = same_cells(Options(), variants, "plain")
+    same = same_cells(Options(), variants, lambda _: "plain")
     assert same == {("kd", "body"), ("kd-class", "body"), ("attention", "face")}
-    found = same_cells(Options(), {"one": {"kd_loss.T": 5.0}, "same": {}}, "one")
+    found = same_cells(Options(), {"one": {"kd_loss.T": 5.0}, "same": {}}, lambda _: "one")
     assert found == {("same", stream) for stream in ("face", "body", "all")}
 
 
@@ -92,6 +92,8 @@ def test_lengths_and_identities_are_shares_of_the_recipe_s(project: Project) -> 
     assert variants["both"] == {}
     for changes in variants.values():
         config.override(options, changes)
+    assert STUDIES["length"].base_of("both ×½") == "plain ×½"
+    assert STUDIES["parts"].base_of("kd") == "plain"
     curve = STUDIES["length"].curve
     assert curve is not None
     steps = {variant: at for variant, (_, at) in curve(options).places.items()}
@@ -303,8 +305,8 @@ def test_p_is_adjusted_for_the_cells_that_are_tests() -> None:
         "noise": [b + d for b, d in zip(base, (0.03, -0.03, 0.01, -0.02, 0.02), strict=True)],
         tables.CHANCE: [0.9] * 5,
     }
-    found = summarise(rows_of(values), "plain", same={("kd", "all")}).set_index("variant")
-    alone = summarise(rows_of({k: values[k] for k in ("plain", "both")}), "plain")
+    found = summarise(rows_of(values), lambda _: "plain", same={("kd", "all")}).set_index("variant")
+    alone = summarise(rows_of({k: values[k] for k in ("plain", "both")}), lambda _: "plain")
     assert found.loc["both", "p"] == pytest.approx(2 * alone["p"].iat[1])  # of two tests
     assert found.loc["both", "difference"] == pytest.approx(10)
     assert found["p"].isna().tolist() == [True, False, True, False, True]
@@ -316,7 +318,7 @@ def test_p_is_adjusted_for_the_cells_that_are_tests() -> None:
 
 
 def test_one_replicate_has_no_p_and_no_verdict() -> None:
-    found = summarise(rows_of({"plain": [0.2], "both": [0.5]}), "plain")
+    found = summarise(rows_of({"plain": [0.2], "both": [0.5]}), lambda _: "plain")
     assert found["p"].isna().all()
     both = found.iloc[1]
     assert both["difference"] == pytest.approx(30)
