@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from deskpro.pipeline.studies import STUDIES
+from deskpro.stages.base.options import Options
 from deskpro.stages.evaluation import feature_store
 from tests.conftest import Project, Result
 
@@ -161,7 +163,12 @@ def test_prepared_images_are_those_of_one_process(
     assert len(one) > 50
 
 
-def test_an_ablation_is_that_of_one_process(run: Run, project: Project) -> None:
+def test_an_ablation_is_that_of_one_process(
+    run: Run, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = STUDIES["parts"].variants(Options())
+    few = STUDIES["parts"]._replace(variants=lambda _: {k: every[k] for k in ("plain", "both")})
+    monkeypatch.setitem(STUDIES, "parts", few)
     ablation = ["--replicates", "1", *sets("launch.threads=1")]
     project.ok("ablation", *ablation)
     folder = project.run / "ablation"
