@@ -105,7 +105,7 @@ def kinds(path: Path) -> list[str]:
 def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
     """The teacher of a weights file, ours or published, frozen."""
     info, tensors = _read(path, "teacher")
-    with torch.device("meta"):  # initial weights would be thrown away
+    with torch.random.fork_rng(devices=[]):  # quicker than on the meta device
         network = LMBN(info.num_classes, **info.network)
     return Teacher(_fill(network, tensors, path)), info.of(network)
 
@@ -113,7 +113,7 @@ def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
 def load_student(path: Path) -> tuple[Student, ModelInfo]:
     """The student of a weights file, ours or published, in evaluation mode."""
     info, tensors = _read(path, "student")
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         network = Student(info.num_classes, **info.network)
     return _fill(network, tensors, path), info.of(network)
 
@@ -205,8 +205,7 @@ def _read_published(path: Path) -> Found:
 
 
 def _fill(network: Net, tensors: Mapping[str, torch.Tensor], path: Path) -> Net:
-    """Give a network on torch's meta device its tensors, which must be exactly those that it has,
-    in evaluation mode."""
+    """Give a network its tensors, which must be exactly those that it has, in evaluation mode."""
     wanted = network.state_dict()
     shapes = [
         f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
