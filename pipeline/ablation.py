@@ -11,6 +11,7 @@ import pandas as pd
 
 from deskpro.cache.files import write_text
 from deskpro.pipeline import messages, tables
+from deskpro.pipeline.make_benchmark import draw_missing
 from deskpro.pipeline.replicates import replicates, require_worlds, train_all
 from deskpro.pipeline.results_file import ResultsFile
 from deskpro.pipeline.studies import STUDIES, Variants, require_parts, same_cells
@@ -43,6 +44,7 @@ def ablation(base: Base, study: str) -> Path:
     """
     options, folder = base.options, base.folder
     require_parts(options, study)
+    draw_missing(options)
     chosen = STUDIES[study]
     variants = chosen.variants(options)
     file = ResultsFile(base.results or folder.path / "results.csv", study, options)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from deskpro.pipeline import config, messages, runner, stages, tables
+from deskpro.pipeline import messages, runner, stages, tables
+from deskpro.pipeline.make_benchmark import draw_missing
 from deskpro.pipeline.replicates import Replicate, train
 from deskpro.pipeline.studies import STUDIES, require_parts
 from deskpro.pipeline.summaries import summarise
 from deskpro.pipeline.tables import CHANCE
-from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import bar, start, summary, table
+from deskpro.stages.base.progress import summary, table
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.data import benchmark
 
 
 def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
@@ -31,9 +25,7 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
 
     require_parts(options, "parts")
     started = time.monotonic()
-    if options.data_train == "benchmark" and not options.data.root.exists():
-        start("make-benchmark", output=options.data.root)
-        make_benchmark(options.data.root)
+    draw_missing(options)
     for name in stages.needed(options):
         if name in ("train-teacher", "teacher-cache"):
             runner.run_stage(name, options, folder, force=force)
@@ -64,27 +56,3 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
         f"report: {page}",
         f"next: {next_command}",
     ]
-
-
-def make_benchmark(root: Path, overrides: Iterable[str] = (), workers: int | None = None) -> None:
-    """Draw the benchmark into `root` with some of its options overridden (FIELD=VALUE)."""
-    known = benchmark.BenchmarkOptions.model_fields
-    values: dict[str, Any] = {}
-    for override in overrides:
-        name, text = config.assignment("--set", override, "seed=1")
-        if name not in known:
-            raise InputError(f"--set {override}: must be one of {', '.join(sorted(known))}")
-        values[name] = config.parse(text)
-    try:
-        options = benchmark.BenchmarkOptions(**values)
-    except ValidationError as error:
-        raise config.invalid("make-benchmark", error) from None
-    started = time.monotonic()
-    try:
-        with bar("make-benchmark", 0, "images") as progress:
-            counts = benchmark.make_benchmark(root, options, workers, progress.reach)
-    except FileExistsError:
-        raise InputError(f"{root}: exists already; give another with --out, or remove it") from None
-    facts = {name.replace("_", " "): count for name, count in counts.items()}
-    seconds = time.monotonic() - started
-    summary(f"make-benchmark: done in {seconds:.0f} s", {**facts, "folder": root})

@@ -272,7 +272,7 @@ def init(name: str, file: Path | None, force: bool) -> None:
 )
 def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -> None:
     """Draw a synthetic benchmark in the prepared layout."""
-    from deskpro.pipeline.demo import make_benchmark
+    from deskpro.pipeline.make_benchmark import make_benchmark
 
     make_benchmark(out, overrides, workers)
 

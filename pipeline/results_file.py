@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from deskpro.cache.files import read_json, write_aside
+from deskpro.cache.files import read_json, sha256, write_aside
 from deskpro.pipeline.stages import STAGES, stage_class
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options, relevant
@@ -112,11 +112,15 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def recipe_digest(options: Options) -> str:
-    """What tells a recipe from others: its options with an effect, and those of its benchmark but
-    the seed, by which replicates differ."""
+    """What tells a recipe from others: its options with an effect, those of its benchmark, and the
+    content of weights that are given."""
     params = {param for name in STAGES for param in stage_class(name).params}
-    facts = {"options": relevant(options, params), "world": world_facts(options.data.root)}
-    facts["world"] = _without_seed(facts["world"])
+    given = (options.pre_train, options.teacher.pre_train, options.student.pre_train)
+    facts = {
+        "options": relevant(options, params),
+        "world": world_facts(options.data.root),
+        "weights": [path and sha256(path) for path in given],
+    }
     return _digest(json.dumps(facts, sort_keys=True))
 
 
@@ -130,11 +134,6 @@ def world_facts(root: Path) -> dict[str, Any]:
         return {"format": found["format"], "options": dict(found["options"])}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: cannot be read as the facts of a benchmark") from None
-
-
-def _without_seed(facts: dict[str, Any]) -> dict[str, Any]:
-    options = facts.get("options", {})
-    return {**facts, "options": {k: v for k, v in options.items() if k != "seed"}}
 
 
 def code_digest(package: Path = Path(__file__).parents[1]) -> str:

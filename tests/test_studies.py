@@ -237,17 +237,25 @@ def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path
         ResultsFile(tmp_path / "results.csv", "parts", Options()).rows()
 
 
-def test_a_recipe_is_its_options_with_an_effect_and_its_world_without_seed(data: Path) -> None:
+def test_a_recipe_is_its_options_with_an_effect_its_world_and_its_weights(
+    data: Path, tmp_path: Path
+) -> None:
     options = config.override(Options(), {"data.root": data})
     digest = recipe_digest(options)
     assert re.fullmatch("[0-9a-f]{12}", digest)
     assert recipe_digest(config.override(options, {"data.workers": 7, "device": "cpu"})) == digest
     assert recipe_digest(config.override(options, {"eval.flip": False})) != digest
     facts = json.loads((data / "benchmark.json").read_text())
-    for change, is_same in (({"seed": 8}, True), ({"degradation": 0.5}, False)):
+    for change in ({"seed": 8}, {"degradation": 0.5}):
         other = {**facts, "options": facts["options"] | change}
         (data / "benchmark.json").write_text(json.dumps(other))
-        assert (recipe_digest(options) == digest) is is_same
+        assert recipe_digest(options) != digest
+    found = set()
+    for content in (b"one", b"other"):
+        (tmp_path / "teacher.safetensors").write_bytes(content)
+        given = config.override(options, {"pre_train": tmp_path / "teacher.safetensors"})
+        found.add(recipe_digest(given))
+    assert len(found | {recipe_digest(options)}) == 3
 
 
 def test_the_code_s_digest_ignores_comments_format_documentation_and_display(
