@@ -11,6 +11,7 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import failures, messages, runner
 from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
 from deskpro.pipeline.command_help import Between, Commands
+from deskpro.pipeline.config import override
 from deskpro.pipeline.inspect_cli import COMMANDS
 from deskpro.pipeline.stages import STAGES, needed
 from deskpro.pipeline.studies import STUDIES
@@ -18,6 +19,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests
+from deskpro.stages.targets.kinds import TARGETS
 
 
 def _stage(name: str) -> click.Command:
@@ -54,6 +56,25 @@ def deskpro() -> None:
     Completion of commands and options, in bash: eval "$(_DESKPRO_COMPLETE=bash_source deskpro)";
     zsh_source and fish_source likewise.
     """
+
+
+@deskpro.command("teacher-cache", help=STAGES["teacher-cache"].help)
+@with_recipe
+@DEEP
+@click.option(
+    "--add",
+    "added",
+    multiple=True,
+    type=click.Choice([*TARGETS]),
+    help="A target to store beside those of the recipe; repeatable.",
+)
+def teacher_cache(recipe: Recipe, deep: bool, added: tuple[str, ...]) -> None:
+    options, folder = recipe.open()
+    names = [*dict.fromkeys((*options.cache.targets, *added))]
+    if added:
+        messages.OPTIONS += ["--set", f"cache.targets=[{','.join(names)}]"]
+    options, digests = override(options, {"cache.targets": names}), Digests(FileIndex(), deep)
+    runner.run_stage("teacher-cache", options, folder, force=recipe.force, digests=digests)
 
 
 @deskpro.command()

@@ -18,11 +18,13 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Options, names_option
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.targets.kinds import TARGETS
 
 REGISTRIES = {
     "data_train": tuple(LAYOUTS),
     "data_test": tuple(LAYOUTS),
     "eval.protocols": tuple(PROTOCOLS),
+    "cache.targets": tuple(TARGETS),
 }
 """Option → the names of a registry that it chooses from."""
 

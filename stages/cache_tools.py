@@ -133,22 +133,23 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
     store = TargetStore(root)
     index = training_index(options.data.root, options.data_train, Identities(*options.data.chosen))
     whole, files = options.data.incomplete == "leave-out", FileIndex()
-    differing = provenance.option_differences(root, options, weights, TARGETS)
-    differing += provenance.image_differences(store, index, TARGETS, files, whole=whole, deep=deep)
+    names = [name for name, target in TARGETS.items() if target.group in store.groups()]
+    differing = provenance.option_differences(root, options, weights, names)
+    differing += provenance.image_differences(store, index, names, files, whole=whole, deep=deep)
     found = describe(differing)
     network, model = load_teacher(weights)
-    settings = provenance.settings_of(options, model.num_classes)
-    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
-    if any(readers[name].schema.fields != stored_fields(name, settings) for name in TARGETS):
+    settings = provenance.settings_of(options, model)
+    readers = {name: MappedReader(root, TARGETS[name].group) for name in names}
+    if any(readers[name].schema.fields != stored_fields(name, settings) for name in names):
         found.append("the targets would have other shapes or types: nothing was compared")
         return Report({"computed again": "nothing", "differences": len(found)}, found)
 
-    teacher = LiveTeacher([*TARGETS], settings, network, distributed.pick_device(options.device))
+    teacher = LiveTeacher(names, settings, network, distributed.pick_device(options.device))
     sample_ids = store.column("sample_id").tolist()
     here = index.set_index("sample_id", drop=False).reindex(sample_ids)
     absent = np.zeros(len(here), bool)
-    for name, target in TARGETS.items():
-        absent |= readers[name].valid & here[list(target.sees)].isna().any(axis=1).to_numpy()
+    for name in names:
+        absent |= readers[name].valid & here[list(TARGETS[name].sees)].isna().any(axis=1).to_numpy()
     views = min(reader.schema.views for reader in readers.values())
     pairs = _draw(len(sample_ids), views, samples, seed)
     known = [(row, view) for row, view in pairs if not absent[row]]
@@ -159,7 +160,7 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
         {kind: settings.size(kind) for kind in teacher.sees},
         StoredViews(store.column("views")),
     )
-    largest = dict.fromkeys(TARGETS, 0.0)
+    largest = dict.fromkeys(names, 0.0)
     for part, live in _compute(teacher, images, known, options):
         for name, reader in readers.items():
             stored = reader.read([row for row, _ in part], [view for _, view in part])

@@ -23,7 +23,7 @@ from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
 from deskpro.stages.data.layouts import KINDS, image_folders
-from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.targets.kinds import TARGETS, stored_targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,7 @@ class TeacherCache(Stage):
         "cache.block",
         "cache.precision",
         "cache.logits_dtype",
+        "cache.embedding_dtype",
         "student.backbone",
     )
 
@@ -96,14 +97,19 @@ class TeacherCache(Stage):
         return [Dep("the teacher", self.teacher), *self._images()]
 
     def outs(self) -> list[Path]:
-        return [self.folder.targets / target.group / SEAL for target in TARGETS.values()]
+        groups = [TARGETS[name].group for name in stored_targets(self.options)]
+        return [self.folder.targets / group / SEAL for group in groups]
 
     def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
         """As the manifest says; where that is not enough, as the store itself knows.
 
         A store without a manifest is complete if it was made of these options and images: its
-        stage was killed in between. Images that changed are named by sample. More views are added.
+        stage was killed in between. Images that changed are named by sample. More views, and more
+        targets, are added; targets that this recipe doesn't need may lie beside its own.
         """
+        outs = self.out_digests(digests)
+        if record is not None and outs.items() <= record["outs"].items():
+            record = {**record, "outs": outs}
         found = super().stale(record, digests)
         if {reason.kind for reason in found} & {"no-record", "out"}:
             return self._differences(digests) or [found[0]._replace(effect="extend")]
@@ -117,9 +123,10 @@ class TeacherCache(Stage):
         """How options, teacher and images differ from those of the stored targets."""
         from deskpro.stages.targets import provenance
 
+        names = stored_targets(self.options)
         try:
             differing = provenance.option_differences(
-                self.folder.targets, self.options, self.teacher, TARGETS, may_grow=True
+                self.folder.targets, self.options, self.teacher, names, may_grow=True
             )
         except CacheError:  # damaged: it is rebuilt, not resumed
             return [Reason("out", str(self.folder.targets))]
@@ -138,7 +145,7 @@ class TeacherCache(Stage):
         differing = provenance.image_differences(
             store,
             index,
-            TARGETS,
+            stored_targets(options),
             digests.index,
             whole=options.data.incomplete == "leave-out",
             deep=digests.deep,
@@ -170,7 +177,7 @@ class TeacherCache(Stage):
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(self._writer(name, train, columns, teacher, job))
-                for name in TARGETS
+                for name in stored_targets(options)
             }
             make_worker = partial(Worker, options, self.teacher, train, views)
             start(
@@ -205,11 +212,12 @@ class TeacherCache(Stage):
         """The writer of a target's group."""
         from deskpro.cache.schema import Schema
         from deskpro.cache.writer import GroupWriter
+        from deskpro.stages.models.weights import read_metadata
         from deskpro.stages.targets import provenance
         from deskpro.stages.targets.kinds import stored_fields
 
         options, settings, target = self.options, self.options.cache, TARGETS[name]
-        sizes = provenance.settings_of(options, len(teacher["classes"]))
+        sizes = provenance.settings_of(options, read_metadata(self.teacher, "teacher"))
         return GroupWriter(
             self.folder.targets,
             target.group,

@@ -22,7 +22,6 @@ from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_nee
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     import torch
     from torch import nn
 
@@ -188,6 +187,7 @@ class TrainStudent(Stage):
         from deskpro.cache.store import TargetStore
         from deskpro.stages.data.identities import HELD_OUT
         from deskpro.stages.data.views import DrawnViews, StoredViews
+        from deskpro.stages.targets import samples
         from deskpro.stages.targets.kinds import TARGETS
         from deskpro.stages.targets.teachers import TEACHERS, Source
         from deskpro.stages.training.recipe import TrainingSet
@@ -195,20 +195,15 @@ class TrainStudent(Stage):
         options, recipe = self.options, self.options.train_student
         store, names = TargetStore(cache), sorted(targets_needed(options, self.streams))
         with distributed.rank_zero_first():
-            self._require_match(store, names or [*TARGETS], job)
+            there = samples.finished(store)
+            samples.require_targets(store, names, options.student.feature_dim)
+            self._require_match(store, names or there, job)
             checked = self._checked("keep", job)  # the cache says which samples are used
         table = checked.split("train")
-        readers = {name: MappedReader(cache, target.group) for name, target in TARGETS.items()}
-        table = _in_order(table, store, self._needed({n: r.valid for n, r in readers.items()}))
-        # The classes of the teacher's logits are the student's.
-        classes = readers["logits"].fingerprint["classes"]
-        labels = store.column("label")
-        if [classes[label] for label in labels] != table["pid"].tolist():
-            raise CacheError(
-                f"{cache}: its labels differ from the identities that data_train="
-                f"{options.data_train} reads in the names of its samples. Set the data_train that "
-                "the cache was made with"
-            )
+        readers = {name: MappedReader(cache, TARGETS[name].group) for name in there}
+        needed = self._needed({name: reader.valid for name, reader in readers.items()})
+        table = samples.in_order(table, store, needed)
+        classes, labels = samples.classes_and_labels(store, table, readers, options.data_train)
         stored = store.column("views")
         count = recipe.views or stored.shape[1]
         if count > stored.shape[1]:
@@ -241,9 +236,10 @@ class TrainStudent(Stage):
         from deskpro.stages.targets.kinds import TARGETS
 
         options = self.options
-        kinds = {"imgs": valid["logits"] | True}
-        if "face" in options.streams and options.data.incomplete != "keep":
-            kinds["lr_face"] = valid["logits"]
+        kinds = {"imgs": next(iter(valid.values())) | True}
+        faces = [rows for name, rows in valid.items() if "hr_face" in TARGETS[name].sees]
+        if faces and "face" in options.streams and options.data.incomplete != "keep":
+            kinds["lr_face"] = faces[0]
         if options.train_student.live_teacher:
             names = sorted(targets_needed(options, self.streams))
             kinds |= {kind: valid[name] for name in names for kind in TARGETS[name].sees}
@@ -306,27 +302,6 @@ class TrainStudent(Stage):
                 f"{'; '.join(describe(found))}. Restore them, or rebuild the cache",
                 command="teacher-cache --force",
             )
-
-
-def _in_order(
-    table: pd.DataFrame, store: TargetStore, needed: Mapping[str, np.ndarray]
-) -> pd.DataFrame:
-    """The samples of a store, in its order; needed: kind of image → who must have it, bool [N]."""
-    sample_ids = store.column("sample_id").tolist()
-    found = table.set_index("sample_id", drop=False).reindex(sample_ids)
-    missing = [
-        f"{kind}/{sample_ids[row]}"
-        for kind, rows in needed.items()
-        for row in (rows & found[kind].isna().to_numpy()).nonzero()[0]
-    ]
-    if missing:
-        raise InputError(
-            f"{store.root}: {len(missing)} images of its {len(sample_ids)} samples are missing:\n  "
-            + "\n  ".join(missing[:40])
-            + "\nPut them back, or rebuild the cache",
-            command="teacher-cache --force",
-        )
-    return found.where(found.notna(), None).reset_index(drop=True)
 
 
 def _streams(student: Student) -> Callable[[nn.Module, Tensors, Tensors], Streams]:

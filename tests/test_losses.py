@@ -41,9 +41,15 @@ def an_output(seed: int, samples: int = 6) -> Output:
     return Output(**{k: torch.rand(samples, *s, generator=random) for k, s in SHAPES.items()})
 
 
+def a_target(name: str) -> torch.Tensor:
+    """Of six samples: what another network gives."""
+    found = an_output(1)._asdict() | {"label": LABELS, "embedding": an_output(1).features}
+    return found[name]
+
+
 def a_loss(term: Term) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """A prediction for a term, and the term's loss as a function of it."""
-    target = LABELS if term.target == "label" else getattr(an_output(1), term.target)
+    target = a_target(term.target)
     options = {name: attrgetter(path)(Options()) for name, path in term.settings.items()}
     return getattr(an_output(0), term.output), lambda x: term.loss(x, target, **options)
 
@@ -80,11 +86,11 @@ def losses_of(
     """The losses of a batch of six samples."""
     outputs = {"face": an_output(0), "body": an_output(2)}
     return compute_losses(
-        terms, options, outputs, {**an_output(1)._asdict(), "label": LABELS}, **more
+        terms, options, outputs, {t.target: a_target(t.target) for t in terms.values()}, **more
     )
 
 
-WEIGHTS = {"ce_face": 1 - 0.7, "kd": 0.7, "attention": 7.0}
+WEIGHTS = {"ce_face": 1 - 0.7, "kd": 0.7, "attention": 7.0, "embedding": 0.0}
 """Of the terms by default, where not 1."""
 
 
@@ -115,12 +121,13 @@ def test_the_attention_is_learned_alone_for_its_first_steps() -> None:
             assert float(loss) == (0 if waits else float(first[name]))
     outputs = {"face": an_output(0), "body": an_output(2)}
     logits = outputs["body"].logits.requires_grad_()  # no gradient, not one of 0
-    targets = {t.target: getattr(an_output(1), t.target, LABELS) for t in TERMS.values()}
+    targets = {term.target: a_target(term.target) for term in TERMS.values()}
     waits = compute_losses(TERMS, options, outputs, targets, step=0)["ce_body"]
     assert logits.requires_grad
     assert not waits.requires_grad
     plain = {name: term for name, term in TERMS.items() if name != "attention"}
-    assert all(loss > 0 for loss in losses_of(options, plain, step=0).values())
+    found = losses_of(options, plain, step=0)
+    assert all(found[name] > 0 for name in waiting)
 
 
 def a_loss_of(term: Term) -> torch.Tensor:
@@ -167,7 +174,7 @@ def test_a_sample_without_a_target_is_left_out_of_the_mean(target: str) -> None:
             continue
         output = {"face": an_output(0), "body": an_output(2)}[term.stream]
         rows = {term.stream: Output(*(x[valid] for x in output if x is not None))}
-        few = {target: getattr(an_output(1), target)[valid]}
+        few = {target: a_target(target)[valid]}
         assert torch.equal(found[name], compute_losses({name: term}, options, rows, few)[name])
     ones = torch.ones(6, dtype=torch.bool)
     assert losses_of(options, valid={target: ones}) == all_there
@@ -184,7 +191,7 @@ def test_a_sample_that_a_stream_does_not_see_is_left_out_of_its_means(stream: st
             assert torch.equal(found[name], all_there[name])
         else:
             output = getattr({"face": an_output(0), "body": an_output(2)}[stream], term.output)
-            target = LABELS if term.target == "label" else getattr(an_output(1), term.target)
+            target = a_target(term.target)
             settings = {key: attrgetter(path)(options) for key, path in term.settings.items()}
             mean = float(term.loss(output[seen], target[seen], **settings))
             assert float(found[name]) == pytest.approx(WEIGHTS.get(name, 1.0) * mean, rel=1e-6)

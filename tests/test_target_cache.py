@@ -454,6 +454,35 @@ def test_class_means_are_the_means_of_every_view_of_an_identity(project: Project
         torch.testing.assert_close(means, of_each["logits"][alike].double().mean(0).float())
 
 
+def test_embeddings_of_another_length_or_that_are_not_there_are_refused(project: Project) -> None:
+    longer = project("train-student", *sets("embedding.weight=10", "student.feature_dim=24"))
+    assert longer.code == 2
+    assert "have 16 numbers a head, student.feature_dim is 24" in longer.err
+    shutil.rmtree(store(project) / TARGETS["embedding"].group)
+    few = sets("embedding.weight=10", "cache.targets=[logits,attention]")
+    absent = project("train-student", *few)
+    assert absent.code == 2
+    assert "holds logits, attention; the student needs embedding, too" in absent.err
+    assert "Type: deskpro teacher-cache --config" in absent.err
+    assert "--add embedding" in absent.err
+    assert not (project.run / "student.safetensors").exists()
+
+
+def test_a_target_is_added_to_a_finished_cache(project: Project) -> None:
+    before, group = content(store(project)), TARGETS["embedding"].group
+    shutil.rmtree(store(project) / group)
+    few = sets("cache.targets=[logits,attention]")
+    result = project.ok("teacher-cache", *few, "--add", "embedding")
+    assert there(result, "logits") == there(result, "attention") == (9, 9)
+    after = content(store(project))
+    journals = {name for name in before if name.endswith("journal.jsonl")}
+    assert {n: v for n, v in after.items() if n not in journals} == {
+        n: v for n, v in before.items() if n not in journals
+    }
+    assert "fresh" in project.ok("teacher-cache", *few).err  # with fewer it stays as it is
+    assert "fresh" in project.ok("teacher-cache", *few, "--add", "embedding").err
+
+
 def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Project) -> None:
     batch = {"row": torch.tensor([3, 9, 3]), "view": torch.tensor([1, 0, 2])}
     both = CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))(batch)
@@ -500,7 +529,7 @@ def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project
     assert audit.code == 0, audit.out
 
 
-SETTINGS = Settings(5, (32, 32), (64, 32), (8, 4), "float32", "int8", 5.0)
+SETTINGS = Settings(5, (32, 32), (64, 32), (8, 4), "float32", "int8", "int8", 16, ())
 
 
 def test_int8_keeps_a_head_without_logits() -> None:
@@ -643,7 +672,9 @@ def test_a_target_is_added_by_its_class_and_a_row(
     before = content(store(project))
     monkeypatch.setitem(TARGETS, "brightness", Brightness())
     monkeypatch.setattr("deskpro.stages.targets.worker.load_teacher", None)
-    result = project.ok("teacher-cache", "--force")
+    monkeypatch.setitem(config.REGISTRIES, "cache.targets", tuple(TARGETS))
+    added = sets("cache.targets=[logits,attention,embedding,brightness]")
+    result = project.ok("teacher-cache", *added)
     assert there(result, "logits") == there(result, "attention") == (9, 9)
     groups = tuple(target.group for name, target in TARGETS.items() if name != "brightness")
     after = content(store(project))
@@ -723,7 +754,7 @@ def test_a_sample_without_a_face_has_the_targets_that_it_can_have(
 
 
 def test_what_int8_loses_is_the_mean_over_samples_that_have_logits() -> None:
-    settings = Settings(5, (32, 32), (64, 32), (8, 4), "float32", "int8", ("a", "b"))
+    settings = Settings(5, (32, 32), (64, 32), (8, 4), "float32", "int8", "int8", 6, ("a", "b"))
     valid = np.array([True, False, True, True])
     item = Item(0, range(4), (0,), ("logits",))
     value = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)) * 9

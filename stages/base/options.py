@@ -77,8 +77,16 @@ class Cache(Section):
     """Samples per block, the unit that is written and resumed."""
     precision: Precision = "float32"
     """Autocast type of the teacher."""
+    targets: Annotated[
+        tuple[str, ...],
+        Field(strict=False, min_length=1),
+        NoEffect("a target is added beside others"),
+    ] = ("logits", "attention")
+    """Targets that are stored; the student's losses say which it needs."""
     logits_dtype: Literal["float16", "int8"] = "float16"
-    """How logits are stored; int8 has a scale for each head of each view, and halves the cache."""
+    """How logits are stored; int8 has a scale for each head of each view, and halves them."""
+    embedding_dtype: Literal["float16", "int8"] = "float16"
+    """The same of embeddings."""
     reuse: Annotated[bool, NoEffect("equal chunks are kept or computed again")] = True
     """Take over blocks of an earlier cache that would come out the same."""
     memory: Annotated[Weight, NoEffect("where values are kept, not which")] = 2.0
@@ -160,6 +168,7 @@ class Options(Section):
     loss: training.StudentLoss = training.StudentLoss()
     kd_loss: training.KDLoss = training.KDLoss()
     mse: training.MSE = training.MSE()
+    embedding: training.Embedding = training.Embedding()
     views: training.Views = training.Views()
     cache: Cache = Cache()
     checkpoints: training.Checkpointing = training.Checkpointing()
@@ -202,6 +211,13 @@ class Options(Section):
         if name is not None:
             _require_known(name, str(info.field_name), info)
         return name
+
+    @field_validator("cache")
+    @classmethod
+    def _known_targets(cls, cache: Cache, info: ValidationInfo) -> Cache:
+        for name in cache.targets:
+            _require_known(name, "cache.targets", info, prefix=f"targets: {name} ")
+        return cache
 
     @field_validator("eval")
     @classmethod

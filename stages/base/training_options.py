@@ -206,6 +206,14 @@ class MSE(Section):
     clothes. Without effect where the attention loss is off."""
 
 
+class Embedding(Section):
+    """Learning from the teacher's cached embeddings."""
+
+    weight: Weight = 0.0
+    """Weight of 1 − the cosine of the face stream's features and the teacher's, a sum over heads; 0
+    switches it off."""
+
+
 class Checkpointing(Section):
     """What is kept of a training under way. No result depends on it."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deskpro.stages.losses.attention import attention
 from deskpro.stages.losses.cross_entropy import cross_entropy
 from deskpro.stages.losses.distillation import distillation
+from deskpro.stages.losses.embedding import embedding
 from deskpro.stages.losses.triplet import triplet
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ TERMS: dict[str, Term] = {
         distillation, "face", "logits", "logits", "kd_loss.alpha", enabled="kd_loss.enable",
         settings={"temperature": "kd_loss.T"},
     ),
+    "embedding": Term(embedding, "face", "features", "embedding", "embedding.weight"),
     "attention": Term(attention, "body", "attention", "attention", "mse.mse_weight"),
 }  # fmt: skip
 """Name, which is also the column of the history, → term."""

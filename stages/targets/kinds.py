@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,9 @@ class Settings(NamedTuple):
     """Height and width of the student's attention."""
     precision: str
     logits_dtype: str
+    embedding_dtype: str
+    embedding_dim: int
+    """Length of each head's feature."""
     heads: tuple[str, ...]
     """Names of the teacher's heads."""
 
@@ -90,56 +94,77 @@ class Target:
         return {}
 
 
-class Logits(Target):
-    """The teacher's raw logits [B, H, C]: float16, or int8 with a scale per head."""
+class OfHeads(Target):
+    """What the teacher gives for each head, [B, H, L]: float16, or int8 with a scale per head."""
 
-    group, sees, of_teacher = "teachers/default/logits", ("hr_face",), True
-    depends, parts = ("face_size", "precision", "logits_dtype", "heads"), "heads"
+    sees, of_teacher, parts = ("hr_face",), True, "heads"
+    name: str
+    """Of the array, and of the field of the teacher's `Output` but for an s."""
+    length: str
+    """The setting that is L."""
+    dim: str
+    """The name of the last axis."""
+    text: str
+
+    def dtype(self, settings: Settings) -> str:
+        """float16 or int8."""
+        found: str = getattr(settings, f"{self.name}_dtype")
+        return found
 
     def fields(self, settings: Settings) -> dict[str, Field]:
         from deskpro.cache.schema import Field
 
-        shape, dims = (len(settings.heads), settings.classes), ("head", "class")
-        text = "the teacher's raw logits, before any temperature"
-        if settings.logits_dtype == "float16":
-            return {"logits": Field(shape, "float16", dims, "1", text)}
-        scale = Field(shape[:1], "float32", dims[:1], "1", "logits = this × the int8 numbers")
-        text += ", divided by logits_scale"
-        return {"logits": Field(shape, "int8", dims, "1", text), "logits_scale": scale}
-
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
-        assert output is not None
-        return output.logits
+        shape, dims = (len(settings.heads), getattr(settings, self.length)), ("head", self.dim)
+        if self.dtype(settings) == "float16":
+            return {self.name: Field(shape, "float16", dims, "1", self.text)}
+        scale = f"{self.name}_scale"
+        factor = Field(
+            shape[:1], "float32", dims[:1], "1", f"{self.name} = this × the int8 numbers"
+        )
+        text = f"{self.text}, divided by {scale}"
+        return {self.name: Field(shape, "int8", dims, "1", text), scale: factor}
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
         import torch
 
-        logits, half = value.float(), torch.finfo(torch.float16)
-        if not torch.isfinite(logits).all() or logits.abs().max() > half.max:
+        found, half = value.float(), torch.finfo(torch.float16)
+        if not torch.isfinite(found).all() or found.abs().max() > half.max:
             raise InputError(
-                "the teacher's logits are not finite, or too large for float16: these weights are "
-                "broken. To train it again",
+                f"the teacher's {self.name} are not finite, or too large for float16: these "
+                "weights are broken. To train it again",
                 command="train-teacher --force",
             )
-        if settings.logits_dtype == "float16":
-            return {"logits": logits.half().cpu().numpy()}
-        scale = logits.abs().amax(dim=2).clamp(min=half.tiny) / 127
-        whole = (logits / scale[..., None]).round().to(torch.int8)
-        return {"logits": whole.cpu().numpy(), "logits_scale": scale.cpu().numpy()}
+        if self.dtype(settings) == "float16":
+            return {self.name: found.half().cpu().numpy()}
+        scale = found.abs().amax(dim=2).clamp(min=half.tiny) / 127
+        whole = (found / scale[..., None]).round().to(torch.int8)
+        return {self.name: whole.cpu().numpy(), f"{self.name}_scale": scale.cpu().numpy()}
 
     def decode(self, rows: Tensors) -> torch.Tensor:
         """float16, or float32 from int8."""
-        if "logits_scale" in rows:
-            return rows["logits"].float() * rows["logits_scale"][..., None]
-        return rows["logits"]
+        if f"{self.name}_scale" in rows:
+            return rows[self.name].float() * rows[f"{self.name}_scale"][..., None]
+        return rows[self.name]
 
     def differs(self, live: Arrays, stored: Arrays) -> np.ndarray:
-        """As a share of the head's largest logit."""
+        """As a share of the head's largest number."""
         mine, theirs = (self.decode(tensors(rows)).double() for rows in (live, stored))
         return ((mine - theirs).abs().amax(2) / mine.abs().amax(2).clamp(min=1e-6)).numpy()
 
     def tolerance(self, settings: Settings) -> float:
-        return TOLERANCE[settings.precision] + (settings.logits_dtype == "int8") / 127
+        return TOLERANCE[settings.precision] + (self.dtype(settings) == "int8") / 127
+
+
+class Logits(OfHeads):
+    """The teacher's raw logits [B, H, C]."""
+
+    group, name, length, dim = "teachers/default/logits", "logits", "classes", "class"
+    depends = ("face_size", "precision", "logits_dtype", "heads")
+    text = "the teacher's raw logits, before any temperature"
+
+    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+        assert output is not None
+        return output.logits
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         import torch
@@ -156,6 +181,33 @@ class Logits(Target):
             return {}
         stored = self.decode(tensors(rows))
         return {"KL of int8, nats": divergence(value.half().cpu(), stored).numpy()}
+
+
+class Embedding(OfHeads):
+    """The teacher's features [B, H, D], behind the BNNeck: what re-identification compares."""
+
+    group, name, length, dim = "teachers/default/embedding", "embedding", "embedding_dim", "feature"
+    depends = ("face_size", "precision", "embedding_dtype", "heads")
+    text = "the teacher's features behind the BNNeck, not normalised"
+
+    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+        assert output is not None
+        return output.features
+
+    def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
+        found = self.decode(tensors(rows)).double()
+        means = {"mean": found.mean((0, 2)), "sd": found.std(2, correction=0).mean(0)}
+        return {name: mean.numpy() for name, mean in means.items()}
+
+    def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
+        """1 − the cosine of int8 and float16."""
+        from torch.nn import functional
+
+        if settings.embedding_dtype == "float16":
+            return {}
+        stored = self.decode(tensors(rows)).double()
+        cosine = functional.cosine_similarity(value.half().cpu().double(), stored, dim=2)
+        return {"1 − cosine of int8": (1 - cosine).sum(0).numpy()}
 
 
 class Attention(Target):
@@ -198,8 +250,17 @@ class Attention(Target):
         return {"head region, %": np.array([100 * (rows["attention"] > _BACKGROUND).mean()])}
 
 
-TARGETS: dict[str, Target] = {"logits": Logits(), "attention": Attention()}
+TARGETS: dict[str, Target] = {
+    "logits": Logits(),
+    "attention": Attention(),
+    "embedding": Embedding(),
+}
 """To add a target: its class, and a row."""
+
+
+def stored_targets(options: Options) -> list[str]:
+    """The targets that a recipe's cache holds, in the order of `TARGETS`."""
+    return [name for name in TARGETS if name in options.cache.targets]
 
 
 def stored_fields(name: str, settings: Settings) -> dict[str, Field]:

@@ -18,22 +18,24 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
 from deskpro.stages.models.lmbn import LMBN
-from deskpro.stages.models.weights import read_metadata
+from deskpro.stages.models.weights import ModelInfo, read_metadata
 from deskpro.stages.targets.kinds import TARGETS, Settings
 
 
-def settings_of(options: Options, classes: int = 0) -> Settings:
-    """What targets depend on, of the options and a teacher of so many identities."""
+def settings_of(options: Options, teacher: ModelInfo | None = None) -> Settings:
+    """What targets depend on, of the options and the teacher."""
     data, cache = options.data, options.cache
     # The student's attention has the size of its trunk's map, whatever the width.
     student = LMBN(1, backbone=options.student.backbone, width=0.25)
     return Settings(
-        classes=classes,
+        classes=teacher.num_classes if teacher else 0,
         face_size=data.face_size,
         body_size=data.body_size,
         map_size=student.map_size(data.body_size),
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
+        embedding_dtype=cache.embedding_dtype,
+        embedding_dim=teacher.network["feature_dim"] if teacher else 0,
         heads=LMBN.heads,
     )
 

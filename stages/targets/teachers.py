@@ -72,7 +72,7 @@ class LiveTeacher:
     @classmethod
     def open(cls, source: Source, names: Sequence[str], device: torch.device) -> LiveTeacher:
         network, info = load_teacher(source.weights)
-        settings = settings_of(source.options, info.num_classes)
+        settings = settings_of(source.options, info)
         made_by = teacher_fingerprint(source.weights)
         depends = {name: fingerprint(name, source.options, made_by) for name in names}
         valid = _valid({name: _open(source.store, name) for name in names})

@@ -73,8 +73,7 @@ class Worker:
         self.options, self.weights, self.table = options, weights, table
         self.views = StoredViews(views)
         self.device = distributed.pick_device(options.device)
-        classes = read_metadata(weights, "teacher").num_classes
-        self.settings = provenance.settings_of(options, classes)
+        self.settings = provenance.settings_of(options, read_metadata(weights, "teacher"))
 
     @cached_property
     def network(self) -> Teacher:
