@@ -138,6 +138,12 @@ def test_the_test_set_is_looked_at_for_no_choice(project: Project, tmp_path: Pat
     assert info.classes == ["0005", "0008"]
     assert info.fusion is not None
 
+    report = project.command("report", str(project.run))
+    assert report.code == 0, report.err
+    page = (project.run / "report.html").read_text()
+    assert "fitted on held-out identities" in page
+    assert "mAP on held-out identities" in page
+
     # Streams that were trained apart have the same weights, and joined the same fusion.
     apart = joined(project, tmp_path, HELD_OUT)
     assert load_student(apart.student)[1] == info

@@ -81,8 +81,10 @@ def read_table(path: Path) -> pd.DataFrame | None:
         if absent:
             raise ValueError(f"it has no column {', '.join(absent)}")
         for name in numbers if texts else table:
-            table[name] = table[name].astype(float)
-            if not np.isfinite(table[name]).all():
+            # What is not measured in each epoch has blanks.
+            blank = (table[name] == "") & (name not in numbers)
+            table[name] = table[name].mask(blank, "nan").astype(float)
+            if not np.isfinite(table[name][~blank]).all():
                 raise ValueError(f"column {name} has a number that is not finite")
     except FileNotFoundError:
         return None
