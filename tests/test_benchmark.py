@@ -1,6 +1,6 @@
 """The synthetic benchmark: complete, reproducible, cloth-changing; people, not places, differ.
 
-`python -m tests.test_benchmark ROOT .github/benchmark.png` shows test identities of a benchmark.
+`python -m tests.test_benchmark ROOT .github/benchmark.jpg` shows test identities of a benchmark.
 """
 
 from __future__ import annotations
@@ -481,4 +481,4 @@ def picture(root: Path, rows: int = 6, tall: int = 160, gap: int = 6) -> Image.I
 
 
 if __name__ == "__main__":
-    picture(Path(sys.argv[1])).save(sys.argv[2])
+    picture(Path(sys.argv[1]), rows=4).save(sys.argv[2], quality=90)
