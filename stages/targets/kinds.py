@@ -99,7 +99,9 @@ class OfHeads(Target):
 
     sees, of_teacher, parts = ("hr_face",), True, "heads"
     name: str
-    """Of the array, and of the field of the teacher's `Output` but for an s."""
+    """Of the array."""
+    output: str
+    """The field of the teacher's `Output` that it is."""
     length: str
     """The setting that is L."""
     dim: str
@@ -123,6 +125,10 @@ class OfHeads(Target):
         )
         text = f"{self.text}, divided by {scale}"
         return {self.name: Field(shape, "int8", dims, "1", text), scale: factor}
+
+    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+        value: torch.Tensor = getattr(output, self.output)
+        return value
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
         import torch
@@ -160,11 +166,7 @@ class Logits(OfHeads):
 
     group, name, length, dim = "teachers/default/logits", "logits", "classes", "class"
     depends = ("face_size", "precision", "logits_dtype", "heads")
-    text = "the teacher's raw logits, before any temperature"
-
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
-        assert output is not None
-        return output.logits
+    output, text = "logits", "the teacher's raw logits, before any temperature"
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         import torch
@@ -188,11 +190,7 @@ class Embedding(OfHeads):
 
     group, name, length, dim = "teachers/default/embedding", "embedding", "embedding_dim", "feature"
     depends = ("face_size", "precision", "embedding_dtype", "heads")
-    text = "the teacher's features behind the BNNeck, not normalised"
-
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
-        assert output is not None
-        return output.features
+    output, text = "features", "the teacher's features behind the BNNeck, not normalised"
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         found = self.decode(tensors(rows)).double()
