@@ -128,6 +128,7 @@ def _data(data: Mapping[str, Any]) -> Facts:
     """Which samples were used."""
     return {
         "used": f"{data['samples']} samples of {data['identities']} identities",
+        "unlabelled": data.get("unlabelled") and f"{data['unlabelled']} images without labels",
         "held out": data["held_out"] and f"{data['held_out']} identities, for validation",
         "left out": data["left_out"],
         "vanished": data["vanished"],

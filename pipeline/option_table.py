@@ -88,15 +88,16 @@ def _options() -> Iterator[Option]:
 
 def _schema_of(name: str, schema: Schema) -> tuple[Schema, object]:
     """The schema of an option and its default; null for what only a section given has."""
-    found, default = schema, Options().model_dump(mode="json")
+    found: Schema = schema
+    default: Any = Options().model_dump(mode="json")
     for part in name.split("."):
         reference = found.get("$ref") or next(
             (kind["$ref"] for kind in found.get("anyOf", ()) if "$ref" in kind), None
         )
         if reference is not None:
             found = schema["$defs"][reference.rpartition("/")[2]]
-        found = found["properties"][part]
-        default = found.get("default") if default is None else default[part]
+        found = found["additionalProperties"] if part == "*" else found["properties"][part]
+        default = default.get(part, found.get("default")) if default else found.get("default")
     return found, default
 
 

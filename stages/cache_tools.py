@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from deskpro.cache.errors import absent
 from deskpro.cache.file_index import FileIndex
@@ -19,12 +20,19 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import StoredViews
-from deskpro.stages.models.weights import load_teacher
 from deskpro.stages.targets import provenance
-from deskpro.stages.targets.kinds import TARGETS, Arrays, Settings, stored_fields
+from deskpro.stages.targets.kinds import (
+    OF_TEACHERS,
+    TARGETS,
+    Arrays,
+    Target,
+    all_targets,
+    stored_fields,
+)
 from deskpro.stages.targets.teachers import LiveTeacher
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
@@ -55,25 +63,43 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
     store = TargetStore(root)
     labels = store.column("label")
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
-    facts: dict[str, object] = {"samples": store.samples, "identities": len(np.unique(labels))}
+    named = labels[labels >= 0]
+    facts: dict[str, object] = {"samples": store.samples, "identities": len(np.unique(named))}
+    if len(named) < len(labels):
+        facts["without labels"] = f"{len(labels) - len(named)} of the samples"
     tables: list[Table] = []
-    for name, target in TARGETS.items():
-        if target.group not in store.groups():
-            continue
+    for name, target in _targets_of(store.groups()).items():
         reader = MappedReader(root, target.group, unfinished=True)
         facts |= _contents(name, reader)
-        found = _statistics(name, reader, labels)
+        found = _statistics(target, reader, labels)
         if not target.parts:
             facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
             continue
         columns = ("part", *found)
         rows = [
             (part, *(f"{values[i]:.4g}" for values in found.values()))
-            for i, part in enumerate(reader.fingerprint[target.parts])
+            for i, part in enumerate(_parts(target, reader))
         ]
         tables.append((name, columns, rows))
     facts["size"] = f"{size / 1e6:.1f} MB on disk"
     return facts | {"store": root}, tables
+
+
+def _targets_of(groups: Sequence[str]) -> dict[str, Target]:
+    """The targets that lie in groups, by name, those of other teachers as NAME/embedding."""
+    own = {name: target for name, target in TARGETS.items() if target.group in groups}
+    others = {}
+    for group in groups:
+        teacher, _, kind = group.removeprefix("teachers/").partition("/")
+        if group.startswith("teachers/") and teacher != OWN_TEACHER and kind in OF_TEACHERS:
+            others[f"{teacher}/{kind}"] = OF_TEACHERS[kind](teacher)
+    return own | others
+
+
+def _parts(target: Target, reader: MappedReader) -> list[str]:
+    """The names of a target's parts; numbers where its teacher was another program."""
+    count = next(iter(reader.schema.fields.values())).shape[0]
+    return list(reader.fingerprint.get(target.parts) or map(str, range(count)))
 
 
 def _contents(name: str, reader: MappedReader) -> dict[str, object]:
@@ -90,12 +116,14 @@ def _contents(name: str, reader: MappedReader) -> dict[str, object]:
         shape = ", ".join(map(str, (schema.samples, schema.views, *stored.shape)))
         facts[f"{name}: {field}"] = f"[{shape}] {stored.dtype}: {stored.description}"
     if "teacher" in fingerprint:
-        weights, classes = fingerprint["teacher"]["weights"], len(fingerprint["classes"])
-        facts["teacher"] = f"weights {weights[:12]}…, {classes} classes"
+        made_by, classes = fingerprint["teacher"], fingerprint.get("classes")
+        kind = "weights" if "weights" in made_by else "imported"
+        about = f"{kind} {made_by[kind][:12]}…" + (f", {len(classes)} classes" if classes else "")
+        facts["teacher" if "/" not in name else f"{name}: teacher"] = about
     return facts
 
 
-def _statistics(name: str, reader: MappedReader, labels: np.ndarray) -> dict[str, np.ndarray]:
+def _statistics(target: Target, reader: MappedReader, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Means over the views of the samples that have the target: of what it describes, and of the
     facts that were recorded with the chunks; by name float64 [parts]."""
     sums: dict[str, np.ndarray] = {}
@@ -106,7 +134,7 @@ def _statistics(name: str, reader: MappedReader, labels: np.ndarray) -> dict[str
             valid, label = reader.valid[here], labels[here][reader.valid[here]]
             fields = reader.schema.fields
             rows = {n: reader.chunk(n, block, view)[: len(valid)][valid] for n in fields}
-            found = TARGETS[name].describe(rows, label) if len(label) else {}
+            found = target.describe(rows, label) if len(label) else {}
             for key, values in (found | record.facts).items():
                 sums[key] = sums.get(key, 0.0) + len(label) * np.asarray(values)
                 seen[key] = seen.get(key, 0) + len(label)
@@ -125,42 +153,80 @@ class Report:
 def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep: bool) -> Report:
     """Compute the targets of `samples` (sample, view), drawn with `seed`, again, and compare.
 
-    deep: every image file is read again. Raises InputError where the teacher isn't here.
+    deep: every image file is read again. Imported targets can't be computed again. Raises
+    InputError where a teacher isn't here.
     """
     root, weights = folder.targets, options.pre_train or folder.teacher
-    if not weights.is_file():
-        raise InputError(f"{weights}: teacher weights not found; an audit needs them")
-    store = TargetStore(root)
-    index = training_index(options.data.root, options.data_train, Identities(*options.data.chosen))
-    whole, files = options.data.incomplete == "leave-out", FileIndex()
-    names = [name for name, target in TARGETS.items() if target.group in store.groups()]
-    differing = provenance.option_differences(root, options, weights, names)
-    differing += provenance.image_differences(store, index, names, files, whole=whole, deep=deep)
-    found = describe(differing)
-    network, model = load_teacher(weights)
-    settings = provenance.settings_of(options, model)
-    readers = {name: MappedReader(root, TARGETS[name].group) for name in names}
-    if any(readers[name].schema.fields != stored_fields(name, settings) for name in names):
-        found.append("the targets would have other shapes or types: nothing was compared")
-        return Report({"computed again": "nothing", "differences": len(found)}, found)
+    store, files = TargetStore(root), provenance.TeacherFiles(options, weights)
+    data = options.data
+    index = training_index(data.root, options.data_train, Identities(*data.chosen), data.unlabelled)
+    groups, every = store.groups(), all_targets(options)
+    there = {name: target for name, target in every.items() if target.group in groups}
+    found = describe([
+        *provenance.option_differences(root, options, weights, there.values()),
+        *provenance.image_differences(
+            store,
+            index,
+            there.values(),
+            FileIndex(),
+            whole=options.data.incomplete == "leave-out",
+            deep=deep,
+        ),
+    ])  # fmt: skip
+    passes: dict[str, dict[str, Target]] = {}
+    for name, target in there.items():
+        if not provenance.is_imported(target, options):
+            passes.setdefault(target.teacher or OWN_TEACHER, {})[name] = target
+    facts: dict[str, object] = {}
+    for teacher, targets in passes.items():
+        if teacher not in files.paths:
+            path = weights if teacher == OWN_TEACHER else options.teachers[teacher].weights
+            raise InputError(f"{path}: teacher weights not found; an audit needs them")
+        if any(
+            MappedReader(root, target.group).schema.fields
+            != stored_fields(target, files.settings(teacher))
+            for target in targets.values()
+        ):
+            found.append("the targets would have other shapes or types: nothing was compared")
+            return Report({"computed again": "nothing", "differences": len(found)}, found)
+        device = distributed.pick_device(options.device)
+        live = LiveTeacher(targets, files.settings(teacher), files.networks(teacher), device)
+        facts |= _audit(options, store, index, live, found, (samples, seed))
+    return Report(facts | {"differences": len(found)}, found)
 
-    teacher = LiveTeacher(names, settings, network, distributed.pick_device(options.device))
+
+def _audit(
+    options: Options,
+    store: TargetStore,
+    index: pd.DataFrame,
+    teacher: LiveTeacher,
+    found: list[str],
+    chosen: tuple[int, int],
+) -> dict[str, object]:
+    """Compare the targets of one teacher; what differs is added to `found`.
+
+    chosen: how many (sample, view), and the seed that draws them.
+    """
+    readers = {
+        name: MappedReader(store.root, target.group) for name, target in teacher.targets.items()
+    }
     sample_ids = store.column("sample_id").tolist()
     here = index.set_index("sample_id", drop=False).reindex(sample_ids)
     absent = np.zeros(len(here), bool)
-    for name in names:
-        absent |= readers[name].valid & here[list(TARGETS[name].sees)].isna().any(axis=1).to_numpy()
+    for name, reader in readers.items():
+        seen = here[list(teacher.targets[name].sees)]
+        absent |= reader.valid & seen.isna().any(axis=1).to_numpy()
     views = min(reader.schema.views for reader in readers.values())
-    pairs = _draw(len(sample_ids), views, samples, seed)
+    pairs = _draw(len(sample_ids), views, *chosen)
     known = [(row, view) for row, view in pairs if not absent[row]]
     for row in sorted({row for row, _ in pairs if absent[row]}):
         found.append(f"{sample_ids[row]}: its {' or '.join(teacher.sees)} isn't here")
     images = ImageDataset(
         here.where(here.notna(), None),
-        {kind: settings.size(kind) for kind in teacher.sees},
+        {kind: teacher.settings.size(kind) for kind in teacher.sees},
         StoredViews(store.column("views")),
     )
-    largest = dict.fromkeys(names, 0.0)
+    largest = dict.fromkeys(readers, 0.0)
     for part, live in _compute(teacher, images, known, options):
         for name, reader in readers.items():
             stored = reader.read([row for row, _ in part], [view for _, view in part])
@@ -168,17 +234,17 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
             mine, theirs = (
                 {field: v[has] for field, v in rows.items()} for rows in (live[name], stored)
             )
-            lines, gap = _compare(name, mine, theirs, settings)
+            lines, gap = _compare(name, teacher, mine, theirs)
             largest[name] = max(largest[name], gap)
             compared = [part[i] for i in has]
             found += [
                 f"{sample_ids[compared[i][0]]}, view {compared[i][1]}: {line}" for i, line in lines
             ]
-    facts: dict[str, object] = {"computed again": f"{len(known)} (sample, view), seed {seed}"}
+    facts: dict[str, object] = {"computed again": f"{len(known)} (sample, view), seed {chosen[1]}"}
     for name, gap in largest.items():
-        allowed = TARGETS[name].tolerance(settings)
+        allowed = teacher.targets[name].tolerance(teacher.settings)
         facts[name] = f"differ by up to {gap:.1e}, allowed is {allowed:.1e}"
-    return Report(facts | {"differences": len(found)}, found)
+    return facts
 
 
 def _draw(rows: int, views: int, samples: int, seed: int) -> list[tuple[int, int]]:
@@ -202,7 +268,7 @@ def _compute(
             yield (
                 part,
                 {
-                    name: TARGETS[name].encode(value, teacher.settings)
+                    name: teacher.targets[name].encode(value, teacher.settings)
                     | {"pixels": batch["pixels"][name][:, 0].numpy().view(np.uint64)}
                     for name, value in values.items()
                 },
@@ -211,10 +277,10 @@ def _compute(
 
 
 def _compare(
-    name: str, live: Arrays, stored: Arrays, settings: Settings
+    name: str, teacher: LiveTeacher, live: Arrays, stored: Arrays
 ) -> tuple[list[tuple[int, str]], float]:
     """(row, what differs), and the largest difference of a target's values."""
-    target = TARGETS[name]
+    target, settings = teacher.targets[name], teacher.settings
     gap, allowed = target.differs(live, stored), target.tolerance(settings)
     seen = " and ".join(target.sees)
     lines = [

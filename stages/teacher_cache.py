@@ -22,21 +22,17 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
+from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data.layouts import KINDS, image_folders
-from deskpro.stages.targets.kinds import TARGETS, stored_targets
+from deskpro.stages.targets.kinds import SEAL, Target, stored_targets
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
-    from deskpro.cache.file_index import FileIndex
     from deskpro.cache.fingerprint import Difference
     from deskpro.cache.schema import Column
     from deskpro.cache.writer import GroupWriter
     from deskpro.stages.targets.worker import Item, ItemTarget, Worker
-
-SEAL = "index/zarr.json"
-"""Written last into the folder of a group of targets."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,8 @@ class TeacherCache(Stage):
         "cache.precision",
         "cache.logits_dtype",
         "cache.embedding_dtype",
+        "cache.mirror",
+        "teachers.*.input",
         "student.backbone",
     )
 
@@ -91,14 +89,35 @@ class TeacherCache(Stage):
     def _images(self) -> list[Dep]:
         options = self.options
         folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
+        if (root := options.data.unlabelled) is not None:
+            folders |= {f"{kind} without labels": (root / kind, "**/*") for kind in KINDS}
         return [Dep(role, *place) for role, place in folders.items()]
 
     def deps(self) -> list[Dep]:
-        return [Dep("the teacher", self.teacher), *self._images()]
+        return [Dep("the teacher", self.teacher), *self._given, *self._images()]
+
+    @property
+    def _given(self) -> list[Dep]:
+        """The weights that options name, besides those of the recipe's own teacher."""
+        options = self.options
+        more = enumerate(options.cache.checkpoints)
+        return [
+            *(Dep(f"cache.checkpoints[{number}]", path) for number, path in more),
+            *(
+                Dep(f"teachers.{name}.weights", teacher.weights)
+                for name, teacher in options.teachers.items()
+                if teacher.weights is not None
+            ),
+        ]
 
     def outs(self) -> list[Path]:
-        groups = [TARGETS[name].group for name in stored_targets(self.options)]
-        return [self.folder.targets / group / SEAL for group in groups]
+        targets = stored_targets(self.options).values()
+        return [self.folder.targets / target.group / SEAL for target in targets]
+
+    def check(self) -> None:
+        for dep in self._given:
+            if not dep.path.is_file():
+                raise InputError(f"{dep.role} {dep.path}: no such file; allowed is a weights file")
 
     def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
         """As the manifest says; where that is not enough, as the store itself knows.
@@ -110,23 +129,32 @@ class TeacherCache(Stage):
         outs = self.out_digests(digests)
         if record is not None and outs.items() <= record["outs"].items():
             record = {**record, "outs": outs}
-        found = super().stale(record, digests)
+        found = [r for r in super().stale(record, digests) if not self._of_no_teacher(r)]
         if {reason.kind for reason in found} & {"no-record", "out"}:
             return self._differences(digests) or [found[0]._replace(effect="extend")]
         images = {dep.role for dep in self._images()}
         if any(reason.name in images for reason in found) or (digests.deep and not found):
             found = [reason for reason in found if reason.name not in images]
             found += self._changed_images(digests)
+        if new := [r for r in found if r.name.startswith("teachers.") and r.before is None]:
+            found = [reason for reason in found if reason not in new] + self._differences(digests)
         return [_more_views(reason) for reason in found]
+
+    def _of_no_teacher(self, reason: Reason) -> bool:
+        """Whether it is about a teacher that the recipe has no more, or whose targets are imported:
+        what is stored stays as it is."""
+        section, _, rest = reason.name.partition(".")
+        teacher = self.options.teachers.get(rest.partition(".")[0])
+        return section == "teachers" and (teacher is None or teacher.weights is None)
 
     def _differences(self, digests: Digests) -> list[Reason]:
         """How options, teacher and images differ from those of the stored targets."""
         from deskpro.stages.targets import provenance
 
-        names = stored_targets(self.options)
+        targets = stored_targets(self.options).values()
         try:
             differing = provenance.option_differences(
-                self.folder.targets, self.options, self.teacher, names, may_grow=True
+                self.folder.targets, self.options, self.teacher, targets, may_grow=True
             )
         except CacheError:  # damaged: it is rebuilt, not resumed
             return [Reason("out", str(self.folder.targets))]
@@ -138,16 +166,17 @@ class TeacherCache(Stage):
         from deskpro.stages.targets import provenance
 
         options = self.options
+        data = options.data
         index = training_index(
-            options.data.root, options.data_train, Identities(*options.data.chosen)
+            data.root, options.data_train, Identities(*data.chosen), data.unlabelled
         )
         store = TargetStore(self.folder.targets)
         differing = provenance.image_differences(
             store,
             index,
-            stored_targets(options),
+            stored_targets(options).values(),
             digests.index,
-            whole=options.data.incomplete == "leave-out",
+            whole=data.incomplete == "leave-out",
             deep=digests.deep,
         )
         return [*map(_reason, differing)]
@@ -156,7 +185,7 @@ class TeacherCache(Stage):
         from deskpro.stages.data.check import check_data
         from deskpro.stages.data.identities import Identities
         from deskpro.stages.data.views import DrawnViews
-        from deskpro.stages.targets import provenance
+        from deskpro.stages.targets import samples
         from deskpro.stages.targets.worker import Worker
 
         options, data, settings = self.options, self.options.data, self.options.cache
@@ -166,18 +195,19 @@ class TeacherCache(Stage):
             dataset,
             incomplete=incomplete,
             identities=Identities(*data.chosen),
+            unlabelled=data.unlabelled,
             index=job.index,
         ).require()
-        train = checked.split("train")
-        classes = _classes(train, self.teacher)
+        classes = _classes(checked.split("train"), self.teacher)
+        train = samples.with_unlabelled(checked)
         drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
         views = drawn.table(settings.views)
-        columns = _columns(train, classes, views, job.index)
-        teacher = provenance.teacher_fingerprint(self.teacher) | {"classes": classes}
+        columns = samples.columns(train, classes, views, job.index)
+        targets = stored_targets(options)
         with ExitStack() as stack:
             writers = {
-                name: stack.enter_context(self._writer(name, train, columns, teacher, job))
-                for name in stored_targets(options)
+                name: stack.enter_context(self._writer(target, train, columns, classes, job))
+                for name, target in targets.items()
             }
             make_worker = partial(Worker, options, self.teacher, train, views)
             start(
@@ -187,7 +217,8 @@ class TeacherCache(Stage):
                 views=f"{settings.views} of each",
                 output=self.folder.targets,
             )
-            _fill(writers, make_worker, options)
+            passes = {name: target.teacher for name, target in targets.items()}
+            _fill(writers, passes, make_worker, options)
             for writer in writers.values():
                 writer.seal()
         files = [file for file in self.folder.targets.rglob("*") if file.is_file()]
@@ -203,29 +234,30 @@ class TeacherCache(Stage):
 
     def _writer(
         self,
-        name: str,
+        target: Target,
         train: pd.DataFrame,
         columns: dict[str, Column],
-        teacher: Mapping[str, Any],
+        classes: list[str],
         job: Job,
     ) -> GroupWriter:
         """The writer of a target's group."""
         from deskpro.cache.schema import Schema
         from deskpro.cache.writer import GroupWriter
-        from deskpro.stages.models.weights import read_metadata
         from deskpro.stages.targets import provenance
         from deskpro.stages.targets.kinds import stored_fields
 
-        options, settings, target = self.options, self.options.cache, TARGETS[name]
-        sizes = provenance.settings_of(options, read_metadata(self.teacher, "teacher"))
+        options, settings = self.options, self.options.cache
+        teachers = provenance.TeacherFiles(options, self.teacher)
+        fields = stored_fields(target, teachers.settings(target.teacher))
+        order = {"classes": classes} if target.teacher == OWN_TEACHER else {}
         return GroupWriter(
             self.folder.targets,
             target.group,
-            Schema(len(train), settings.views, settings.block, stored_fields(name, sizes)),
+            Schema(len(train), settings.views, settings.block, fields),
             columns,
-            provenance.fingerprint(name, options, teacher),
-            depends=provenance.columns(name),
-            valid=provenance.valid(train, name),
+            provenance.fingerprint(target, options, teachers) | order,
+            depends=provenance.columns(target),
+            valid=provenance.valid(train, target),
             replace=job.force,
             reuse=settings.reuse,
             deep=job.force,
@@ -247,10 +279,16 @@ def _more_views(reason: Reason) -> Reason:
 
 
 def _fill(
-    writers: Mapping[str, GroupWriter], make_worker: Callable[[], Worker], options: Options
+    writers: Mapping[str, GroupWriter],
+    teachers: Mapping[str, str],
+    make_worker: Callable[[], Worker],
+    options: Options,
 ) -> None:
-    """Compute what the groups lack; each item is written while the next is computed."""
-    items = _items(writers)
+    """Compute what the groups lack; each item is written while the next is computed.
+
+    teachers: target → the name of its teacher.
+    """
+    items = _items(writers, teachers)
     total = sum(len(item.rows) * len(item.views) for item in items)
     writing: Future[None] | None = None
     with bar("teacher-cache", total, "views") as progress, ThreadPoolExecutor(1) as background:
@@ -280,18 +318,20 @@ def _computed(
         yield item, results
 
 
-def _items(writers: Mapping[str, GroupWriter]) -> list[Item]:
-    """What the groups lack: one item for targets of a block that lack the same views."""
+def _items(writers: Mapping[str, GroupWriter], teachers: Mapping[str, str]) -> list[Item]:
+    """What the groups lack: one item for targets of a block that lack the same views, of one
+    teacher; those of no teacher go with the recipe's own."""
     from deskpro.stages.targets.worker import Item
 
-    lacking: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    lacking: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
     for name, writer in writers.items():
         for block, views in writer.missing.items():
-            lacking.setdefault((block, tuple(views)), []).append(name)
+            key = block, tuple(views), teachers[name] or OWN_TEACHER
+            lacking.setdefault(key, []).append(name)
     schema = next(iter(writers.values())).schema
     items = [
         Item(block, range(*schema.rows(block).indices(schema.samples)), views, tuple(names))
-        for (block, views), names in lacking.items()
+        for (block, views, _), names in lacking.items()
     ]
     return sorted(items, key=lambda item: (item.names, item.block))
 
@@ -305,38 +345,6 @@ def _write(
             for view, each in result.facts.items()
         }
         writers[name].write(item.block, result.arrays, facts)
-
-
-def _columns(
-    train: pd.DataFrame, classes: list[str], views: np.ndarray, files: FileIndex
-) -> dict[str, Column]:
-    """What is known of each sample before any target is computed."""
-    import numpy as np
-
-    from deskpro.cache.schema import Column
-    from deskpro.stages.data.index import content_hashes
-    from deskpro.stages.data.views import View
-    from deskpro.stages.targets import provenance
-
-    position = {pid: i for i, pid in enumerate(classes)}
-    labels = train["pid"].map(position).to_numpy(np.int64)
-    fractions = "fractions of the image: " + ", ".join(View._fields)
-    columns = {
-        "sample_id": Column(
-            train["sample_id"].to_numpy(object),
-            ("sample",),
-            description="path of the body image below its folder",
-        ),
-        "label": Column(
-            labels, ("sample",), description="class index, into the fingerprint's classes"
-        ),
-        "views": Column(views, ("sample", "view", "parameter"), description=fractions),
-    }
-    for kind in provenance.kinds_seen(TARGETS):
-        hashes = content_hashes(train[kind].tolist(), files)
-        text = f"SHA-256 of the {kind} file"
-        columns[f"{kind}_sha256"] = Column(hashes, ("sample", "byte"), description=text)
-    return columns
 
 
 def _classes(train: pd.DataFrame, weights: Path) -> list[str]:

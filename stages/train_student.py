@@ -18,14 +18,21 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import image_folders
-from deskpro.stages.losses.terms import TERMS, active_terms, params, targets_needed, usable
+from deskpro.stages.losses.terms import (
+    OTHER_TEACHERS,
+    TERMS,
+    active_terms,
+    params,
+    targets_needed,
+    usable,
+)
+from deskpro.stages.targets.kinds import SEAL, all_targets
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
-    from deskpro.cache.store import TargetStore
     from deskpro.stages.data.check import CheckedData
     from deskpro.stages.evaluation.validation import Validation
     from deskpro.stages.models.student import Student
@@ -73,6 +80,7 @@ class TrainStudent(Stage):
         "mse.spatial_attn_lr",
         "kd_loss.class_means",
         *sorted(params(TERMS.values())),
+        *OTHER_TEACHERS,
     )
     distributed = True
 
@@ -106,12 +114,41 @@ class TrainStudent(Stage):
     def deps(self) -> list[Dep]:
         options, found = self.options, []
         if self.cache is not None:
-            found.append(Dep("the cache", self.cache, "**/index/zarr.json"))
+            targets, needed = all_targets(options), targets_needed(options, self.streams)
+            found.append(Dep("the cache", self.cache / SEAL))
+            found += [
+                Dep(f"the cache's {name}", self.cache / targets[name].group / SEAL)
+                for name in sorted(needed)
+            ]
         if options.student.pre_train is not None:
             found.append(Dep("student.pre_train", options.student.pre_train))
         kinds = [*STREAM_IMAGES.values()]
         folders = image_folders(options.data.root, options.data_train, kinds, ("train",))
+        if self._unlabelled is not None:
+            folders |= {
+                f"{kind} without labels": (self._unlabelled / kind, "**/*") for kind in kinds
+            }
         return found + [Dep(role, *place) for role, place in folders.items()]
+
+    @property
+    def _unlabelled(self) -> Path | None:
+        """The folder of images without labels, where it is trained on any."""
+        options = self.options
+        return options.data.unlabelled if options.train_student.unlabelled else None
+
+    def check(self) -> None:
+        options, name = self.options, "train_student.unlabelled"
+        if not options.train_student.unlabelled:
+            return
+        if options.data.unlabelled is None:
+            raise InputError(f"{name}: there are no images without labels; set data.unlabelled")
+        if not targets_needed(options, self.streams):
+            raise InputError(
+                f"{name}: without labels only a teacher's targets can be learned, and no loss uses "
+                f"any; set the weight of one, or {name} to 0"
+            )
+        if options.kd_loss.class_means:
+            raise InputError(f"{name}: kd_loss.class_means has no class for images without labels")
 
     def outs(self) -> list[Path]:
         return [self.folder.student]
@@ -139,6 +176,9 @@ class TrainStudent(Stage):
         shapes = {"face": options.data.face_size, "body": options.data.body_size}
         blank = [torch.zeros(1, 3, *shapes[s]) if s in self.streams else None for s in shapes]
         macs = multiply_adds(student, *blank)
+        parameters = sum(parameter.numel() for parameter in student.parameters())
+        for name, (stream, shape) in data.projected.items():
+            student.project(stream, name, shape)
         validation = self._validation(student, data, device)
         setup = recipe.Setup(
             kind="student",
@@ -161,12 +201,12 @@ class TrainStudent(Stage):
         )
         training = recipe.train(setup, job)
         return TrainStudentResult(
-            samples=len(data.table),
+            samples=int((data.labels >= 0).sum()),
             identities=len(data.classes),
             source=self.cache or options.data.root,
             targets=data.targets.location if data.targets else "",
             training=training,
-            parameters=sum(parameter.numel() for parameter in student.parameters()),
+            parameters=parameters,
             macs=macs,
             path=self.folder.student,
         )
@@ -188,20 +228,30 @@ class TrainStudent(Stage):
         from deskpro.stages.data.identities import HELD_OUT
         from deskpro.stages.data.views import DrawnViews, StoredViews
         from deskpro.stages.targets import samples
-        from deskpro.stages.targets.kinds import TARGETS
         from deskpro.stages.targets.teachers import TEACHERS, Source
         from deskpro.stages.training.recipe import TrainingSet
 
         options, recipe = self.options, self.options.train_student
         store, names = TargetStore(cache), sorted(targets_needed(options, self.streams))
+        there = samples.finished(store, all_targets(options))
         with distributed.rank_zero_first():
-            there = samples.finished(store)
-            samples.require_targets(store, names, options.student.feature_dim)
-            self._require_match(store, names or there, job)
+            samples.require_targets(store, names, options, options.student.feature_dim)
+            used = {name: there[name] for name in names} or there
+            files = job.index, job.deep
+            samples.require_match(store, options, self.teacher, used.values(), *files)
             checked = self._checked("keep", job)  # the cache says which samples are used
-        table = checked.split("train")
-        readers = {name: MappedReader(cache, TARGETS[name].group) for name in there}
-        needed = self._needed({name: reader.valid for name, reader in readers.items()})
+        table = samples.with_unlabelled(checked)
+        readers = {name: MappedReader(cache, target.group) for name, target in there.items()}
+        used_rows = store.column("label") != samples.NO_LABEL
+        if self._unlabelled is not None:
+            if used_rows.all():
+                raise CacheError(
+                    f"{cache}: has no images without labels. To add those of data.unlabelled",
+                    command="teacher-cache --force",
+                )
+            used_rows[:] = True
+        valid = {name: reader.valid & used_rows for name, reader in readers.items()}
+        needed = self._needed(used_rows, valid)
         table = samples.in_order(table, store, needed)
         classes, labels = samples.classes_and_labels(store, table, readers, options.data_train)
         stored = store.column("views")
@@ -226,23 +276,22 @@ class TrainStudent(Stage):
             kind = "live" if recipe.live_teacher else means
             targets = TEACHERS[kind](source, names, device)
         held_out = checked.split(HELD_OUT)
-        return TrainingSet(table, labels, classes, views, count, targets, held_out)
+        projected = samples.embedding_shapes(store, options, names)
+        return TrainingSet(table, labels, classes, views, count, targets, held_out, projected)
 
-    def _needed(self, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _needed(self, used: np.ndarray, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Kind of image → the samples of the cache that must have it, bool [N].
 
-        valid: target → the samples that have it.
+        used: the samples that are trained on; valid: target → those of them that have it.
         """
-        from deskpro.stages.targets.kinds import TARGETS
-
-        options = self.options
-        kinds = {"imgs": next(iter(valid.values())) | True}
-        faces = [rows for name, rows in valid.items() if "hr_face" in TARGETS[name].sees]
+        options, every = self.options, all_targets(self.options)
+        kinds = {"imgs": used}
+        faces = [rows for name, rows in valid.items() if "hr_face" in every[name].sees]
         if faces and "face" in options.streams and options.data.incomplete != "keep":
             kinds["lr_face"] = faces[0]
         if options.train_student.live_teacher:
             names = sorted(targets_needed(options, self.streams))
-            kinds |= {kind: valid[name] for name in names for kind in TARGETS[name].sees}
+            kinds |= {kind: valid[name] for name in names for kind in every[name].sees}
         return kinds
 
     def _drawn(self, job: Job) -> TrainingSet:
@@ -266,42 +315,20 @@ class TrainStudent(Stage):
         from deskpro.stages.data.identities import Identities
         from deskpro.stages.targets.provenance import kinds_seen
 
-        options = self.options
+        options, every = self.options, all_targets(self.options)
         seen = [STREAM_IMAGES[stream] for stream in options.streams]
         if options.train_student.live_teacher:
-            seen += kinds_seen(targets_needed(options, self.streams))
+            seen += kinds_seen(every[name] for name in targets_needed(options, self.streams))
         return check_data(
             options.data.root,
             options.data_train,
             splits=("train",),
-            needs=("imgs", *(kind for kind in seen if kind != "imgs")),
+            needs=tuple(dict.fromkeys(("imgs", *seen))),
             incomplete=incomplete,
             identities=Identities(*options.data.chosen),
+            unlabelled=self._unlabelled,
             index=job.index,
         ).require()
-
-    def _require_match(self, store: TargetStore, names: list[str], job: Job) -> None:
-        """Refuse a cache that these options, and the images that are here, would not give.
-
-        Its teacher, HR faces and masks may be gone; what is here is compared.
-        """
-        from deskpro.cache.fingerprint import describe
-        from deskpro.stages.data.identities import Identities, training_index
-        from deskpro.stages.targets.provenance import image_differences, option_differences
-
-        options = self.options
-        index = training_index(
-            options.data.root, options.data_train, Identities(*options.data.chosen)
-        )
-        found = option_differences(store.root, options, self.teacher, names)
-        whole = options.data.incomplete == "leave-out"
-        found += image_differences(store, index, names, job.index, whole=whole, deep=job.deep)
-        if found:
-            raise CacheError(
-                f"{store.root}: built from another recipe or images: "
-                f"{'; '.join(describe(found))}. Restore them, or rebuild the cache",
-                command="teacher-cache --force",
-            )
 
 
 def _streams(student: Student) -> Callable[[nn.Module, Tensors, Tensors], Streams]:

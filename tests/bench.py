@@ -88,9 +88,14 @@ def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
     return Row(name, mine / others, mine, others, unit, len(pairs), spread)
 
 
+def _teacher_info(classes: int) -> ModelInfo:
+    """Of a full-size teacher."""
+    return ModelInfo("teacher", {"feature_dim": 512}, classes, None, None, None)
+
+
 def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str, np.ndarray]:
     """A store of random targets of full-size images; returns its arrays."""
-    settings = settings_of(Options(), classes)
+    settings = settings_of(Options(), _teacher_info(classes))
     rng = np.random.default_rng(0)
     names = np.asarray([f"bounding_box_train/{i:05d}_c1_0000.jpg" for i in range(samples)], object)
     known = {
@@ -106,7 +111,7 @@ def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str,
     }
     arrays: dict[str, np.ndarray] = {name: column.values for name, column in known.items()}
     for name, target in TARGETS.items():
-        fields = stored_fields(name, settings)
+        fields = stored_fields(target, settings)
         schema = Schema(samples, views, 256, fields)
         for field, each in fields.items():
             values = rng.integers(0, 256, (samples, views, *each.shape))
@@ -231,8 +236,8 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
         table_, {"hr_face": (face, face), "mask": body},
         DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
     )  # fmt: skip
-    settings = settings_of(options, -(-samples // 10))
-    teach = LiveTeacher([*TARGETS], settings, teacher, torch.device("cpu"))
+    settings = settings_of(options, _teacher_info(-(-samples // 10)))
+    teach = LiveTeacher(TARGETS, settings, [teacher], torch.device("cpu"))
     runs = iter(range(1000))
 
     def ours() -> None:

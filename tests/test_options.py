@@ -11,20 +11,32 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config, runner
 from deskpro.pipeline.stages import STAGES, make, stage_class
 from deskpro.stages.base import training_options
-from deskpro.stages.base.options import LEAVES, WITHOUT_EFFECT, Options, flatten, relevant
+from deskpro.stages.base.options import (
+    LEAVES,
+    WITHOUT_EFFECT,
+    Options,
+    flatten,
+    leaf_of,
+    names_option,
+    relevant,
+)
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.section import Section
 from deskpro.stages.base.stage import Digests
 from tests.conftest import Project
 
+OTHERS = {"other": training_options.OtherTeacher(weights=Path("other.safetensors"))}
+
 
 def declared(stage: str) -> set[str]:
-    return {*relevant(Options(prepare=Prepare()), stage_class(stage).params)}
+    """The options that a stage declares, of a recipe with a further teacher."""
+    options = Options(prepare=Prepare(), teachers=OTHERS)
+    return {*relevant(options, stage_class(stage).params)}
 
 
 def test_every_option_is_of_a_stage_or_has_no_effect() -> None:
-    of_stages = set().union(*map(declared, STAGES))
+    of_stages = {leaf_of(name) for stage in STAGES for name in declared(stage)}
     assert LEAVES.keys() - of_stages - WITHOUT_EFFECT.keys() == set()
     assert all(WITHOUT_EFFECT.values())
 
@@ -32,7 +44,7 @@ def test_every_option_is_of_a_stage_or_has_no_effect() -> None:
 def test_every_param_of_a_stage_is_an_option() -> None:
     for stage in STAGES:
         for param in stage_class(stage).params:
-            assert any(n == param or n.startswith(f"{param}.") for n in LEAVES), (stage, param)
+            assert any(names_option(param, name) for name in LEAVES), (stage, param)
 
 
 class Recorder:
@@ -55,6 +67,9 @@ class Recorder:
         value = getattr(section, name)
         if isinstance(value, Section):
             return Recorder(value, self._read, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            place = f"{prefix}{name}"
+            return {k: Recorder(each, self._read, f"{place}.{k}.") for k, each in value.items()}
         self._read.add(prefix + name)
         return value
 
@@ -95,6 +110,7 @@ OTHER = {
     "teacher.init": "published", "student.init": "published", "schedule": "epoch",
     "train_student.schedule": "epoch",
     "teacher.width": 0.5, "student.width": 0.5, "views.enlarge": 1.5,
+    "teachers.other.input": "imgs", "teachers.other.stream": "body",
 }  # fmt: skip
 """Another value for options whose default has no obvious neighbour."""
 
@@ -119,7 +135,7 @@ def test_every_param_that_changes_is_a_reason(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet", "other"))
-    options, folder = Options(), RunFolder(tmp_path)
+    options, folder = Options(teachers=OTHERS), RunFolder(tmp_path)
     digests = Digests(FileIndex(tmp_path / "index"))
     for name in sorted(declared(stage)):
         value = flatten(options.model_dump())[name]

@@ -214,7 +214,9 @@ def test_another_code_of_views_is_noticed_and_named(
     named = f"views.version was {version}, is {version + 1}"
     teacher = project.run / "teacher.safetensors"
     options = config.load(project.config)
-    assert describe(option_differences(store(project), options, teacher, TARGETS)) == [named]
+    assert describe(option_differences(store(project), options, teacher, TARGETS.values())) == [
+        named
+    ]
     assert named in project("train-student").err
 
 
@@ -429,8 +431,8 @@ def test_targets_in_memory_are_those_of_the_files(project: Project) -> None:
 @pytest.mark.parametrize("budget", [0.0, 1e9])
 def test_targets_reach_a_gpu(budget: float, project: Project) -> None:
     batch = {"row": torch.tensor([3, 9, 3]), "view": torch.tensor([1, 0, 2])}
-    wanted = CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))(batch)
-    teacher = CachedTeacher(store(project), [*TARGETS], torch.device("cuda"), budget=budget)
+    wanted = CachedTeacher(store(project), TARGETS, torch.device("cpu"))(batch)
+    teacher = CachedTeacher(store(project), TARGETS, torch.device("cuda"), budget=budget)
     assert teacher.location == ("GPU memory" if budget else "mapped files")
     for _ in range(5):
         for name, values in teacher(batch).items():
@@ -439,7 +441,7 @@ def test_targets_reach_a_gpu(budget: float, project: Project) -> None:
 
 
 def test_class_means_are_the_means_of_every_view_of_an_identity(project: Project) -> None:
-    every, cached = [*TARGETS], CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))
+    every, cached = [*TARGETS], CachedTeacher(store(project), TARGETS, torch.device("cpu"))
     labels = torch.from_numpy(TargetStore(store(project)).column("label").astype(np.int64))
     views, valid = cached.readers["logits"].schema.views, cached.valid.get("logits")
     rows = torch.arange(len(labels)).repeat_interleave(views)
@@ -485,11 +487,13 @@ def test_a_target_is_added_to_a_finished_cache(project: Project) -> None:
 
 def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Project) -> None:
     batch = {"row": torch.tensor([3, 9, 3]), "view": torch.tensor([1, 0, 2])}
-    both = CachedTeacher(store(project), [*TARGETS], torch.device("cpu"))(batch)
+    both = CachedTeacher(store(project), TARGETS, torch.device("cpu"))(batch)
     for name, other in (("logits", "attention"), ("attention", "logits")):
         hidden = store(project) / TARGETS[other].group
         hidden.rename(hidden.with_name("hidden"))
-        alone = CachedTeacher(store(project), [name], torch.device("cpu"), budget=1e9)(batch)
+        alone = CachedTeacher(
+            store(project), {name: TARGETS[name]}, torch.device("cpu"), budget=1e9
+        )(batch)
         hidden.with_name("hidden").rename(hidden)
         assert alone.keys() == {name}
         assert torch.equal(alone[name], both[name])
@@ -609,10 +613,10 @@ def test_an_audit_finds_targets_that_the_teacher_would_not_give(
 
     def wrong(self: Any, rows: Any, view: int, value: torch.Tensor, pixels: np.ndarray) -> None:
         value, pixels = value.clone(), pixels.copy()
-        if self.name == "logits" and view == 1 and 5 in rows:
+        if self.target is TARGETS["logits"] and view == 1 and 5 in rows:
             value[rows.index(5)] += 0.5
             pixels[rows.index(5)] = 7
-        if self.name == "attention" and view == 2 and 9 in rows:
+        if self.target is TARGETS["attention"] and view == 2 and 9 in rows:
             value[rows.index(9)] = 0.3
         right(self, rows, view, value, pixels)
 
@@ -642,7 +646,7 @@ def test_an_audit_of_another_shape_names_it_and_computes_nothing(project: Projec
 class Brightness(kinds.Target):
     """The mean of the LR face, [B]: a target that no teacher computes."""
 
-    group, sees, of_teacher, depends = "brightness", ("lr_face",), False, ("face_size",)
+    group, sees, depends = "brightness", ("lr_face",), ("face_size",)
 
     def fields(self, settings: Settings) -> dict[str, Field]:
         return {"brightness": Field((), "float32", (), "1/255", "mean of the LR face")}
@@ -671,10 +675,11 @@ def test_a_target_is_added_by_its_class_and_a_row(
 
     before = content(store(project))
     monkeypatch.setitem(TARGETS, "brightness", Brightness())
-    monkeypatch.setattr("deskpro.stages.targets.worker.load_teacher", None)
     monkeypatch.setitem(config.REGISTRIES, "cache.targets", tuple(TARGETS))
     added = sets("cache.targets=[logits,attention,embedding,brightness]")
-    result = project.ok("teacher-cache", *added)
+    with monkeypatch.context() as patch:
+        patch.setattr("deskpro.stages.targets.provenance.load_teacher", None)
+        result = project.ok("teacher-cache", *added)
     assert there(result, "logits") == there(result, "attention") == (9, 9)
     groups = tuple(target.group for name, target in TARGETS.items() if name != "brightness")
     after = content(store(project))
@@ -685,7 +690,7 @@ def test_a_target_is_added_by_its_class_and_a_row(
     assert {name for name in after if name.startswith(groups)} == {
         name for name in before if name.startswith(groups)
     }
-    cached = CachedTeacher(store(project), ["brightness"], torch.device("cpu"))
+    cached = CachedTeacher(store(project), {"brightness": Brightness()}, torch.device("cpu"))
     values = cached({"row": torch.arange(20), "view": torch.zeros(20, dtype=torch.int64)})
     for path, value in zip(images(project, "lr_face"), values["brightness"].tolist(), strict=True):
         with Image.open(path) as image:
@@ -758,7 +763,7 @@ def test_what_int8_loses_is_the_mean_over_samples_that_have_logits() -> None:
     valid = np.array([True, False, True, True])
     item = Item(0, range(4), (0,), ("logits",))
     value = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)) * 9
-    found = ItemTarget("logits", item, settings, valid)
+    found = ItemTarget(TARGETS["logits"], item, settings, valid)
     for rows in ([0, 1], [2, 3]):
         found.add(rows, 0, value[rows], np.zeros(2, np.uint64))
     target = TARGETS["logits"]

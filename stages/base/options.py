@@ -7,8 +7,9 @@ builds an `Options` from YAML and `--set`; stages read it and never change it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -57,6 +58,9 @@ class Data(Section):
     `eval.face_weight`."""
     identities: Annotated[int, Field(ge=2, le=10**9)] | None = None
     """Train on so many of the other identities, chosen by the same hash; on all where not given."""
+    unlabelled: Source = None
+    """Folder of prepared images of people whom nobody named, `imgs/` and what targets are made of
+    beside it. Their targets are cached; `train_student.unlabelled` of them are in each batch."""
 
     @property
     def chosen(self) -> tuple[float, int | None]:
@@ -87,6 +91,12 @@ class Cache(Section):
     """How logits are stored; int8 has a scale for each head of each view, and halves them."""
     embedding_dtype: Literal["float16", "int8"] = "float16"
     """The same of embeddings."""
+    mirror: bool = False
+    """Average what a teacher gives for an image and for its mirror image."""
+    checkpoints: Annotated[
+        tuple[Annotated[FilePath, CONTENT], ...], Field(strict=False), CONTENT
+    ] = ()
+    """Further weights of the recipe's teacher: outputs are averaged over all of them."""
     reuse: Annotated[bool, NoEffect("equal chunks are kept or computed again")] = True
     """Take over blocks of an earlier cache that would come out the same."""
     memory: Annotated[Weight, NoEffect("where values are kept, not which")] = 2.0
@@ -169,6 +179,8 @@ class Options(Section):
     kd_loss: training.KDLoss = training.KDLoss()
     mse: training.MSE = training.MSE()
     embedding: training.Embedding = training.Embedding()
+    teachers: dict[str, training.OtherTeacher] = Field(default_factory=dict)
+    """Teachers beside the recipe's own, by name."""
     views: training.Views = training.Views()
     cache: Cache = Cache()
     checkpoints: training.Checkpointing = training.Checkpointing()
@@ -212,6 +224,13 @@ class Options(Section):
             _require_known(name, str(info.field_name), info)
         return name
 
+    @field_validator("teachers")
+    @classmethod
+    def _proper_names(cls, teachers: dict[str, Any]) -> dict[str, Any]:
+        for name in teachers:
+            training.require_teacher_name(name)
+        return teachers
+
     @field_validator("cache")
     @classmethod
     def _known_targets(cls, cache: Cache, info: ValidationInfo) -> Cache:
@@ -238,7 +257,7 @@ class Options(Section):
             batch = teacher.batchid, teacher.batchimage
             return training.Recipe(teacher, teacher, teacher.views, *batch, "train_teacher.")
         batch = self.batchid, self.batchimage
-        shared = "ema", "sync_batch_norm", "gather_triplets"
+        shared = "unlabelled", "ema", "sync_batch_norm", "gather_triplets"
         across = {name: getattr(student, name) for name in shared}
         return training.Recipe(student, self, self.views, *batch, **across)
 
@@ -259,8 +278,13 @@ def _require_known(name: str, option: str, info: ValidationInfo, prefix: str = "
 
 
 def names_option(prefix: str, name: str) -> bool:
-    """Whether `prefix` is the option, or a section that it lies in."""
-    return name == prefix or name.startswith(f"{prefix}.")
+    """Whether `prefix` is the option, or a section that it lies in; `*` stands for any name."""
+    return fnmatchcase(name, prefix) or fnmatchcase(name, f"{prefix}.*")
+
+
+def leaf_of(name: str) -> str:
+    """The option in `LEAVES` that a name is one of: `teachers.*.weight` of teachers.clip.weight."""
+    return next((leaf for leaf in _NAMED if fnmatchcase(name, leaf)), name)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -277,13 +301,15 @@ def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, F
         kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
         below = [kind for kind in kinds if issubclass(kind, BaseModel)]
         if below:
-            yield from _leaves(below[0], f"{prefix}{name}.")
+            several = get_origin(field.annotation) is dict
+            yield from _leaves(below[0], f"{prefix}{name}.{'*.' if several else ''}")
         else:
             yield prefix + name, field
 
 
 LEAVES = dict(_leaves(Options))
-"""Every option as a dotted name, with its pydantic field."""
+"""Every option as a dotted name, with its pydantic field; `*` stands for the name of a teacher."""
+_NAMED = [name for name in LEAVES if "*" in name]
 WITHOUT_EFFECT = {
     name: mark.why
     for name, field in LEAVES.items()
@@ -302,5 +328,6 @@ def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name not in WITHOUT_EFFECT and any(names_option(param, name) for param in params)
+        if leaf_of(name) not in WITHOUT_EFFECT
+        and any(names_option(param, name) for param in params)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -169,6 +170,8 @@ class StudentTraining(Training):
     don't match what is seen: the classic mistake of offline distillation."""
     live_teacher: bool = False
     """Run the teacher on each view, as without a cache: needs HR faces and masks."""
+    unlabelled: Annotated[int, Field(ge=0, le=10**4)] = 0
+    """Images without labels (`data.unlabelled`) in each batch, beside its P×K."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is what is saved; 0:
     the weights of the last step are."""
@@ -214,6 +217,40 @@ class Embedding(Section):
     switches it off."""
 
 
+class OtherTeacher(Section):
+    """A teacher beside the recipe's own, who may know other people: its embeddings are learned
+    from, through a projection that only training has."""
+
+    weights: Source = None
+    """Its file, a teacher or student of this project; none: its targets are imported."""
+    input: Literal["hr_face", "lr_face", "imgs"] = "hr_face"
+    """The images that it sees."""
+    stream: Literal["face", "body"] | None = None
+    """The student's stream that learns from it; where not given, body for one that sees imgs, else
+    face."""
+    weight: Weight = 10.0
+    """Weight of 1 − the cosine of the stream's features, projected, and its embedding; 0 switches
+    it off."""
+
+    @property
+    def learner(self) -> str:
+        """The stream that learns from it."""
+        return self.stream or ("body" if self.input == "imgs" else "face")
+
+
+OWN_TEACHER = "default"
+"""The name of the recipe's own teacher in the cache."""
+
+
+def require_teacher_name(name: str) -> str:
+    """The name of another teacher; ValueError where it can't be one."""
+    if name == OWN_TEACHER or not re.fullmatch(r"[A-Za-z0-9][\w-]{0,63}", name):
+        raise ValueError(
+            f"{name!r} is no name of another teacher: letters, digits, - and _, not {OWN_TEACHER}"
+        )
+    return name
+
+
 class Checkpointing(Section):
     """What is kept of a training under way. No result depends on it."""
 
@@ -250,6 +287,8 @@ class Recipe(NamedTuple):
     """K: images of each identity in a batch."""
     prefix: str = ""
     """What precedes batchid and batchimage in `--set`."""
+    unlabelled: int = 0
+    """Images without labels in a batch."""
     ema: float = 0.0
     sync_batch_norm: bool = False
     gather_triplets: bool = False

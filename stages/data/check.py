@@ -22,6 +22,7 @@ from deskpro.stages.data import masks
 from deskpro.stages.data.identities import EVERYBODY, HELD_OUT, Identities
 from deskpro.stages.data.index import Problem, read_index, refuse
 from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
+from deskpro.stages.data.unlabelled import UNLABELLED, read_unlabelled
 from deskpro.stages.data.unused import find_unused, warn_of_unused
 
 _WORDS = {
@@ -52,8 +53,8 @@ class CheckedData:
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
     def facts(self, listing: Path) -> dict[str, Any]:
-        """What was used: samples, identities; held_out: identities for validation; in words, what
-        wasn't: left_out, vanished.
+        """What was used: samples, identities; unlabelled: images without labels; held_out:
+        identities for validation; in words, what wasn't: left_out, vanished.
 
         `listing` gets the table `left_out` as CSV (only the header where all was used).
         """
@@ -65,6 +66,7 @@ class CheckedData:
         return {
             "samples": len(train),
             "identities": train["pid"].nunique(),
+            "unlabelled": len(self.split(UNLABELLED)),
             "held_out": held_out["pid"].nunique(),
             "left_out": ", ".join([*words, f"listed in {listing}"]) if words else "",
             "vanished": ", ".join(vanished) and f"no sample is left of {', '.join(vanished)}",
@@ -87,6 +89,7 @@ def check_data(
     incomplete: str = "refuse",
     training: bool = True,
     identities: Identities = EVERYBODY,
+    unlabelled: Path | None = None,
     index: FileIndex | None = None,
 ) -> CheckedData:
     """Read the index of `root` and decode the images of the kinds in `needs`, or `test_needs`.
@@ -98,7 +101,8 @@ def check_data(
     "keep" (a sample is used for whatever its files allow; such identities are left out). Images
     must decode to the end, and a mask must have the size of its body image; some of the masks must
     have a head. Test samples may lack any face file. `identities` says who is of the split "train"
-    in the end, and who of "validation".
+    in the end, and who of "validation". Images of the folder `unlabelled` are of a split of its
+    name, and may lack any file but that of the body.
 
     Images that `index` knows (this user's file index, if not given) aren't read again; one reading
     gives it digest, size and problem of the others.
@@ -115,35 +119,42 @@ def check_data(
     table, problems = read_index(root, layout, splits)
     unused, unmatched = find_unused(root, layout, splits)
     problems += unmatched
-    if unfinished(root):
-        problems.append(Problem(root, "its preparation is not complete: run prepare again"))
+    problems += _unfinished(root)
     left_out = pd.DataFrame(columns=LEFT_OUT)
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
         problems += missing
 
-    kinds = {split: needs if split == "train" and training else test_needs for split in splits}
+    roots, trained = [root], {"train", UNLABELLED} if training else set()
+    if unlabelled is not None:
+        others, wrong = read_unlabelled(unlabelled)
+        table, problems, roots = pd.concat([table, others]), problems + wrong, [root, unlabelled]
+    kinds = {s: needs if s in trained else test_needs for s in (*splits, UNLABELLED)}
     parts = [table.loc[table["split"] == split, [*wanted]] for split, wanted in kinds.items()]
     paths = [path for part in parts for kind in part for path in part[kind].dropna()]
-    files, unreadable = _read(paths, root, index or FileIndex())
+    files, unreadable = _read(paths, roots, index or FileIndex())
     problems += unreadable
     if training and "mask" in needs:
-        train = table[(table["split"] == "train") & table["mask"].notna()]
-        problems += _mismatched_masks(train, files)
-        if lack := masks.lack_of_heads(files[path].note for path in train["mask"]):
-            problems.append(Problem(root / "mask", lack))
+        masked = table[table["split"].isin(trained) & table["mask"].notna()]
+        problems += _mask_problems(masked, files, root)
     table = identities.choose(table)
     problems += [Problem(root, what) for what in identities.lacks(table)]
     return CheckedData(table, left_out, problems, unused)
 
 
+def _unfinished(root: Path) -> list[Problem]:
+    what = "its preparation is not complete: run prepare again"
+    return [Problem(root, what)] if unfinished(root) else []
+
+
 def _read(
-    paths: Sequence[str], root: Path, index: FileIndex
+    paths: Sequence[str], roots: Sequence[Path], index: FileIndex
 ) -> tuple[dict[str, Facts], list[Problem]]:
     """The facts of each image, and those that can't be read."""
     problems = []
     with bar("check-data", len(paths), "images") as progress:
-        read = partial(decode, masks_below=Path(os.path.abspath(root / "mask")))  # noqa: PTH100
+        folders = [Path(os.path.abspath(root / "mask")) for root in roots]  # noqa: PTH100
+        read = partial(decode, masks_below=folders)
         files = index.probe(paths, read, advance=progress.advance)
     for name, facts in files.items():
         path, what = Path(name), f"unreadable image: {facts.problem}"
@@ -213,15 +224,26 @@ def _of_whole(lacks: Sequence[Lack]) -> Lack:
     return Lack(lacks[0].sample_id, "all", reason, next(iter(files), None))
 
 
-def decode(path: Path, masks_below: Path) -> tuple[int, int, str | None]:
-    """Width, height and, of a mask, what it has; masks_below: their folder."""
+def decode(path: Path, masks_below: Sequence[Path]) -> tuple[int, int, str | None]:
+    """Width, height and, of a mask, what it has; masks_below: their folders."""
     image = read_image(path)
-    return *image.size, masks.content(image) if path.is_relative_to(masks_below) else None
+    is_mask = any(path.is_relative_to(folder) for folder in masks_below)
+    return *image.size, masks.content(image) if is_mask else None
 
 
-def _mismatched_masks(train: pd.DataFrame, files: Mapping[str, Facts]) -> Iterator[Problem]:
+def _mask_problems(
+    masked: pd.DataFrame, files: Mapping[str, Facts], root: Path
+) -> Iterator[Problem]:
+    """Masks whose size is not that of their body image; masks for training without any head."""
+    train = masked[masked["split"] == "train"]
+    if lack := masks.lack_of_heads(files[path].note for path in train["mask"]):
+        yield Problem(root / "mask", lack)
+    yield from _mismatched_masks(masked, files)
+
+
+def _mismatched_masks(masked: pd.DataFrame, files: Mapping[str, Facts]) -> Iterator[Problem]:
     """Masks whose size is not that of their body image."""
-    for image, mask in zip(train["imgs"], train["mask"], strict=True):
+    for image, mask in zip(masked["imgs"], masked["mask"], strict=True):
         body, own = files[image], files[mask]
         readable = body.problem is None and own.problem is None
         if readable and (body.width, body.height) != (own.width, own.height):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.unlabelled import read_unlabelled
 
 HELD_OUT = "validation"
 """The split of held-out identities."""
@@ -55,8 +56,14 @@ def _place(pid: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def training_index(root: Path, dataset: str, identities: Identities) -> pd.DataFrame:
-    """Every image that is here of the identities that are trained on."""
+def training_index(
+    root: Path, dataset: str, identities: Identities, unlabelled: Path | None = None
+) -> pd.DataFrame:
+    """Every image that is here of the identities that are trained on; unlabelled: and of this
+    folder, whose pid is None."""
     index, _ = read_index(root, LAYOUTS[dataset], ("train",))
     index = identities.choose(index)
-    return index[index["split"] == "train"].reset_index(drop=True)
+    index = index[index["split"] == "train"]
+    if unlabelled is not None:
+        index = pd.concat([index, read_unlabelled(unlabelled)[0]])
+    return index.reset_index(drop=True)

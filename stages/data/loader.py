@@ -29,6 +29,10 @@ def batched(things: Things, size: int) -> list[Things]:
     return [things[start : start + size] for start in range(0, len(things), size)]  # type: ignore[misc]
 
 
+TEACHER = "teacher:"
+"""Before the kind of an image that the student sees, too, but quickly rendered."""
+
+
 def _plain(row: int, view: int) -> np.ndarray:
     return np.asarray(PLAIN, np.float32)
 
@@ -48,10 +52,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         *,
         quick: Collection[str] = (),
     ) -> None:
-        """sizes: kind → (height, width); views: (row, view) → float32 [len(View)]; quick: kinds
-        whose pixels may be within 2/255 of the reference preprocessing, for training."""
+        """sizes: kind → (height, width); `teacher:KIND` for one that is rendered once more; views:
+        (row, view) → float32 [len(View)]; quick: kinds whose pixels may be within 2/255 of the
+        reference preprocessing, for training."""
         self.quick = quick
-        self.paths = {kind: table[kind].tolist() for kind in sizes}
+        self.paths = {kind: table[kind.removeprefix(TEACHER)].tolist() for kind in sizes}
         self.sizes = dict(sizes)
         self.views = views
         self.rows = len(table)

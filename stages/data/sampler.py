@@ -64,6 +64,15 @@ def view_of(row: int, epoch: int, occurrence: int, views: int, seed: int) -> int
     return (start + epoch + occurrence) % views
 
 
+def endless(rows: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
+    """`count` rows from place `start` on of an endless series: all rows shuffled, then again."""
+    places = np.arange(start, start + count)
+    rounds = {
+        n: _rng(seed, 1, n).permutation(rows) for n in np.unique(places // len(rows)).tolist()
+    }
+    return np.array([rounds[place // len(rows)][place % len(rows)] for place in places.tolist()])
+
+
 class PKSampler:
     """Batches of (row, view) pairs for a DataLoader; call `set_epoch` before each epoch.
 
@@ -81,12 +90,16 @@ class PKSampler:
         rank: int = 0,
         ranks: int = 1,
         usable: np.ndarray | None = None,
+        extra: int = 0,
     ) -> None:
-        """usable: bool [N], the rows that batches may hold; all if None."""
+        """labels: int [N], negative of rows without a label; usable: bool [N], the rows that
+        batches may hold, all if None; extra: rows without a label that are added to each batch."""
         if identities % ranks:
             raise ValueError(f"{identities} identities can't be shared among {ranks} processes")
-        rows = np.arange(len(labels)) if usable is None else np.flatnonzero(usable)
+        may = np.ones(len(labels), bool) if usable is None else usable
+        rows = np.flatnonzero(may & (labels >= 0))
         self.rows, self.labels = rows, labels[rows]
+        self.extra, self.unlabelled = extra, np.flatnonzero(may & (labels < 0))
         self.identities, self.images = identities, images
         self.views, self.seed = views, seed
         self.rank, self.ranks = rank, ranks
@@ -105,15 +118,28 @@ class PKSampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shown: dict[int, int] = {}
-        for number, rows in enumerate(self._batches()):
+        batches = self._batches()
+        for number, rows in enumerate(batches):
+            more = self._without_label(self.epoch * len(batches) + number)
             batch = []
-            for row in self.rows[rows].tolist():
+            for row in (*self.rows[rows].tolist(), *more):
                 occurrence = shown[row] = shown.get(row, -1) + 1
                 view = view_of(row, self.epoch, occurrence, self.views, self.seed)
                 batch.append((row, view))
             if number >= self.start:
-                groups = [batch[i : i + self.images] for i in range(0, len(batch), self.images)]
-                yield [pair for group in groups[self.rank :: self.ranks] for pair in group]
+                labelled, others = batch[: len(rows)], batch[len(rows) :]
+                groups = [labelled[i : i + self.images] for i in range(0, len(rows), self.images)]
+                mine = [pair for group in groups[self.rank :: self.ranks] for pair in group]
+                yield mine + others[self.rank :: self.ranks]
+
+    def _without_label(self, step: int) -> list[int]:
+        """The rows without a label in the batch of a step."""
+        if not self.extra:
+            return []
+        found: list[int] = endless(
+            self.unlabelled, step * self.extra, self.extra, self.seed
+        ).tolist()
+        return found
 
     def __len__(self) -> int:
         return max(len(self._batches()) - self.start, 0)

@@ -7,7 +7,7 @@ of its history, the options it depends on and the tests of losses follow from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deskpro.stages.losses.attention import attention
@@ -30,7 +30,7 @@ class Term(NamedTuple):
     stream: str
     """face or body."""
     output: str
-    """Field of the stream's `Output` that is the prediction."""
+    """Field of the stream's `Output` that is the prediction, dotted in one that is a mapping."""
     target: str
     """label, or the name of a teacher's target."""
     weight: str
@@ -75,14 +75,28 @@ TERMS: dict[str, Term] = {
     "attention": Term(attention, "body", "attention", "attention", "mse.mse_weight"),
 }  # fmt: skip
 """Name, which is also the column of the history, → term."""
+_OTHER = "embedding_"
+"""The beginning of the names of other teachers' terms."""
 
 
-def active_terms(options: object, streams: Iterable[str]) -> dict[str, Term]:
+OTHER_TEACHERS = ("teachers.*.weight", "teachers.*.stream", "teachers.*.input")
+"""The options of the terms of other teachers."""
+
+
+def _of_other(teacher: str, stream: str) -> Term:
+    """The term of another teacher's embeddings, which a stream's projected features meet."""
+    weight = f"teachers.{teacher}.weight"
+    return Term(embedding, stream, f"projected.{teacher}", f"{teacher}/embedding", weight)
+
+
+def active_terms(options: Any, streams: Iterable[str]) -> dict[str, Term]:
     """The terms of a student with these streams.
 
     A term about a target that has no weight is left out: the target is then not needed.
     """
-    terms = {name: term for name, term in TERMS.items() if term.stream in {*streams}}
+    others = {_OTHER + name: _of_other(name, t.learner) for name, t in options.teachers.items()}
+    every = {**TERMS, **others}
+    terms = {name: term for name, term in every.items() if term.stream in {*streams}}
     return {
         name: term
         for name, term in terms.items()
@@ -118,7 +132,8 @@ def params(terms: Iterable[Term]) -> set[str]:
 
 def is_loss(column: str) -> bool:
     """Whether a column of the history is a loss term or their total."""
-    return column == "total" or column in TERMS or column in teacher_terms()
+    known = "total", *TERMS, *teacher_terms()
+    return column in known or column.startswith(_OTHER)
 
 
 def compute_losses(
@@ -166,7 +181,7 @@ def _loss(
     mean_of_ranks: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> torch.Tensor:
     """A term's loss without its weight."""
-    prediction, target = getattr(outputs[term.stream], term.output), targets[term.target]
+    prediction, target = option(outputs[term.stream], term.output), targets[term.target]
     has = usable(term, valid)
     if term.pairs and gather is not None:
         prediction, target = gather(prediction), gather(target)
@@ -174,7 +189,7 @@ def _loss(
     if has is not None and not has.all():
         rows = has.nonzero().flatten().to(prediction.device)
         prediction, target = prediction[rows], target[rows]
-    settings = {keyword: attrgetter(path)(options) for keyword, path in term.settings.items()}
+    settings = {keyword: option(options, path) for keyword, path in term.settings.items()}
     loss = term.loss(prediction, target, **settings) if len(target) else prediction.sum() * 0.0
     if has is not None and mean_of_ranks is not None:
         count = loss.new_tensor(len(target))
@@ -188,8 +203,14 @@ def usable(term: Term, valid: Mapping[str, torch.Tensor]) -> torch.Tensor | None
     return found[0] & found[-1] if found else None
 
 
+def option(tree: Any, path: str) -> Any:
+    """What lies at a dotted path of attributes and keys."""
+    step = lambda value, name: value[name] if isinstance(value, Mapping) else getattr(value, name)  # noqa: E731
+    return reduce(step, path.split("."), tree)
+
+
 def _is_on(term: Term, options: object) -> bool:
-    return not term.enabled or bool(attrgetter(term.enabled)(options))
+    return not term.enabled or bool(option(options, term.enabled))
 
 
 def any_waits(terms: Mapping[str, Term], options: object, step: int) -> bool:
@@ -200,12 +221,12 @@ def any_waits(terms: Mapping[str, Term], options: object, step: int) -> bool:
 def _waits(term: Term, terms: Mapping[str, Term], options: object, step: int) -> bool:
     """Whether another term is still trained alone."""
     first, steps = term.after
-    return first in terms and step < attrgetter(steps)(options)
+    return first in terms and step < option(options, steps)
 
 
 def _weight(term: Term, terms: Mapping[str, Term], options: object) -> float:
     less = _weight(terms[term.less], terms, options) if term.less in terms else 0.0
-    weight: float | None = attrgetter(term.weight)(options)
+    weight: float | None = option(options, term.weight)
     if weight is None:
-        weight = attrgetter(term.otherwise)(options)
+        weight = option(options, term.otherwise)
     return (1 - less) * weight if _is_on(term, options) else 0.0

@@ -4,6 +4,7 @@ Re-Identification", ICIP 2021), here with seven heads in three branches."""
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ class Output(NamedTuple):
     """[B, T, D] features before the BNNeck of the heads that take the triplet loss."""
     attention: torch.Tensor | None
     """[B, 1, h, w] spatial attention in 0..1; None for a face stream."""
+    projected: Mapping[str, torch.Tensor] = {}
+    """Name of another teacher → [B, h, d], all features of a stream in that teacher's space; only
+    of a student in training."""
 
 
 class Head(NamedTuple):
@@ -186,6 +190,7 @@ class LMBN(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone_name, parts = backbone, BACKBONES[backbone](**options)
+        self.feature_dim = feature_dim
         self.stride = parts.stride
         self.backbone = parts.trunk
         self.global_branch = GlobalBranch(parts, feature_dim, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class Student(nn.Module):
         super().__init__()
         wanted, made = STREAMS[forward_mode], {}
         seeds = torch.randint(2**62, (len(STREAMS["all"]),), device="cpu").tolist()
-        for stream, seed in zip(STREAMS["all"], seeds, strict=True):
+        self.seeds = dict(zip(STREAMS["all"], seeds, strict=True))
+        for stream, seed in self.seeds.items():
             if stream in wanted:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
@@ -37,6 +39,27 @@ class Student(nn.Module):
         """Stream → its slice of the head dimension of logits and features."""
         self.triplet = _slices(wanted, len(LMBN.triplet_heads))
         """Stream → its slice of the head dimension of embeddings."""
+        self.projections = nn.ModuleDict()
+        """Name of another teacher → projection into its space; not part of what is saved."""
+        self._learners: dict[str, tuple[str, tuple[int, int]]] = {}
+
+    def project(self, stream: str, teacher: str, shape: tuple[int, int]) -> None:
+        """Add a projection of a stream's features, one head after the other, to the embeddings of
+        another teacher. Its initial weights depend on the stream's and on the name.
+
+        shape: heads and length of these embeddings.
+        """
+        network = self.streams[stream]
+        length = len(network.heads) * network.feature_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seeds[stream] + crc32(teacher.encode())) % 2**63)
+            self.projections[teacher] = nn.Linear(length, shape[0] * shape[1])
+        self._learners[teacher] = stream, shape
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """The state that is saved: without projections."""
+        state = self.state_dict()
+        return {name: v for name, v in state.items() if not name.startswith("projections.")}
 
     @property
     def streams(self) -> dict[str, LMBN]:
@@ -62,12 +85,21 @@ class Student(nn.Module):
             else network(images[name])
             for name, network in self.streams.items()
         ]
+        features = torch.cat([output.features for output in outputs], 1)
         return Output(
             torch.cat([output.logits for output in outputs], 1),
-            torch.cat([output.features for output in outputs], 1),
+            features,
             torch.cat([output.embeddings for output in outputs], 1),
             outputs[-1].attention,
+            self._project(features) if self.training else {},
         )
+
+    def _project(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = {}
+        for teacher, (stream, shape) in self._learners.items():
+            joined = features[:, self.heads[stream]].flatten(1)
+            found[teacher] = self.projections[teacher](joined).unflatten(1, shape)
+        return found
 
 
 def _of_some(network: LMBN, images: torch.Tensor | None, wanted: torch.Tensor) -> Output:

@@ -14,17 +14,21 @@ class Teacher(nn.Module):
     """A frozen network in evaluation mode, whatever its caller does.
 
     In training mode its batch statistics would drift and Top-DropBlock would blank rows: the
-    targets would depend on the batch. HR faces float [B, 3, H, W] → `Output` without gradient.
+    targets would depend on the batch. Images float [B, 3, H, W] → `Output` without gradient.
     """
 
-    def __init__(self, face_net: LMBN) -> None:
+    def __init__(self, face_net: LMBN, *, joined: bool = False) -> None:
+        """joined: its features are one, [B, 1, H·D]: those of its heads, one after the other."""
         super().__init__()
-        self.face_net = face_net.requires_grad_(False)
+        self.face_net, self.joined = face_net.requires_grad_(False), joined
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, hr_faces: torch.Tensor) -> Output:
-        return self.face_net(hr_faces)
+    def forward(self, images: torch.Tensor) -> Output:
+        output: Output = self.face_net(images)
+        if self.joined:
+            output = output._replace(features=output.features.flatten(1)[:, None])
+        return output

@@ -78,7 +78,8 @@ def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
 
     Each file is complete or absent.
     """
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    state = network.kept() if isinstance(network, Student) else network.state_dict()
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     fields = asdict(info.of(network))
     content = to_bytes(tensors, {_KEY: json.dumps(fields)})
     with write_aside(path) as aside:
@@ -108,6 +109,25 @@ def load_teacher(path: Path) -> tuple[Teacher, ModelInfo]:
     with torch.random.fork_rng(devices=[]):  # quicker than on the meta device
         network = LMBN(info.num_classes, **info.network)
     return Teacher(_fill(network, tensors, path)), info.of(network)
+
+
+def load_other_teacher(path: Path, stream: str) -> tuple[Teacher, ModelInfo]:
+    """A network that sees the images of a stream as one more teacher: a teacher, for faces, or that
+    stream of a student. Its features are joined.
+
+    Raises InputError where the file has no such network.
+    """
+    kind = "teacher" if stream == "face" and "teacher" in kinds(path) else "student"
+    if kind == "teacher":
+        teacher, info = load_teacher(path)
+        return Teacher(teacher.face_net, joined=True), info
+    student, info = load_student(path)
+    if stream not in student.streams:
+        raise InputError(
+            f"{path}: has no {stream} stream, it has {', '.join(student.streams)}. Give the file "
+            "of a network that sees these images, or set the teacher's input"
+        )
+    return Teacher(student.streams[stream], joined=True), info
 
 
 def load_student(path: Path) -> tuple[Student, ModelInfo]:

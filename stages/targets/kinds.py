@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.training_options import OWN_TEACHER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,8 @@ class Settings(NamedTuple):
     """Length of each head's feature."""
     heads: tuple[str, ...]
     """Names of the teacher's heads."""
+    mirror: bool = False
+    """Whether outputs are means over an image and its mirror image."""
 
     def size(self, kind: str) -> tuple[int, int]:
         """Height and width of a kind of image."""
@@ -54,8 +57,8 @@ class Target:
     """Its folder in the store."""
     sees: tuple[str, ...]
     """The kinds of images that it is computed from, under the view."""
-    of_teacher: bool
-    """Whether the teacher network computes it."""
+    teacher: str = ""
+    """The name of the teacher whose network computes it; empty for none."""
     depends: tuple[str, ...]
     """The settings that its values depend on."""
     parts: str = ""
@@ -97,7 +100,7 @@ class Target:
 class OfHeads(Target):
     """What the teacher gives for each head, [B, H, L]: float16, or int8 with a scale per head."""
 
-    sees, of_teacher, parts = ("hr_face",), True, "heads"
+    parts = "heads"
     name: str
     """Of the array."""
     output: str
@@ -107,6 +110,13 @@ class OfHeads(Target):
     dim: str
     """The name of the last axis."""
     text: str
+
+    def __init__(self, teacher: str = OWN_TEACHER, sees: str = "hr_face") -> None:
+        """sees: the kind of image that the teacher sees."""
+        self.teacher, self.sees = teacher, (sees,)
+        self.group = f"teachers/{teacher}/{self.name}"
+        size = "face_size" if sees.endswith("face") else "body_size"
+        self.depends = (size, "precision", f"{self.name}_dtype", "heads")
 
     def dtype(self, settings: Settings) -> str:
         """float16 or int8."""
@@ -164,8 +174,7 @@ class OfHeads(Target):
 class Logits(OfHeads):
     """The teacher's raw logits [B, H, C]."""
 
-    group, name, length, dim = "teachers/default/logits", "logits", "classes", "class"
-    depends = ("face_size", "precision", "logits_dtype", "heads")
+    name, length, dim = "logits", "classes", "class"
     output, text = "logits", "the teacher's raw logits, before any temperature"
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,8 +197,7 @@ class Logits(OfHeads):
 class Embedding(OfHeads):
     """The teacher's features [B, H, D], behind the BNNeck: what re-identification compares."""
 
-    group, name, length, dim = "teachers/default/embedding", "embedding", "embedding_dim", "feature"
-    depends = ("face_size", "precision", "embedding_dtype", "heads")
+    name, length, dim = "embedding", "embedding_dim", "feature"
     output, text = "features", "the teacher's features behind the BNNeck, not normalised"
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -211,7 +219,7 @@ class Embedding(OfHeads):
 class Attention(Target):
     """The student's spatial attention as it should be, [B, 1, h, w] in 0..1: a byte each."""
 
-    group, sees, of_teacher = "masks/attention", ("mask",), False
+    group, sees = "masks/attention", ("mask",)
     depends = ("body_size", "map_size")
 
     def fields(self, settings: Settings) -> dict[str, Field]:
@@ -254,19 +262,38 @@ TARGETS: dict[str, Target] = {
     "embedding": Embedding(),
 }
 """To add a target: its class, and a row."""
+OF_TEACHERS: dict[str, type[OfHeads]] = {"logits": Logits, "embedding": Embedding}
+"""Those that any teacher may give: the last part of its group → class."""
+SEAL = "index/zarr.json"
+"""Written last into the folder of a group of targets."""
 
 
-def stored_targets(options: Options) -> list[str]:
-    """The targets that a recipe's cache holds, in the order of `TARGETS`."""
-    return [name for name in TARGETS if name in options.cache.targets]
+def all_targets(options: Options) -> dict[str, Target]:
+    """Every target that a student of this recipe may learn from: `TARGETS`, and `NAME/embedding` of
+    each other teacher."""
+    others = {
+        f"{name}/embedding": Embedding(name, teacher.input)
+        for name, teacher in options.teachers.items()
+    }
+    return {**TARGETS, **others}
 
 
-def stored_fields(name: str, settings: Settings) -> dict[str, Field]:
+def stored_targets(options: Options) -> dict[str, Target]:
+    """The targets that `teacher-cache` computes and stores, in the order of `all_targets`.
+
+    Those of a teacher without a file are imported.
+    """
+    wanted = {*options.cache.targets}
+    wanted |= {f"{name}/embedding" for name, t in options.teachers.items() if t.weights is not None}
+    return {name: target for name, target in all_targets(options).items() if name in wanted}
+
+
+def stored_fields(target: Target, settings: Settings) -> dict[str, Field]:
     """The arrays of a target's group: with the hash of the pixels that it is about."""
     from deskpro.cache.schema import Field
 
-    pixels = Field((), "uint64", (), "1", f"hash of the pixels of {', '.join(TARGETS[name].sees)}")
-    return TARGETS[name].fields(settings) | {"pixels": pixels}
+    pixels = Field((), "uint64", (), "1", f"hash of the pixels of {', '.join(target.sees)}")
+    return target.fields(settings) | {"pixels": pixels}
 
 
 def tensors(rows: Arrays) -> dict[str, torch.Tensor]:

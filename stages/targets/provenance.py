@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,31 @@ from deskpro.cache.files import sha256
 from deskpro.cache.fingerprint import Difference, FieldDifference, differences, sample_differences
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
 from deskpro.stages.models.lmbn import LMBN
-from deskpro.stages.models.weights import ModelInfo, read_metadata
-from deskpro.stages.targets.kinds import TARGETS, Settings
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import (
+    ModelInfo,
+    load_other_teacher,
+    load_teacher,
+    read_metadata,
+)
+from deskpro.stages.targets.kinds import Settings, Target
 
 
-def settings_of(options: Options, teacher: ModelInfo | None = None) -> Settings:
-    """What targets depend on, of the options and the teacher."""
+def settings_of(
+    options: Options, teacher: ModelInfo | None = None, *, joined: bool = False
+) -> Settings:
+    """What targets depend on, of the options and the teacher; joined: of another teacher, whose
+    heads are one."""
     data, cache = options.data, options.cache
     # The student's attention has the size of its trunk's map, whatever the width.
     student = LMBN(1, backbone=options.student.backbone, width=0.25)
+    length = teacher.network["feature_dim"] if teacher else 0
     return Settings(
         classes=teacher.num_classes if teacher else 0,
         face_size=data.face_size,
@@ -35,63 +47,137 @@ def settings_of(options: Options, teacher: ModelInfo | None = None) -> Settings:
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
         embedding_dtype=cache.embedding_dtype,
-        embedding_dim=teacher.network["feature_dim"] if teacher else 0,
-        heads=LMBN.heads,
+        embedding_dim=length * len(LMBN.heads) if joined else length,
+        heads=("joined",) if joined else LMBN.heads,
+        mirror=cache.mirror,
     )
 
 
-def teacher_fingerprint(weights: Path) -> dict[str, Any]:
-    """What tells one teacher from another: its weights' SHA-256, its network's options, its class
-    order if its file has one."""
-    info = read_metadata(weights, "teacher")
-    class_order = {} if info.classes is None else {"classes": info.classes}
-    return {"teacher": {"weights": sha256(weights), "network": info.network}} | class_order
+class TeacherFiles:
+    """The weights of a recipe's teachers that are here, and what is known of each.
+
+    Attributes:
+        paths: name → its files; several are checkpoints whose outputs are averaged.
+    """
+
+    def __init__(self, options: Options, own: Path) -> None:
+        """own: the weights of the recipe's own teacher."""
+        self.options = options
+        others = {name: t.weights for name, t in options.teachers.items() if t.weights is not None}
+        every = {OWN_TEACHER: (own, *options.cache.checkpoints)}
+        every |= {name: (path,) for name, path in others.items()}
+        self.paths = {name: files for name, files in every.items() if all(map(Path.is_file, files))}
+
+    def settings(self, name: str) -> Settings:
+        """What the targets of a teacher depend on; of no teacher where the name is empty."""
+        other = name in self.options.teachers
+        if name not in self.paths:
+            return settings_of(self.options, joined=other)
+        return settings_of(self.options, self._info(name), joined=other)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What tells a teacher from others, as JSON: the SHA-256 of its weights, its network, its
+        class order if its file has one and its logits are used; empty where its file isn't here."""
+        if name not in self.paths:
+            return {}
+        info, (first, *more) = self._info(name), self.paths[name]
+        teacher: dict[str, Any] = {"weights": sha256(first), "network": info.network}
+        if more:
+            teacher["checkpoints"] = [sha256(path) for path in more]
+        if name != OWN_TEACHER:
+            return {"teacher": teacher}
+        class_order = {} if info.classes is None else {"classes": info.classes}
+        return {"teacher": teacher} | class_order
+
+    def networks(self, name: str) -> list[Teacher]:
+        """Its networks, loaded; a checkpoint with other identities or sizes is refused."""
+        if name != OWN_TEACHER:
+            stream = self._stream(name)
+            return [load_other_teacher(path, stream)[0] for path in self.paths[name]]
+        found = [load_teacher(path) for path in self.paths[name]]
+        for path, (_, info) in zip(self.paths[name], found, strict=True):
+            first = found[0][1]
+            if (info.classes, info.num_classes, info.network["feature_dim"]) != (
+                first.classes, first.num_classes, first.network["feature_dim"]
+            ):  # fmt: skip
+                raise InputError(
+                    f"cache.checkpoints: {path} has other identities or another feature_dim than "
+                    f"{self.paths[name][0]}; allowed are checkpoints of one teacher"
+                )
+        return [network for network, _ in found]
+
+    def _stream(self, name: str) -> str:
+        return "body" if self.options.teachers[name].input == "imgs" else "face"
+
+    def _info(self, name: str) -> ModelInfo:
+        first = self.paths[name][0]
+        return read_metadata(first, "teacher" if name == OWN_TEACHER else None)
 
 
-def fingerprint(name: str, options: Options, teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """What the values of a target depend on besides its columns, as JSON."""
-    target, settings = TARGETS[name], settings_of(options)
+def fingerprint(target: Target, options: Options, teachers: TeacherFiles) -> dict[str, Any]:
+    """What the values of a target depend on besides its columns, as JSON.
+
+    Of imported targets, only the views that they are about.
+    """
     versions = {"version": view_module.VERSION, "plain_view": options.cache.plain_view}
+    views = {"views": options.views.model_dump(mode="json") | versions}
+    if is_imported(target, options):
+        return views
+    settings = settings_of(options, joined=target.teacher in options.teachers)
     sizes = {field: getattr(settings, field) for field in target.depends}
+    mirrored = {"mirror": True} if target.teacher and options.cache.mirror else {}
     return {
-        **(teacher if target.of_teacher else {}),
-        "views": options.views.model_dump(mode="json") | versions,
+        **(teachers.facts(target.teacher) if target.teacher else {}),
+        **views,
         **{field: [*v] if isinstance(v, tuple) else v for field, v in sizes.items()},
+        **mirrored,
     }
 
 
-def columns(name: str) -> list[str]:
+def is_imported(target: Target, options: Options) -> bool:
+    """Whether it is of a teacher that no file is given of."""
+    teacher = options.teachers.get(target.teacher)
+    return teacher is not None and teacher.weights is None
+
+
+def columns(target: Target) -> list[str]:
     """The root columns that a target's chunks depend on."""
-    return ["sample_id", "views", *(f"{kind}_sha256" for kind in TARGETS[name].sees)]
+    return ["sample_id", "views", *(f"{kind}_sha256" for kind in target.sees)]
 
 
-def valid(table: pd.DataFrame, name: str) -> np.ndarray:
+def valid(table: pd.DataFrame, target: Target) -> np.ndarray:
     """Which samples of a table have the images that a target is computed from, bool [N]."""
-    found: np.ndarray = table[list(TARGETS[name].sees)].notna().all(axis=1).to_numpy(copy=True)
+    found: np.ndarray = table[list(target.sees)].notna().all(axis=1).to_numpy(copy=True)
     return found
 
 
-def kinds_seen(names: Iterable[str]) -> tuple[str, ...]:
+def kinds_seen(targets: Iterable[Target]) -> tuple[str, ...]:
     """The kinds of images that targets are computed from."""
-    return tuple(dict.fromkeys(kind for name in names for kind in TARGETS[name].sees))
+    return tuple(dict.fromkeys(kind for target in targets for kind in target.sees))
 
 
 def option_differences(
-    store: Path, options: Options, weights: Path, names: Iterable[str], *, may_grow: bool = False
+    store: Path,
+    options: Options,
+    weights: Path,
+    targets: Iterable[Target],
+    *,
+    may_grow: bool = False,
 ) -> list[Difference]:
-    """How the options, and the teacher if it is here, differ from those of the stored targets.
+    """How the options, and the teachers that are here, differ from those of the stored targets.
 
     may_grow: more views than are stored, and targets that are not, are no difference.
     """
-    teacher = teacher_fingerprint(weights) if weights.is_file() else {}
+    teachers = TeacherFiles(options, weights)
     found: list[Difference] = []
-    for name in names:
-        if may_grow and TARGETS[name].group not in TargetStore(store).groups():
+    for target in targets:
+        if may_grow and target.group not in TargetStore(store).groups():
             continue
-        reader = MappedReader(store, TARGETS[name].group)
-        found += differences(reader.fingerprint, fingerprint(name, options, teacher))
+        reader = MappedReader(store, target.group)
+        found += differences(reader.fingerprint, fingerprint(target, options, teachers))
         before, now = reader.schema.views, options.cache.views
-        if now < before or (now > before and not may_grow):
+        other = now < before or (now > before and not may_grow)
+        if other and not is_imported(target, options):
             found.append(FieldDifference("cache.views", before, now))
     return [each for i, each in enumerate(found) if each not in found[:i]]
 
@@ -99,30 +185,38 @@ def option_differences(
 def image_differences(
     store: TargetStore,
     index: pd.DataFrame,
-    names: Iterable[str],
+    targets: Iterable[Target],
     files: FileIndex,
     *,
     whole: bool,
     deep: bool = False,
+    used: np.ndarray | None = None,
 ) -> list[Difference]:
     """How the training images differ from those of the stored targets, by sample.
 
-    index: every training image that is here (`read_index`). Images that targets are computed from
-    and that aren't here can't be compared and don't count. A sample is new where its images are
-    here (all of them, if `whole`) and its identity has another.
+    index: every training image that is here (`training_index`). Images that targets are computed
+    from and that aren't here can't be compared and don't count. A sample is new where its images
+    are here (all of them, if `whole`) and its identity, if it has one, has another. used: bool [N],
+    the stored samples that count; all unless given.
     """
-    sample_ids = store.column("sample_id").tolist()
+    stored = store.column("sample_id")
+    chosen = np.flatnonzero(np.ones(len(stored), bool) if used is None else used)
+    sample_ids = stored[chosen].tolist()
     here = index[index["sample_id"].isin(sample_ids)].reset_index(drop=True)
-    row_of = {sample_id: row for row, sample_id in enumerate(sample_ids)}
+    row_of = dict(zip(sample_ids, chosen.tolist(), strict=True))
     rows = [row_of[sample_id] for sample_id in here["sample_id"]]
     complete = index.dropna(subset=list(KINDS) if whole else ["imgs"])
-    complete = complete[complete.groupby("pid")["pid"].transform("size") > 1]
+    several = complete.groupby("pid")["pid"].transform("size") > 1
+    complete = complete[several | complete["pid"].isna()]
     new = complete.loc[~complete["sample_id"].isin(sample_ids), "sample_id"].tolist()
     wanted = {"sample_id": np.asarray([*here["sample_id"], *new], object)}
-    for kind in kinds_seen(names):
+    for kind in kinds_seen(targets):
+        if f"{kind}_sha256" not in store.columns:  # of a store that no target of it was in
+            continue
         hashes = content_hashes(here[kind].tolist(), files, deep=deep)
         absent = here[kind].isna().to_numpy()
         hashes[absent] = store.column(f"{kind}_sha256")[rows][absent]
         blank = np.zeros((len(new), 32), np.uint8)
         wanted[f"{kind}_sha256"] = np.concatenate([hashes, blank])
-    return [*sample_differences({name: store.column(name) for name in wanted}, wanted)]
+    before = {name: store.column(name)[chosen] for name in wanted}
+    return [*sample_differences(before, wanted)]

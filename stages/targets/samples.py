@@ -2,36 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from deskpro.cache.errors import CacheError
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader
+from deskpro.cache.schema import Column
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.index import class_order
-from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.check import CheckedData
+from deskpro.stages.data.identities import Identities, training_index
+from deskpro.stages.data.index import KINDS, class_order, content_hashes
+from deskpro.stages.data.unlabelled import UNLABELLED
+from deskpro.stages.data.views import View
+from deskpro.stages.targets.kinds import TARGETS, Target, all_targets
+from deskpro.stages.targets.provenance import (
+    image_differences,
+    is_imported,
+    option_differences,
+)
+
+NO_LABEL = -1
+"""The label of samples that have none."""
 
 
-def finished(store: TargetStore) -> list[str]:
-    """The targets that a cache holds."""
-    return [name for name, target in TARGETS.items() if store.sealed(target.group)]
+def with_unlabelled(checked: CheckedData) -> pd.DataFrame:
+    """The samples of a cache: those that are trained on, then those without labels."""
+    parts = [checked.split("train"), checked.split(UNLABELLED)]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def require_targets(store: TargetStore, names: Sequence[str], feature_dim: int) -> None:
+def columns(
+    train: pd.DataFrame, classes: list[str], views: np.ndarray, files: FileIndex
+) -> dict[str, Column]:
+    """What is known of each sample before any target is computed."""
+    position = {pid: i for i, pid in enumerate(classes)}
+    labels = train["pid"].map(position).fillna(NO_LABEL).to_numpy(np.int64)
+    fractions = "fractions of the image: " + ", ".join(View._fields)
+    columns = {
+        "sample_id": Column(
+            train["sample_id"].to_numpy(object),
+            ("sample",),
+            description="path of the body image below its folder",
+        ),
+        "label": Column(
+            labels, ("sample",), description="index into the fingerprint's classes; -1: no label"
+        ),
+        "views": Column(views, ("sample", "view", "parameter"), description=fractions),
+    }
+    for kind in KINDS:
+        hashes = content_hashes(train[kind].tolist(), files)
+        text = f"SHA-256 of the {kind} file"
+        columns[f"{kind}_sha256"] = Column(hashes, ("sample", "byte"), description=text)
+    return columns
+
+
+def finished(store: TargetStore, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Those of the targets that a cache holds."""
+    return {name: target for name, target in targets.items() if store.sealed(target.group)}
+
+
+def require_targets(
+    store: TargetStore, names: Sequence[str], options: Options, feature_dim: int
+) -> None:
     """Refuse a cache that lacks targets, or whose embeddings features can't be compared with.
 
     feature_dim: length of the student's features.
     """
-    there = finished(store)
+    every = all_targets(options)
+    there = finished(store, every)
     if lacking := [name for name in names if name not in there]:
-        raise CacheError(
+        imported = [every[name].teacher for name in lacking if is_imported(every[name], options)]
+        added = " ".join(f"--add {name}" for name in lacking if name in TARGETS)
+        what = (
             f"{store.root}: holds {', '.join(there) or 'no finished target'}; the student needs "
-            f"{', '.join(lacking)}, too. To add it",
-            command="teacher-cache " + " ".join(f"--add {name}" for name in lacking),
+            f"{', '.join(lacking)}, too. "
         )
+        if imported:
+            program = "deskpro cache import FILE --teacher"
+            raise CacheError(f"{what}Import them ({program} {imported[0]}), or give its weights")
+        raise CacheError(f"{what}To add it", command=f"teacher-cache {added}".strip())
     if "embedding" in names:
         fields = MappedReader(store.root, TARGETS["embedding"].group).schema.fields
         length = fields["embedding"].shape[-1]
@@ -42,17 +98,60 @@ def require_targets(store: TargetStore, names: Sequence[str], feature_dim: int) 
             )
 
 
+def require_match(
+    store: TargetStore,
+    options: Options,
+    weights: Path,
+    targets: Collection[Target],
+    files: FileIndex,
+    deep: bool,
+) -> None:
+    """Refuse a cache that these options, and the images that are here, would not give.
+
+    Its teacher, HR faces and masks may be gone; what is here is compared. deep: every file is read.
+    """
+    data = options.data
+    others = data.unlabelled if options.train_student.unlabelled else None
+    index = training_index(data.root, options.data_train, Identities(*data.chosen), others)
+    found = option_differences(store.root, options, weights, targets)
+    whole = data.incomplete == "leave-out"
+    used = None if others is not None else store.column("label") != NO_LABEL
+    found += image_differences(store, index, targets, files, whole=whole, deep=deep, used=used)
+    if found:
+        raise CacheError(
+            f"{store.root}: built from another recipe or images: "
+            f"{'; '.join(describe(found))}. Restore them, or rebuild the cache",
+            command="teacher-cache --force",
+        )
+
+
+def embedding_shapes(
+    store: TargetStore, options: Options, names: Sequence[str]
+) -> dict[str, tuple[str, tuple[int, int]]]:
+    """Name of each other teacher whose embeddings are among the targets → the student's stream that
+    learns from it, and heads and length of its embeddings."""
+    every, found = all_targets(options), {}
+    for name in names:
+        teacher = options.teachers.get(every[name].teacher)
+        if teacher is not None:
+            fields = MappedReader(store.root, every[name].group).schema.fields
+            heads, length = fields["embedding"].shape
+            found[every[name].teacher] = teacher.learner, (heads, length)
+    return found
+
+
 def classes_and_labels(
     store: TargetStore, table: pd.DataFrame, readers: Mapping[str, MappedReader], dataset: str
 ) -> tuple[list[str], np.ndarray]:
     """Identities in class order, which is that of the teacher's logits, and labels, int64 [N].
 
-    table: the samples in the order of the store.
+    table: the samples in the order of the store; of those without a label any may be missing.
     """
     known = [r.fingerprint["classes"] for r in readers.values() if "classes" in r.fingerprint]
-    classes = known[0] if known else class_order(table["pid"])
+    classes = known[0] if known else class_order(table["pid"].dropna())
     labels = store.column("label")
-    if [classes[label] for label in labels] != table["pid"].tolist():
+    named = labels != NO_LABEL
+    if [classes[label] for label in labels[named]] != table["pid"][named].tolist():
         raise CacheError(
             f"{store.root}: its labels differ from the identities that data_train={dataset} reads "
             "in the names of its samples. Set the data_train that the cache was made with"

@@ -11,12 +11,13 @@ import torch
 
 from deskpro.cache.reader import MappedReader, all_bytes, read_all
 from deskpro.cache.store import TargetStore
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
+from deskpro.stages.models.lmbn import Output
 from deskpro.stages.models.teacher import Teacher as Network
-from deskpro.stages.models.weights import load_teacher
-from deskpro.stages.targets.kinds import TARGETS, Settings
-from deskpro.stages.targets.provenance import fingerprint, settings_of, teacher_fingerprint
+from deskpro.stages.targets.kinds import Settings, Target, all_targets
+from deskpro.stages.targets.provenance import TeacherFiles, fingerprint
 
 Targets = dict[str, torch.Tensor]
 """By name, as in TARGETS: values of the batch on the student's device."""
@@ -46,51 +47,88 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """Computes targets by the network itself, as the store's were computed."""
-
-    location = "the live teacher"
+    """Computes targets of one teacher, or of none, by the network itself, as the store's were."""
 
     def __init__(
         self,
-        names: Sequence[str],
+        targets: Mapping[str, Target],
         settings: Settings,
-        network: Network | None,
+        networks: Sequence[Network],
         device: torch.device,
-        depends: Mapping[str, Any] | None = None,
-        valid: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """network: not needed for targets that are not of a teacher; depends: its fingerprint."""
-        self.valid: Mapping[str, torch.Tensor] = valid or {}
-        self.targets = {name: TARGETS[name] for name in names}
-        self.sees = tuple(dict.fromkeys(k for target in self.targets.values() for k in target.sees))
-        self.settings, self.device, self._depends = settings, device, dict(depends or {})
-        self.network = None
-        if any(target.of_teacher for target in self.targets.values()):
-            assert network is not None
-            self.network = network.to(device).to(memory_format=torch.channels_last)
+        """networks: of the teacher, not needed for targets that are of none; the outputs of several
+        are averaged."""
+        self.targets = dict(targets)
+        self.sees = tuple(dict.fromkeys(k for target in targets.values() for k in target.sees))
+        self.settings, self.device = settings, device
+        self.image = next((t.sees[0] for t in targets.values() if t.teacher), "")
+        """The kind of image that the networks see."""
+        self.networks = [
+            network.to(device).to(memory_format=torch.channels_last)
+            for network in networks
+            if self.image
+        ]
 
-    @classmethod
-    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> LiveTeacher:
-        network, info = load_teacher(source.weights)
-        settings = settings_of(source.options, info)
-        made_by = teacher_fingerprint(source.weights)
-        depends = {name: fingerprint(name, source.options, made_by) for name in names}
-        valid = _valid({name: _open(source.store, name) for name in names})
-        return cls(names, settings, network, device, depends, valid)
+    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+        """As computed: float32, logits of the autocast type if another."""
+        moved = {kind: batch[kind].to(self.device, non_blocking=True) for kind in self.sees}
+        output = None
+        if self.networks:
+            dtype = _dtype(self.settings.precision)
+            images = images_of({**batch, **moved}, self.image, self.device)
+            seen = [images, images.flip(3)] if self.settings.mirror else [images]
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+                output = _mean([net(each) for net in self.networks for each in seen])
+        return {n: t.compute(moved, output, self.settings) for n, t in self.targets.items()}
+
+
+def _mean(outputs: Sequence[Output]) -> Output:
+    """The mean of logits and features."""
+    if len(outputs) == 1:
+        return outputs[0]
+    logits = torch.stack([output.logits.float() for output in outputs]).mean(0)
+    features = torch.stack([output.features.float() for output in outputs]).mean(0)
+    return outputs[0]._replace(logits=logits, features=features)
+
+
+class LiveTeachers:
+    """Computes targets of any teachers, each as `LiveTeacher` does."""
+
+    location = "the live teacher"
+
+    def __init__(self, source: Source, names: Sequence[str], device: torch.device) -> None:
+        files = TeacherFiles(source.options, source.weights)
+        every = all_targets(source.options)
+        targets = {name: every[name] for name in names}
+        for name, target in targets.items():
+            if target.teacher and target.teacher not in files.paths:
+                raise InputError(
+                    f"train_student.live_teacher: the weights of the teacher of {name} aren't "
+                    "here; a live teacher needs them"
+                )
+        self.teachers = [
+            LiveTeacher(
+                {name: target for name, target in targets.items() if target.teacher == teacher},
+                files.settings(teacher),
+                files.networks(teacher) if teacher else (),
+                device,
+            )
+            for teacher in dict.fromkeys(target.teacher for target in targets.values())
+        ]
+        self.sees = tuple(dict.fromkeys(kind for each in self.teachers for kind in each.sees))
+        self.valid: Mapping[str, torch.Tensor] = _valid(
+            {name: _open(source.store, target.group) for name, target in targets.items()}
+        )
+        self._depends = {
+            name: fingerprint(target, source.options, files) for name, target in targets.items()
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         return self._depends
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """As computed: float32, logits of the autocast type if another."""
-        moved = {kind: batch[kind].to(self.device, non_blocking=True) for kind in self.sees}
-        output = None
-        if self.network is not None:
-            dtype = _dtype(self.settings.precision)
-            faces = images_of({**batch, **moved}, "hr_face", self.device)
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-                output = self.network(faces)
-        return {n: t.compute(moved, output, self.settings) for n, t in self.targets.items()}
+        return {name: value for each in self.teachers for name, value in each(batch).items()}
 
 
 class CachedTeacher:
@@ -106,14 +144,15 @@ class CachedTeacher:
     def __init__(
         self,
         store: Path,
-        names: Sequence[str],
+        targets: Mapping[str, Target],
         device: torch.device,
         *,
         budget: float = 0.0,
         plain: bool = False,
     ) -> None:
         """plain: the targets of view 0, whichever view is seen."""
-        self.readers = {name: _open(store, name) for name in names}
+        self.targets = dict(targets)
+        self.readers = {name: _open(store, target.group) for name, target in targets.items()}
         self.device, self.plain = device, plain
         self.valid: Mapping[str, torch.Tensor] = _valid(self.readers)
         self.bytes = sum(all_bytes(reader) for reader in self.readers.values())
@@ -129,7 +168,9 @@ class CachedTeacher:
     def open(cls, source: Source, names: Sequence[str], device: torch.device) -> CachedTeacher:
         options = source.options
         budget, plain = options.cache.memory * 1e9, options.train_student.fresh_views
-        return cls(source.store, names, device, budget=budget, plain=plain)
+        every = all_targets(options)
+        targets = {name: every[name] for name in names}
+        return cls(source.store, targets, device, budget=budget, plain=plain)
 
     def fingerprint(self) -> dict[str, Any]:
         return {name: reader.fingerprint for name, reader in self.readers.items()}
@@ -139,7 +180,14 @@ class CachedTeacher:
         rows, views = batch["row"], batch["view"]
         if self.plain:
             views = torch.zeros_like(views)
-        return {name: TARGETS[name].decode(self._rows(name, rows, views)) for name in self.readers}
+        return {
+            name: target.decode(self._rows(name, rows, self._stored(name, views)))
+            for name, target in self.targets.items()
+        }
+
+    def _stored(self, name: str, views: torch.Tensor) -> torch.Tensor:
+        """The views, but view 0 for those that a target isn't stored of."""
+        return torch.where(views < self.readers[name].schema.views, views, 0)
 
     def _rows(self, name: str, rows: torch.Tensor, views: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.resident is not None:
@@ -188,6 +236,7 @@ class ClassTeacher:
     def _means(self) -> torch.Tensor:
         """The mean logits of each class, float32 [classes, H, C], of the samples that have any."""
         valid = self.valid.get("logits", torch.ones(len(self.labels), dtype=torch.bool))
+        valid = valid & (self.labels >= 0)
         views = self.cached.readers["logits"].schema.views
         sums: dict[int, torch.Tensor] = {}
         for row in valid.nonzero().flatten():
@@ -201,9 +250,8 @@ class ClassTeacher:
         return (table / counts.clamp(min=1).to(table.device)[:, None, None]).float()
 
 
-def _open(store: Path, name: str) -> MappedReader:
+def _open(store: Path, group: str) -> MappedReader:
     """A target's group, without the hashes of its pixels."""
-    group = TARGETS[name].group
     fields = [field for field in MappedReader(store, group).schema.fields if field != "pixels"]
     return MappedReader(store, group, fields)
 
@@ -233,7 +281,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 TEACHERS: dict[str, Callable[[Source, Sequence[str], torch.device], Teacher]] = {
-    "live": LiveTeacher.open,
+    "live": LiveTeachers,
     "cached": CachedTeacher.open,
     "class means": ClassTeacher.open,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +15,8 @@ from deskpro.stages.base import distributed
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import StoredViews
-from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import load_teacher, read_metadata
 from deskpro.stages.targets import provenance
-from deskpro.stages.targets.kinds import TARGETS, Arrays, Settings, stored_fields
+from deskpro.stages.targets.kinds import Arrays, Settings, Target, all_targets, stored_fields
 from deskpro.stages.targets.teachers import LiveTeacher
 
 BATCH_VIEWS = 1024
@@ -27,7 +24,8 @@ BATCH_VIEWS = 1024
 
 
 class Item(NamedTuple):
-    """Some views of a block's samples, for the targets that lack them."""
+    """Some views of a block's samples, for the targets that lack them: of one teacher, and of
+    none."""
 
     block: int
     rows: range
@@ -36,28 +34,28 @@ class Item(NamedTuple):
 
 
 class ItemTarget:
-    """One target of an item.
+    """A target of an item.
 
     arrays: by field, [rows, views, …]; facts: by view and name, means over the samples, [parts].
     """
 
-    def __init__(self, name: str, item: Item, settings: Settings, valid: np.ndarray) -> None:
+    def __init__(self, target: Target, item: Item, settings: Settings, valid: np.ndarray) -> None:
         """valid: bool [rows], which of the item's samples have the target; facts are of them."""
-        self.name, self.item, self.settings, self.valid = name, item, settings, valid
+        self.target, self.item, self.settings, self.valid = target, item, settings, valid
         shape = len(item.rows), len(item.views)
-        fields = stored_fields(name, settings)
+        fields = stored_fields(target, settings)
         self.arrays: Arrays = {n: np.empty((*shape, *f.shape), f.dtype) for n, f in fields.items()}
         self.facts: dict[int, dict[str, np.ndarray]] = {view: {} for view in item.views}
 
     def add(self, rows: Sequence[int], view: int, value: torch.Tensor, pixels: np.ndarray) -> None:
         """Put in the values of neighbouring rows under one view."""
-        stored = TARGETS[self.name].encode(value, self.settings)
+        stored = self.target.encode(value, self.settings)
         at = rows[0] - self.item.rows.start, self.item.views.index(view)
         for field, values in {**stored, "pixels": pixels}.items():
             self.arrays[field][at[0] : at[0] + len(rows), at[1]] = values
         has = self.valid[at[0] : at[0] + len(rows)]
         known = {field: values[has] for field, values in stored.items()}
-        lost = TARGETS[self.name].loss(value[torch.from_numpy(has)], known, self.settings)
+        lost = self.target.loss(value[torch.from_numpy(has)], known, self.settings)
         for fact, sums in lost.items():
             means = self.facts[view]
             means[fact] = means.get(fact, 0.0) + sums / max(int(self.valid.sum()), 1)
@@ -70,14 +68,12 @@ class Worker:
         self, options: Options, weights: Path, table: pd.DataFrame, views: np.ndarray
     ) -> None:
         """table: the training samples; views: theirs, float32 [N, V, len(View)]."""
-        self.options, self.weights, self.table = options, weights, table
+        self.options, self.table = options, table
         self.views = StoredViews(views)
         self.device = distributed.pick_device(options.device)
-        self.settings = provenance.settings_of(options, read_metadata(weights, "teacher"))
-
-    @cached_property
-    def network(self) -> Teacher:
-        return load_teacher(self.weights)[0]
+        self.targets = all_targets(options)
+        self.files = provenance.TeacherFiles(options, weights)
+        self._teacher: tuple[tuple[str, ...], LiveTeacher] | None = None
 
     def __call__(self, item: Item) -> dict[str, ItemTarget]:
         """The results of one item, by target."""
@@ -93,22 +89,30 @@ class Worker:
         `BATCH_VIEWS / cache.batch` views, which bounds the memory.
         """
         for names, group in groupby(items, lambda item: item.names):
-            of_teacher = any(TARGETS[name].of_teacher for name in names)
-            network = self.network if of_teacher else None
-            teacher = LiveTeacher(names, self.settings, network, self.device)
-            yield from self._run(teacher, [*group], advance)
+            yield from self._run(self._open(names), [*group], advance)
+
+    def _open(self, names: tuple[str, ...]) -> LiveTeacher:
+        """What computes some targets; one is in memory at a time."""
+        if self._teacher is None or self._teacher[0] != names:
+            self._teacher = None
+            targets = {name: self.targets[name] for name in names}
+            of = next((target.teacher for target in targets.values() if target.teacher), "")
+            networks = self.files.networks(of) if of else ()
+            teacher = LiveTeacher(targets, self.files.settings(of), networks, self.device)
+            self._teacher = names, teacher
+        return self._teacher[1]
 
     def _run(
         self, teacher: LiveTeacher, items: Sequence[Item], advance: Callable[[int], None]
     ) -> Iterator[dict[str, ItemTarget]]:
-        size = self.options.cache.batch
+        size, settings = self.options.cache.batch, teacher.settings
         plan = [
             (item, views, rows)
             for item in items
             for views in batched(item.views, max(BATCH_VIEWS // size, 1))
             for rows in batched(item.rows, size)
         ]
-        sizes = {kind: self.settings.size(kind) for kind in teacher.sees}
+        sizes = {kind: settings.size(kind) for kind in teacher.sees}
         images = MultiViewDataset(
             ImageDataset(self.table, sizes, self.views),
             {name: target.sees for name, target in teacher.targets.items()},
@@ -120,8 +124,8 @@ class Worker:
         for item, group in groupby(parts, lambda part: part[0][0]):
             rows_of_item = self.table.iloc[item.rows.start : item.rows.stop]
             results = {
-                name: ItemTarget(name, item, self.settings, provenance.valid(rows_of_item, name))
-                for name in item.names
+                name: ItemTarget(target, item, settings, provenance.valid(rows_of_item, target))
+                for name, target in teacher.targets.items()
             }
             for (_, views, rows), batch in group:
                 for i, view in enumerate(views):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -21,7 +21,7 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job
 from deskpro.stages.base.training_options import Recipe
 from deskpro.stages.data.index import class_order
-from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
+from deskpro.stages.data.loader import TEACHER, ImageDataset, images_of, iterate, load
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.losses.terms import Term, any_waits, compute_losses, is_loss
 from deskpro.stages.models.lmbn import LMBN, Output
@@ -66,6 +66,9 @@ class TrainingSet:
     targets: Targets | None = None
     held_out: pd.DataFrame | None = None
     """Samples of identities that are not trained on, as `table`."""
+    projected: Mapping[str, tuple[str, tuple[int, int]]] = field(default_factory=dict)
+    """Name of a teacher whose embeddings a projection meets → the stream that learns from it, and
+    heads and length of its embeddings."""
 
     def present(self, images: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """Of each stream, by the kind of image that it sees, which samples have it: bool [N]."""
@@ -172,8 +175,9 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
     start(
         f"train-{setup.kind}",
         device=setup.device,
-        samples=len(data.table),
-        steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images",
+        samples=int((data.labels >= 0).sum()),
+        steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images"
+        + (f" and {recipe.unlabelled} without labels" if recipe.unlabelled else ""),
         output=setup.files.weights,
     )
     with (
@@ -264,6 +268,7 @@ def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = 
         distributed.rank(),
         ranks,
         usable,
+        recipe.unlabelled,
     )
     if not len(sampler):
         found = len(np.unique(sampler.labels))
@@ -276,7 +281,10 @@ def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = 
 
 def _images(setup: Setup) -> ImageDataset:
     data, seen = setup.options.data, [*setup.images.values()]
-    needed = setup.data.targets.sees if setup.data.targets else ()
+    needed = [
+        TEACHER + kind if kind in seen else kind
+        for kind in (setup.data.targets.sees if setup.data.targets else ())
+    ]
     sizes = {
         kind: data.face_size if kind.endswith("face") else data.body_size
         for kind in (*seen, *needed)
@@ -314,6 +322,8 @@ def _losses(
     present = setup.data.present(setup.images)
     some = {stream: rows for stream, rows in present.items() if not rows.all()}
     known = {**(setup.data.targets.valid if setup.data.targets else {}), **some}
+    if recipe.unlabelled:
+        known["label"] = torch.from_numpy(setup.data.labels >= 0)
 
     def of_batch(batch: Batch, step: int) -> Losses:
         layout = recipe.training.channels_last
@@ -323,7 +333,8 @@ def _losses(
         }
         valid = {name: rows[batch["row"]] for name, rows in known.items()}
         outputs = setup.call(forward, images, {name: valid[name] for name in some})
-        targets = setup.data.targets(batch) if setup.data.targets else {}
+        shown = {**batch, **{name.removeprefix(TEACHER): v for name, v in batch.items()}}
+        targets = setup.data.targets(shown) if setup.data.targets else {}
         targets = {**targets, "label": labels[batch["row"].to(setup.device, non_blocking=True)]}
         last[:] = [(batch, outputs, targets)]
         losses = compute_losses(
