@@ -104,8 +104,7 @@ def check_data(
     in the end, and who of "validation". Images of the folder `unlabelled` are of a split of its
     name, and may lack any file but that of the body.
 
-    Images that `index` knows (this user's file index, if not given) aren't read again; one reading
-    gives it digest, size and problem of the others.
+    Images that `index` knows (this user's file index, if not given) aren't read again.
     """
     layout = LAYOUTS[dataset]
     if training and not layout.prepared(root) and set(needs) - {"imgs"}:
@@ -124,7 +123,6 @@ def check_data(
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
         problems += missing
-
     roots, trained = [root], {"train", UNLABELLED} if training else set()
     if unlabelled is not None:
         others, wrong = read_unlabelled(unlabelled)
