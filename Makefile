@@ -35,7 +35,7 @@ grids    = $(addprefix --grid ,train_student.lr=5e-3,1e-2,2e-2 train_student.ema
            kd_loss.T=1,2,4 kd_loss.alpha=0.5,0.7,0.9)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep tune \
+.PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep tune foreign-teacher \
         check format bench install clean
 
 help: ## print the targets
@@ -84,6 +84,11 @@ sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 -
 tune: $(ready) ## try the demo's choices one by one, on a world (seed 1001) of which no result is reported; about 2 hours
 	test -d data/tuning || $(deskpro) make-benchmark --out data/tuning --set seed=1001
 	$(deskpro) sweep --config demo --set data.root=data/tuning --run runs/tuning --one-by-one --jobs 2 $(grids) $(ARGS)
+
+foreign-teacher: $(ready) ## a teacher of 2,000 other people, and a crowd without labels, for configs/foreign.yaml; about 20 minutes
+	test -d data/foreign || $(deskpro) make-benchmark --out data/foreign --set seed=2001 --set train_identities=2000 --set test_identities=24
+	test -d data/crowd || $(deskpro) make-benchmark --out data/crowd --set seed=3001 --set train_identities=400 --set test_identities=24
+	$(deskpro) train-teacher --config demo --run runs/foreign-teacher --set data.root=data/foreign --set train_teacher.epochs=6 --set train_teacher.warmup_epochs=1 $(ARGS)
 
 check: $(ready) ## lint, formatting and types
 	$(VENV)/bin/ruff check .

@@ -51,7 +51,7 @@ def ablation(base: Base, study: str) -> Path:
     _measure(base, variants, file)
     rows = _with_runs(file.rows(), base, variants)
     found = summarise(rows, chosen.base_of, same_cells(options, variants, chosen.base_of))
-    level = " at the same level" * (chosen.curve is not None)
+    level = " at the same level" * bool(chosen.lines)
     shown = tables.ablation_table(found, chosen.base + level)
     table(*tables.terminal(shown))
     other = study != "parts"

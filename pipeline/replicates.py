@@ -103,6 +103,7 @@ def train(replicate: Replicate, variants: Variants, *, force: bool, jobs: int = 
     mode = students.Mode(force, update=number > 0)
     if model is not None:
         _draw_world(model, options.data.root, number)
+    options = students.with_targets(options, variants)
     runner.run_stage("teacher-cache", options, folder, chain=True, update=mode.update)
     trainings, joined = students.plan(options, folder, variants)
     for tasks, work in ((trainings, students.trainer), (joined, students.evaluator)):

@@ -115,12 +115,15 @@ def recipe_digest(options: Options) -> str:
     """What tells a recipe from others: its options with an effect, those of its benchmark, and the
     content of weights that are given."""
     params = {param for name in STAGES for param in stage_class(name).params}
-    given = (options.pre_train, options.teacher.pre_train, options.student.pre_train)
+    given = [options.pre_train, options.teacher.pre_train, options.student.pre_train]
+    given += [*options.cache.checkpoints, *(t.weights for t in options.teachers.values())]
     facts = {
         "options": relevant(options, params),
         "world": world_facts(options.data.root),
         "weights": [path and sha256(path) for path in given],
     }
+    if options.data.unlabelled is not None:
+        facts["unlabelled"] = world_facts(options.data.unlabelled)
     return _digest(json.dumps(facts, sort_keys=True))
 
 

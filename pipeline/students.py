@@ -17,6 +17,8 @@ from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.options import Launch, Options, relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.losses.terms import targets_needed
+from deskpro.stages.targets.kinds import TARGETS
 
 
 class Task(NamedTuple):
@@ -67,6 +69,17 @@ def plan(options: Options, folder: RunFolder, variants: Variants) -> tuple[list[
         place = folder if place.path == folder.path else RunFolder(place.path, source)
         joined.append(Task(variant, changed, place, parts=parts))
     return sorted(trainings.values(), key=lambda task: bool(task.stream)), joined
+
+
+def with_targets(options: Options, variants: Variants) -> Options:
+    """The options with a cache that holds every target of the recipe's teacher that a variant
+    needs."""
+    needed = {*options.cache.targets}
+    for changes in variants.values():
+        changed = config.override(options, changes)
+        needed |= targets_needed(changed, changed.streams)
+    names = [name for name in TARGETS if name in needed]
+    return config.override(options, {"cache.targets": names})
 
 
 def home(options: Options, folder: RunFolder, variant: str, changes: Changes) -> RunFolder:

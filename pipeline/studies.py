@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten
+from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten, names_option
 from deskpro.stages.losses.terms import TERMS, params
 
 if TYPE_CHECKING:
@@ -38,15 +38,35 @@ class Study(NamedTuple):
     """How it is drawn. Its variants are lines at levels, and differences are counted from the
     variant of the same level on the line `base`."""
 
+    lines: tuple[str, ...] = ()
+    """What is trained at each level, by name; empty: the study has no levels."""
+    parts: tuple[str, ...] = ("kd_loss.enable", "mse.mse_weight", "forward_mode")
+    """What of the recipe must be on, since variants switch it off."""
+
     def base_of(self, variant: str) -> str:
         """The variant from which the difference of another is counted."""
-        line = next((line for line in _LINES if variant.startswith(line)), "")
-        return self.base if self.curve is None else self.base + variant.removeprefix(line)
+        if not self.lines:
+            return self.base
+        line = max((line for line in self.lines if variant.startswith(line)), key=len, default="")
+        return self.base + variant.removeprefix(line)
 
 
-_PLAIN: Changes = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
+_NO_KD: Changes = {"kd_loss.enable": False}
+_PLAIN: Changes = {**_NO_KD, "mse.mse_weight": 0.0}
+_EMBEDDING: Changes = {"embedding.weight": 10.0}
+_UNLABELLED = {"loss.cross_entropy": 0.0, "loss.triplet": 0.0, "loss.triplet_body": 0.0}
 _LINES: Variants = {"plain": _PLAIN, "both": {}}
 """What is trained at every length, or with every number of identities."""
+_OTHERS = ("plain", "plain, larger batch", "others", "others + unlabelled")
+_TARGETS: Variants = {
+    "plain": _NO_KD,
+    "kd": {},
+    "kd-class": {"kd_loss.class_means": True},
+    "embedding": {**_NO_KD, **_EMBEDDING},
+    "kd + embedding": _EMBEDDING,
+    "embedding, no labels": {**_NO_KD, **_EMBEDDING, **_UNLABELLED},
+}
+"""What of the recipe's own teacher the face stream learns."""
 _LENGTHS = {" ×½": 0.5, "": 1.0, " ×2": 2.0, " ×4": 4.0}
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 
@@ -62,6 +82,30 @@ def _parts(options: Options) -> Variants:
     }
 
 
+def _targets(options: Options) -> Variants:
+    levels = {"": {}, " ×2": _longer(options, 2)}
+    return _crossed(levels, _TARGETS)
+
+
+def _others(options: Options) -> Variants:
+    """Without targets, also with as many images in each step; with those of other teachers; and
+    with images without labels, too."""
+    few: Changes = {**_NO_KD, "train_student.unlabelled": 0}
+    plain = {**few, **{f"teachers.{name}.weight": 0.0 for name in options.teachers}}
+    more = -(-options.train_student.unlabelled // options.batchimage)
+    larger = {**plain, "batchid": options.batchid + more}
+    return dict(zip(_OTHERS, (plain, larger, few, _NO_KD), strict=True))
+
+
+def _others_by_length(options: Options) -> Variants:
+    levels = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
+    return _crossed(levels, _others(options))
+
+
+def _others_by_labels(options: Options) -> Variants:
+    return _crossed(_label_levels(options), _others(options))
+
+
 def _views(options: Options) -> Variants:
     return {
         "unmatched": {"train_student.fresh_views": True},
@@ -73,7 +117,8 @@ def _views(options: Options) -> Variants:
 
 
 def _length(options: Options) -> Variants:
-    return _crossed({name: _longer(options, factor) for name, factor in _LENGTHS.items()})
+    levels = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
+    return _crossed(levels, _LINES)
 
 
 def _length_curve(options: Options) -> Curve:
@@ -87,30 +132,46 @@ def _length_curve(options: Options) -> Curve:
         name: len(batches) * float(str(each.get("train_student.epochs", training.epochs)))
         for name, each in changes.items()
     }
-    return Curve("training steps", _places(steps))
+    return Curve("training steps", _places(steps, _LINES))
+
+
+def _others_length_curve(options: Options) -> Curve:
+    label, places = _length_curve(options)
+    levels = {
+        name.removeprefix("plain"): at for name, (line, at) in places.items() if line == "plain"
+    }
+    return Curve(label, _places(levels, _OTHERS))
 
 
 def _labels(options: Options) -> Variants:
-    return _crossed({
+    return _crossed(_label_levels(options), _LINES)
+
+
+def _label_levels(options: Options) -> Variants:
+    return {
         name: {"data.identities": count} if name else {}
         for name, count in _identities(options).items()
-    })  # fmt: skip
-
-
-def _labels_curve(options: Options) -> Curve:
-    return Curve("training identities", _places(_identities(options)))
-
-
-def _crossed(levels: Variants) -> Variants:
-    return {
-        name + level: {**parts, **changes}
-        for level, changes in levels.items()
-        for name, parts in _LINES.items()
     }
 
 
-def _places(levels: Mapping[str, float]) -> dict[str, tuple[str, float]]:
-    return {name + level: (name, at) for level, at in levels.items() for name in _LINES}
+def _labels_curve(options: Options) -> Curve:
+    return Curve("training identities", _places(_identities(options), _LINES))
+
+
+def _others_labels_curve(options: Options) -> Curve:
+    return Curve("training identities", _places(_identities(options), _OTHERS))
+
+
+def _crossed(levels: Variants, lines: Variants) -> Variants:
+    return {
+        name + level: {**parts, **changes}
+        for level, changes in levels.items()
+        for name, parts in lines.items()
+    }
+
+
+def _places(levels: Mapping[str, float], lines: Iterable[str]) -> dict[str, tuple[str, float]]:
+    return {name + level: (name, at) for level, at in levels.items() for name in lines}
 
 
 def _longer(options: Options, factor: float) -> Changes:
@@ -147,10 +208,41 @@ STUDIES: dict[str, Study] = {
         _parts, "plain", "plain, KD, KD of class means, attention, both, twice the steps"
     ),
     "length": Study(
-        _length, "plain", "plain and both at ½, 1, 2 and 4 times the epochs", _length_curve
+        _length,
+        "plain",
+        "plain and both at ½, 1, 2 and 4 times the epochs",
+        _length_curve,
+        (*_LINES,),
     ),
     "labels": Study(
-        _labels, "plain", "plain and both with 1/8 to all of the identities", _labels_curve
+        _labels,
+        "plain",
+        "plain and both with 1/8 to all of the identities",
+        _labels_curve,
+        (*_LINES,),
+    ),
+    "targets": Study(
+        _targets,
+        "plain",
+        "what of the teacher the face stream learns, at 1 and 2 times the epochs",
+        lines=(*_TARGETS,),
+        parts=("kd_loss.enable",),
+    ),
+    "others": Study(
+        _others_by_length,
+        "plain",
+        "other teachers and images without labels, at ½, 1, 2 and 4 times the epochs",
+        _others_length_curve,
+        _OTHERS,
+        ("teachers", "train_student.unlabelled"),
+    ),
+    "others-labels": Study(
+        _others_by_labels,
+        "plain",
+        "the same with 1/8 to all of the identities",
+        _others_labels_curve,
+        _OTHERS,
+        ("teachers", "train_student.unlabelled"),
     ),
     "views": Study(_views, "unmatched", "how many, matched or not, live teacher"),
 }
@@ -159,15 +251,16 @@ STUDIES: dict[str, Study] = {
 
 def require_parts(options: Options, study: str) -> None:
     """Raises InputError where the recipe lacks what the study switches off, or views."""
-    off = {
-        "kd_loss.enable": not options.kd_loss.enable or options.kd_loss.alpha == 0,
-        "mse.mse_weight": options.mse.mse_weight == 0,
-        "forward_mode": options.forward_mode != "all",
+    on = {
+        "kd_loss.enable": options.kd_loss.enable and options.kd_loss.alpha,
+        "mse.mse_weight": options.mse.mse_weight,
+        "forward_mode": options.forward_mode == "all",
+        "teachers": options.teachers,
+        "train_student.unlabelled": options.train_student.unlabelled,
     }
-    if any(off.values()):
+    if off := [name for name in STUDIES[study].parts if not on[name]]:
         raise InputError(
-            "an ablation switches parts of the recipe off one by one: "
-            f"{', '.join(name for name, is_off in off.items() if is_off)} must be on"
+            f"an ablation switches parts of the recipe off one by one: {', '.join(off)} must be on"
         )
     variants = STUDIES[study].variants(options)
     most = max(int(str(each.get("train_student.views", 1))) for each in variants.values())
@@ -190,13 +283,14 @@ def changes_of(stream: str, options: Options, changes: Changes) -> dict[str, obj
     own = {part for name, parts in sections.items() for part in parts
            if TERMS[name].stream == stream}  # fmt: skip
     others = {part for parts in sections.values() for part in parts} - own
+    others |= {f"teachers.{n}" for n, t in options.teachers.items() if t.learner != stream}
     before = flatten(options.model_dump(mode="json"))
     now = flatten(config.override(options, changes).model_dump(mode="json"))
     return {
         name: value
         for name, value in now.items()
         if name not in WITHOUT_EFFECT
-        and name.partition(".")[0] not in others
+        and not any(names_option(other, name) for other in others)
         and (name not in before or value != before[name])
     }
 

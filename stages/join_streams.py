@@ -59,8 +59,7 @@ class JoinStreams(Stage):
         info = replace(
             infos[0],
             network=arguments,
-            face_size=found["face"][1].face_size,
-            body_size=found["body"][1].body_size,
+            body_size=infos[-1].body_size,
             fusion=self._fusion(student, job),
         )
         save(self.folder.student, student, info)

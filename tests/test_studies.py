@@ -22,6 +22,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
+from deskpro.stages.targets.kinds import TARGETS
 from tests.conftest import TINY, Project
 
 PLAIN = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
@@ -57,6 +58,53 @@ def test_a_change_matters_for_the_streams_whose_losses_name_its_section() -> Non
         for changes in ({"train_student.epochs": 90}, {"loss.margin": 0.1}, {"data.identities": 9}):
             assert changes_of(stream, options, changes) == changes
         assert not changes_of(stream, options, {"data.workers": 7, "kd_loss.T": 5.0})
+
+
+def test_another_teacher_matters_for_the_stream_that_learns_from_it() -> None:
+    options = config.load({}, ["teachers.clip.input=imgs", "teachers.faces.weight=3"])
+    for teacher, stream, other in (("clip", "body", "face"), ("faces", "face", "body")):
+        change = {f"teachers.{teacher}.weight": 0.0}
+        assert changes_of(stream, options, change) == change
+        assert changes_of(other, options, change) == {}
+
+
+def test_a_study_s_cache_holds_what_its_variants_need() -> None:
+    options = Options()
+    variants = STUDIES["targets"].variants(options)
+    assert students.with_targets(options, variants).cache.targets == tuple(TARGETS)
+    parts = STUDIES["parts"].variants(options)
+    assert students.with_targets(options, parts) == options
+    assert STUDIES["targets"].base_of("kd + embedding ×2") == "plain ×2"
+    assert STUDIES["others"].base_of("plain, larger batch ×½") == "plain ×½"
+    assert STUDIES["others"].base_of("chance") == "plainchance"  # a reference, without difference
+
+
+@pytest.mark.parametrize("study", ["others", "others-labels"])
+def test_a_study_of_other_teachers_needs_some(study: str, project: Project) -> None:
+    result = project("ablation", "--study", study)
+    assert result.code == 2
+    assert "teachers, train_student.unlabelled must be on" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.finished("train-teacher")
+def test_other_teachers_and_images_without_labels_are_studied(
+    project: Project, tmp_path: Path
+) -> None:
+    shutil.copy(project.run / "teacher.safetensors", tmp_path / "other.safetensors")
+    shutil.copytree(project.data / "imgs", tmp_path / "crowd" / "imgs")
+    shutil.copytree(project.data / "hr_face", tmp_path / "crowd" / "hr_face")
+    shutil.copytree(project.data / "lr_face", tmp_path / "crowd" / "lr_face")
+    base = [f"teachers.other.weights={tmp_path}/other.safetensors", "forward_mode=face",
+            f"data.unlabelled={tmp_path}/crowd", "train_student.unlabelled=4", "batchid=2",
+            "train_student.max_steps=1"]  # fmt: skip
+    options = [part for value in base for part in ("--set", value)]
+    project.ok("ablation", "--study", "others", "--replicates", "1", *options)
+    found = pd.read_csv(project.run / "results.csv")
+    variants = {*STUDIES["others"].variants(config.load(project.config, base))}
+    assert variants <= {*found["variant"]}
+    assert {*found["stream"]} == {"face"}
+    assert "at the same level" in (project.run / "ablation-others.md").read_text()
 
 
 def test_variants_that_share_the_base_s_stream_are_the_same_by_construction() -> None:
