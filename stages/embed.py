@@ -26,7 +26,8 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
     import numpy as np
 
     from deskpro.stages.base.distributed import pick_device
-    from deskpro.stages.evaluation.features import extract_batches, open_extractor
+    from deskpro.stages.evaluation.features import extract_batches
+    from deskpro.stages.models.extractor import open_extractor
 
     device, data, size = pick_device(options.device), options.data, options.eval.batch
     extractor = open_extractor(network, None, data.face_size, data.body_size, device)

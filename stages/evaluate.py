@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from deskpro.stages.evaluation.feature_store import FeatureStore
-    from deskpro.stages.evaluation.features import FeatureExtractor
     from deskpro.stages.evaluation.measures import Measure
     from deskpro.stages.metrics.protocols import Protocol
     from deskpro.stages.metrics.ranking import Distances, Ranking
+    from deskpro.stages.models.extractor import FeatureExtractor
 
 NEAREST = 10
 """Gallery images listed for each query."""
@@ -118,8 +118,8 @@ class Evaluate(Stage):
 
         from deskpro.stages.data.check import check_data
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
-        from deskpro.stages.evaluation.features import open_extractor
         from deskpro.stages.evaluation.scores import write_scores
+        from deskpro.stages.models.extractor import open_extractor
 
         options, data, folder = self.options, self.options.data, self.folder
         device = distributed.pick_device(options.device)

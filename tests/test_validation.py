@@ -17,7 +17,7 @@ from deskpro.pipeline import config
 from deskpro.pipeline.runner import run_stage
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
-from deskpro.stages.evaluation.fusion import Fusion, fit_fusion
+from deskpro.stages.metrics.fusion import Fusion, fit_fusion
 from deskpro.stages.models.weights import load_student, read_metadata
 from tests.conftest import Project
 from tests.test_join_streams import joined

@@ -21,7 +21,8 @@ from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
-from deskpro.stages.evaluation.features import FeatureExtractor, extract_batches, open_extractor
+from deskpro.stages.evaluation.features import extract_batches
+from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
 
 BLOCK = 1024
 """Images per block of the store."""

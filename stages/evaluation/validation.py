@@ -12,10 +12,11 @@ import torch
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import batched
-from deskpro.stages.evaluation.features import FeatureExtractor, extract_batches
-from deskpro.stages.evaluation.fusion import Fusion, fit_fusion
+from deskpro.stages.evaluation.features import extract_batches
+from deskpro.stages.metrics.fusion import Fusion, fit_fusion
 from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
 from deskpro.stages.metrics.ranking import rank_gallery
+from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
 

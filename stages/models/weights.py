@@ -55,7 +55,7 @@ class ModelInfo:
     processes: Positive | None = None
     """How many processes trained it."""
     fusion: dict[str, float] | None = None
-    """How much each stream counts (`evaluation.fusion.Fusion`), where held-out identities told."""
+    """How much each stream counts (`metrics.fusion.Fusion`), where held-out identities told."""
 
     @property
     def backbone(self) -> str:

@@ -1,11 +1,14 @@
-"""How much each stream counts where both are used: fitted on pairs of images."""
+"""How similar two images are by both streams of a student: fixed weights, or fitted on pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
+
+from deskpro.stages.base.errors import InputError
 
 Block = Callable[[slice | np.ndarray], np.ndarray]
 """Some queries → their distances to the whole gallery, float32 [rows, G]."""
@@ -16,10 +19,10 @@ separates would make weights infinite."""
 
 @dataclass(frozen=True)
 class Fusion:
-    """The log-odds that two images show one person, from the similarities of their features.
+    """The score of two images from the similarities of their features, stream by stream.
 
     bias + face·s_face + body·s_body; bias_alone + body_alone·s_body where one of them has no face.
-    No weight is negative.
+    A fitted score is the log-odds that both show one person. No weight is negative.
     """
 
     face: float
@@ -28,27 +31,71 @@ class Fusion:
     body_alone: float
     bias_alone: float
 
+    @classmethod
+    def fixed(cls, face: float) -> Fusion:
+        """The face counts `face`, in 0..1, the body the rest; s_face is 0 without a face."""
+        return cls(face, 1 - face, 0.0, 1 - face, 0.0)
+
     def facts(self) -> dict[str, float]:
         """As a weights file has it."""
         return asdict(self)
 
-    def distances(self, face: Block, body: Block, asked: np.ndarray, shown: np.ndarray) -> Block:
-        """Distances of both streams from those of each, 1 − s: float32, at least 0.
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Those that count at all."""
+        weights = {"face": self.face, "body": self.body + self.body_alone}
+        return tuple(stream for stream, weight in weights.items() if weight)
 
-        asked, shown: which queries, and which images of the gallery, have a face: bool [Q], [G].
-        The distance is the log-odds below those of equal features.
+    @property
+    def highest(self) -> float:
+        """The score of equal features."""
+        return max(self.face + self.body + self.bias, self.body_alone + self.bias_alone)
+
+    def below(self, face: np.ndarray, body: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """How far scores lie below `highest`: float32 [Q, G], at least 0 for distances ≥ 0.
+
+        face, body: distances of each stream, 1 − s, float32 [Q, G]; seen: pairs of which both have
+        a face, bool [Q, G].
         """
         both, alone = self.face + self.body + self.bias, self.body_alone + self.bias_alone
-        below = max(0.0, alone - both), max(0.0, both - alone)
+        together = max(0.0, alone - both) + self.face * face + self.body * body
+        apart = max(0.0, both - alone) + self.body_alone * body
+        return np.where(seen, together, apart).astype(np.float32)
+
+    def scores(self, face: np.ndarray, body: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Scores from similarities of each stream, float32 [Q, G]; seen: as for `below`."""
+        return np.float32(self.highest) - self.below(1 - face, 1 - body, seen)
+
+    def distances(self, face: Block, body: Block, asked: np.ndarray, shown: np.ndarray) -> Block:
+        """`below`, a block of queries at a time.
+
+        asked, shown: which queries, and which images of the gallery, have a face: bool [Q], [G].
+        """
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
-            of_body = body(rows)
-            together = below[0] + self.face * face(rows) + self.body * of_body
-            apart = below[1] + self.body_alone * of_body
             seen = asked[rows][:, None] & shown[None]
-            return np.where(seen, together, apart).astype(np.float32)
+            return self.below(face(rows), body(rows), seen)
 
         return block
+
+
+def choose_fusion(
+    fitted: Mapping[str, float] | None, face_weight: float | Literal["fitted"]
+) -> Fusion:
+    """The fusion that `eval.face_weight` asks for; fitted: that of the student, if it has one.
+
+    Raises:
+        InputError: it is to be the fitted one, and the student has none.
+    """
+    if face_weight != "fitted":
+        return Fusion.fixed(face_weight)
+    if fitted is None:
+        raise InputError(
+            "eval.face_weight: fitted, but the student's weights of its streams were not fitted: "
+            "no identities were held out in its training. Train with --set data.validation=0.1, or "
+            "give a number, such as --set eval.face_weight=0.5"
+        )
+    return Fusion(**fitted)
 
 
 def fit_fusion(face: np.ndarray, body: np.ndarray, seen: np.ndarray, same: np.ndarray) -> Fusion:

@@ -1,0 +1,108 @@
+"""A network with what it takes to give it images, and the features that it gives for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata
+
+
+class NotFiniteError(Exception):
+    """The feature of an image isn't finite: the weights are broken. row: its place in the batch."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"the feature of image {row} isn't finite")
+        self.row = row
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network, and what it takes to give it images."""
+
+    network: Teacher | Student
+    info: ModelInfo
+    heads: dict[str, slice]
+    """Stream → its slice of the heads."""
+    kinds: dict[str, str]
+    """Stream → the kind of image that it sees."""
+    sizes: dict[str, tuple[int, int]]
+    """Kind of image → height and width."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The kinds of images of a test sample that must be readable, body images first."""
+        return ("imgs", *(kind for kind in self.kinds.values() if kind != "imgs"))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of heads H and length D of a feature."""
+        return max(part.stop for part in self.heads.values()), self.info.network["feature_dim"]
+
+    def __call__(self, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The features of images by kind, before normalisation: float32 [B, H, D]."""
+        if isinstance(self.network, Teacher):
+            return self.network(images["hr_face"]).features.float()
+        return self.network(images.get("lr_face"), images.get("imgs")).features.float()
+
+    def describe(
+        self, images: Mapping[str, torch.Tensor], missing: Mapping[str, torch.Tensor], flip: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features of images as they are compared, without gradient.
+
+        Args:
+            images: by kind, as the network takes them, float32 [B, 3, h, w].
+            missing: by stream, which of them are not there, bool [B].
+            flip: whether the feature of the mirrored image is added.
+
+        Returns:
+            raw, of the images alone, and features, each head of length 1: float32 [B, H, D] on the
+            CPU. Heads of a missing image are 0.
+
+        Raises:
+            NotFiniteError: a feature isn't finite.
+        """
+        with torch.inference_mode():
+            raw = summed = self(images)
+            finite = torch.isfinite(raw).flatten(1).all(1)
+            if not finite.all():
+                raise NotFiniteError(int(finite.int().argmin()))
+            if flip:
+                summed = raw + self({kind: pixels.flip(3) for kind, pixels in images.items()})
+            raw, features = raw.cpu(), nn.functional.normalize(summed, dim=2).cpu()
+            for stream, absent in missing.items():
+                raw[absent, self.heads[stream]] = 0
+                features[absent, self.heads[stream]] = 0
+        return raw, features
+
+
+def open_extractor(
+    path: Path,
+    kind: str | None,
+    face_size: tuple[int, int],
+    body_size: tuple[int, int],
+    device: torch.device,
+) -> FeatureExtractor:
+    """The network of a weights file: a student, or a teacher, which sees HR faces.
+
+    Args:
+        kind: "student", "teacher", or None for the student if the file has one, else the teacher.
+        face_size, body_size: used where the file doesn't say on which its network was trained.
+    """
+    info = read_metadata(path, kind)
+    faces = info.face_size or face_size
+    sizes = {"lr_face": faces, "hr_face": faces, "imgs": info.body_size or body_size}
+    if info.kind == "teacher":
+        teacher, info = load_teacher(path)
+        heads, kinds = {"face": slice(0, len(teacher.face_net.heads))}, {"face": "hr_face"}
+        return FeatureExtractor(teacher.to(device), info, heads, kinds, sizes)
+    student, info = load_student(path)
+    seen = {"face": "lr_face", "body": "imgs"}
+    kinds = {stream: seen[stream] for stream in student.heads}
+    return FeatureExtractor(student.to(device), info, student.heads, kinds, sizes)
