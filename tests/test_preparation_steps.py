@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.extras import optional
 from deskpro.stages.base.prepare_options import STEPS, FaceBox, Parsing, Prepare, Restoration
+from deskpro.stages.data.faces import square
 from deskpro.stages.preparation.faces import (
     AT_EDGE,
     BACK,
@@ -27,7 +29,6 @@ from deskpro.stages.preparation.faces import (
     SMALL,
     Head,
     YuNet,
-    square,
 )
 from deskpro.stages.preparation.masks import Regions
 from deskpro.stages.preparation.methods import METHODS
@@ -35,7 +36,7 @@ from deskpro.stages.preparation.parsing import LabelFiles
 from deskpro.stages.preparation.restoration import Bicubic, HighResolution, Spandrel
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES
-from deskpro.stages.preparation.step import Unusable, optional, read_image
+from deskpro.stages.preparation.step import Unusable, read_image
 from tests.conftest import REPOSITORY
 
 ATR = SCHEMES["atr"]

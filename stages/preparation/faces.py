@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from deskpro.cache.files import sha256
+from deskpro.stages.base.extras import optional
+from deskpro.stages.data.faces import Box, Edges, FaceDetector, largest, square
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
     Need,
@@ -17,8 +19,6 @@ from deskpro.stages.preparation.step import (
     Step,
     Unusable,
     encode,
-    loading,
-    optional,
     read_image,
     read_labels,
 )
@@ -36,17 +36,6 @@ _CLEAR = 0.1
 """A detection less than this above the threshold is unsure."""
 
 
-Edges = tuple[float, float, float, float]
-
-
-class Box(NamedTuple):
-    """A square in whole pixels of the body image."""
-
-    left: int
-    top: int
-    side: int
-
-
 class Found(NamedTuple):
     """The result of a method for an image; seen: the number of faces, or heads."""
 
@@ -55,17 +44,6 @@ class Found(NamedTuple):
     seen: int = 0
     score: float | None = None
     doubts: tuple[str, ...] = ()
-
-
-def square(
-    left: float, top: float, right: float, bottom: float, margin: float, size: tuple[int, int]
-) -> tuple[Box, bool]:
-    """The square about a box, `margin` of its longer side added on each side, and whether it had to
-    be moved to lie in an image of `size` = (width, height). It is never larger than that."""
-    side = min(round(max(right - left, bottom - top) * (1 + 2 * margin)), *size)
-    across, down = (left + right - side) / 2, (top + bottom - side) / 2
-    x, y = (min(max(round(a), 0), n - side) for a, n in zip((across, down), size, strict=True))
-    return Box(x, y, side), abs(x - across) > 1 or abs(y - down) > 1
 
 
 class _Faces(Step):
@@ -106,8 +84,7 @@ class _Faces(Step):
         }
         if found.box is None:
             return Outcome(facts=facts)
-        left, top, side = found.box
-        return Outcome(encode(body.crop((left, top, left + side, top + side))), facts)
+        return Outcome(encode(found.box.cut(body)), facts)
 
 
 class Head(_Faces):
@@ -161,43 +138,30 @@ class YuNet(_Faces):
     )
 
     def load(self) -> None:
-        self.model = Path(str(self.settings.face.model))
-        self.cv2 = optional("cv2", "prepare.face.method=yunet")
+        face = self.settings.face
+        self.model = Path(str(face.model))
+        self.detector = FaceDetector(self.model, face.score, face.height, "prepare.face.model")
         self.digest = sha256(self.model)
-        self._detector((320, 320))  # refuses an unreadable file before any work
 
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"model": self.digest}
 
-    def _detector(self, size: tuple[int, int]) -> Any:
-        """Threads must not share one; creating it costs a few milliseconds an image."""
-        score = self.settings.face.score
-        with loading("prepare.face.model", self.model, "a YuNet that OpenCV can load"):
-            return self.cv2.FaceDetectorYN.create(str(self.model), "", size, score)
-
     def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
         settings = self.settings.face
-        scale = max(1.0, settings.height / body.height)
-        size = round(body.width * scale), round(body.height * scale)
-        larger = body if scale == 1 else body.resize(size, Image.Resampling.BICUBIC)
-        bgr = np.ascontiguousarray(np.asarray(larger)[..., ::-1])
-        _, faces = self._detector(size).detect(bgr)
-        seen = 0 if faces is None else len(faces)
+        boxes, scores = self.detector(body)
+        seen = len(boxes)
         if seen == 0:
             return Found(NONE), None
-        boxes, scores = faces[:, :4] / (size[0] / body.width), faces[:, 14]
         if settings.inside_head and labels is not None:
             inside = self._in_head(boxes, labels)
             boxes, scores = boxes[inside], scores[inside]
             if not len(boxes):
                 return Found(OUTSIDE, seen=seen), None
-        best = np.argmax(boxes[:, 2] * boxes[:, 3])
-        left, top, width, height = boxes[best].tolist()
+        best, edges = largest(boxes)
         score = float(scores[best])
         unsure = score < settings.score + _CLEAR
         doubts = (*([SEVERAL] if seen > 1 else []), *([UNSURE] if unsure else []))
-        found = Found(FOUND, None, seen, score, doubts)
-        return found, (left, top, left + width, top + height)
+        return Found(FOUND, None, seen, score, doubts), edges
 
     def _in_head(self, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Which boxes, [N, (left, top, width, height)], lie about the head region: bool [N]."""

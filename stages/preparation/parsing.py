@@ -12,6 +12,7 @@ from PIL import Image
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.extras import loading, optional
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.schemes import Scheme
 from deskpro.stages.preparation.step import (
@@ -21,9 +22,7 @@ from deskpro.stages.preparation.step import (
     Unusable,
     each,
     encode,
-    loading,
     on_device,
-    optional,
     read_image,
     read_labels,
 )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -19,6 +17,7 @@ from PIL import Image
 
 from deskpro.stages.base import images
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.extras import one_line
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.preparation.samples import Sample, prepared_path
 from deskpro.stages.preparation.schemes import SCHEMES
@@ -178,30 +177,11 @@ def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unu
         return list(pool.map(attempt, samples))
 
 
-def optional(module: str, option: str) -> Any:
-    """A library that only some methods need. Raises InputError where it cannot be imported."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{option} needs the package {module}: {error}. Type: pip install '.[prepare]'"
-        ) from None
-
-
 def require_files(methods: Iterable[type[Step]], settings: Prepare) -> None:
     """InputError with a line for each file or folder that any of the methods lacks."""
     lacking = [need.lacks(settings) for method in methods for need in method.files]
     if lines := [*dict.fromkeys(filter(None, lacking))]:
         raise InputError("\n".join(lines))
-
-
-@contextmanager
-def loading(option: str, value: object, what: str) -> Iterator[None]:
-    """Turn any error of a library that loads `value` into an InputError; what: it must be."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 — loaders raise anything for a broken file
-        raise InputError(f"{option} {value}: not {what}: {one_line(error)}") from None
 
 
 def on_device(network: Any, name: str) -> Any:
@@ -211,8 +191,3 @@ def on_device(network: Any, name: str) -> Any:
     device = pick_device(name)
     network.to(device).eval()
     return device
-
-
-def one_line(error: Exception) -> str:
-    """An error of a library, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
