@@ -308,9 +308,11 @@ def test_the_example_of_a_loss_is_one() -> None:
 
 
 def test_the_examples_in_python_run(
-    finished_run: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: object, tiny_benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
     (tmp_path / "runs/demo").symlink_to(finished_run("train-student"))  # type: ignore[operator]
     monkeypatch.chdir(tmp_path)
     for name in ("README.md", "cache/README.md"):

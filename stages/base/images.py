@@ -37,7 +37,11 @@ def read_image(source: Path | str | IO[bytes]) -> Image.Image:
         ValueError: it has more than 8 bits a channel, which pillow would clip to white.
         OSError, RuntimeError, SyntaxError: it doesn't decode.
     """
-    image = open_image(source)
+    return to_rgb(open_image(source))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image, RGB. Raises ValueError, as `read_image` does."""
     if image.mode[0] in "IF":
         raise ValueError(f"more than 8 bits a channel ({image.mode}); save it with 8")
     return image.convert("RGB")

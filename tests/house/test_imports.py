@@ -46,10 +46,7 @@ TORCH_FREE = ("cache", "pipeline", *(f"stages/base/{name}.py" for name in
                "run_folder")))  # fmt: skip
 """Rooms and modules that never import torch."""
 
-BY_STRING = {
-    "pipeline/stages.py": "STAGES",
-    "deskpro/__init__.py": "the public API loads torch when it is used",
-}
+BY_STRING = {"pipeline/stages.py": "STAGES"}
 """Modules that may import a module by its name, and why."""
 
 

@@ -1,0 +1,84 @@
+"""What a student can be loaded from: a run folder, or a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from deskpro.cache.files import read_text
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.prepare_options import FaceBox
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.metrics.fusion import Fusion, choose_fusion
+from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
+
+FaceWeight = float | Literal["fitted"] | None
+"""As `eval.face_weight`; None: as the run was evaluated, else fitted, else the default."""
+
+
+class Source(NamedTuple):
+    """A student, and how its features are made and compared."""
+
+    extractor: FeatureExtractor
+    flip: bool
+    fusion: Fusion | None
+    """None for a student of one stream."""
+    face: FaceBox
+    """How faces are cut from body images."""
+
+
+def open_source(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
+    """The student of a run folder or of a weights file, ours or published.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    if path.is_dir():
+        folder = RunFolder(path)
+        if not folder.student.is_file():
+            raise InputError(
+                f"{path}: holds no student; a run folder has {folder.student.name}, which "
+                "train-student writes"
+            )
+        return _opened(folder.student, _options(folder), device, face_weight)
+    return _opened(path, None, device, face_weight)
+
+
+def _opened(
+    weights: Path, recipe: Options | None, device: torch.device, face_weight: FaceWeight
+) -> Source:
+    options = recipe or Options()
+    sizes = options.data.face_size, options.data.body_size
+    extractor = open_extractor(weights, "student", *sizes, device)
+    if face_weight is None:
+        fitted = recipe is None and extractor.info.fusion is not None
+        face_weight = "fitted" if fitted else options.eval.face_weight
+    both = len(extractor.heads) > 1
+    fusion = choose_fusion(extractor.info.fusion, face_weight) if both else None
+    face = FaceBox() if options.prepare is None else options.prepare.face
+    return Source(extractor, options.eval.flip, fusion, face)
+
+
+def _options(folder: RunFolder) -> Options:
+    """Those of the run's evaluation, or else of its recipe."""
+    record = read_manifest(folder.manifest("eval"))
+    try:
+        tree: Any = record["config"] if record else yaml.safe_load(read_text(folder.config))
+        return Options.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{folder.config}: {place}: {first['msg']}. Fix the recipe of the run, or load its "
+            f"{folder.student.name} alone"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{folder.config}: can't be read ({why}). Load {folder.student} alone"
+        ) from None
