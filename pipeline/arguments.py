@@ -39,6 +39,12 @@ DATASET = click.option(
 )
 
 
+def advise_on(path: Path) -> None:
+    """Commands that errors advise are for this run folder, or for that of this store."""
+    run = path.parent if path.name == "targets.zarr" else path
+    messages.OPTIONS[:] = ["--run", str(run)]
+
+
 class Recipe(NamedTuple):
     """A recipe and a run folder as typed; files are read by `options` and `open`."""
 

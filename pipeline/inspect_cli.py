@@ -9,8 +9,18 @@ from pathlib import Path
 
 import click
 
-from deskpro.pipeline import config, messages, recipes
-from deskpro.pipeline.arguments import CONFIG, DATASET, DEEP, FOLDER, PATH, RUN, SET, Recipe
+from deskpro.pipeline import config, recipes, targets_cli
+from deskpro.pipeline.arguments import (
+    CONFIG,
+    DATASET,
+    DEEP,
+    FOLDER,
+    PATH,
+    RUN,
+    SET,
+    Recipe,
+    advise_on,
+)
 from deskpro.pipeline.command_help import Between
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
@@ -28,12 +38,6 @@ def _fail_with(lines: Iterable[object]) -> None:
         sys.exit(1)
 
 
-def _advise_on(path: Path) -> None:
-    """Commands that errors advise are for this run folder, or for that of this store."""
-    run = path.parent if path.name == "targets.zarr" else path
-    messages.OPTIONS[:] = ["--run", str(run)]
-
-
 def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: str) -> Options:
     """The options that a finished stage records in its manifest; InputError without one."""
     record = read_manifest(manifest)
@@ -42,9 +46,9 @@ def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: 
     return config.load(record["config"], overrides)
 
 
-@click.group()
+@click.group(commands=targets_cli.COMMANDS)
 def cache() -> None:
-    """Inspect a target cache.
+    """Inspect a target cache, show its views to other programs, take their targets.
 
     PATH is a run folder, or the store itself.
     """
@@ -56,7 +60,7 @@ def info(path: Path) -> None:
     """Show what it holds, its size, and how sure the teacher is."""
     from deskpro.stages import cache_tools
 
-    _advise_on(path)
+    advise_on(path)
     facts, tables = cache_tools.info(path)
     for title, columns, rows in tables:
         table(title, columns, rows)
@@ -72,7 +76,7 @@ def verify(path: Path) -> None:
     """
     from deskpro.stages import cache_tools
 
-    _advise_on(path)
+    advise_on(path)
     _fail_with(cache_tools.verify(path))
     log(f"cache verify: {path} is complete and undamaged")
 
@@ -91,7 +95,7 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
     """
     from deskpro.stages import cache_tools
 
-    _advise_on(run)
+    advise_on(run)
     folder = RunFolder.open(run)
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = _options(manifest, overrides, folder.targets, "teacher-cache")

@@ -75,6 +75,8 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
         if not target.parts:
             facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
             continue
+        heads = reader.schema.fields[kind].shape[0]
+        parts = reader.fingerprint.get(target.parts, [f"head {i}" for i in range(heads)])
         columns = ("part", *found)
         rows = [
             (part, *(f"{values[i]:.4g}" for values in found.values()))
@@ -109,9 +111,11 @@ def _contents(name: str, reader: MappedReader) -> dict[str, object]:
     facts: dict[str, object] = {
         name: f"{len(reader.records)} of {total} (block, view), "
         f"{'sealed' if reader.sealed else 'unfinished'}; {each / 1e3:.2f} kB per sample and view",
-        "views": f"{schema.views} of each sample"
+        ("views" if "/" not in name else f"{name}: views"): f"{schema.views} of each sample"
         + ", the first plain" * fingerprint["views"]["plain_view"],
     }
+    if not reader.valid.all():
+        facts[f"{name}: samples"] = f"{reader.valid.sum()} of {schema.samples} have it"
     for field, stored in schema.fields.items():
         shape = ", ".join(map(str, (schema.samples, schema.views, *stored.shape)))
         facts[f"{name}: {field}"] = f"[{shape}] {stored.dtype}: {stored.description}"

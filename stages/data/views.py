@@ -24,6 +24,8 @@ STD = (0.229, 0.224, 0.225)
 """ImageNet statistics per RGB channel, for images in 0..1."""
 ERASED = (0.4914, 0.4822, 0.4465)
 """What an erased rectangle is filled with, after normalisation, as in the published DeSKPro."""
+ERASED_PIXEL = tuple(round(255 * (e * s + m)) for e, s, m in zip(ERASED, STD, MEAN, strict=True))
+"""The 8-bit colour that is nearest to it before normalisation."""
 
 
 class View(NamedTuple):
@@ -192,10 +194,15 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return torch.sub(pixels, 255 * mean).div_(255 * std)  # two passes over memory, not four
 
 
-def erase(images: torch.Tensor, views: np.ndarray) -> torch.Tensor:
-    """Fill each image's erased rectangle, in place: float [B, 3, H, W], views [B, len(View)]."""
+def erase(
+    images: torch.Tensor, views: np.ndarray, colour: Sequence[float] = ERASED
+) -> torch.Tensor:
+    """Fill each image's erased rectangle, in place: [B, 3, H, W], views [B, len(View)].
+
+    colour: of images that are normalised; `ERASED_PIXEL` is that of uint8 ones.
+    """
     height, width = images.shape[-2:]
-    fill = torch.tensor(ERASED, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    fill = torch.tensor(colour, dtype=images.dtype, device=images.device).view(3, 1, 1)
     for image, row in zip(images, views.tolist(), strict=True):
         view = View(*row)
         if view.erase_height > 0:

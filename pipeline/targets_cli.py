@@ -1,0 +1,123 @@
+"""The commands by which other programs see a cache's views and give it targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from deskpro.pipeline import config
+from deskpro.pipeline.arguments import FOLDER, PATH, advise_on
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import summary, warn, working
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
+
+
+def _cache_of(run: Path) -> tuple[Path, Options | None]:
+    """The store of a run folder, or the store itself; the options that it was made with."""
+    from deskpro.stages import cache_tools
+
+    advise_on(run)
+    folder = RunFolder.open(run)
+    record = read_manifest(RunFolder(folder.upstream).manifest("teacher-cache"))
+    root = folder.targets if folder.targets.is_dir() else cache_tools.find_store(run)
+    return root, None if record is None else config.load(record["config"])
+
+
+@click.command("import")
+@click.argument("file", type=PATH)
+@click.option("--teacher", required=True, metavar="NAME", help="What these targets are called.")
+@click.option(
+    "--run",
+    type=FOLDER,
+    default=Path("runs/demo"),
+    help="The run folder whose cache gets them, or that cache.",
+)
+@click.option("--force", is_flag=True, help="Replace other targets of that name.")
+def import_targets(file: Path, teacher: str, run: Path, force: bool) -> None:
+    """Add targets that another program made.
+
+    FILE is an .npz or .parquet file or a zarr store with path, view, and embedding or logits for
+    each row; rows are matched by path and view. The formats: cache/README.md.
+    """
+    from deskpro.stages import import_targets as tool
+
+    tool.require_name(teacher)
+    root, options = _cache_of(run)
+    with working("cache import"):
+        facts, warnings = tool.run(file, teacher, root, options, force=force)
+    for text in warnings:
+        warn(text)
+    summary(f"cache import: {teacher}", facts)
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--csv", "file", required=True, type=PATH, help="The file to write.")
+def views(run: Path, file: Path) -> None:
+    """Write the numbers of every view of every sample to a CSV file.
+
+    Its columns are sample_id, view, and the crop, flip and erasing as fractions of the image.
+    """
+    from deskpro.stages import render_views as tool
+
+    root, _ = _cache_of(run)
+    summary(f"cache views: {run}", tool.export(root, file))
+
+
+def _numbers(context: click.Context, param: click.Parameter, text: str | None) -> list[int] | None:
+    """0,1 as numbers."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\d{1,9}", part.strip(), re.ASCII) for part in parts):
+        raise click.BadParameter(f"{text!r} must be numbers with commas between, as 0,1")
+    return [int(part) for part in parts]
+
+
+def _size(
+    context: click.Context, param: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    """384x128 as height and width."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text, re.ASCII)
+    if not found or not all(1 <= int(side) <= 4096 for side in found.groups()):
+        raise click.BadParameter(f"{text!r} must be HEIGHTxWIDTH in pixels up to 4096, as 384x128")
+    return int(found[1]), int(found[2])
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=PATH)
+@click.option("--kinds", default="hr_face", help="Images to write, as hr_face,imgs.")
+@click.option("--views", callback=_numbers, help="As 0,1.  [default: all of the cache]")
+@click.option(
+    "--size", callback=_size, metavar="HxW", help="In pixels.  [default: that of the recipe]"
+)
+def render(
+    run: Path,
+    out: Path,
+    kinds: str,
+    views: list[int] | None,
+    size: tuple[int, int] | None,
+) -> None:
+    """Write the images of a cache's views, for another teacher.
+
+    They are PNG files OUT/KIND/VIEW/…, listed in OUT/views.csv: the pixels that a teacher here
+    sees. OUT must not exist, or be empty.
+    """
+    from deskpro.stages import render_views as tool
+
+    root, options = _cache_of(run)
+    if options is None:
+        raise InputError(f"{run}: no run folder with a finished cache", command="teacher-cache")
+    names = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    with working("cache render"):
+        facts = tool.run(options, root, out, names, views, size)
+    summary(f"cache render: {run}", facts)
+
+
+COMMANDS = (import_targets, render, views)
