@@ -48,7 +48,7 @@ def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: 
 
 @click.group(commands=targets_cli.COMMANDS)
 def cache() -> None:
-    """Inspect a target cache, show its views to other programs, take their targets.
+    """Inspect a target cache, or add targets to it.
 
     PATH is a run folder, or the store itself.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.targets.kinds import TARGETS
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Result
 from tests.house.tree import check
 
 DOCUMENTS = {
@@ -308,13 +308,18 @@ def test_the_example_of_a_loss_is_one() -> None:
 
 
 def test_the_examples_in_python_run(
-    finished_run: object, tiny_benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: object,
+    tiny_benchmark: Path,
+    command: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
     (tmp_path / "runs/demo").symlink_to(finished_run("train-student"))  # type: ignore[operator]
     monkeypatch.chdir(tmp_path)
+    assert command("cache", "render", "runs/demo", "rendered").code == 0
     for name in ("README.md", "cache/README.md"):
         for example in blocks("python", DOCUMENTS[name]):
             exec(example, {})

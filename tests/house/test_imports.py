@@ -38,6 +38,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ray": ("stages/base/engine.py",),
     "matplotlib": ("stages/reporting",),
     "jinja2": ("stages/reporting",),
+    "pyarrow": ("stages/targets/foreign.py",),
 }
 """Library → the only rooms or modules that import it."""
 
