@@ -6,6 +6,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,9 @@ from deskpro.stages.data.loader import ImageDataset, iterate, load
 from deskpro.stages.data.views import ERASED_PIXEL, StoredViews, View, erase
 
 _LISTED = 10
+"""Samples named in a message."""
+_WRITERS = 8
+"""Views of a sample that are written at a time: each waits until it is on the disk."""
 _COLUMNS = ("kind", "sample_id", "view", "file", "sha256")
 """Of the list beside the images; sha256 is that of the file that an image was rendered from."""
 
@@ -90,7 +94,7 @@ def run(
     hashes = {kind: _hashes(store, here, kind, files) for kind in kinds}
     rows: list[list[object]] = []
     facts: dict[str, object] = {}
-    with _filled(out) as folder:
+    with _filled(out.resolve()) as folder, ThreadPoolExecutor(_WRITERS) as pool:
         for kind in kinds:
             own = options.data.face_size if kind.endswith("face") else options.data.body_size
             has = np.flatnonzero(here[kind].notna())
@@ -99,11 +103,13 @@ def run(
             )
             for sample, pixels in zip(has, _rendered(images, kind, chosen, options), strict=True):
                 digest = hashes[kind][sample].tobytes().hex()
-                for view, image in zip(chosen, pixels, strict=True):
-                    stem = PurePosixPath(sample_ids[sample]).with_suffix(".png")
-                    name = f"{kind}/{view}/{stem}"
-                    write_bytes(folder / name, _png(image))
-                    rows.append([kind, sample_ids[sample], view, name, digest])
+                stem = PurePosixPath(sample_ids[sample]).with_suffix(".png")
+                names = [f"{kind}/{view}/{stem}" for view in chosen]
+                [*pool.map(_write_png, map(folder.joinpath, names), pixels)]
+                rows += [
+                    [kind, sample_ids[sample], view, name, digest]
+                    for view, name in zip(chosen, names, strict=True)
+                ]
             height, width = images.sizes[kind]
             facts[kind] = (
                 f"{len(has) * len(chosen)} images of {height} × {width}, {len(has)} samples"
@@ -168,10 +174,11 @@ def _rendered(
             progress.advance()
 
 
-def _png(image: np.ndarray) -> bytes:
+def _write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 [H, W, 3]."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    write_bytes(path, file.getvalue())
 
 
 @contextmanager

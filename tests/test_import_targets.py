@@ -178,6 +178,21 @@ def test_without_views_targets_are_of_view_0_alone_and_that_is_said(
 
 
 @pytest.mark.finished("teacher-cache")
+def test_without_views_a_cache_that_has_no_plain_view_is_left_as_it_is(
+    project: Project, tmp_path: Path
+) -> None:
+    project.ok("teacher-cache", "--set", "cache.plain_view=false", "--force")
+    arrays, before = made_up(project, views=1), digests(project.run)
+    given = save_npz(tmp_path / "given", arrays)
+    del arrays["view"]
+    refused = imported(project, save_npz(tmp_path / "mine", arrays))
+    assert refused.code == 2
+    assert "view 0 of this cache is an augmented one" in refused.err
+    assert digests(project.run) == before
+    assert imported(project, given).code == 0
+
+
+@pytest.mark.finished("teacher-cache")
 def test_rows_that_are_not_valid_count_as_absent(project: Project, tmp_path: Path) -> None:
     arrays = made_up(project)
     first = arrays["path"][0].removeprefix("./").removeprefix("imgs/")
@@ -316,6 +331,30 @@ def test_parquet_names_its_extra_where_pyarrow_is_missing(
     assert result.code == 2
     assert "pip install '.[parquet]'" in result.err
     assert "Traceback" not in result.err
+
+
+def test_lists_of_parquet_become_axes() -> None:
+    import pyarrow as pa
+
+    from deskpro.stages.targets.foreign import _from_arrow
+
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    flat = pa.array(values.ravel())
+    pairs = pa.FixedSizeListArray.from_arrays(flat, 2)
+    columns = {
+        "lists": pa.array(values.tolist(), pa.list_(pa.list_(pa.float16()))),
+        "large lists": pa.array(values.tolist(), pa.large_list(pa.large_list(pa.float64()))),
+        "lists of a fixed size": pa.FixedSizeListArray.from_arrays(pairs, 3),
+        "tensors": pa.FixedShapeTensorArray.from_numpy_ndarray(values),
+    }
+    for name, column in columns.items():
+        for chunks in ([column], [column[:1], column[1:]]):
+            assert np.array_equal(_from_arrow("embedding", chunks), values), name
+    names = pa.array(["a", "b", "a"])
+    for column in (names, names.dictionary_encode(), names.cast(pa.large_string())):
+        assert _from_arrow("path", [column]).tolist() == ["a", "b", "a"]
+    numbers = pa.array([True, False])
+    assert _from_arrow("valid", [numbers]).tolist() == [True, False]
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3), st.booleans()), min_size=1)
