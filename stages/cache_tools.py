@@ -75,8 +75,6 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
         if not target.parts:
             facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
             continue
-        heads = reader.schema.fields[kind].shape[0]
-        parts = reader.fingerprint.get(target.parts, [f"head {i}" for i in range(heads)])
         columns = ("part", *found)
         rows = [
             (part, *(f"{values[i]:.4g}" for values in found.values()))
@@ -101,7 +99,7 @@ def _targets_of(groups: Sequence[str]) -> dict[str, Target]:
 def _parts(target: Target, reader: MappedReader) -> list[str]:
     """The names of a target's parts; numbers where its teacher was another program."""
     count = next(iter(reader.schema.fields.values())).shape[0]
-    return list(reader.fingerprint.get(target.parts) or map(str, range(count)))
+    return list(reader.fingerprint.get(target.parts) or [f"head {i}" for i in range(count)])
 
 
 def _contents(name: str, reader: MappedReader) -> dict[str, object]:
