@@ -360,7 +360,7 @@ def _agreement(
         if has is not None:
             rows = has.nonzero().flatten().to(pair[0].device)
             pair = pair[0][rows], pair[1][rows]
-        return agreement(*pair, options.kd_loss.T, heads)
+        return agreement(*pair, options.kd_loss.T, heads, options.kd_loss.zscore)
 
     uses_logits = "logits" in targets_needed(options, student.streams)
     return metrics if uses_logits else lambda outputs, targets, valid: {}

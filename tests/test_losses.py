@@ -278,6 +278,54 @@ def test_distillation_is_zero_only_for_the_teachers_own_prediction() -> None:
     assert distillation(teacher.flip(-1), teacher, temperature=2.0) > 0.1
 
 
+@given(numbers(3, 2, 4), numbers(3, 2, 4), st.floats(0.5, 20))
+def test_distillation_of_z_scores_is_that_of_standardised_logits(
+    student: np.ndarray, teacher: np.ndarray, temperature: float
+) -> None:
+    def log_softmax(z: np.ndarray) -> np.ndarray:
+        z = z.astype(np.float64)
+        variance = np.mean((z - z.mean(-1, keepdims=True)) ** 2, axis=-1, keepdims=True)
+        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-6) / temperature
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
+    expected = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1).mean(0).sum()
+    pair = torch.from_numpy(student), torch.from_numpy(teacher)
+    found = distillation(*pair, temperature=temperature, zscore=True)
+    assert found.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_z_scores_forget_the_size_of_logits() -> None:
+    teacher, student = torch.randn(4, 7, 5), torch.randn(4, 7, 5)
+    first = distillation(student, teacher, temperature=2.0, zscore=True)
+    scaled = distillation(9 * student + 3, 5 * teacher, temperature=2.0, zscore=True)
+    torch.testing.assert_close(scaled, first, rtol=1e-4, atol=1e-5)
+    assert distillation(9 * teacher, teacher, temperature=2.0, zscore=True) < 1e-5
+    assert distillation(9 * teacher, teacher, temperature=2.0) > 1
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_z_scores_of_equal_logits_have_a_finite_gradient(both: bool) -> None:
+    student = torch.full((2, 7, 5), 3.0, requires_grad=True)
+    teacher = torch.full((2, 7, 5), -1.0) if both else torch.randn(2, 7, 5)
+    distillation(student, teacher, temperature=1.0, zscore=True).backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert both or student.grad.abs().max() > 0
+
+
+def test_without_z_scores_distillation_is_the_same_bit_for_bit() -> None:
+    student, teacher = torch.randn(8, 7, 33, requires_grad=True), torch.randn(8, 7, 33).half()
+    log_q = torch.log_softmax(student / 5.0, -1)
+    log_p = torch.log_softmax(teacher.float() / 5.0, -1)
+    kl = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    expected = 5.0**2 * kl.mean(0).sum()
+    found = distillation(student, teacher, temperature=5.0)
+    assert torch.equal(found, expected)
+    ours, theirs = (torch.autograd.grad(each, student)[0] for each in (found, expected))
+    assert torch.equal(ours, theirs)
+
+
 def test_attention_is_the_mean_squared_error() -> None:
     predicted, target = torch.rand(2, 1, 3, 2), torch.rand(2, 1, 3, 2)
     expected = ((predicted - target) ** 2).mean()

@@ -358,6 +358,8 @@ def test_agreement_is_of_every_head() -> None:
     p, q = (x[:, 2].double().div(2).softmax(1) for x in (teacher, other))
     truth = (p * (p / q).log()).sum(1).mean()
     assert float(found[f"divergence_{LMBN.heads[2]}"]) == pytest.approx(float(truth), rel=1e-5)
+    scaled = agreement(9 * teacher, teacher, 2.0, LMBN.heads, zscore=True)
+    assert all(scaled[f"divergence_{head}"] < 1e-5 for head in LMBN.heads)
 
 
 def test_an_overlay_is_red_where_the_attention_is() -> None:

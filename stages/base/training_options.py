@@ -192,6 +192,9 @@ class KDLoss(Section):
     """Temperature."""
     alpha: Fraction = 0.7
     """Weight of distillation against the cross-entropy of the face heads, which gets 1−alpha."""
+    zscore: bool = False
+    """Standardise both networks' logits over the classes before the temperature, by sample and
+    head: the size of logits is then not learned. Choose T and alpha anew."""
     class_means: bool = False
     """Replace the logits of each view by their mean over all views of the identity. A control: they
     then say nothing that a table by class would not."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from deskpro.stages.losses.distillation import standardise
+
 
 @torch.no_grad()
 def agreement(
@@ -16,15 +18,19 @@ def agreement(
     teacher_logits: torch.Tensor,
     temperature: float,
     heads: Sequence[str],
+    zscore: bool = False,
 ) -> dict[str, torch.Tensor]:
     """By head `agree_<head>`, the share of samples to which both give the same identity, and
     `divergence_<head>`, KL(softmax(teacher/T) ‖ softmax(student/T)) in nats: means over the batch.
 
-    Both float [B, H, C], heads: their H names; scalars on their device.
+    Both float [B, H, C], heads: their H names; zscore: the divergence is that of standardised
+    logits; scalars on their device.
     """
     same = (logits.argmax(2) == teacher_logits.argmax(2)).float().mean(0)
-    student = (logits.float() / temperature).log_softmax(2)
-    teacher = (teacher_logits.float() / temperature).log_softmax(2)
+    pair = logits.float(), teacher_logits.float()
+    if zscore:
+        pair = standardise(pair[0]), standardise(pair[1])
+    student, teacher = ((each / temperature).log_softmax(2) for each in pair)
     kl = (teacher.exp() * (teacher - student)).sum(2).mean(0)
     shares = {f"agree_{head}": same[i] for i, head in enumerate(heads)}
     return shares | {f"divergence_{head}": kl[i] for i, head in enumerate(heads)}

@@ -7,18 +7,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+_EPSILON = 1e-6
+"""Added to the variance of logits, so that logits without any have a gradient."""
+
 
 def distillation(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, *, temperature: float
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    *,
+    temperature: float,
+    zscore: bool = False,
 ) -> torch.Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)): mean over the batch, sum over the heads.
 
     logits and teacher_logits float [B, H, C], raw, of the same heads in the same class order.
-    T² keeps the gradient's size the same for every T. Float32 scalar.
+    zscore: both are standardised first. T² keeps the gradient's size the same for every T. Float32
+    scalar.
     """
     from torch.nn import functional
 
-    student = functional.log_softmax(logits.float() / temperature, dim=-1)
-    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    pair = logits.float(), teacher_logits.float()
+    if zscore:
+        pair = standardise(pair[0]), standardise(pair[1])
+    student, teacher = (functional.log_softmax(each / temperature, dim=-1) for each in pair)
     divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return temperature**2 * divergence.mean(0).sum()
+
+
+def standardise(logits: torch.Tensor) -> torch.Tensor:
+    """Logits with mean 0 and standard deviation 1 over the classes, the last axis.
+
+    The student then learns the order and the relative distances of the teacher's logits, not their
+    size (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024).
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred * (variance + _EPSILON).rsqrt()

@@ -69,7 +69,7 @@ TERMS: dict[str, Term] = {
     ),
     "kd": Term(
         distillation, "face", "logits", "logits", "kd_loss.alpha", enabled="kd_loss.enable",
-        settings={"temperature": "kd_loss.T"},
+        settings={"temperature": "kd_loss.T", "zscore": "kd_loss.zscore"},
     ),
     "embedding": Term(embedding, "face", "features", "embedding", "embedding.weight"),
     "attention": Term(attention, "body", "attention", "attention", "mse.mse_weight"),
