@@ -88,7 +88,7 @@ tune: $(ready) ## try the demo's choices one by one, on a world (seed 1001) of w
 foreign-teacher: $(ready) ## a teacher of 2,000 other people, and a crowd without labels, for configs/foreign.yaml; about 20 minutes
 	test -d data/foreign || $(deskpro) make-benchmark --out data/foreign --set seed=2001 --set train_identities=2000 --set test_identities=24
 	test -d data/crowd || $(deskpro) make-benchmark --out data/crowd --set seed=3001 --set train_identities=400 --set test_identities=24
-	$(deskpro) train-teacher --config demo --run runs/foreign-teacher --set data.root=data/foreign --set train_teacher.epochs=6 --set train_teacher.warmup_epochs=1 $(ARGS)
+	$(deskpro) train-teacher --config demo --run runs/foreign-teacher --set data.root=data/foreign --set train_teacher.epochs=20 --set train_teacher.warmup_epochs=2 $(ARGS)
 
 check: $(ready) ## lint, formatting and types
 	$(VENV)/bin/ruff check .

@@ -25,10 +25,12 @@ from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.targets import provenance
+from deskpro.stages.targets.class_share import class_share
 from deskpro.stages.targets.kinds import (
     OF_TEACHERS,
     TARGETS,
     Arrays,
+    OfHeads,
     Target,
     all_targets,
     stored_fields,
@@ -57,7 +59,9 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
     """Facts about a cache, finished or not, and a table for each target that has several parts.
 
     Top-1: percent of the stored views that a head assigns to the right identity. Entropy: of its
-    softmax at temperature 1, mean over views (ln C at chance).
+    softmax at temperature 1, mean over views (ln C at chance). By class: the share of the target
+    that a table by class explains, see `targets.class_share`. Samples without a label, -1, don't
+    count where classes do.
     """
     root = find_store(path)
     store = TargetStore(root)
@@ -73,11 +77,13 @@ def info(path: Path) -> tuple[dict[str, object], list[Table]]:
         facts |= _contents(name, reader)
         found = _statistics(target, reader, labels)
         if not target.parts:
-            facts |= {key: f"{values[0]:.4g}" for key, values in found.items()}
+            facts |= {key: _number(values[0]) for key, values in found.items()}
             continue
+        if isinstance(target, OfHeads):
+            found["by class, %"] = 100 * class_share(target, reader, labels)
         columns = ("part", *found)
         rows = [
-            (part, *(f"{values[i]:.4g}" for values in found.values()))
+            (part, *(_number(values[i]) for values in found.values()))
             for i, part in enumerate(_parts(target, reader))
         ]
         tables.append((name, columns, rows))
@@ -100,6 +106,10 @@ def _parts(target: Target, reader: MappedReader) -> list[str]:
     """The names of a target's parts; numbers where its teacher was another program."""
     count = next(iter(reader.schema.fields.values())).shape[0]
     return list(reader.fingerprint.get(target.parts) or [f"head {i}" for i in range(count)])
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4g}"
 
 
 def _contents(name: str, reader: MappedReader) -> dict[str, object]:
@@ -129,7 +139,7 @@ def _statistics(target: Target, reader: MappedReader, labels: np.ndarray) -> dic
     """Means over the views of the samples that have the target: of what it describes, and of the
     facts that were recorded with the chunks; by name float64 [parts]."""
     sums: dict[str, np.ndarray] = {}
-    seen: dict[str, int] = {}
+    seen: dict[str, np.ndarray | int] = {}
     with bar("read", len(reader.records), "chunks") as progress:
         for (block, view), record in sorted(reader.records.items()):
             here = reader.schema.rows(block)
@@ -137,11 +147,15 @@ def _statistics(target: Target, reader: MappedReader, labels: np.ndarray) -> dic
             fields = reader.schema.fields
             rows = {n: reader.chunk(n, block, view)[: len(valid)][valid] for n in fields}
             found = target.describe(rows, label) if len(label) else {}
-            for key, values in (found | record.facts).items():
-                sums[key] = sums.get(key, 0.0) + len(label) * np.asarray(values)
+            for key, values in found.items():
+                sums[key] = sums.get(key, 0.0) + np.nansum(values, axis=0)
+                seen[key] = seen.get(key, 0) + np.count_nonzero(~np.isnan(values), axis=0)
+            for key, means in record.facts.items():
+                sums[key] = sums.get(key, 0.0) + len(label) * np.asarray(means)
                 seen[key] = seen.get(key, 0) + len(label)
             progress.advance()
-    return {key: total / max(seen[key], 1) for key, total in sums.items()}
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no sample has it
+        return {key: total / seen[key] for key, total in sums.items()}
 
 
 @dataclass(frozen=True)

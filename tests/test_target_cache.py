@@ -29,7 +29,7 @@ from deskpro.cache.verify import verify
 from deskpro.pipeline import config
 from deskpro.stages.data import views as view_module
 from deskpro.stages.models.weights import load_teacher, save
-from deskpro.stages.targets import kinds
+from deskpro.stages.targets import class_share, kinds
 from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, tensors
 from deskpro.stages.targets.provenance import option_differences
 from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, ClassTeacher, Source
@@ -545,6 +545,59 @@ def test_int8_keeps_a_head_without_logits() -> None:
     assert (back[0, 0] - logits[0, 0]).abs().max() <= 0.5
 
 
+def explained(p: torch.Tensor, labels: np.ndarray) -> float:
+    """The share of the classes in mean KL(p_i ‖ p̄), written out; p [..., C] and labels [...]."""
+    p, labels = p.reshape(-1, p.shape[-1]), labels.reshape(-1)
+    known = p[torch.from_numpy(labels >= 0)]
+    mean = known.mean(0)
+    means = {int(c): p[torch.from_numpy(labels == c)].mean(0) for c in labels if c >= 0}
+    of_class = torch.stack([means[int(c)] for c in labels if c >= 0])
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a * (a / b).log()).sum(1).mean())
+
+    assert apart(of_class, mean) + apart(known, of_class) == pytest.approx(apart(known, mean))
+    return apart(of_class, mean) / apart(known, mean)
+
+
+def test_the_share_of_the_class_leaves_out_samples_without_label_or_target(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_share, "_NUMBERS", 100)  # a few pairs at a time
+    whole, labels = reader(project), TargetStore(store(project)).column("label").copy()
+    labels[[0, 3, 11]] = -1
+    whole.valid = whole.valid & (np.arange(20) != 7)
+    whole.records = {key: record for key, record in whole.records.items() if key != (1, 2)}
+    pairs = [(i, v) for i in range(20) for v in range(3) if (i // 8, v) != (1, 2) and i != 7]
+    rows, views = [i for i, _ in pairs], [v for _, v in pairs]
+    p = torch.from_numpy(whole.read(rows, views)["logits"]).double().softmax(2)
+    found = class_share.class_share(kinds.Logits(), whole, labels)
+    for head, share in enumerate(found):
+        assert share == pytest.approx(explained(p[:, head], labels[rows]), rel=1e-6)
+    assert np.isnan(class_share.class_share(kinds.Logits(), whole, labels * 0 - 1)).all()
+
+
+def test_the_share_of_the_class_is_of_the_variance_for_embeddings(project: Project) -> None:
+    whole, labels = reader(project, "embedding"), TargetStore(store(project)).column("label")
+    x = np.stack([whole.read([i] * 3, [0, 1, 2])["embedding"] for i in range(20)]).astype(float)
+    means = np.stack([x[labels == label].mean((0, 1)) for label in labels])
+    between = ((means - x.mean((0, 1))) ** 2).mean(0).sum(1)
+    share = between / ((x - x.mean((0, 1))) ** 2).mean((0, 1)).sum(1)
+    found = class_share.class_share(kinds.Embedding(), whole, labels)
+    np.testing.assert_allclose(found, share, rtol=1e-9)
+    everybody = class_share.class_share(kinds.Embedding(), whole, np.arange(20))
+    assert (found < everybody).all()
+
+
+def test_top1_counts_samples_with_a_label() -> None:
+    logits = torch.zeros(3, 7, 5)
+    logits[:, :, 2] = 1
+    stored = {"logits": logits.half().numpy()}
+    found = TARGETS["logits"].describe(stored, np.array([2, -1, 1]))
+    np.testing.assert_array_equal(found["top-1, %"][:, 0], [100, np.nan, 0])
+    assert np.isfinite(found["entropy, nats"]).all()
+
+
 def test_info_tells_what_a_cache_holds(project: Project) -> None:
     for path in (project.run, store(project)):
         result = project.command("cache", "info", str(path))
@@ -557,11 +610,13 @@ def test_info_tells_what_a_cache_holds(project: Project) -> None:
     right = (logits.argmax(3) == whole.column("label")[:, None, None]).mean((0, 1))
     p = torch.from_numpy(logits).double().softmax(3)
     entropy = -(p * p.log()).sum(3).mean((0, 1))
+    labels = np.repeat(whole.column("label"), 3).reshape(20, 3)
     for head, (top1, nats) in enumerate(zip(right, entropy, strict=True)):
         line = [line for line in result.out.splitlines() if "│" in line][head]
         cells = [cell.strip() for cell in line.strip("│ ").split("│")]
         assert float(cells[1]) == pytest.approx(100 * top1, abs=0.06)
         assert float(cells[2]) == pytest.approx(float(nats), abs=2e-3)
+        assert float(cells[3]) == pytest.approx(100 * explained(p[:, :, head], labels), rel=1e-3)
     assert project.command("cache", "info", str(project.data)).code == 2
     group = store(project) / TARGETS["logits"].group  # as a kill before its metadata leaves it
     for name in ("zarr.json", "index/zarr.json"):

@@ -89,7 +89,10 @@ class Target:
         raise NotImplementedError
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Statistics of stored arrays, by name: means over the samples, float64 [K]."""
+        """Statistics of stored arrays, by name: float64 [B, K]. NaN where a sample has none.
+
+        labels: int64 [B], −1 for a sample without.
+        """
         return {}
 
     def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
@@ -170,6 +173,15 @@ class OfHeads(Target):
     def tolerance(self, settings: Settings) -> float:
         return TOLERANCE[settings.precision] + (self.dtype(settings) == "int8") / 127
 
+    def points(self, rows: Tensors) -> torch.Tensor:
+        """What `class_share` takes means of: float64 [B, H, L]."""
+        return self.decode(rows).double()
+
+    def convex(self, points: torch.Tensor) -> torch.Tensor:
+        """The convex function by which `class_share` says how far points lie apart: [..., H, L] →
+        [..., H]."""
+        return points.square().sum(-1)
+
 
 class Logits(OfHeads):
     """The teacher's raw logits [B, H, C]."""
@@ -181,10 +193,17 @@ class Logits(OfHeads):
         import torch
 
         log_p = self.decode(tensors(rows)).double().log_softmax(2)
-        right = log_p.argmax(2) == torch.from_numpy(labels)[:, None]
+        label = torch.from_numpy(labels)[:, None]
+        right = torch.where(label >= 0, (log_p.argmax(2) == label).double(), torch.nan)
         entropy = -(log_p.exp() * log_p).sum(2)
-        means = {"top-1, %": 100 * right.double().mean(0), "entropy, nats": entropy.mean(0)}
-        return {name: mean.numpy() for name, mean in means.items()}
+        return {"top-1, %": (100 * right).numpy(), "entropy, nats": entropy.numpy()}
+
+    def points(self, rows: Tensors) -> torch.Tensor:
+        return self.decode(rows).double().softmax(2)
+
+    def convex(self, points: torch.Tensor) -> torch.Tensor:
+        """The negative entropy, nats."""
+        return points.xlogy(points).sum(-1)
 
     def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
         """The KL divergence of int8 from float16, in nats."""
@@ -202,8 +221,7 @@ class Embedding(OfHeads):
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         found = self.decode(tensors(rows)).double()
-        means = {"mean": found.mean((0, 2)), "sd": found.std(2, correction=0).mean(0)}
-        return {name: mean.numpy() for name, mean in means.items()}
+        return {"mean": found.mean(2).numpy(), "sd": found.std(2, correction=0).numpy()}
 
     def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
         """1 − the cosine of int8 and float16."""
@@ -251,9 +269,8 @@ class Attention(Target):
         return 1.01 / 255
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
-        import numpy as np
-
-        return {"head region, %": np.array([100 * (rows["attention"] > _BACKGROUND).mean()])}
+        head = (rows["attention"] > _BACKGROUND).mean(axis=(1, 2, 3))
+        return {"head region, %": 100 * head[:, None]}
 
 
 TARGETS: dict[str, Target] = {
