@@ -63,7 +63,7 @@ check-data: $(ready) ## find the problems of a dataset before training does
 train-teacher: $(ready) ## train the teacher on HR faces (where no teacher weights exist)
 	$(deskpro) train-teacher $(options)
 
-teacher-cache: $(ready) ## stage one: run the teacher once, cache its logits and attention
+teacher-cache: $(ready) ## stage one: run the teacher once, cache its logits and what masks show
 	$(deskpro) teacher-cache $(options)
 
 train-student: $(ready) ## stage two: train the LR student from the cache alone

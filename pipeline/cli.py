@@ -50,8 +50,8 @@ def _run(stage: str, recipe: Recipe, *, deep: bool) -> None:
 def deskpro() -> None:
     """Two-stage offline distillation for cloth-changing person re-identification.
 
-    A teacher that sees restored HR faces and parsing masks runs once; its logits and spatial
-    attention are cached in zarr; any number of LR students train from the cache alone.
+    A teacher that sees restored HR faces runs once; its logits and what parsing masks show are
+    cached in zarr; any number of LR students train from the cache alone.
 
     Completion of commands and options, in bash: eval "$(_DESKPRO_COMPLETE=bash_source deskpro)";
     zsh_source and fish_source likewise.

@@ -146,10 +146,10 @@ def _comparisons(
         if not path.exists():
             return [], f"{path.name} is not in the run folder."
     data = options.data
-    sizes = data.face_size, data.body_size
+    sizes, floor = (data.face_size, data.body_size), options.mse.floor
     try:
         compared = compare(
-            folder.targets, folder.student, data.root, options.data_train, sizes, samples
+            folder.targets, folder.student, data.root, options.data_train, sizes, samples, floor
         )
     except (InputError, CacheError) as error:
         return [], f"{error}."

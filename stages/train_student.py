@@ -194,7 +194,7 @@ class TrainStudent(Stage):
             terms=active_terms(options, self.streams),
             files=recipe.Files.of("student", self.folder),
             metrics=_agreement(options, student),
-            image=_attention_image,
+            image=_attention_image(options),
             scaled=(attention, options.mse.spatial_attn_lr),
             validate=validation and validation.measure,
             fuse=lambda: None if validation is None else validation.facts(),
@@ -367,14 +367,18 @@ def _agreement(
 
 
 def _attention_image(
-    batch: Mapping[str, Any], outputs: Streams, targets: Tensors
-) -> torch.Tensor | None:
+    options: Options,
+) -> Callable[[Mapping[str, Any], Streams, Tensors], torch.Tensor | None]:
     """Bodies, the student's attention and its target, a row for each of 8 samples."""
     from deskpro.stages.data.overlay import side_by_side
+    from deskpro.stages.losses.attention import attention_target
 
-    if "body" not in outputs or "attention" not in targets:
-        return None
-    attention = outputs["body"].attention
-    assert attention is not None
-    predicted, target = (a.detach()[:8].float().cpu() for a in (attention, targets["attention"]))
-    return side_by_side(batch["imgs"][:8].cpu(), predicted, target)
+    def image(batch: Mapping[str, Any], outputs: Streams, targets: Tensors) -> torch.Tensor | None:
+        if "body" not in outputs or "parsing" not in targets:
+            return None
+        attention = outputs["body"].attention
+        assert attention is not None
+        target = attention_target(targets["parsing"][:8].cpu(), options.mse.floor)
+        return side_by_side(batch["imgs"][:8].cpu(), attention.detach()[:8].float().cpu(), target)
+
+    return image

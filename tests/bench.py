@@ -126,7 +126,7 @@ def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str,
 
 
 def cache_read(folder: Path) -> Iterator[Row]:
-    """32 random (sample, view), logits and attention, warm: time / numpy's memory maps."""
+    """32 random (sample, view), logits and parsing, warm: time / numpy's memory maps."""
     samples, views = 2048, 4
     arrays = write_store(folder / "read.zarr", samples, views, 632)
     plain = {}

@@ -226,7 +226,7 @@ RECIPE = {
     "student": {"width": 0.25, "feature_dim": 16},
     "train_teacher": {"epochs": 2, "warmup_epochs": 1, "batchid": 2, "batchimage": 2},
     "train_student": {"epochs": 2, "warmup_epochs": 1},
-    "cache": {"views": 3, "block": 8, "batch": 16, "targets": ["logits", "attention", "embedding"]},
+    "cache": {"views": 3, "block": 8, "batch": 16, "targets": ["logits", "parsing", "embedding"]},
 }
 """Trains for moments on the tiny benchmark."""
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.training_options import MSE, StudentLoss, Training
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
+from deskpro.stages.losses.attention import attention_target
 from deskpro.stages.losses.terms import (
     TERMS,
     Term,
@@ -43,8 +44,11 @@ def an_output(seed: int, samples: int = 6) -> Output:
 
 def a_target(name: str) -> torch.Tensor:
     """Of six samples: what another network gives."""
-    found = an_output(1)._asdict() | {"label": LABELS, "embedding": an_output(1).features}
-    return found[name]
+    output = an_output(1)
+    head = (255 * output.attention).byte()
+    parsing = torch.cat([head, 255 - head, 0 * head, 0 * head + 1], 1)
+    found = {"label": LABELS, "embedding": output.features, "parsing": parsing}
+    return (output._asdict() | found)[name]
 
 
 def a_loss(term: Term) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
@@ -138,10 +142,10 @@ def a_loss_of(term: Term) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "streams", "needed"),
     [
-        ({}, ("face", "body"), {"logits", "attention"}),
+        ({}, ("face", "body"), {"logits", "parsing"}),
         ({}, ("face",), {"logits"}),
-        ({}, ("body",), {"attention"}),
-        ({"kd_loss": {"enable": False}}, ("face", "body"), {"attention"}),
+        ({}, ("body",), {"parsing"}),
+        ({"kd_loss": {"enable": False}}, ("face", "body"), {"parsing"}),
         ({"kd_loss": {"alpha": 0.0}, "mse": {"mse_weight": 0.0}}, ("face", "body"), set()),
     ],
 )
@@ -164,7 +168,7 @@ def test_a_teacher_has_the_terms_without_targets() -> None:
     assert not is_loss("agree_global")
 
 
-@pytest.mark.parametrize("target", ["logits", "attention"])
+@pytest.mark.parametrize("target", ["logits", "parsing"])
 def test_a_sample_without_a_target_is_left_out_of_the_mean(target: str) -> None:
     options, valid = Options(), torch.tensor([True, False, True, True, False, True])
     found, all_there = losses_of(options, valid={target: valid}), losses_of(options)
@@ -327,9 +331,18 @@ def test_without_z_scores_distillation_is_the_same_bit_for_bit() -> None:
 
 
 def test_attention_is_the_mean_squared_error() -> None:
-    predicted, target = torch.rand(2, 1, 3, 2), torch.rand(2, 1, 3, 2)
-    expected = ((predicted - target) ** 2).mean()
-    torch.testing.assert_close(attention(predicted, target), expected)
+    """From the share of head, and from the floor where there is none; traces of a head stay."""
+    predicted = torch.rand(2, 1, 3, 2)
+    parsing = torch.randint(0, 256, (2, 4, 3, 2), dtype=torch.uint8)
+    parsing[:, 0, 0], parsing[:, 3] = 0, 1
+    parsing[0, 3, 0] = 0
+    for floor, byte in ((0.1, 26), (0.0, 0), (0.5, 128), (1.0, 255)):
+        target = parsing[:, :1].double() / 255
+        target[0, 0, 0] = byte / 255
+        expected = ((predicted - target) ** 2).mean()
+        found = attention(predicted, parsing, floor=floor)
+        torch.testing.assert_close(found.double(), expected)
+        torch.testing.assert_close(attention_target(parsing, floor).double(), target)
 
 
 def test_the_published_rate_is_by_epoch_and_falls_to_a_thousandth() -> None:

@@ -25,12 +25,14 @@ import torch
 
 from deskpro.cache.reader import MappedReader
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.views import parsing_target
 from deskpro.stages.losses import attention, cross_entropy, distillation, triplet
+from deskpro.stages.losses.attention import attention_target
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student, load_teacher, read_metadata
-from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.targets.kinds import TARGETS, tensors
 from tests.conftest import Project, Result, run_process
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
@@ -458,16 +460,21 @@ def test_teacher_cache_holds_the_published_logits_and_attention(
     published_run: tuple[Path, list[str]], expected: Any
 ) -> None:
     root = published_run[0] / "targets.zarr"
-    readers = {name: MappedReader(root, target.group) for name, target in TARGETS.items()}
+    names = "logits", "parsing"
+    readers = {name: MappedReader(root, TARGETS[name].group) for name in names}
     reader = readers["logits"]
-    names = [Path(sample).name for sample in reader.column("sample_id")]
-    assert names == expected["train_names"].tolist()
+    samples = [Path(sample).name for sample in reader.column("sample_id")]
+    assert samples == expected["train_names"].tolist()
     assert reader.fingerprint["classes"] == PIDS
     pids = [PIDS[label] for label in reader.column("label")]
-    assert pids == [name.split("_")[0] for name in names]
-    cached = {name: each.read(range(24), [0] * 24)[name] for name, each in readers.items()}
-    assert np.abs(cached["logits"] - expected["teacher_logits"]).max() <= 1e-3
-    error = np.abs(cached["attention"] / 255 - expected["attention_target"])
+    assert pids == [name.split("_")[0] for name in samples]
+    cached = {
+        name: TARGETS[name].decode(tensors(each.read(range(24), [0] * 24)))
+        for name, each in readers.items()
+    }
+    assert np.abs(cached["logits"].numpy() - expected["teacher_logits"]).max() <= 1e-3
+    attention = attention_target(cached["parsing"], 0.1).numpy()
+    error = np.abs(attention - expected["attention_target"])
     assert error.max() <= 0.5 / 255 + 1e-6
 
 
@@ -558,7 +565,6 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     from deskpro.stages.data.index import read_index
     from deskpro.stages.data.layouts import LAYOUTS
     from deskpro.stages.data.loader import ImageDataset, images_of
-    from deskpro.stages.data.views import attention_target
     from deskpro.stages.training.loop import default_peak, learning_rate
 
     wanted = json.loads((reference / "expected_losses.json").read_text())
@@ -584,13 +590,19 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     label = torch.tensor([wanted["labels"][pid] for pid in table["pid"]])
     assert output.attention is not None
     heads, embeddings = student.heads, student.triplet
+    # As published, without bytes: the loss sees 26/255 for 0.1.
+    head = torch.nn.functional.interpolate(batch["mask"][:, :1] / 255, (48, 16), mode="bilinear")
+    wanted_attention = torch.where(head == 0, 0.1, head)
+    assert attention(output.attention, parsing_target(batch["mask"], (48, 16))) == pytest.approx(
+        wanted["attn"], rel=5e-3
+    )
     terms = {
         "ce_face": cross_entropy(output.logits[:, heads["face"]], label),
         "ce_body": cross_entropy(output.logits[:, heads["body"]], label),
         "tri_face": triplet(output.embeddings[:, embeddings["face"]], label),
         "tri_body": triplet(output.embeddings[:, embeddings["body"]], label),
         "kd": distillation(output.logits[:, heads["face"]], teacher_logits, temperature=5.0),
-        "attn": attention(output.attention, attention_target(batch["mask"], (48, 16))),
+        "attn": torch.nn.functional.mse_loss(output.attention, wanted_attention),
     }
     weights = {"ce_face": 0.3, "kd": 0.7, "attn": 7.0}
     terms["total"] = sum(weights.get(name, 1.0) * term for name, term in terms.items())  # type: ignore[assignment]

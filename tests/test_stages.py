@@ -29,9 +29,9 @@ from deskpro.pipeline.tables import REFERENCES
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of
-from deskpro.stages.data.views import DrawnViews, attention_target
+from deskpro.stages.data.views import DrawnViews, parsing_target
 from deskpro.stages.models.weights import load_student, load_teacher
-from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.targets.kinds import TARGETS, tensors
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
 from tests.conftest import REPOSITORY, Project, run_process
 
@@ -102,10 +102,11 @@ def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) ->
     for row, view in ((0, 0), (7, 1), (19, 2)):
         batch = torch.utils.data.default_collate([images[row, view]])
         logits = teacher(images_of(batch, "hr_face", torch.device("cpu"))).logits
-        target = attention_target(batch["mask"], (8, 4))
-        cached = {name: reader.read([row], [view])[name] for name, reader in readers.items()}
+        parsing = parsing_target(batch["mask"], (8, 4))
+        rows = {name: tensors(reader.read([row], [view])) for name, reader in readers.items()}
+        cached = {name: TARGETS[name].decode(rows[name]) for name in readers}
         np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=1e-3)
-        np.testing.assert_allclose(cached["attention"] / 255, target, atol=0.5 / 255 + 1e-6)
+        assert torch.equal(cached["parsing"], parsing)
 
 
 @pytest.mark.finished("teacher-cache")
@@ -462,10 +463,10 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
 
     live_weights, live_losses = train(*live)
     # The first step sees the rounding alone; Adam, which divides by the gradient's size, then
-    # takes tiny gradients apart. 0.1 is stored as 26/255, hence the attention's coarser bound.
+    # takes tiny gradients apart. Parsing is the same bytes.
     first = (stored_losses.iloc[0] - live_losses.iloc[0]).abs()
-    assert first.drop(["attention", "total"]).max() < 1e-5
-    assert first["attention"] < 0.02 * live_losses["attention"].iloc[0]
+    assert first.drop(["total"]).max() < 1e-5
+    assert first["attention"] == 0
     assert any(not torch.equal(stored[name], live_weights[name]) for name in stored)
 
     exact = LiveTeacher.__call__
@@ -475,9 +476,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         eights = [{k: v[part] for k, v in batch.items()} for part in (slice(8), slice(8, 16))]
         parts = [exact(self, eight) for eight in eights]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        attention = (found["attention"] * 255).round() / 255
-        rounded = {name: found[name].half() for name in ("logits", "embedding")}
-        return {**rounded, "attention": attention}
+        return found | {name: found[name].half() for name in ("logits", "embedding")}
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
     live_weights, live_losses = train(*live)

@@ -339,7 +339,7 @@ def test_a_changed_image_costs_its_block_of_the_target_that_sees_it(project: Pro
     assert result.code == 2
     assert f"mask_sha256 of {sample_id(mask)} changed" in result.err
     result = project.ok("teacher-cache", "--force")
-    assert there(result, "attention") == (6, 9)
+    assert there(result, "parsing") == (6, 9)
     assert there(result, "logits") == (9, 9)
     group = TARGETS["logits"].group
     assert {n: b for n, b in content(store(project)).items() if n.startswith(group)} == {
@@ -448,7 +448,7 @@ def test_class_means_are_the_means_of_every_view_of_an_identity(project: Project
     batch = {"row": rows, "view": torch.arange(views).repeat(len(labels))}
     of_each, found = cached(batch), ClassTeacher(cached, store(project))(batch)
     assert [*found] == every
-    assert torch.equal(found["attention"], of_each["attention"])
+    assert torch.equal(found["parsing"], of_each["parsing"])
     for row, means in zip(rows, found["logits"], strict=True):
         alike = labels[rows] == labels[row]
         if valid is not None:
@@ -461,10 +461,10 @@ def test_embeddings_of_another_length_or_that_are_not_there_are_refused(project:
     assert longer.code == 2
     assert "have 16 numbers a head, student.feature_dim is 24" in longer.err
     shutil.rmtree(store(project) / TARGETS["embedding"].group)
-    few = sets("embedding.weight=10", "cache.targets=[logits,attention]")
+    few = sets("embedding.weight=10", "cache.targets=[logits,parsing]")
     absent = project("train-student", *few)
     assert absent.code == 2
-    assert "holds logits, attention; the student needs embedding, too" in absent.err
+    assert "holds logits, parsing; the student needs embedding, too" in absent.err
     assert "Type: deskpro teacher-cache --config" in absent.err
     assert "--add embedding" in absent.err
     assert not (project.run / "student.safetensors").exists()
@@ -473,9 +473,9 @@ def test_embeddings_of_another_length_or_that_are_not_there_are_refused(project:
 def test_a_target_is_added_to_a_finished_cache(project: Project) -> None:
     before, group = content(store(project)), TARGETS["embedding"].group
     shutil.rmtree(store(project) / group)
-    few = sets("cache.targets=[logits,attention]")
+    few = sets("cache.targets=[logits,parsing]")
     result = project.ok("teacher-cache", *few, "--add", "embedding")
-    assert there(result, "logits") == there(result, "attention") == (9, 9)
+    assert there(result, "logits") == there(result, "parsing") == (9, 9)
     after = content(store(project))
     journals = {name for name in before if name.endswith("journal.jsonl")}
     assert {n: v for n, v in after.items() if n not in journals} == {
@@ -488,7 +488,7 @@ def test_a_target_is_added_to_a_finished_cache(project: Project) -> None:
 def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Project) -> None:
     batch = {"row": torch.tensor([3, 9, 3]), "view": torch.tensor([1, 0, 2])}
     both = CachedTeacher(store(project), TARGETS, torch.device("cpu"))(batch)
-    for name, other in (("logits", "attention"), ("attention", "logits")):
+    for name, other in (("logits", "parsing"), ("parsing", "logits")):
         hidden = store(project) / TARGETS[other].group
         hidden.rename(hidden.with_name("hidden"))
         alone = CachedTeacher(
@@ -515,7 +515,7 @@ def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project
     rows, views = [*range(20)] * 3, [0] * 20 + [1] * 20 + [2] * 20
     exact = torch.from_numpy(reader(project).read(rows, views)["logits"])
     result = project.ok("teacher-cache", "--force", *sets("cache.logits_dtype=int8"))
-    assert there(result, "attention") == (9, 9)
+    assert there(result, "parsing") == (9, 9)
     assert not re.search(r"logits .* were there", result.err)
     whole = reader(project)
     assert whole.schema.fields["logits"].dtype == "int8"
@@ -603,7 +603,7 @@ def test_info_tells_what_a_cache_holds(project: Project) -> None:
         result = project.command("cache", "info", str(path))
         assert result.code == 0
         for text in ("9 of 9 (block, view), sealed", "4 classes", "[20, 3, 7, 4] float16",
-                     "kB per sample and view", "head region"):  # fmt: skip
+                     "kB per sample and view", "other skin, %"):  # fmt: skip
             assert text in result.err
     whole = ZarrReader(store(project), TARGETS["logits"].group)
     logits = np.stack([whole.read([i] * 3, [0, 1, 2])["logits"] for i in range(20)])
@@ -671,7 +671,7 @@ def test_an_audit_finds_targets_that_the_teacher_would_not_give(
         if self.target is TARGETS["logits"] and view == 1 and 5 in rows:
             value[rows.index(5)] += 0.5
             pixels[rows.index(5)] = 7
-        if self.target is TARGETS["attention"] and view == 2 and 9 in rows:
+        if self.target is TARGETS["parsing"] and view == 2 and 9 in rows:
             value[rows.index(9)] = 0.3
         right(self, rows, view, value, pixels)
 
@@ -686,7 +686,7 @@ def test_an_audit_finds_targets_that_the_teacher_would_not_give(
     pixels = "the pixels of hr_face differ from those that logits was computed from"
     assert f"{samples[5]}, view 1: {pixels}" in lines
     assert any(line.startswith(f"{samples[5]}, view 1: logits of global differs") for line in lines)
-    assert any(line.startswith(f"{samples[9]}, view 2: attention differs by") for line in lines)
+    assert any(line.startswith(f"{samples[9]}, view 2: parsing differs by") for line in lines)
     assert {line.split(":")[0] for line in lines} == {
         f"{samples[5]}, view 1", f"{samples[9]}, view 2"}  # fmt: skip
 
@@ -731,11 +731,11 @@ def test_a_target_is_added_by_its_class_and_a_row(
     before = content(store(project))
     monkeypatch.setitem(TARGETS, "brightness", Brightness())
     monkeypatch.setitem(config.REGISTRIES, "cache.targets", tuple(TARGETS))
-    added = sets("cache.targets=[logits,attention,embedding,brightness]")
+    added = sets("cache.targets=[logits,parsing,embedding,brightness]")
     with monkeypatch.context() as patch:
         patch.setattr("deskpro.stages.targets.provenance.load_teacher", None)
         result = project.ok("teacher-cache", *added)
-    assert there(result, "logits") == there(result, "attention") == (9, 9)
+    assert there(result, "logits") == there(result, "parsing") == (9, 9)
     groups = tuple(target.group for name, target in TARGETS.items() if name != "brightness")
     after = content(store(project))
     assert {name for name in before if before[name] != after[name]} <= {
@@ -769,7 +769,7 @@ def test_a_worker_gives_the_same_bytes_in_any_order_and_process(project: Project
     )  # fmt: skip
     worker = pickle.loads(pickle.dumps(make))()
     items = [Item(2, range(16, 20), (0, 1, 2), ("logits",)),
-             Item(0, range(8), (2, 0), ("logits", "attention"))]  # fmt: skip
+             Item(0, range(8), (2, 0), ("logits", "parsing"))]  # fmt: skip
     for item, results in zip(items, worker.run(items), strict=True):
         assert results.keys() == {*item.names}
         alone = pickle.loads(pickle.dumps(worker(item)))
@@ -800,7 +800,7 @@ def test_a_sample_without_a_face_has_the_targets_that_it_can_have(
     names = TargetStore(store(project)).column("sample_id").tolist()
     without = [names[row] for row in np.flatnonzero(~reader(project).valid)]
     assert without == [f"bounding_box_train/{faceless}"]
-    assert reader(project, "attention").valid.all()
+    assert reader(project, "parsing").valid.all()
     for tool in ("audit", "info"):
         looked = command("cache", tool, str(project.run))
         assert looked.code == 0, looked.err + looked.out

@@ -22,12 +22,14 @@ from deskpro.stages.data.views import (
     STD,
     DrawnViews,
     View,
-    attention_target,
     draw_view,
     erase,
     normalise,
+    parsing_target,
     render_view,
 )
+from deskpro.stages.losses.attention import attention_target
+from deskpro.stages.targets.kinds import TARGETS, Settings, tensors
 
 ALWAYS = Views(flip=0.5, crop=1.0, erase=1.0, enlarge=1.3)
 SIZES = {"body": (384, 128), "lr_face": (224, 224), "hr_face": (64, 64), "mask": (256, 110)}
@@ -167,10 +169,44 @@ def test_images_are_normalised_with_imagenet_statistics() -> None:
     np.testing.assert_allclose(normalise(pixels)[0, :, 0, 0], expected, rtol=1e-6)
 
 
-def test_the_attention_target_samples_without_antialiasing_and_lifts_exact_zeros() -> None:
+def test_parsing_is_sampled_without_antialiasing() -> None:
     mask = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     mask[0, 0, 3:5, 3:5] = 255  # half-pixel centres: position (0, 0) of 2×2 samples rows 3 and 4
-    mask[0, 1:] = 255  # clothes and skin don't count
-    target = attention_target(mask, (2, 2))
-    assert target.shape == (1, 1, 2, 2)
-    np.testing.assert_allclose(target[0, 0], [[1.0, 0.1], [0.1, 0.1]], rtol=1e-6)
+    mask[0, 0, 11, 11] = 1  # a quarter of a byte's step in position (1, 1)
+    mask[0, 1, :8], mask[0, 2, :, 8:] = 255, 51
+    found = parsing_target(mask, (2, 2))
+    assert found.dtype == torch.uint8
+    assert found[0].tolist() == [
+        [[255, 0], [0, 0]], [[255, 255], [0, 0]], [[0, 51], [0, 51]], [[1, 0], [0, 1]]
+    ]  # fmt: skip
+
+
+MAPS = [((384, 128), (48, 16)), ((64, 32), (8, 4)), ((33, 17), (7, 3)), ((5, 4), (9, 6))]
+"""Of masks, and of the map."""
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(MAPS), st.integers(1, 255), st.booleans())
+def test_the_default_attention_of_stored_parsing_is_the_published_target_in_bytes(
+    seed: int, sizes: tuple[tuple[int, int], tuple[int, int]], highest: int, channels_last: bool
+) -> None:
+    """Of random masks, in either memory format; low values are traces of a head, as of JPEG."""
+    (height, width), size = sizes
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, highest + 1, (2, 3, height, width)) * (rng.random() > 0.5)
+    numbers[rng.random(numbers.shape) < rng.random()] = rng.choice([0, 255])
+    mask = torch.from_numpy(numbers.astype(np.uint8))
+    if channels_last:
+        mask = mask.contiguous(memory_format=torch.channels_last)
+
+    head = torch.nn.functional.interpolate(
+        mask[:, :1].float() / 255, size, mode="bilinear", align_corners=False
+    )
+    expected = (torch.where(head == 0, 0.1, head) * 255).round().byte()
+    parsing = parsing_target(mask, size)
+    settings = Settings(5, (32, 32), (height, width), size, "float32", "", "", 16, ())
+    stored = TARGETS["parsing"].encode(parsing, settings)
+    fields = TARGETS["parsing"].fields(settings)
+    assert {n: v.shape[1:] for n, v in stored.items()} == {n: f.shape for n, f in fields.items()}
+    decoded = TARGETS["parsing"].decode(tensors(stored))
+    assert torch.equal(decoded, parsing)
+    assert torch.equal(attention_target(decoded, 0.1), expected / 255)

@@ -31,7 +31,6 @@ ARRAYS = {
         "label",
         "views",
         "teachers/default/logits/logits",
-        "masks/attention/attention",
     ),
     "features": ("sample_id", "features/features"),
 }
@@ -55,6 +54,7 @@ def collect(run: Path, *, whole: bool = False) -> dict[str, np.ndarray]:
         root = zarr.open_group(run / f"{store}.zarr", mode="r")
         for array in arrays:
             values[f"{store}/{Path(array).name}"] = _plain(root[array][...])
+    values["targets/attention"] = _attention(run)
     order = np.argsort(values["features/sample_id"])  # stored by content
     for array in ARRAYS["features"]:
         values[f"features/{Path(array).name}"] = values[f"features/{Path(array).name}"][order]
@@ -83,6 +83,21 @@ def differences(
             gap = np.abs(mine.astype(np.float64) - theirs.astype(np.float64)).max()
             wrong.append(f"{name} differs by up to {gap:.3g}")
     return wrong
+
+
+def _attention(run: Path) -> np.ndarray:
+    """The attention that students of this run learn by default, uint8 [N, V, 1, h, w]."""
+    import torch
+
+    from deskpro.stages.losses.attention import attention_target
+    from deskpro.stages.targets.kinds import TARGETS
+
+    root = zarr.open_group(run / "targets.zarr" / TARGETS["parsing"].group, mode="r")
+    fields = [np.asarray(root[name][...]) for name in ("parsing", "any_head")]  # type: ignore[index]
+    rows = [torch.from_numpy(values.reshape(-1, *values.shape[2:])) for values in fields]
+    parsing = TARGETS["parsing"].decode(dict(zip(("parsing", "any_head"), rows, strict=True)))
+    attention = (255 * attention_target(parsing, 0.1)).round().byte().numpy()
+    return attention.reshape(*fields[0].shape[:2], *attention.shape[1:])
 
 
 def _summary(tensor: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ class Cache(Section):
         tuple[str, ...],
         Field(strict=False, min_length=1),
         NoEffect("a target is added beside others"),
-    ] = ("logits", "attention")
+    ] = ("logits", "parsing")
     """Targets that are stored; the student's losses say which it needs."""
     logits_dtype: Literal["float16", "int8"] = "float16"
     """How logits are stored; int8 has a scale for each head of each view, and halves them."""

@@ -201,10 +201,12 @@ class KDLoss(Section):
 
 
 class MSE(Section):
-    """Supervision of the spatial attention by the cached attention."""
+    """Supervision of the spatial attention by the cached parsing masks."""
 
     mse_weight: Weight = 7.0
     """Weight of the attention loss; 0 switches it off."""
+    floor: Fraction = 0.1
+    """What the attention should be where there is no head, in steps of 1/255."""
     spatial_attn_lr: Weight = 1.0
     """Multiplier on the learning rate of the attention's own parameters."""
     alone_steps: Count = 0

@@ -213,13 +213,15 @@ def erase(
     return images
 
 
-def attention_target(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What the student's spatial attention should be: float32 [B, 1, h, w] in 0..1.
+def parsing_target(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """How much of each position is head, clothes and other skin: uint8 [B, 4, h, w], 0..255.
 
-    mask: uint8 [B, 3, H, W], channel 0 the head region, already under the view. Resized bilinearly
-    without antialiasing (half-pixel centres) to `size` = (h, w); exact zeros become 0.1, so that
-    the attention dims the rest of the body and keeps it, as in DeSKPro (arXiv 2208.12023).
+    mask: uint8 [B, 3, H, W], the three regions, already under the view. Resized bilinearly without
+    antialiasing (half-pixel centres) to `size` = (h, w), as the published DeSKPro does (arXiv
+    2208.12023). The last channel is 1 where there is any head, be it less than a byte can say:
+    masks stored as JPEG have such traces around the head.
     """
-    head = mask[:, :1].float() / 255
-    target = torch.nn.functional.interpolate(head, size, mode="bilinear", align_corners=False)
-    return torch.where(target == 0, 0.1, target)
+    planes = mask.flatten(0, 1)[:, None].float() / 255  # one by one: the same in any memory format
+    resized = torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    share = resized.view(len(mask), -1, *size)
+    return torch.cat([(share * 255).round(), share[:, :1] > 0], 1).byte()

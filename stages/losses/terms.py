@@ -72,7 +72,10 @@ TERMS: dict[str, Term] = {
         settings={"temperature": "kd_loss.T", "zscore": "kd_loss.zscore"},
     ),
     "embedding": Term(embedding, "face", "features", "embedding", "embedding.weight"),
-    "attention": Term(attention, "body", "attention", "attention", "mse.mse_weight"),
+    "attention": Term(
+        attention, "body", "attention", "parsing", "mse.mse_weight",
+        settings={"floor": "mse.floor"},
+    ),
 }  # fmt: skip
 """Name, which is also the column of the history, → term."""
 _OTHER = "embedding_"

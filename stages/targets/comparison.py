@@ -17,6 +17,7 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.overlay import overlay
 from deskpro.stages.data.views import StoredViews
+from deskpro.stages.losses.attention import attention_target
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student
 from deskpro.stages.targets.kinds import TARGETS, tensors
@@ -55,15 +56,16 @@ def compare(
     dataset: str,
     sizes: tuple[tuple[int, int], tuple[int, int]],
     samples: int,
+    floor: float,
 ) -> list[Compared]:
     """Run the student on up to `samples` of the cache, their identities spread over the classes.
 
-    sizes: (height, width) of face and body. Runs on the CPU. A prediction is the mean of the
-    softmax over the face heads, at temperature 1. Raises InputError or CacheError where cache,
-    student or images are missing or do not belong together.
+    sizes: (height, width) of face and body; floor: of the attention's target. Runs on the CPU. A
+    prediction is the mean of the softmax over the face heads, at temperature 1. Raises InputError
+    or CacheError where cache, student or images are missing or do not belong together.
     """
     store = TargetStore(cache)
-    readers = {name: MappedReader(cache, TARGETS[name].group) for name in ("logits", "attention")}
+    readers = {name: MappedReader(cache, TARGETS[name].group) for name in ("logits", "parsing")}
     student, info = load_student(weights)
     classes = list(readers["logits"].fingerprint["classes"])
     if info.num_classes != len(classes) or info.classes not in (None, classes):
@@ -89,13 +91,14 @@ def compare(
     logits, attention = _ask(student, rendered)
 
     heads = student.heads.get("face")
-    target = overlay(shown, targets["attention"]).numpy()
+    wanted = attention_target(targets["parsing"], floor)
+    target = overlay(shown, wanted).numpy()
     teacher = _predictions(targets["logits"], classes)
     says = None if heads is None else _predictions(logits[:, heads], classes)
     seen, apart = None, None
     if attention is not None:
         seen = overlay(shown, attention).numpy()
-        apart = (attention - targets["attention"]).abs().mean((1, 2, 3)).tolist()
+        apart = (attention - wanted).abs().mean((1, 2, 3)).tolist()
 
     def face_of(i: int, kind: str) -> np.ndarray | None:
         return rendered[kind][i].numpy() if table[kind].iloc[i] is not None else None

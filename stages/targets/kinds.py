@@ -22,8 +22,8 @@ Tensors = Mapping[str, "torch.Tensor"]
 TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2, "float16": 5e-3}
 """How far a logit computed again may be from the stored one, by the teacher's precision, as a share
 of its head's largest: rounding, another batch, another device."""
-_BACKGROUND = 26
-"""The byte of an attention of 0.1: not the head region."""
+REGIONS = ("head", "clothes", "other skin")
+"""What the channels of a mask show."""
 
 
 class Settings(NamedTuple):
@@ -234,48 +234,68 @@ class Embedding(OfHeads):
         return {"1 − cosine of int8": (1 - cosine).sum(0).numpy()}
 
 
-class Attention(Target):
-    """The student's spatial attention as it should be, [B, 1, h, w] in 0..1: a byte each."""
+class Parsing(Target):
+    """What the mask shows on the student's map, [B, 4, h, w]: `views.parsing_target`.
 
-    group, sees = "masks/attention", ("mask",)
+    The same bytes live and cached. The attention is made of it in the loss, so that options of the
+    attention need no other cache.
+    """
+
+    group, sees = "masks/parsing", ("mask",)
     depends = ("body_size", "map_size")
 
     def fields(self, settings: Settings) -> dict[str, Field]:
         from deskpro.cache.schema import Field
 
-        shape, dims = (1, *settings.map_size), ("channel", "height", "width")
-        text = "what the student's spatial attention should be, 0..255 for 0..1"
-        return {"attention": Field(shape, "uint8", dims, "1/255", text)}
+        height, width = settings.map_size
+        text = f"how much of a position is {', '.join(REGIONS)}, 0..255 for 0..1"
+        shape, dims = (len(REGIONS), height, width), ("region", "height", "width")
+        bits = "whether a position has any head: a bit each, row by row, the highest bit first"
+        return {
+            "parsing": Field(shape, "uint8", dims, "1/255", text),
+            "any_head": Field((-(-height * width // 8),), "uint8", ("byte",), "1", bits),
+        }
 
     def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
-        from deskpro.stages.data.views import attention_target
+        from deskpro.stages.data.views import parsing_target
 
-        return attention_target(batch["mask"], s.map_size)
+        return parsing_target(batch["mask"], s.map_size)
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
-        return {"attention": (value * 255).round().byte().cpu().numpy()}
+        import numpy as np
+
+        found = value.cpu().numpy()
+        bits = np.packbits(found[:, -1].reshape(len(found), -1), axis=1)
+        return {"parsing": found[:, :-1], "any_head": bits}
 
     def decode(self, rows: Tensors) -> torch.Tensor:
-        """float32."""
-        return rows["attention"] / 255
+        """uint8."""
+        import torch
+
+        regions = rows["parsing"]
+        places = torch.arange(7, -1, -1, device=regions.device)
+        bits = (rows["any_head"][..., None] >> places & 1).flatten(1).byte()
+        any_head = bits[:, : regions.shape[2] * regions.shape[3]].view(-1, 1, *regions.shape[2:])
+        return torch.cat([regions, any_head], 1)
 
     def differs(self, live: Arrays, stored: Arrays) -> np.ndarray:
         import numpy as np
 
-        step = np.abs(live["attention"].astype(float) - stored["attention"].astype(float))
-        return step.max(axis=(1, 2, 3))[:, None] / 255
+        step = np.abs(live["parsing"].astype(float) - stored["parsing"].astype(float))
+        other = (live["any_head"] != stored["any_head"]).any(axis=1, keepdims=True)
+        return np.maximum(step.max(axis=(1, 2, 3))[:, None] / 255, other)
 
     def tolerance(self, settings: Settings) -> float:
         return 1.01 / 255
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
-        head = (rows["attention"] > _BACKGROUND).mean(axis=(1, 2, 3))
-        return {"head region, %": 100 * head[:, None]}
+        shares = 100 * rows["parsing"].mean(axis=(2, 3)) / 255
+        return {f"{name}, %": shares[:, i : i + 1] for i, name in enumerate(REGIONS)}
 
 
 TARGETS: dict[str, Target] = {
     "logits": Logits(),
-    "attention": Attention(),
+    "parsing": Parsing(),
     "embedding": Embedding(),
 }
 """To add a target: its class, and a row."""

@@ -127,7 +127,7 @@ class LiveTeachers:
         return self._depends
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
-        """As computed: float32, logits of the autocast type if another."""
+        """As computed: float32, or of the autocast type; parsing uint8, as stored."""
         return {name: value for each in self.teachers for name, value in each(batch).items()}
 
 
@@ -176,7 +176,7 @@ class CachedTeacher:
         return {name: reader.fingerprint for name, reader in self.readers.items()}
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
-        """Logits float16 (float32 if stored as int8), attention float32."""
+        """Logits and embeddings float16 (float32 if stored as int8), parsing uint8."""
         rows, views = batch["row"], batch["view"]
         if self.plain:
             views = torch.zeros_like(views)
