@@ -15,6 +15,7 @@ from deskpro.cache.errors import CacheError
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import image_folders
@@ -264,6 +265,7 @@ class TrainStudent(Stage):
         views: Callable[[int, int], Any] = StoredViews(stored)
         if recipe.fresh_views:
             views, count = DrawnViews(options.views, table["sample_id"].tolist()), recipe.epochs
+        self._warn_of_few_views({name: readers[name].schema.views for name in names}, count)
         targets = None
         if recipe.live_teacher and options.kd_loss.class_means:
             raise InputError(
@@ -278,6 +280,16 @@ class TrainStudent(Stage):
         held_out = checked.split(HELD_OUT)
         projected = samples.embedding_shapes(store, options, names)
         return TrainingSet(table, labels, classes, views, count, targets, held_out, projected)
+
+    def _warn_of_few_views(self, stored: Mapping[str, int], count: int) -> None:
+        """Say where targets were imported for fewer views than the student sees."""
+        for name, views in stored.items():
+            if views < min(count, self.options.cache.views):
+                warn(
+                    f"{name}: imported for {views} of {count} views; the others are trained on the "
+                    "targets of view 0, which are not of what the student sees (deskpro cache "
+                    "render draws every view)"
+                )
 
     def _needed(self, used: np.ndarray, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Kind of image → the samples of the cache that must have it, bool [N].

@@ -155,7 +155,7 @@ def test_targets_of_every_format_are_matched_by_path_and_view(
     assert not verify(store(project))
     shown = project.command("cache", "info", str(project.run))
     assert "other/logits" in shown.out
-    assert "other/embedding: file" in shown.err
+    assert "other/embedding: teacher" in shown.err
     assert project.command("cache", "verify", str(project.run)).code == 0
     again = imported(project, file)
     assert again.code == 0
@@ -242,7 +242,7 @@ def test_hashes_are_compared_with_the_cache_or_with_the_files(
     assert result.code == 0, result.err
     assert "imgs_sha256, hr_face_sha256" in result.err
     depends = Group.load(store(project) / "teachers/other/embedding").depends
-    assert depends == ["sample_id", "views", "hr_face_sha256"]
+    assert depends == ["sample_id", "views", "imgs_sha256", "hr_face_sha256"]
     for key in ("sha256", "hr_face_sha256"):
         wrong = arrays | {key: [*arrays[key][:-1], "0" * 64]}
         refused = imported(project, save_npz(tmp_path / key, wrong), name="another")

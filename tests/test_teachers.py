@@ -126,10 +126,7 @@ def test_a_student_of_the_store_is_that_of_live_teachers(
                 for name, value in values.items():
                     blank = value.new_zeros(16, *value.shape[1:])
                     found.setdefault(name, blank)[rows] = value[: len(rows)]
-        return {
-            name: (value * 255).round() / 255 if name == "attention" else value.half()
-            for name, value in found.items()
-        }
+        return {name: value if name == "parsing" else value.half() for name, value in found.items()}
 
     monkeypatch.setattr(LiveTeacher, "__call__", rounded)
     live, live_losses = train("--set", "train_student.live_teacher=true")
@@ -189,6 +186,31 @@ def test_a_teacher_whose_targets_are_not_there_is_named_with_the_command(project
     assert result.code == 2
     assert "the student needs clip/embedding, too" in result.err
     assert "cache import" in result.err
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_student_learns_from_imported_targets(
+    views: int, project: Project, tmp_path: Path
+) -> None:
+    root = project.run / "targets.zarr"
+    names = TargetStore(root).column("sample_id").tolist()
+    rng = np.random.default_rng(0)
+    rows = [(name, view) for name in names for view in range(views)]
+    np.savez(
+        tmp_path / "clip.npz",
+        path=np.array([name for name, _ in rows]),
+        view=np.array([view for _, view in rows]),
+        embedding=rng.normal(size=(len(rows), 24)).astype(np.float32),
+    )
+    given = [str(tmp_path / "clip.npz"), "--teacher", "clip", "--run", str(project.run)]
+    assert project.command("cache", "import", *given).code == 0
+    result = project.ok("train-student", "--force", *sets("teachers.clip.weight=5"))
+    assert ("imported for 1 of 3 views" in result.err) == (views == 1)
+    history = pd.read_csv(project.run / "student_history.csv")
+    assert (history["embedding_clip"] > 0).all()
+    assert "fresh" in project.ok("teacher-cache", *sets("teachers.clip.weight=5")).err
+    audit = project.command("cache", "audit", str(project.run), *sets("teachers.clip.weight=5"))
+    assert audit.code == 0, audit.out
 
 
 def test_a_teacher_that_has_no_such_stream_is_refused(project: Project) -> None:
@@ -256,7 +278,7 @@ def test_images_without_labels_are_cached_and_learned_from(
         name: [n for n, has in zip(names, rows, strict=True) if not has]
         for name, rows in valid.items()
     }
-    assert "unlabelled/day1/03.jpg" in lacking["attention"]
+    assert "unlabelled/day1/03.jpg" in lacking["parsing"]
     assert "unlabelled/day1/05.jpg" in lacking["logits"]
     assert "12 of the samples" in project.command("cache", "info", str(project.run)).err
     audit = project.command("cache", "audit", str(project.run), *unlabelled)

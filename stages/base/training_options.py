@@ -227,7 +227,8 @@ class OtherTeacher(Section):
     from, through a projection that only training has."""
 
     weights: Source = None
-    """Its file, a teacher or student of this project; none: its targets are imported."""
+    """Its file, a teacher or student of this project; none: its targets are imported
+    (`deskpro cache import`)."""
     input: Literal["hr_face", "lr_face", "imgs"] = "hr_face"
     """The images that it sees."""
     stream: Literal["face", "body"] | None = None
