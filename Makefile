@@ -35,7 +35,7 @@ grids    = $(addprefix --grid ,train_student.lr=5e-3,1e-2,2e-2 train_student.ema
            kd_loss.T=1,2,4 kd_loss.alpha=0.5,0.7,0.9)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report ablation sweep tune foreign-teacher \
+.PHONY: help demo test test-all all prepare check-data train-teacher teacher-cache train-student eval report export ablation sweep tune foreign-teacher \
         check format bench install clean
 
 help: ## print the targets
@@ -74,6 +74,9 @@ eval: $(ready) ## mAP and CMC of the student on query and gallery
 
 report: $(ready) ## the run as one HTML page, to look at
 	$(deskpro) report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(ARGS)
+
+export: $(ready) ## the student as ONNX files that need nothing of this project, with a model card; ARGS="--streams body"
+	$(deskpro) export $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 ablation: $(ready) ## what each part is worth, over replicates: ARGS="--replicates 5 --jobs 2"
 	$(deskpro) ablation $(options) $(results)

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import time
 import uuid
@@ -53,19 +54,47 @@ def write_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_folder_aside(path: Path) -> Iterator[Path]:
+    """A new folder to fill; it takes the name `path` when the block succeeds.
+
+    A folder that is there is replaced; a kill at that moment leaves neither. A block that fails
+    leaves the old folder, and nothing else. The files are written by `write_bytes` and its like.
+
+    Raises:
+        OSError: the system refuses to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    token = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    aside = path.with_name(f".{path.name}.{token}.partial")
+    old = path.with_name(f".{path.name}-old.{token}.partial")
+    try:
+        aside.mkdir()
+        yield aside
+        sync(aside)
+        if path.exists():
+            path.rename(old)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 _cleaned = set[Path]()
 """Folders in which this process has looked for what others left."""
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove files that killed processes were writing; once, as a folder may be large."""
+    """Remove what killed processes were writing; once, as a folder may be large."""
     if folder in _cleaned:
         return
     _cleaned.add(folder)
     for aside in folder.glob(ASIDE):
         with suppress(FileNotFoundError):  # it is complete, or another process was quicker
             if _is_abandoned(aside):
-                aside.unlink()
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
 
 def _is_abandoned(aside: Path) -> bool:

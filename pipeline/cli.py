@@ -17,7 +17,7 @@ from deskpro.pipeline.stages import STAGES, needed
 from deskpro.pipeline.studies import STUDIES
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log_to
-from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.run_folder import ENCODER, RunFolder
 from deskpro.stages.base.stage import Digests
 from deskpro.stages.targets.kinds import TARGETS
 
@@ -98,7 +98,11 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
 @deskpro.command("eval")
 @with_recipe
 @DEEP
-@click.option("--checkpoint", type=PATH, help="Evaluate these weights alone; needs --data.")
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    help="Evaluate these weights, or this exported folder, alone; needs --data.",
+)
 @click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint.")
 @DATASET
 def eval_(
@@ -126,6 +130,8 @@ def _evaluate_weights(
 
     options = recipe.of_dataset(root, dataset)
     folder = RunFolder(recipe.run or Path("runs") / f"eval-{weights.stem}")
+    if (weights / ENCODER).is_file():
+        weights /= ENCODER
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. --checkpoint takes a weights file")
     if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):

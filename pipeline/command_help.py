@@ -18,7 +18,7 @@ SECTIONS = {
         "all",
     ),
     "Several students": ("ablation", "sweep", "compare"),
-    "Tools": ("cache", "embed", "import-checkpoint", "make-benchmark"),
+    "Tools": ("export", "cache", "embed", "import-checkpoint", "make-benchmark"),
 }
 """Title → its commands."""
 
@@ -37,6 +37,7 @@ EXAMPLES = {
     "demo": "deskpro demo --config demo",
     "embed": "deskpro embed --checkpoint t.pth --data celeb --split query --out q.npz",
     "eval": "deskpro eval --run runs/demo --set eval.rerank.enable=true",
+    "export": "deskpro export runs/demo --streams body",
     "import-checkpoint": "deskpro import-checkpoint published.ckpt --out models/celeb",
     "init": "deskpro init celeb mine.yaml",
     "make-benchmark": "deskpro make-benchmark --out data/other --set seed=1",

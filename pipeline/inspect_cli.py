@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -229,6 +230,51 @@ def embed(
 
 
 @click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, help="The folder to make.  [default: RUN/export]")
+@click.option("--streams", metavar="NAME,NAME", help="face, body or both.  [default: all it has]")
+@click.option(
+    "--format",
+    "runtime",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    help="ONNX files, or programs of torch.export.",
+)
+@click.option(
+    "--normalise",
+    type=click.Choice(["outside", "inside"]),
+    default="outside",
+    help="Who normalises pixels: the caller, or the file (*.normalised.onnx, which takes uint8).",
+)
+@click.option("--force", is_flag=True, help="Replace an exported folder that exists.")
+@SET
+def export(
+    run: Path,
+    out: Path | None,
+    streams: str | None,
+    overrides: tuple[str, ...],
+    **chosen: Any,
+) -> None:
+    """Write the student of an evaluated run for other programs.
+
+    A folder of network files, encoder.json that says how they are used, and a README.md with a
+    program and their accuracy. They are evaluated as they are: exit code 1 where they score
+    otherwise than the student.
+    """
+    from deskpro.pipeline import exporting
+    from deskpro.stages.export import DiffersError
+
+    log_to(run)
+    names = tuple(filter(None, (streams or "").split(",")))
+    try:
+        facts = exporting.export(run, out, names, overrides=overrides, **chosen)
+    except DiffersError as error:
+        _fail_with(error.args)
+    else:
+        summary(f"export: {run}", facts)
+
+
+@click.command()
 @click.argument("prefix", default="")
 @click.option("--markdown", is_flag=True, help="Tables in Markdown.")
 def options(prefix: str, markdown: bool) -> None:
@@ -286,6 +332,7 @@ COMMANDS = (
     check_data,
     compare,
     embed,
+    export,
     import_checkpoint,
     init,
     make_benchmark,

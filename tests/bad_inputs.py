@@ -392,6 +392,21 @@ STORES = [
               ("is a file", text("")), ("is an empty folder", folder), ("is a FIFO", fifo),
               ("is missing", missing)),
 ]  # fmt: skip
+EXPORTS = [
+    *replaced("metrics.json", "run/metrics.json", "metrics.json", "export {run}",
+              *NOT_JSON, ("is an empty object", text("{}")), *NOT_FILES),
+    *replaced("the evaluation", "run/.state/manifests/eval.json",
+              "Type: deskpro eval --run {run}", "export {run}", ("is missing", missing)),
+    *replaced("the student", "run/student.safetensors", "student.safetensors", "export {run}",
+              ("is empty", raw(b"")), ("is missing", missing)),
+    Row("no run folder", "export {tmp}/nowhere", "Type: deskpro eval --run {tmp}/nowhere"),
+    Row("a stream that isn't there", "export {run} --streams feet", "it has face, body"),
+    Row("an export that exists", "export {run} --out {data}", "use --force or another --out"),
+    Row("a folder of one's own", "export {run} --out {data} --force", "is no exported folder"),
+    *replaced("encoder.json", "exported/encoder.json", "encoder.json",
+              "eval --checkpoint {tmp}/exported --data {data} --run {tmp}/alone",
+              ("is empty", raw(b"")), ("is a list", text("[]")), ("is an object", text("{}"))),
+]  # fmt: skip
 ENVIRONMENT = [
     Row(what, "train-student --force", what.split("=")[0], environment=environment)
     for what, environment in [

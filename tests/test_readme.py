@@ -114,8 +114,8 @@ def as_deskpro(words: list[str]) -> list[str] | None:
     if target[0] not in deskpro.commands:
         return None
     recipe = given.get("CONFIG", "configs/demo.yaml")
-    if target[0] == "report":
-        return ["report", given.get("RUN", "runs/demo"), *shlex.split(given.get("ARGS", ""))]
+    if target[0] in ("report", "export"):
+        return [target[0], given.get("RUN", "runs/demo"), *shlex.split(given.get("ARGS", ""))]
     named = ["--config", recipe] if "RUN" not in given or "CONFIG" in given else []
     options = {"RUN": "--run", "FROM": "--from"}
     named += [word for key in options if key in given for word in (options[key], given[key])]

@@ -12,6 +12,9 @@ from deskpro.cache.files import write_text
 from deskpro.stages.base import log_file
 from deskpro.stages.base.errors import InputError
 
+ENCODER = "encoder.json"
+"""The file by which an exported folder is known."""
+
 
 class RunFolder:
     """The files of one run.

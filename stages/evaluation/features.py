@@ -51,7 +51,12 @@ def extract_batches(
     with bar("features", total, "images") as progress:
         loader = iterate(load(images, wanted, workers, device))
         for rows, rendered in zip(batches, loader, strict=True):
-            seen = {kind: images_of(rendered, kind, device) for kind in kinds.values()}
+            seen = {
+                kind: images_of(rendered, kind, device)
+                if extractor.normalised
+                else rendered[kind].to(device)
+                for kind in kinds.values()
+            }
             missing = {stream: everywhere[rows] for stream, everywhere in absent.items()}
             try:
                 raw, features = extractor.describe(seen, missing, flip)

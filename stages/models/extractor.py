@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from deskpro.stages.base.run_folder import ENCODER
+from deskpro.stages.models.exported import ExportedStudent, read_settings
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata
+
+KINDS = {"face": "lr_face", "body": "imgs"}
+"""Stream of a student → the kind of image that it sees."""
 
 
 class NotFiniteError(Exception):
@@ -26,7 +32,7 @@ class NotFiniteError(Exception):
 class FeatureExtractor:
     """A network, and what it takes to give it images."""
 
-    network: Teacher | Student
+    network: Teacher | Student | ExportedStudent
     info: ModelInfo
     heads: dict[str, slice]
     """Stream → its slice of the heads."""
@@ -34,6 +40,8 @@ class FeatureExtractor:
     """Stream → the kind of image that it sees."""
     sizes: dict[str, tuple[int, int]]
     """Kind of image → height and width."""
+    normalised: bool = True
+    """Whether it takes normalised images, float32; else pixels, uint8."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,6 +57,8 @@ class FeatureExtractor:
         """The features of images by kind, before normalisation: float32 [B, H, D]."""
         if isinstance(self.network, Teacher):
             return self.network(images["hr_face"]).features.float()
+        if isinstance(self.network, ExportedStudent):
+            return self.network({stream: images[kind] for stream, kind in self.kinds.items()})
         return self.network(images.get("lr_face"), images.get("imgs")).features.float()
 
     def describe(
@@ -57,7 +67,7 @@ class FeatureExtractor:
         """The features of images as they are compared, without gradient.
 
         Args:
-            images: by kind, as the network takes them, float32 [B, 3, h, w].
+            images: by kind, as the network takes them, [B, 3, h, w].
             missing: by stream, which of them are not there, bool [B].
             flip: whether the feature of the mirrored image is added.
 
@@ -91,10 +101,14 @@ def open_extractor(
 ) -> FeatureExtractor:
     """The network of a weights file: a student, or a teacher, which sees HR faces.
 
+    An exported folder is opened by its encoder.json, in the place of a student's weights file.
+
     Args:
         kind: "student", "teacher", or None for the student if the file has one, else the teacher.
         face_size, body_size: used where the file doesn't say on which its network was trained.
     """
+    if path.name == ENCODER:
+        return _open_exported(path, device)
     info = read_metadata(path, kind)
     faces = info.face_size or face_size
     sizes = {"lr_face": faces, "hr_face": faces, "imgs": info.body_size or body_size}
@@ -103,6 +117,35 @@ def open_extractor(
         heads, kinds = {"face": slice(0, len(teacher.face_net.heads))}, {"face": "hr_face"}
         return FeatureExtractor(teacher.to(device), info, heads, kinds, sizes)
     student, info = load_student(path)
-    seen = {"face": "lr_face", "body": "imgs"}
-    kinds = {stream: seen[stream] for stream in student.heads}
+    kinds = {stream: KINDS[stream] for stream in student.heads}
     return FeatureExtractor(student.to(device), info, student.heads, kinds, sizes)
+
+
+def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
+    """The student of an exported folder. path: its encoder.json."""
+    settings = read_settings(path)
+    streams = settings.streams
+    ends = np.cumsum([len(stream.heads) for stream in streams.values()]).tolist()
+    heads = {
+        name: slice(end - len(stream.heads), end)
+        for (name, stream), end in zip(streams.items(), ends, strict=True)
+    }
+    sizes = {name: stream.size for name, stream in streams.items()}
+    info = ModelInfo(
+        "student",
+        {"feature_dim": next(iter(streams.values())).dim},
+        settings.student["identities"],
+        None,
+        sizes.get("face"),
+        sizes.get("body"),
+        {name: stream.heads for name, stream in streams.items()},
+        fusion=settings.fitted,
+    )
+    return FeatureExtractor(
+        ExportedStudent(path, settings, device),
+        info,
+        heads,
+        {name: KINDS[name] for name in streams},
+        {KINDS[name]: size for name, size in sizes.items()},
+        settings.normalise == "outside",
+    )

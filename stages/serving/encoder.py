@@ -209,8 +209,10 @@ class Encoder:
                 if image is not None:
                     batch[i] = torch.from_numpy(image).permute(1, 2, 0)
             missing[stream] = torch.tensor([image is None for image in pixels[stream]])
-            seen = normalise(batch.to(self.device).permute(0, 3, 1, 2))
-            images[kind] = seen.contiguous(memory_format=torch.channels_last)
+            seen = batch.to(self.device).permute(0, 3, 1, 2)
+            if extractor.normalised:
+                seen = normalise(seen).contiguous(memory_format=torch.channels_last)
+            images[kind] = seen
         try:
             _, features = extractor.describe(images, missing, self.source.flip)
         except NotFiniteError as error:

@@ -1,4 +1,4 @@
-"""What a student can be loaded from: a run folder, or a weights file."""
+"""What a student can be loaded from: a run folder, a weights file, or an exported folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from deskpro.cache.files import read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import FaceBox
-from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
 from deskpro.stages.metrics.fusion import Fusion, choose_fusion
+from deskpro.stages.models.exported import read_settings
 from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
 
 FaceWeight = float | Literal["fitted"] | None
@@ -33,17 +34,19 @@ class Source(NamedTuple):
 
 
 def open_source(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
-    """The student of a run folder or of a weights file, ours or published.
+    """The student of a run folder, an exported folder or a weights file, ours or published.
 
     Raises:
         InputError: there is none, or it cannot be used.
     """
+    if path.name == ENCODER or (path / ENCODER).is_file():
+        return _exported(path if path.name == ENCODER else path / ENCODER, device, face_weight)
     if path.is_dir():
         folder = RunFolder(path)
         if not folder.student.is_file():
             raise InputError(
                 f"{path}: holds no student; a run folder has {folder.student.name}, which "
-                "train-student writes"
+                f"train-student writes, an exported one {ENCODER}"
             )
         return _opened(folder.student, _options(folder), device, face_weight)
     return _opened(path, None, device, face_weight)
@@ -62,6 +65,17 @@ def _opened(
     fusion = choose_fusion(extractor.info.fusion, face_weight) if both else None
     face = FaceBox() if options.prepare is None else options.prepare.face
     return Source(extractor, options.eval.flip, fusion, face)
+
+
+def _exported(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
+    """path: encoder.json."""
+    settings = read_settings(path)
+    extractor = open_extractor(path, "student", (0, 0), (0, 0), device)
+    fusion = None if settings.fusion is None else Fusion(**settings.fusion)
+    if face_weight is not None and fusion is not None:
+        fusion = choose_fusion(settings.fitted, face_weight)
+    face = FaceBox.model_validate(settings.face_box)
+    return Source(extractor, settings.mirror, fusion, face)
 
 
 def _options(folder: RunFolder) -> Options:

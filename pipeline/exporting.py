@@ -1,0 +1,56 @@
+"""Export: write the student's files, evaluate them as they are, and keep them if they are right."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+from deskpro.cache.file_index import FileIndex
+from deskpro.cache.files import write_folder_aside
+from deskpro.pipeline import config
+from deskpro.stages import export as stage
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
+from deskpro.stages.base.stage import Job
+
+NAME = "export"
+"""Of the folder in the run folder, unless another is named."""
+
+
+def export(
+    run: Path,
+    out: Path | None,
+    streams: tuple[str, ...],
+    runtime: stage.Runtime,
+    normalise: stage.Place,
+    overrides: tuple[str, ...],
+    force: bool,
+) -> dict[str, object]:
+    """Export the student of an evaluated run; returns what the summary shows.
+
+    Raises:
+        InputError: the run is not evaluated, or the folder exists.
+        DiffersError: the exported files score otherwise than the student; nothing is kept.
+    """
+    from deskpro.stages.evaluate import Evaluate
+    from deskpro.stages.reporting.record import read_metrics
+
+    folder, out = RunFolder.open(run), out or run / NAME
+    if out.exists() and not force:
+        raise InputError(f"{out}: exists already; use --force or another --out")
+    if out.exists() and not (out / ENCODER).is_file() and any(out.iterdir()):
+        raise InputError(f"{out}: is no exported folder, and is left as it is; use another --out")
+    record = read_manifest(folder.manifest("eval"))
+    if record is None or not folder.metrics.exists() or not folder.features.exists():
+        command = shlex.join(["eval", "--run", str(run)])
+        raise InputError(f"{folder.metrics}: missing, or has no manifest", command=command)
+    read_metrics(run)  # of this very student
+    options = config.load(record["config"], overrides)
+    with write_folder_aside(out) as aside:
+        settings = stage.write(folder, aside, streams=streams, runtime=runtime, normalise=normalise)
+        evaluated = RunFolder(aside / ".evaluation")
+        Evaluate(options, evaluated, settings, "student").run(Job(FileIndex()))
+        facts = stage.finish(folder, settings, evaluated, options)
+        shutil.rmtree(evaluated.path)
+    return facts | {"folder": out}
