@@ -27,6 +27,7 @@ from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.preparation.faces import YuNet
 from deskpro.stages.serving import encoder as serving
+from deskpro.stages.serving.boxes import crops
 from tests.conftest import REPOSITORY
 
 
@@ -224,6 +225,64 @@ def test_a_real_face_is_found(run: Path) -> None:
 
     encoder = Encoder.load(run, "cpu", detector=files[0])
     assert encoder([astronaut(), NOISE[0]], "detect").has_face.tolist() == [True, False]
+
+
+FRAME = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+"""BGR, as OpenCV reads videos."""
+
+
+class Detections:
+    """What Roboflow's trackers give, as far as it is read."""
+
+    def __init__(self, xyxy: object) -> None:
+        self.xyxy = xyxy
+
+
+def test_trackers_get_a_row_for_each_box(encoder: Encoder) -> None:
+    boxes = np.array([[10.4, 5.6, 42.0, 70.0, 0.9, 0], [-20, 40, 30, 200, 0.8, 0]], np.float32)
+    found = encoder.get_features(boxes, FRAME)
+    bodies = [FRAME[6:70, 10:42, ::-1], FRAME[40:90, 0:30, ::-1]]
+    np.testing.assert_allclose(found, encoder(bodies).vectors[:, encoder.parts["body"]], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    again = encoder.extract_features(Detections(boxes[:, :4]), FRAME)
+    np.testing.assert_array_equal(again, found)
+    np.testing.assert_allclose(encoder.get_features(boxes[0], FRAME), found[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("empty", [np.array([]), np.zeros((0, 4)), []])
+def test_no_boxes_give_no_rows(empty: object, encoder: Encoder) -> None:
+    body = encoder.parts["body"]
+    found = encoder.get_features(empty, FRAME)
+    assert found.shape == (0, body.stop - body.start)
+    assert found.dtype == np.float32
+
+
+@given(st.lists(st.tuples(*[st.floats(-300, 300) | st.just(float("nan"))] * 4), max_size=4))
+def test_boxes_anywhere_give_what_the_frame_has_there(boxes: list[tuple[float, ...]]) -> None:
+    for box, crop in zip(boxes, crops(boxes, FRAME), strict=True):
+        inside = np.zeros((90, 120), bool)
+        if np.isfinite(box).all():
+            left, top, right, bottom = (round(edge) for edge in box)
+            y, x = np.mgrid[:90, :120]
+            inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        expected = FRAME[inside] if inside.any() else np.zeros((1, 3))
+        np.testing.assert_array_equal(crop.reshape(-1, 3), expected)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "frame", "message"),
+    [
+        ([[1, 2, 3]], FRAME, r"boxes: an array of shape \(1, 3\)"),
+        ([[1, 2, 3, 4]], FRAME / 255, "frame: float64"),
+        ([[1, 2, 3, 4]], FRAME[..., 0], "frame: uint8 .*must be a uint8 array H×W×3"),
+        ([[1, 2, 3, 4]], None, "must be a uint8 array"),
+    ],
+)
+def test_unclear_boxes_and_frames_are_refused(
+    boxes: Any, frame: Any, message: str, encoder: Encoder
+) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder.get_features(boxes, frame)
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {

@@ -19,6 +19,7 @@ from deskpro.stages.data.faces import FaceDetector, largest, square
 from deskpro.stages.data.loader import batched
 from deskpro.stages.data.views import PLAIN, normalise, render_view
 from deskpro.stages.models.extractor import NotFiniteError
+from deskpro.stages.serving.boxes import crops
 from deskpro.stages.serving.images import Images
 from deskpro.stages.serving.sources import FaceWeight, Source, open_source
 
@@ -152,6 +153,26 @@ class Encoder:
             return next(iter(cosines.values()))
         seen = a.has_face[:, None] & b.has_face[None]
         return self.source.fusion.scores(cosines["face"], cosines["body"], seen)
+
+    def get_features(self, xyxy: Any, image: np.ndarray) -> np.ndarray:
+        """The body part of people in a frame, as BoxMOT calls it: float32 [N, D of the body].
+
+        Each row has length 1. A box outside of the frame, or without area, counts as a black image.
+
+        Args:
+            xyxy: boxes [N, 4 or more] in pixels: left, top, right, bottom.
+            image: the frame, uint8 [H, W, 3], BGR.
+
+        Raises:
+            InputError: either is of another form, or the student has no body stream.
+        """
+        if "body" not in self.parts:
+            raise InputError("this student has no body stream; trackers give bodies")
+        return self(crops(xyxy, image), color="bgr").vectors[:, self.parts["body"]]
+
+    def extract_features(self, detections: Any, frame: np.ndarray) -> np.ndarray:
+        """`get_features` as Roboflow's trackers call it; detections: their boxes are `.xyxy`."""
+        return self.get_features(detections.xyxy, frame)
 
     def _given(self, bodies: Any, faces: Any, color: str) -> dict[str, Images]:
         """The images of each stream; of bodies also where faces are cut from them."""
