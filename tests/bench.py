@@ -42,6 +42,7 @@ from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, save
+from deskpro.stages.serving.export import WRITERS, ExportedStream
 from deskpro.stages.targets.kinds import TARGETS, stored_fields
 from deskpro.stages.targets.provenance import settings_of
 from deskpro.stages.targets.teachers import LiveTeacher
@@ -447,6 +448,38 @@ def of_million(side: str, store: Path) -> None:
     log(f"mAP {rank_gallery(query, gallery, distances, PROTOCOLS['market']).mAP:.2e}")
 
 
+def serving(folder: Path) -> Iterator[Row]:
+    """Images a second of an exported body stream by onnxruntime / by torch, channels last, one
+    thread each: 128 × 64 at width 0.25, and full size."""
+    import onnxruntime
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    sizes = {"serving_small": ((128, 64), 0.25, 64), "serving_full": ((384, 128), 1.0, 16)}
+    for name, (size, width, batch) in sizes.items():
+        torch.manual_seed(0)
+        network = ExportedStream(LMBN(2, width=width, attention=True), inside=False).eval()
+        content = WRITERS["onnx"](network, torch.zeros(2, 3, *size), {})
+        session = onnxruntime.InferenceSession(content, settings)
+        images = torch.randn(batch, 3, *size)
+        last, first = images.contiguous(memory_format=torch.channels_last), images.numpy()
+
+        @torch.inference_mode()
+        def theirs(network: torch.nn.Module = network, images: torch.Tensor = last) -> None:
+            network(images)
+
+        def ours(session: Any = session, images: np.ndarray = first) -> None:
+            session.run(["heads"], {"images": images})
+
+        ours(), theirs()
+        timed = compare(name, ours, theirs, 9)
+        speeds = batch / timed.ours, batch / timed.theirs
+        yield Row(name, timed.theirs / timed.ours, *speeds, "images/s", timed.runs, timed.spread)
+    torch.set_num_threads(before)
+
+
 def help_start(folder: Path) -> Iterator[Row]:
     """CPU seconds of `deskpro --help` / of a Python that imports click."""
     program = Path(sys.executable).with_name("deskpro")
@@ -475,6 +508,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
         training,
         ranking,
         million,
+        serving,
         help_start,
     )
 }
