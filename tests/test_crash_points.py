@@ -83,3 +83,33 @@ def test_evaluation_at_every_crash_point(project: Project, tmp_path: Path) -> No
         assert digests(project.run) == wanted, point
         points += 1
     assert points > 20
+
+
+@pytest.mark.slow
+@pytest.mark.finished("teacher-cache")
+def test_a_teacher_is_added_at_every_crash_point(project: Project, tmp_path: Path) -> None:
+    """The targets of the cache keep their bytes; the same command ends with the same bytes."""
+    teacher = tmp_path / "other.safetensors"
+    shutil.copy(project.run / "teacher.safetensors", teacher)
+    options = config.load(project.config, [f"teachers.other.weights={teacher}"])
+    root, finished = project.run / "targets.zarr", tmp_path / "finished"
+    shutil.copytree(project.run, finished)
+    before = digests(root)
+
+    def start() -> None:
+        shutil.rmtree(project.run)
+        shutil.copytree(finished, project.run)
+
+    def call() -> None:
+        runner.run_stage("teacher-cache", options, RunFolder(project.run))
+
+    call()
+    wanted, points = digests(root), 0
+    assert wanted.items() > before.items()
+    for point in crashes(start, call, tmp_path):
+        found = digests(root)
+        assert {name: found.get(name) for name in before} == before, point
+        call()
+        assert digests(root) == wanted, point
+        points += 1
+    assert points > 20

@@ -88,7 +88,7 @@ def test_every_stage_sees_the_same_pixels(name: str, tmp_path: Path) -> None:
     for pixels in seen(path).values():
         np.testing.assert_array_equal(pixels, expected)
     facts = FileIndex(tmp_path / "index").probe(
-        [path], partial(decode, masks_below=tmp_path / "mask")
+        [path], partial(decode, masks_below=[tmp_path / "mask"])
     )[str(path)]
     assert (facts.height, facts.width, facts.problem) == (*SIZE, None)
 
@@ -123,7 +123,7 @@ def test_more_than_8_bits_are_refused_by_every_stage(name: str, tmp_path: Path) 
             ImageDataset(table, {"imgs": SIZE}, quick=quick)[0, 0]
     problem = (
         FileIndex(tmp_path / "index")
-        .probe([path], partial(decode, masks_below=tmp_path / "mask"))[str(path)]
+        .probe([path], partial(decode, masks_below=[tmp_path / "mask"]))[str(path)]
         .problem
     )
     assert problem is not None
