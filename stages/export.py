@@ -148,12 +148,12 @@ def _parity(before: Path, after: Path, streams: list[str]) -> tuple[float, float
 
     from deskpro.cache.reader import MappedReader
     from deskpro.stages.evaluation.feature_store import GROUP
-    from deskpro.stages.models.extractor import KINDS
+    from deskpro.stages.models.extractor import KIND_OF
 
     stores = [MappedReader(path, GROUP) for path in (before, after)]
     keys = [
         [row.tobytes() for row in np.concatenate(
-            [store.column(f"{KINDS[stream]}_sha256") for stream in streams], axis=1)]
+            [store.column(f"{KIND_OF[stream]}_sha256") for stream in streams], axis=1)]
         for store in stores
     ]  # fmt: skip
     places = {key: row for row, key in enumerate(keys[1])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,22 @@ def test_the_student_of_a_run_a_weights_file_and_a_published_file(
     published = Encoder.load(tmp_path / "published.pth", "cpu")
     assert (published.face_size, published.body_size) == ((224, 224), (384, 128))
     assert published(NOISE[:1], NOISE[:1]).vectors.shape == (1, 2 * 7 * 16)
+
+
+def test_a_run_is_encoded_as_it_was_evaluated(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = copied / ".state/manifests/eval.json"
+    record = json.loads(manifest.read_text())
+    record["config"]["eval"] |= {"flip": False, "face_weight": 0.9}
+    manifest.write_text(json.dumps(record))
+    source = Encoder.load(copied, "cpu").source
+    assert (source.flip, source.fusion) == (False, Fusion.fixed(0.9))
+    manifest.unlink()  # then by its recipe
+    source = Encoder.load(copied, "cpu").source
+    assert (source.flip, source.fusion) == (True, Fusion.fixed(0.5))
+    (copied / "config.yaml").write_text("eval: {flip: 3}")
+    with pytest.raises(InputError, match=r"config\.yaml: eval\.flip: .*load its student"):
+        Encoder.load(copied)
 
 
 def test_faces_are_cut_as_prepare_cuts_them(

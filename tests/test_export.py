@@ -31,7 +31,7 @@ from deskpro.stages.data.views import MEAN, STD
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.models.backbones import BACKBONES, Backbone
 from deskpro.stages.models.exported import Settings, read_settings
-from deskpro.stages.models.extractor import KINDS, FeatureExtractor
+from deskpro.stages.models.extractor import KIND_OF, FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
 from deskpro.stages.serving.card import card, program
@@ -77,7 +77,7 @@ def source() -> Source:
             nn.init.uniform_(module.running_mean, -1, 1)
             nn.init.uniform_(module.running_var, 0.5, 2)
     info = ModelInfo("student", network, 3, None, (32, 32), (64, 32)).of(student)
-    extractor = FeatureExtractor(student, info, student.heads, KINDS, SIZES)
+    extractor = FeatureExtractor(student, info, student.heads, KIND_OF, SIZES)
     return Source(extractor, True, Fusion(3.0, 1.5, -2.0, 2.5, -1.0), FaceBox())
 
 
@@ -156,6 +156,7 @@ def test_the_file_says_what_it_takes_and_nothing_of_this_machine(exported: Path)
     assert str(REPOSITORY).encode() not in content
     model = onnx.load_from_string(content)
     assert [each.version for each in model.opset_import if not each.domain] == [18]
+    assert model.ir_version <= 10  # the newest that onnxruntime 1.20 reads
     session = onnxruntime.InferenceSession(exported / "body.onnx")
     [given] = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(float)", [3, 64, 32])
@@ -381,7 +382,7 @@ def test_a_student_of_full_size_as_onnx(tmp_path: Path) -> None:
     network = {"forward_mode": "all", "feature_dim": 512}
     info = ModelInfo("student", network, 3, None, (224, 224), (384, 128)).of(student)
     sizes = {"lr_face": (224, 224), "imgs": (384, 128)}
-    extractor = FeatureExtractor(student, info, student.heads, KINDS, sizes)
+    extractor = FeatureExtractor(student, info, student.heads, KIND_OF, sizes)
     full = Source(extractor, True, Fusion.fixed(0.5), FaceBox())
     (tmp_path / "weights").touch()
     write(full, tmp_path / "weights", tmp_path, (), Form())

@@ -16,7 +16,7 @@ from deskpro.stages.evaluation.features import extract_batches
 from deskpro.stages.metrics.fusion import Fusion, fit_fusion
 from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
 from deskpro.stages.metrics.ranking import rank_gallery
-from deskpro.stages.models.extractor import FeatureExtractor
+from deskpro.stages.models.extractor import KIND_OF, FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
 
@@ -35,12 +35,12 @@ class Validation(NamedTuple):
         cls, student: Student, held_out: pd.DataFrame, options: Options, device: torch.device
     ) -> Validation:
         """Of a student on the device."""
-        data, images = options.data, {"face": "lr_face", "body": "imgs"}
+        data = options.data
         sizes = {"lr_face": data.face_size, "imgs": data.body_size}
         info = ModelInfo(
             "student", options.student.arguments, 1, None, data.face_size, data.body_size
         )
-        kinds = {stream: images[stream] for stream in student.heads}
+        kinds = {stream: KIND_OF[stream] for stream in student.heads}
         extractor = FeatureExtractor(student, info, student.heads, kinds, sizes)
         return cls(extractor, held_out, options, device)
 

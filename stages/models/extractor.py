@@ -16,7 +16,7 @@ from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata
 
-KINDS = {"face": "lr_face", "body": "imgs"}
+KIND_OF = {"face": "lr_face", "body": "imgs"}
 """Stream of a student → the kind of image that it sees."""
 
 
@@ -117,7 +117,7 @@ def open_extractor(
         heads, kinds = {"face": slice(0, len(teacher.face_net.heads))}, {"face": "hr_face"}
         return FeatureExtractor(teacher.to(device), info, heads, kinds, sizes)
     student, info = load_student(path)
-    kinds = {stream: KINDS[stream] for stream in student.heads}
+    kinds = {stream: KIND_OF[stream] for stream in student.heads}
     return FeatureExtractor(student.to(device), info, student.heads, kinds, sizes)
 
 
@@ -145,7 +145,7 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
         ExportedStudent(path, settings, device),
         info,
         heads,
-        {name: KINDS[name] for name in streams},
-        {KINDS[name]: size for name, size in sizes.items()},
+        {name: KIND_OF[name] for name in streams},
+        {KIND_OF[name]: size for name, size in sizes.items()},
         settings.normalise == "outside",
     )

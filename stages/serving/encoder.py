@@ -82,14 +82,15 @@ class Encoder:
         detector: str | Path | None = None,
         batch: int = 64,
     ) -> Encoder:
-        """The student of a run folder, or of a weights file: ours, or a published .pth.
+        """The student of a run folder, an exported folder, or a weights file, ours or published.
 
         Args:
             path: the folder or file.
             device: auto (a GPU where there is one), cpu, cuda or cuda:N.
             face_weight: how much the face counts in `similarity`, 0 to 1, or "fitted": by the
                 weights that training fitted. Unless given, a run folder's is that of its
-                evaluation; a weights file's is fitted, or 0.5 where nothing was fitted.
+                evaluation, an exported folder's that of its run; a weights file's is fitted, or
+                0.5 where nothing was fitted.
             detector: YuNet's ONNX file, for faces="detect". Unless given, that of the run's recipe.
             batch: images per forward pass.
 
