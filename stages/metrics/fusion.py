@@ -52,10 +52,10 @@ class Fusion:
         return max(self.face + self.body + self.bias, self.body_alone + self.bias_alone)
 
     def below(self, face: np.ndarray, body: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """How far scores lie below `highest`: float32 [Q, G], at least 0 for distances ≥ 0.
+        """How far scores lie below `highest`: float32, at least 0 for distances ≥ 0.
 
-        face, body: distances of each stream, 1 − s, float32 [Q, G]; seen: pairs of which both have
-        a face, bool [Q, G].
+        face, body: distances of each stream, 1 − s, of some pairs, float32; seen: which of them
+        have two faces, bool. All of one shape.
         """
         both, alone = self.face + self.body + self.bias, self.body_alone + self.bias_alone
         together = max(0.0, alone - both) + self.face * face + self.body * body
@@ -67,14 +67,16 @@ class Fusion:
         return np.float32(self.highest) - self.below(1 - face, 1 - body, seen)
 
     def distances(self, face: Block, body: Block, asked: np.ndarray, shown: np.ndarray) -> Block:
-        """`below`, a block of queries at a time.
+        """`below`, a block of queries at a time, in the memory of the distances of both streams.
 
         asked, shown: which queries, and which images of the gallery, have a face: bool [Q], [G].
         """
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
-            seen = asked[rows][:, None] & shown[None]
-            return self.below(face(rows), body(rows), seen)
+            of_face, found = face(rows), body(rows).astype(np.float32, copy=False)
+            for i, query in enumerate(asked[rows]):
+                found[i] = self.below(of_face[i], found[i], shown & query)
+            return found
 
         return block
 

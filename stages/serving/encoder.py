@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +127,9 @@ class Encoder:
         rows = range(len(next(iter(given.values()))))
         vectors, has_face = [np.zeros((0, self.dim), np.float32)], [np.zeros(0, bool)]
         with ThreadPoolExecutor() as pool:
-            for some in batched(rows, self.batch):
-                found = self._described(self._pixels(pool, given, some), given, some)
+            parts = batched(rows, self.batch)
+            for some, pixels in zip(parts, self._pixels(pool, given, parts), strict=True):
+                found = self._described(pixels, given, some)
                 vectors.append(found[0])
                 has_face.append(found[1])
         return Features(np.concatenate(vectors), np.concatenate(has_face))
@@ -202,9 +203,12 @@ class Encoder:
         return given
 
     def _pixels(
-        self, pool: ThreadPoolExecutor, given: dict[str, Images], rows: range
-    ) -> dict[str, list[np.ndarray | None]]:
-        """Of each stream, the images as it sees them, uint8 [3, h, w]; None where there is none."""
+        self, pool: ThreadPoolExecutor, given: dict[str, Images], parts: Sequence[range]
+    ) -> Iterator[dict[str, list[np.ndarray | None]]]:
+        """Of each batch and stream, the images as it sees them, uint8 [3, h, w], or None.
+
+        While a batch is used the next one is loaded.
+        """
 
         def rendered(row: int) -> dict[str, np.ndarray | None]:
             body = given["body"][row] if "body" in given else None
@@ -217,8 +221,11 @@ class Encoder:
                 for stream, (image, size) in images.items()
             }
 
-        found = [*pool.map(rendered, rows)]
-        return {stream: [images[stream] for images in found] for stream in self.parts}
+        coming = [pool.map(rendered, rows) for rows in parts[:1]]
+        for i in range(len(parts)):
+            found = [*coming.pop()]
+            coming = [pool.map(rendered, rows) for rows in parts[i + 1 : i + 2]]
+            yield {stream: [images[stream] for images in found] for stream in self.parts}
 
     def _described(
         self, pixels: dict[str, list[np.ndarray | None]], given: dict[str, Images], rows: range
