@@ -46,7 +46,7 @@ def advise_on(path: Path) -> None:
 
 
 class Recipe(NamedTuple):
-    """A recipe and a run folder as typed; files are read by `options` and `open`."""
+    """A recipe and a run folder as typed; files are read by its methods."""
 
     config: Path | None = None
     run: Path | None = None
@@ -64,6 +64,16 @@ class Recipe(NamedTuple):
         name = require_dataset(dataset or (options.data_train if self.config else "celeb"))
         changes = {"data.root": root, "data.test_root": None, "data_train": name, "data_test": None}
         return override(options, changes)
+
+    def read(self) -> tuple[Options, RunFolder | None]:
+        """Options, and the run folder where one is given; nothing is written there."""
+        if self.config is None and self.run is None:
+            raise click.UsageError("give a recipe with --config, or a run folder with --run")
+        folder = None if self.run is None else RunFolder.open(self.run)
+        config = self.config or Path(f"{self.run}/config.yaml")
+        if self.config is None and not config.is_file():
+            raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
+        return load(config, self.overrides), folder
 
     def open(self) -> tuple[Options, RunFolder]:
         """Options and folder of a run: of a recipe, or of a run folder that has its own."""

@@ -29,6 +29,7 @@ EXAMPLES = {
     "cache audit": "deskpro cache audit runs/demo --samples 64",
     "cache import": "deskpro cache import mine.npz --teacher mine --run runs/demo",
     "cache info": "deskpro cache info runs/demo",
+    "cache plan": "deskpro cache plan --samples 4e6 --views 16 --run runs/demo",
     "cache render": "deskpro cache render runs/demo rendered --kinds hr_face,imgs --views 0,1",
     "cache verify": "deskpro cache verify runs/demo/targets.zarr",
     "cache views": "deskpro cache views runs/demo --csv views.csv",
@@ -50,6 +51,9 @@ EXAMPLES = {
     "train-teacher": "deskpro train-teacher --config demo",
 }
 """Command → a call of it, at the end of its help."""
+
+
+_LARGEST = 10**9
 
 
 class Commands(click.Group):
@@ -85,6 +89,22 @@ class Between(click.IntRange):
         if self.max is None:
             return f"{self.min} or more"
         return f"{self.min} to {self.max}"
+
+
+class Whole(click.ParamType):
+    """A whole number above 0, also as 4e6."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Fails with what is allowed."""
+        try:
+            found = float(value)
+            if 1 <= found <= _LARGEST and found.is_integer():
+                return int(found)
+        except ValueError:
+            pass
+        self.fail(f"{value!r} must be a whole number from 1 to {_LARGEST:,}, such as 4e6.", param)
 
 
 def _add_example(command: click.Command, words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from deskpro.pipeline import config, recipes, targets_cli
+from deskpro.pipeline import config, messages, recipes, targets_cli
 from deskpro.pipeline.arguments import (
     CONFIG,
     DATASET,
@@ -22,7 +22,7 @@ from deskpro.pipeline.arguments import (
     Recipe,
     advise_on,
 )
-from deskpro.pipeline.command_help import Between
+from deskpro.pipeline.command_help import Between, Whole
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, log_to, summary, table, working
@@ -49,7 +49,7 @@ def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: 
 
 @click.group(commands=targets_cli.COMMANDS)
 def cache() -> None:
-    """Inspect a target cache, or add targets to it.
+    """Plan a target cache, inspect it, or add targets to it.
 
     PATH is a run folder, or the store itself.
     """
@@ -104,6 +104,40 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
         report = cache_tools.audit(options, folder, deep=deep, **sampling)
     summary(f"cache audit: {run}", report.facts)
     _fail_with(report.differences)
+
+
+@cache.command()
+@click.option("--samples", required=True, type=Whole(), help="How many, such as 4e6.")
+@click.option("--views", type=Whole(), help="Of each sample.  [default: cache.views]")
+@click.option(
+    "--identities",
+    type=Whole(),
+    help="Classes of the logits.  [default: those of the teacher, else of the training set]",
+)
+@CONFIG
+@RUN
+@SET
+def plan(
+    config: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    samples: int,
+    views: int | None,
+    identities: int | None,
+) -> None:
+    """Say how large a cache will be.
+
+    Bytes by target, files, memory; and hours, at the rate at which the cache of --run was made.
+    Nothing is written.
+    """
+    from deskpro.stages import cache_plan
+
+    if views is not None:
+        overrides = (*overrides, f"cache.views={views}")
+    options, folder = Recipe(config, run, overrides=overrides).read()
+    facts, rows = cache_plan.run(options, folder, samples, identities)
+    table("targets", ("target", "bytes a view", "files", "on disk"), rows)
+    summary("cache plan", facts)
 
 
 @click.command()

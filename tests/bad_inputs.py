@@ -242,6 +242,17 @@ OPTIONS = [
     Row("unknown flag", "train-student --nosuch", "No such option"),
     Row("a flag without its value", "train-student --run {run} --config", "requires an argument"),
     Row("a word too many", "train-student more", "unexpected"),
+    Row("a plan of half a sample", "cache plan --samples 4.5 --config {config}", "whole number"),
+    Row("a plan of no sample", "cache plan --samples 0 --config {config}", "whole number"),
+    Row("a plan of many", "cache plan --samples many --config {config}", "whole number"),
+    Row("a plan of 10^12 samples", "cache plan --samples 1e12 --config {config}", "whole number"),
+    Row("a plan without a recipe", "cache plan --samples 9", "--config"),
+    Row("a plan of a run without one", "cache plan --samples 9 --run {data}", "no config.yaml"),
+    Row(
+        "a plan of an unknown number of identities",
+        "cache plan --samples 9 --config {config} --set data.root={tmp}/none",
+        "--identities 1000",
+    ),
     Row("no command in cache", "cache nosuch", "No such command"),
 ]
 

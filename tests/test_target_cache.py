@@ -27,10 +27,13 @@ from deskpro.cache.schema import Field
 from deskpro.cache.store import TargetStore
 from deskpro.cache.verify import verify
 from deskpro.pipeline import config
+from deskpro.stages.base.options import Options
+from deskpro.stages.cache_plan import rate
 from deskpro.stages.data import views as view_module
 from deskpro.stages.models.weights import load_teacher, save
 from deskpro.stages.targets import class_share, kinds
-from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, tensors
+from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, stored_fields, tensors
+from deskpro.stages.targets.plan import field_bytes, settings_for
 from deskpro.stages.targets.provenance import option_differences
 from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, ClassTeacher, Source
 from deskpro.stages.targets.worker import Item, ItemTarget
@@ -511,6 +514,53 @@ def test_live_and_cached_teacher_depend_on_the_same(name: str, project: Project)
     assert cached.sees == ()
 
 
+def assert_planned(project: Project) -> None:
+    """A plan of as many samples has the size and the number of files of the store."""
+    words = ("cache", "plan", "--samples", "20", "--run", str(project.run))
+    result = project.command(*words)
+    assert result.code == 0, result.err
+    found = [path.stat().st_size for path in store(project).rglob("*") if path.is_file()]
+    [planned] = re.findall(r"([\d,]+) bytes$", result.err, re.MULTILINE)
+    assert int(planned.replace(",", "")) == pytest.approx(sum(found), rel=0.01)
+    assert re.search(rf"files +{len(found)}$", result.err, re.MULTILINE)
+
+
+def test_a_plan_predicts_the_store(project: Project) -> None:
+    before = content(project.run)
+    assert_planned(project)
+    assert content(project.run) == before
+    words = ("cache", "plan", "--samples", "4e6", "--views", "16", "--identities", "100000")
+    result = project.command(*words, "--run", str(project.run))
+    assert "4,000,000 of 100,000 identities, 16 views of each" in result.err
+    assert re.search(r"time +\S+ hours at \S+ views a second", result.err)
+    logits = next(line for line in result.out.splitlines() if "logits" in line)
+    assert [cell.strip() for cell in logits.split("│")][2:4] == ["1,400,008", "16,000,006"]
+    other = project.command(*words, "--config", str(project.config))
+    assert "time     not known" in other.err
+
+
+def test_a_rate_is_of_what_was_computed() -> None:
+    result = {"kept": {"logits": 3, "parsing": 9}, "chunks": 9, "views": 3}
+    record = {"seconds": 5.0, "result": result | {"data": {"samples": 20}}}
+    assert rate(record) == pytest.approx(20 * 3 * 6 / 9 / 5)
+    for other in ({"kept": {"logits": 9}}, {"kept": {}}, {"data": None}):
+        assert rate(record | {"result": record["result"] | other}) is None  # type: ignore[operator]
+
+
+def test_the_table_of_bytes_is_that_of_the_code() -> None:
+    text = (REPOSITORY / "cache" / "README.md").read_text()
+    lines = text.partition("<!-- bytes by target -->")[2].partition("<!-- end -->")[0].split("\n")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    expected = {}
+    for dtype in ("float16", "int8"):
+        options = Options(cache={"logits_dtype": dtype, "embedding_dtype": dtype})  # type: ignore[arg-type]
+        settings = settings_for(options, classes=632)
+        for name in TARGETS:
+            fields = stored_fields(name, settings)
+            expected[name, fields[name].dtype] = f"{sum(map(field_bytes, fields.values())):,}"
+    assert {(name, dtype): count for name, dtype, count, _ in rows[2:]} == expected
+
+
 def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project) -> None:
     rows, views = [*range(20)] * 3, [0] * 20 + [1] * 20 + [2] * 20
     exact = torch.from_numpy(reader(project).read(rows, views)["logits"])
@@ -528,6 +578,7 @@ def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project
     truth = divergence(exact, close).mean() / 60
     assert mean == pytest.approx(float(truth), rel=1e-3)
     assert "KL of int8" in project.command("cache", "info", str(project.run)).out
+    assert_planned(project)
     project.ok("train-student", *sets("cache.logits_dtype=int8"))
     audit = project.command("cache", "audit", str(project.run))
     assert audit.code == 0, audit.out

@@ -1,0 +1,128 @@
+"""How large a target cache will be, before any of it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from deskpro.cache.schema import PLAIN_GROUP, Column, Field, Schema
+from deskpro.cache.size import Size, group_size, root_size
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.views import View
+from deskpro.stages.models.weights import ModelInfo
+from deskpro.stages.targets import provenance
+from deskpro.stages.targets.kinds import (
+    TARGETS,
+    OfHeads,
+    Settings,
+    stored_fields,
+    stored_targets,
+)
+
+_RECORD = 900
+"""Bytes of a chunk's record in memory, as measured."""
+_HASH = "0" * 64
+
+
+class Plan(NamedTuple):
+    """Bytes; `targets`: by name."""
+
+    targets: Mapping[str, Size]
+    each: Mapping[str, int]
+    """Of a sample and view, by target: with the hash of its pixels, without checksums."""
+    root: Size
+    """Of columns and metadata beside the groups."""
+    item: int
+    """Of a block's targets, which the writer has in memory: one written, one computed."""
+    columns: int
+    """Of the columns in memory, as the reader has them."""
+    records: int
+    """Of the records of chunks in memory."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole store."""
+        return sum(size.chunks + size.rest for size in (*self.targets.values(), self.root))
+
+    @property
+    def files(self) -> int:
+        """Of the whole store."""
+        return sum(size.files for size in (*self.targets.values(), self.root))
+
+
+def plan(
+    options: Options,
+    samples: int,
+    classes: list[str],
+    characters: float,
+    teacher: ModelInfo | None = None,
+) -> Plan:
+    """The store that teacher-cache would make of so many samples, all of which have every target.
+
+    classes: names of the identities, which the provenance holds. characters: the mean length of a
+    sample's path. teacher: what is known of it; its network is that of the options otherwise.
+    """
+    views, block = options.cache.views, options.cache.block
+    settings = settings_for(options, len(classes), teacher)
+    network = teacher.network if teacher else options.teacher.arguments
+    made_by = {"teacher": {"weights": _HASH, "network": network}, "classes": classes}
+    targets, each = {}, {}
+    for name in stored_targets(options):
+        fields = stored_fields(name, settings)
+        targets[name] = group_size(
+            Schema(samples, views, block, fields),
+            provenance.fingerprint(name, options, made_by),
+            provenance.columns(name),
+            _facts(name, settings),
+        )
+        each[name] = sum(map(field_bytes, fields.values()))
+    root = root_size(_columns(views), samples, characters)
+    folders = {folder for name in targets for folder in Path(TARGETS[name].group).parents[:-1]}
+    plain = len(folders) * len(PLAIN_GROUP)
+    keys = -(-samples // block) * views
+    return Plan(
+        targets=targets,
+        each=each,
+        root=root._replace(rest=root.rest + plain, files=root.files + len(folders)),
+        item=block * views * sum(each.values()),
+        columns=root.chunks,
+        records=keys * len(targets) * _RECORD,
+    )
+
+
+def settings_for(options: Options, classes: int, teacher: ModelInfo | None = None) -> Settings:
+    """What targets depend on, of a teacher of so many identities."""
+    known = teacher.network["feature_dim"] if teacher else options.teacher.feature_dim
+    return provenance.settings_of(options)._replace(classes=classes, embedding_dim=known)
+
+
+def field_bytes(field: Field) -> int:
+    """The bytes of one sample and view in an array."""
+    return math.prod(field.shape) * np.dtype(field.dtype).itemsize
+
+
+def _columns(views: int) -> dict[str, Column]:
+    """The columns of a store without samples."""
+    hashes = {f"{kind}_sha256" for kind in provenance.kinds_seen(TARGETS)}
+    shape = (0, views, len(View._fields))
+    return {
+        "sample_id": Column(np.zeros(0, object), ("sample",)),
+        "label": Column(np.zeros(0, np.int64), ("sample",)),
+        "views": Column(np.zeros(shape, np.float32), ("sample", "view", "parameter")),
+        **{name: Column(np.zeros((0, 32), np.uint8), ("sample", "byte")) for name in hashes},
+    }
+
+
+def _facts(name: str, settings: Settings) -> dict[str, Any]:
+    """Facts of a chunk's record as long as those of real targets."""
+    target = TARGETS[name]
+    if not isinstance(target, OfHeads):
+        return {}
+    value = torch.zeros(1, len(settings.heads), getattr(settings, target.length))
+    lost = target.loss(value, target.encode(value, settings), settings)
+    return {fact: [0.000123456] * len(numbers) for fact, numbers in lost.items()}
