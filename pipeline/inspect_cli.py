@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from deskpro.pipeline import config, messages, recipes, targets_cli
+from deskpro.pipeline import config, recipes, targets_cli
 from deskpro.pipeline.arguments import (
     CONFIG,
     DATASET,

@@ -255,7 +255,7 @@ class TeacherCache(Stage):
             target.group,
             Schema(len(train), settings.views, settings.block, fields),
             columns,
-            provenance.fingerprint(target, options, teachers) | order,
+            provenance.fingerprint(target, options, teachers.facts(target.teacher)) | order,
             depends=provenance.columns(target),
             valid=provenance.valid(train, target),
             replace=job.force,

@@ -556,7 +556,7 @@ def test_the_table_of_bytes_is_that_of_the_code() -> None:
         options = Options(cache={"logits_dtype": dtype, "embedding_dtype": dtype})  # type: ignore[arg-type]
         settings = settings_for(options, classes=632)
         for name in TARGETS:
-            fields = stored_fields(name, settings)
+            fields = stored_fields(TARGETS[name], settings)
             expected[name, fields[name].dtype] = f"{sum(map(field_bytes, fields.values())):,}"
     assert {(name, dtype): count for name, dtype, count, _ in rows[2:]} == expected
 

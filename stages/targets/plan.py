@@ -13,13 +13,14 @@ import torch
 from deskpro.cache.schema import PLAIN_GROUP, Column, Field, Schema
 from deskpro.cache.size import Size, group_size, root_size
 from deskpro.stages.base.options import Options
+from deskpro.stages.data.index import KINDS
 from deskpro.stages.data.views import View
 from deskpro.stages.models.weights import ModelInfo
 from deskpro.stages.targets import provenance
 from deskpro.stages.targets.kinds import (
-    TARGETS,
     OfHeads,
     Settings,
+    Target,
     stored_fields,
     stored_targets,
 )
@@ -68,21 +69,24 @@ def plan(
     sample's path. teacher: what is known of it; its network is that of the options otherwise.
     """
     views, block = options.cache.views, options.cache.block
-    settings = settings_for(options, len(classes), teacher)
     network = teacher.network if teacher else options.teacher.arguments
-    made_by = {"teacher": {"weights": _HASH, "network": network}, "classes": classes}
-    targets, each = {}, {}
-    for name in stored_targets(options):
-        fields = stored_fields(name, settings)
+    own = {"teacher": {"weights": _HASH, "network": network}, "classes": classes}
+    others = provenance.TeacherFiles(options, Path())
+    targets, each, folders = {}, {}, set[Path]()
+    for name, target in stored_targets(options).items():
+        settings, made_by = settings_for(options, len(classes), teacher), own
+        if target.teacher in options.teachers:
+            settings, made_by = others.settings(target.teacher), others.facts(target.teacher)
+        fields = stored_fields(target, settings)
         targets[name] = group_size(
             Schema(samples, views, block, fields),
-            provenance.fingerprint(name, options, made_by),
-            provenance.columns(name),
-            _facts(name, settings),
+            provenance.fingerprint(target, options, made_by if target.teacher else {}),
+            provenance.columns(target),
+            _facts(target, settings),
         )
         each[name] = sum(map(field_bytes, fields.values()))
+        folders |= {*Path(target.group).parents[:-1]}
     root = root_size(_columns(views), samples, characters)
-    folders = {folder for name in targets for folder in Path(TARGETS[name].group).parents[:-1]}
     plain = len(folders) * len(PLAIN_GROUP)
     keys = -(-samples // block) * views
     return Plan(
@@ -108,7 +112,7 @@ def field_bytes(field: Field) -> int:
 
 def _columns(views: int) -> dict[str, Column]:
     """The columns of a store without samples."""
-    hashes = {f"{kind}_sha256" for kind in provenance.kinds_seen(TARGETS)}
+    hashes = [f"{kind}_sha256" for kind in KINDS]
     shape = (0, views, len(View._fields))
     return {
         "sample_id": Column(np.zeros(0, object), ("sample",)),
@@ -118,9 +122,8 @@ def _columns(views: int) -> dict[str, Column]:
     }
 
 
-def _facts(name: str, settings: Settings) -> dict[str, Any]:
+def _facts(target: Target, settings: Settings) -> dict[str, Any]:
     """Facts of a chunk's record as long as those of real targets."""
-    target = TARGETS[name]
     if not isinstance(target, OfHeads):
         return {}
     value = torch.zeros(1, len(settings.heads), getattr(settings, target.length))

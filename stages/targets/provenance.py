@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,11 @@ class TeacherFiles:
         return read_metadata(first, "teacher" if name == OWN_TEACHER else None)
 
 
-def fingerprint(target: Target, options: Options, teachers: TeacherFiles) -> dict[str, Any]:
+def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) -> dict[str, Any]:
     """What the values of a target depend on besides its columns, as JSON.
 
-    Of imported targets, only the views that they are about.
+    teacher: the facts of its teacher, as `TeacherFiles` gives them. Of imported targets, only the
+    views that they are about.
     """
     versions = {"version": view_module.VERSION, "plain_view": options.cache.plain_view}
     views = {"views": options.views.model_dump(mode="json") | versions}
@@ -127,7 +128,7 @@ def fingerprint(target: Target, options: Options, teachers: TeacherFiles) -> dic
     sizes = {field: getattr(settings, field) for field in target.depends}
     mirrored = {"mirror": True} if target.teacher and options.cache.mirror else {}
     return {
-        **(teachers.facts(target.teacher) if target.teacher else {}),
+        **teacher,
         **views,
         **{field: [*v] if isinstance(v, tuple) else v for field, v in sizes.items()},
         **mirrored,
@@ -174,7 +175,8 @@ def option_differences(
         if may_grow and target.group not in TargetStore(store).groups():
             continue
         reader = MappedReader(store, target.group)
-        found += differences(reader.fingerprint, fingerprint(target, options, teachers))
+        wanted = fingerprint(target, options, teachers.facts(target.teacher))
+        found += differences(reader.fingerprint, wanted)
         before, now = reader.schema.views, options.cache.views
         other = now < before or (now > before and not may_grow)
         if other and not is_imported(target, options):

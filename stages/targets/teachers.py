@@ -120,7 +120,8 @@ class LiveTeachers:
             {name: _open(source.store, target.group) for name, target in targets.items()}
         )
         self._depends = {
-            name: fingerprint(target, source.options, files) for name, target in targets.items()
+            name: fingerprint(target, source.options, files.facts(target.teacher))
+            for name, target in targets.items()
         }
 
     def fingerprint(self) -> dict[str, Any]:
