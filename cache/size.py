@@ -39,7 +39,8 @@ def group_size(
     crc = dict.fromkeys(schema.fields, "0" * 8)
     record = Record(ChunkKey(0, 0), crc, "0" * 64, dict(facts or {}))
     digits = _digits(schema.blocks) * schema.views + _digits(schema.views) * schema.blocks
-    records = total * (len(json.dumps(record.as_json())) + len(", ") - 2) + digits
+    each = len(json.dumps(record.as_json())) - 2 + len(", ")  # two digits are counted below
+    records = total * each - len(", ") + digits
     rest = sum(map(len, files.values())) + more_samples + sealed_bytes(files) + records
     return Size(chunks, rest, total * len(schema.fields) + len(files) + 1)
 

@@ -44,7 +44,7 @@ from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, save
 from deskpro.stages.serving.export import WRITERS, ExportedStream
 from deskpro.stages.targets.kinds import TARGETS, stored_fields
-from deskpro.stages.targets.provenance import settings_of
+from deskpro.stages.targets.plan import settings_for
 from deskpro.stages.targets.teachers import LiveTeacher
 from deskpro.stages.teacher_cache import TeacherCache
 from deskpro.stages.train_student import TrainStudent
@@ -89,14 +89,9 @@ def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
     return Row(name, mine / others, mine, others, unit, len(pairs), spread)
 
 
-def _teacher_info(classes: int) -> ModelInfo:
-    """Of a full-size teacher."""
-    return ModelInfo("teacher", {"feature_dim": 512}, classes, None, None, None)
-
-
 def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str, np.ndarray]:
     """A store of random targets of full-size images; returns its arrays."""
-    settings = settings_of(Options(), _teacher_info(classes))
+    settings = settings_for(Options(), classes)
     rng = np.random.default_rng(0)
     names = np.asarray([f"bounding_box_train/{i:05d}_c1_0000.jpg" for i in range(samples)], object)
     known = {
@@ -127,7 +122,7 @@ def write_store(path: Path, samples: int, views: int, classes: int) -> dict[str,
 
 
 def cache_read(folder: Path) -> Iterator[Row]:
-    """32 random (sample, view), logits and parsing, warm: time / numpy's memory maps."""
+    """32 random (sample, view), every target, warm: time / numpy's memory maps."""
     samples, views = 2048, 4
     arrays = write_store(folder / "read.zarr", samples, views, 632)
     plain = {}
@@ -237,7 +232,7 @@ def teacher_stage(folder: Path) -> Iterator[Row]:
         table_, {"hr_face": (face, face), "mask": body},
         DrawnViews(options.views, table_["sample_id"].tolist(), plain_view=True),
     )  # fmt: skip
-    settings = settings_of(options, _teacher_info(-(-samples // 10)))
+    settings = settings_for(options, -(-samples // 10))
     teach = LiveTeacher(TARGETS, settings, [teacher], torch.device("cpu"))
     runs = iter(range(1000))
 
