@@ -209,7 +209,7 @@ class Plan:
         ]
         facts: dict[str, object] = {
             "targets": ", ".join(groups),
-            "samples": f"{has} of {samples} have it, {absent} do not",
+            "samples": f"{has} of {samples}; {absent} have no target",
             "views": f"{views} of the cache's {self.known.views}",
         }
         if self.compared:
@@ -225,8 +225,8 @@ class Plan:
             )
         if views < most:
             found.append(
-                f"views {views} to {most - 1} of the cache have no target of {self.name}; "
-                "deskpro cache render writes their images"
+                f"the cache has {most} views, {self.name} has targets of the first {views} alone; "
+                "deskpro cache render writes the images of all"
             )
         if self.uncompared:
             found.append(

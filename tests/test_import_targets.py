@@ -127,7 +127,7 @@ def test_targets_of_every_format_are_matched_by_path_and_view(
     file = SAVE[kind](tmp_path / "mine", arrays)
     result = imported(project, file)
     assert result.code == 0, result.err
-    assert "18 of 20 have it, 2 do not" in result.err
+    assert "18 of 20; 2 have no target" in result.err
     after = digests(store(project))
     assert before.items() <= after.items()
     assert all(name.startswith("teachers/other/") for name in after.keys() - before.keys())
@@ -173,7 +173,7 @@ def test_without_views_targets_are_of_view_0_alone_and_that_is_said(
     assert result.code == 0
     assert "warning: " in result.err
     assert "those of view 0, the plain image, alone" in result.err
-    assert "views 1 to 2 of the cache have no target of other" in result.err
+    assert "3 views, other has targets of the first 1 alone" in result.err
     assert stored(project, "embedding")[1].shape == (20, 1, 1, 5)
 
 
@@ -522,4 +522,4 @@ def test_the_loop_of_the_documentation_runs(
     result = project.command(*take)
     assert result.code == 0, result.err
     assert "warning" not in result.err
-    assert "20 of 20 have it, 0 do not" in result.err
+    assert "20 of 20; 0 have no target" in result.err
