@@ -106,7 +106,7 @@ def test_a_teacher_is_added_at_every_crash_point(project: Project, tmp_path: Pat
     call()
     wanted, points = digests(root), 0
     assert wanted.items() > before.items()
-    for point in crashes(start, call, tmp_path):
+    for point in crashes(start, call, root):
         found = digests(root)
         assert {name: found.get(name) for name in before} == before, point
         call()
