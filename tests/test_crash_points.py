@@ -86,12 +86,14 @@ def test_evaluation_at_every_crash_point(project: Project, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.finished("teacher-cache")
+@pytest.mark.finished("train-teacher")
 def test_a_teacher_is_added_at_every_crash_point(project: Project, tmp_path: Path) -> None:
     """The targets of the cache keep their bytes; the same command ends with the same bytes."""
     teacher = tmp_path / "other.safetensors"
     shutil.copy(project.run / "teacher.safetensors", teacher)
-    options = config.load(project.config, [f"teachers.other.weights={teacher}"])
+    small = ["cache.views=1", "cache.block=32"]
+    runner.run_stage("teacher-cache", config.load(project.config, small), RunFolder(project.run))
+    options = config.load(project.config, [*small, f"teachers.other.weights={teacher}"])
     root, finished = project.run / "targets.zarr", tmp_path / "finished"
     shutil.copytree(project.run, finished)
     before = digests(root)
