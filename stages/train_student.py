@@ -228,6 +228,7 @@ class TrainStudent(Stage):
         from deskpro.cache.store import TargetStore
         from deskpro.stages.data.identities import HELD_OUT
         from deskpro.stages.data.views import DrawnViews, StoredViews
+        from deskpro.stages.models.lmbn import head_names
         from deskpro.stages.targets import samples
         from deskpro.stages.targets.teachers import TEACHERS, Source
         from deskpro.stages.training.recipe import TrainingSet
@@ -237,6 +238,7 @@ class TrainStudent(Stage):
         there = samples.finished(store, all_targets(options))
         with distributed.rank_zero_first():
             samples.require_targets(store, names, options, options.student.feature_dim)
+            samples.require_heads(store, names, len(head_names(options.student.heads)))
             used = {name: there[name] for name in names} or there
             files = job.index, job.deep
             samples.require_match(store, options, self.teacher, used.values(), *files)

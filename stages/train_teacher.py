@@ -102,6 +102,7 @@ class TrainTeacher(Stage):
         data = recipe.training_set(table, views, settings.epochs, classes)
         torch.manual_seed(settings.seed)
         network = LMBN(len(data.classes), **options.teacher.arguments)
+        network.map_size(options.data.face_size)  # refuses what the backbone can't take
         start = options.teacher.pre_train
         setup = recipe.Setup(
             kind="teacher",

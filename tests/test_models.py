@@ -18,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deskpro.stages.base import training_options
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.models.backbones import BACKBONES
-from deskpro.stages.models.lmbn import LMBN, drop_top_rows
+from deskpro.stages.models.backbones import BACKBONES, make_backbone, map_size
+from deskpro.stages.models.lmbn import LMBN, drop_top_rows, head_names
 from deskpro.stages.models.osnet import CHANNELS, OSBlock
 from deskpro.stages.models.student import Student, multiply_adds
 from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.tokens import map_of
 from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata, save
 
 
@@ -30,9 +31,9 @@ from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher,
 def test_every_width_gives_seven_heads(width: float) -> None:
     network = LMBN(5, width=width, feature_dim=32, attention=True).eval()
     output = network(torch.zeros(2, 3, 64, 32))
-    assert output.logits.shape == (2, len(LMBN.heads), 5)
-    assert output.features.shape == (2, len(LMBN.heads), 32)
-    assert output.embeddings.shape == (2, len(LMBN.triplet_heads), 32)
+    assert output.logits.shape == (2, len(head_names()), 5)
+    assert output.features.shape == (2, len(head_names()), 32)
+    assert output.embeddings.shape == (2, len(head_names()[:3]), 32)
     assert output.attention is not None
     assert output.attention.shape == (2, 1, 8, 4)
 
@@ -151,7 +152,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     student = Student(3, width=0.25, feature_dim=16)
     save(path, student, DESCRIPTION)
     loaded, description = load_student(path)
-    heads = {stream: list(LMBN.heads) for stream in ("face", "body")}
+    heads = {stream: list(head_names()) for stream in ("face", "body")}
     assert description == replace(DESCRIPTION, heads=heads, stride=8) == read_metadata(path)
     assert description.backbone == "osnet"
     assert not loaded.training
@@ -298,16 +299,20 @@ def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(loaded(faces, bodies).features, student(faces, bodies).features)
 
     monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet",))
-    with pytest.raises(InputError, match="backbone is 'tiny': must be one of osnet"):
+    with pytest.raises(InputError, match="backbone is 'tiny': must be one of osnet, timm:NAME"):
         load_student(tmp_path / "student.safetensors")
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", ["osnet", "timm:test_resnet", "timm:test_convnext", "timm:test_vit", "timm:test_vit2"]
+)
 def test_every_backbone_is_as_its_row_describes(name: str) -> None:
-    parts = BACKBONES[name](width=0.25, block="osnet")
+    assert name.partition(":")[0] in BACKBONES
+    parts = make_backbone(name)
     side = 4 * parts.stride
     found = parts.trunk(torch.zeros(2, 3, side, 2 * side))
-    assert found.shape == (2, parts.channels, 4, 8)
+    assert map_of(found).shape == (2, parts.channels, 4, 8)
+    assert map_size(name, (side, 2 * side)) == (4, 8)
     first, second = parts.branch(), parts.branch()
     assert {id(p) for p in first.parameters()}.isdisjoint(map(id, second.parameters()))
     deep = first(found)

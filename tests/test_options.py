@@ -106,6 +106,7 @@ OTHER = {
     "eval.ranks": [1, 2], "data.body_size": [128, 64], "data.face_size": [64, 64],
     "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2],
     "views.erase_aspect": [1.0, 1.5],
+    "teacher.heads": "global", "student.heads": "global",
     "teacher.backbone": "other", "student.backbone": "other",
     "teacher.init": "published", "student.init": "published", "schedule": "epoch",
     "train_student.schedule": "epoch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -24,14 +24,21 @@ from deskpro.stages.base.section import (
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Channel multipliers for which OSNet is defined (Zhou et al., ICCV 2019)."""
 BACKBONE_NAMES = ("osnet",)
-"""The rows of `models.backbones.BACKBONES`."""
+"""The rows of `models.backbones.BACKBONES` that are whole names; `timm:NAME` is another."""
+_OF_TIMM = "timm:NAME"
 
 
 class Network(Section):
     """One LMBN network (teacher) or one per stream (student)."""
 
-    backbone: Annotated[str, Field(json_schema_extra={"enum": [*BACKBONE_NAMES]})] = "osnet"
-    """What the network stands on."""
+    backbone: Annotated[str, Field(json_schema_extra={"enum": [*BACKBONE_NAMES, _OF_TIMM]})] = (
+        "osnet"
+    )
+    """What the network stands on: OSNet; or a network of timm, such as `timm:resnet50` or
+    `timm:vit_small_patch16_224`, with the extra `backbones`."""
+    heads: Literal["lmbn", "global"] = "lmbn"
+    """The seven heads of LMBN's three branches; or one: global average pooling, BNNeck,
+    classifier."""
     width: Annotated[float, Field(json_schema_extra={"enum": [*WIDTHS]})] = 1.0
     """OSNet's channel multiplier."""
     block: Literal["osnet", "published"] = "osnet"
@@ -42,8 +49,8 @@ class Network(Section):
     """Initial weights behind the backbone: He's, as the backbone's; or those of the published
     DeSKPro, √6 smaller in the heads, √6 larger in the attention."""
     pre_train: Source = None
-    """Weights that training starts from: OSNet's on ImageNet, or an earlier network; none: random
-    ones."""
+    """Weights that training starts from: OSNet's on ImageNet, a local file of timm's weights for a
+    backbone of timm, or an earlier network; none: random ones."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -53,10 +60,26 @@ class Network(Section):
     @field_validator("backbone", "width")
     @classmethod
     def _known(cls, value: object, info: ValidationInfo) -> object:
-        known: tuple[object, ...] = BACKBONE_NAMES if info.field_name == "backbone" else WIDTHS
-        if value not in known:
+        if info.field_name == "backbone":
+            known: tuple[object, ...] = (*BACKBONE_NAMES, _OF_TIMM)
+            of_timm = re.fullmatch(r"timm:[\w.]+", str(value)) is not None
+            fits = of_timm or value in BACKBONE_NAMES
+        else:
+            known, fits = WIDTHS, value in WIDTHS
+        if not fits:
             raise ValueError(f"must be one of {', '.join(map(str, known))}")
         return value
+
+    @model_validator(mode="after")
+    def _osnets(self) -> Self:
+        for name in ("width", "block"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if self.backbone.startswith("timm:") and value != default:
+                raise ValueError(
+                    f"{name} {value} is an option of OSNet: with backbone {self.backbone} it must "
+                    f"be {default}"
+                )
+        return self
 
 
 class Loss(Section):

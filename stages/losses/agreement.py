@@ -23,8 +23,8 @@ def agreement(
     """By head `agree_<head>`, the share of samples to which both give the same identity, and
     `divergence_<head>`, KL(softmax(teacher/T) ‖ softmax(student/T)) in nats: means over the batch.
 
-    Both float [B, H, C], heads: their H names; zscore: the divergence is that of standardised
-    logits; scalars on their device.
+    Both float [B, H, C], or the teacher's [B, 1, C] for all heads; heads: the H names; zscore: the
+    divergence is that of standardised logits; scalars on their device.
     """
     same = (logits.argmax(2) == teacher_logits.argmax(2)).float().mean(0)
     pair = logits.float(), teacher_logits.float()

@@ -20,9 +20,10 @@ def distillation(
 ) -> torch.Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)): mean over the batch, sum over the heads.
 
-    logits and teacher_logits float [B, H, C], raw, of the same heads in the same class order.
-    zscore: both are standardised first. T² keeps the gradient's size the same for every T. Float32
-    scalar.
+    logits float [B, H, C] and teacher_logits [B, H, C] of the same heads, or [B, 1, C] of a teacher
+    with a single head: every head of the student then learns from the one. Raw, in the same class
+    order. zscore: both are standardised first. T² keeps the gradient's size the same for every T.
+    Float32 scalar.
     """
     from torch.nn import functional
 
@@ -30,6 +31,7 @@ def distillation(
     if zscore:
         pair = standardise(pair[0]), standardise(pair[1])
     student, teacher = (functional.log_softmax(each / temperature, dim=-1) for each in pair)
+    teacher = teacher.expand_as(student)
     divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return temperature**2 * divergence.mean(0).sum()
 

@@ -2,17 +2,20 @@
 
 To add one: a function here that assembles it, with its row in `BACKBONES` (its building blocks may
 have a module of their own, as OSNet's); its name in `BACKBONE_NAMES` of `base/training_options.py`.
+Networks of timm are there already, as `timm:NAME`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from deskpro.stages.models import osnet
+from deskpro.stages.models import osnet, timm_networks
+from deskpro.stages.models.tokens import map_of
 
 
 class Backbone(NamedTuple):
@@ -22,15 +25,17 @@ class Backbone(NamedTuple):
     """
 
     trunk: nn.Module
-    """Images float [B, 3, H, W] → map [B, channels, h, w]."""
+    """Images float [B, 3, H, W] → map [B, channels, h, w], or `Tokens` with it."""
     channels: int
     stride: int
     """H/h and W/w of the trunk, where the image's sides are multiples of it."""
     branch: Callable[[], nn.Module]
-    """Makes a fresh copy of the rest: [B, channels, h, w] → [B, out_channels, h', w']."""
+    """Makes a fresh copy of the rest: what the trunk returns → map [B, out_channels, h', w']."""
     out_channels: int
     bottleneck: Callable[[], nn.Module]
     """Makes a fresh block that keeps the shape [B, out_channels, h', w']."""
+    initialised: bool = False
+    """Whether trunk and branch have initial weights of their own, which `initialise` leaves."""
 
 
 def _osnet(width: float = 1.0, block: str = "osnet") -> Backbone:
@@ -45,16 +50,55 @@ def _osnet(width: float = 1.0, block: str = "osnet") -> Backbone:
     )
 
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {"osnet": _osnet}
-"""Name → function that makes it from the keywords `width` and `block` of the network's options."""
+def _timm(name: str, **_: Any) -> Backbone:
+    """Each branch has random weights of its own, as OSNet's have."""
+    parts = timm_networks.cut(name)
+    return Backbone(
+        trunk=parts.trunk,
+        channels=parts.channels,
+        stride=parts.stride,
+        branch=lambda: timm_networks.cut(name).rest,
+        out_channels=parts.out_channels,
+        bottleneck=partial(timm_networks.bottleneck, parts.out_channels),
+        initialised=True,
+    )
 
 
-def initialise(network: nn.Module) -> None:
-    """Initialise a network in place, whatever its backbone, as OSNet and LMBN are.
+BACKBONES: dict[str, Callable[..., Backbone]] = {"osnet": _osnet, "timm": _timm}
+"""Name → function that makes it from the keywords `width` and `block` of the network's options; of
+`timm:NAME` what precedes the colon, and NAME is given first."""
 
+
+def make_backbone(name: str, **options: Any) -> Backbone:
+    """The backbone of a name of the options, such as `osnet` or `timm:resnet50`.
+
+    Raises InputError where it can't be made.
+    """
+    row, *model = name.split(":", 1)
+    return BACKBONES[row](*model, **options)
+
+
+@cache
+def map_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the trunk's map for those of an image; they depend on no other option.
+
+    Raises InputError for images that the backbone can't take.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trunk = make_backbone(name).trunk.eval()
+        height, width = map_of(trunk(torch.zeros(1, 3, *size))).shape[2:]
+    return height, width
+
+
+def initialise(network: nn.Module, *, backbone: bool = True) -> None:
+    """Initialise a network in place, as OSNet and LMBN are.
+
+    backbone: with its trunk and the branches' copies of the rest; else what stands behind alone.
     Convolutions: He, fan out; batch norms: 1 and 0; linear layers (classifiers): normal, std 0.001.
     """
-    for module in network.modules():
+    for name, module in network.named_modules():
+        if not backbone and "backbone" in name:
+            continue
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:

@@ -1,5 +1,5 @@
 """LMBN: a light multi-branch network (Herzog et al., "Lightweight Multi-Branch Network for Person
-Re-Identification", ICIP 2021), here with seven heads in three branches."""
+Re-Identification", ICIP 2021), here with seven heads in three branches; or with one head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from deskpro.stages.models.backbones import BACKBONES, Backbone, initialise
+from deskpro.stages.models.backbones import Backbone, initialise, make_backbone
+from deskpro.stages.models.tokens import Cut, gate, map_of
 
 
 class Output(NamedTuple):
@@ -110,8 +111,8 @@ class GlobalBranch(nn.Module):
         self.reduction_1 = BNNeck(backbone.out_channels, dim, classes)
         self.reduction_2 = BNNeck(backbone.out_channels, dim, classes)
 
-    def forward(self, x: torch.Tensor) -> list[Head]:
-        x = self.batch_drop_block(self.backbone2(x))
+    def forward(self, cut: Cut) -> list[Head]:
+        x = self.batch_drop_block(self.backbone2(cut))
         dropped = drop_top_rows(x) if self.training else x
         return [self.reduction_1(pool(x, "mean")), self.reduction_2(pool(dropped, "max"))]
 
@@ -128,8 +129,8 @@ class PartBranch(nn.Module):
         self.reduction_2 = BNNeck(backbone.out_channels, dim, classes)
         self.reduction_3 = BNNeck(backbone.out_channels, dim, classes)
 
-    def forward(self, x: torch.Tensor) -> list[Head]:
-        x = self.backbone2(x)
+    def forward(self, cut: Cut) -> list[Head]:
+        x = self.backbone2(cut)
         halves = nn.functional.adaptive_avg_pool2d(x, (2, 1))
         return [
             self.reduction_1(pool(x, "max")),
@@ -154,9 +155,39 @@ class ChannelBranch(nn.Module):
         self.reduction_ch_0 = BNNeck(None, dim, classes)
         self.reduction_ch_1 = BNNeck(None, dim, classes)
 
-    def forward(self, x: torch.Tensor) -> list[Head]:
-        first, second = pool(self.backbone2(x), "mean").chunk(2, dim=1)
+    def forward(self, cut: Cut) -> list[Head]:
+        first, second = pool(self.backbone2(cut), "mean").chunk(2, dim=1)
         return [self.reduction_ch_0(self.shared(first)), self.reduction_ch_1(self.shared(second))]
+
+
+class SingleBranch(nn.Module):
+    """Head `global` (mean) alone: the whole backbone, global average pooling, BNNeck."""
+
+    heads = ("global",)
+
+    def __init__(self, backbone: Backbone, dim: int, classes: int) -> None:
+        super().__init__()
+        self.backbone2 = backbone.branch()
+        self.reduction = BNNeck(backbone.out_channels, dim, classes)
+
+    def forward(self, cut: Cut) -> list[Head]:
+        return [self.reduction(pool(self.backbone2(cut), "mean"))]
+
+
+BRANCHES: dict[str, dict[str, type[Any]]] = {
+    "lmbn": {
+        "global_branch": GlobalBranch,
+        "part_branch": PartBranch,
+        "channel_branch": ChannelBranch,
+    },
+    "global": {"single_branch": SingleBranch},
+}
+"""Kind of heads, an option → the branches that have them, in order, under their names."""
+
+
+def head_names(heads: str = "lmbn") -> tuple[str, ...]:
+    """Names of the heads of a kind, in the order of every tensor of `Output` and of the cache."""
+    return tuple(name for branch in BRANCHES[heads].values() for name in branch.heads)
 
 
 class LMBN(nn.Module):
@@ -167,36 +198,38 @@ class LMBN(nn.Module):
 
     Args:
         classes: number of identities.
-        backbone: a row of `BACKBONES`; options: its keywords, such as OSNet's width and block.
+        backbone: its name, as `make_backbone` takes it; options: its keywords, such as OSNet's
+            width and block.
+        heads: a kind of heads, a row of `BRANCHES`.
         feature_dim: length D of each head's feature.
         attention: whether it has the spatial attention.
         init: initial weights behind the backbone, "he" or "published".
     """
-
-    heads = (*GlobalBranch.heads, *PartBranch.heads, *ChannelBranch.heads)
-    """Names of the heads, in the order of every tensor here and in the target cache."""
-    triplet_heads = heads[:3]
-    """Heads whose feature before the BNNeck takes the triplet loss."""
 
     def __init__(
         self,
         classes: int,
         *,
         backbone: str = "osnet",
+        heads: str = "lmbn",
         feature_dim: int = 512,
         attention: bool = False,
         init: str = "he",
         **options: Any,
     ) -> None:
         super().__init__()
-        self.backbone_name, parts = backbone, BACKBONES[backbone](**options)
+        self.backbone_name, parts = backbone, make_backbone(backbone, **options)
         self.feature_dim = feature_dim
         self.stride = parts.stride
+        self.heads = head_names(heads)
+        """Names of the heads, in the order of every tensor here and in the target cache."""
+        self.triplet_heads = self.heads[:3]
+        """Heads whose feature before the BNNeck takes the triplet loss."""
         self.backbone = parts.trunk
-        self.global_branch = GlobalBranch(parts, feature_dim, classes)
-        self.part_branch = PartBranch(parts, feature_dim, classes)
-        self.channel_branch = ChannelBranch(parts, feature_dim, classes)
-        initialise(self)
+        self.branches = [*BRANCHES[heads]]
+        for name, branch in BRANCHES[heads].items():
+            self.add_module(name, branch(parts, feature_dim, classes))
+        initialise(self, backbone=not parts.initialised)
         # Made after `initialise`: with torch's own initialisation the attention starts near 0.5;
         # He's by fan-out gives its single channel weights so large that the sigmoid saturates.
         self.spatial_attn = SpatialAttention(parts.channels) if attention else None
@@ -220,7 +253,7 @@ class LMBN(nn.Module):
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the trunk's map, and so of the attention, for those of an image."""
         training, weight = self.backbone.training, next(self.backbone.parameters())
-        height, width = self.backbone.eval()(weight.new_zeros(1, 3, *size)).shape[2:]
+        height, width = map_of(self.backbone.eval()(weight.new_zeros(1, 3, *size))).shape[2:]
         self.backbone.train(training)
         return height, width
 
@@ -228,9 +261,9 @@ class LMBN(nn.Module):
         x = self.backbone(images)
         attention = None
         if self.spatial_attn is not None:
-            attention = self.spatial_attn(x)
-            x = x * attention
-        found = self.global_branch(x) + self.part_branch(x) + self.channel_branch(x)
+            attention = self.spatial_attn(map_of(x))
+            x = gate(x, attention)
+        found = [head for name in self.branches for head in self.get_submodule(name)(x)]
         return Output(
             torch.stack([head.logits for head in found], 1),
             torch.stack([head.feature for head in found], 1),

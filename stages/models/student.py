@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
@@ -35,9 +37,9 @@ class Student(nn.Module):
                     torch.manual_seed(seed)
                     made[stream] = LMBN(classes, attention=stream == "body", **options)
         self.lr_face_net, self.nocloth_net = made.get("face"), made.get("body")
-        self.heads = _slices(wanted, len(LMBN.heads))
+        self.heads = _slices({name: len(net.heads) for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of logits and features."""
-        self.triplet = _slices(wanted, len(LMBN.triplet_heads))
+        self.triplet = _slices({name: len(net.triplet_heads) for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of embeddings."""
         self.projections = nn.ModuleDict()
         """Name of another teacher → projection into its space; not part of what is saved."""
@@ -121,7 +123,10 @@ def _of_some(network: LMBN, images: torch.Tensor | None, wanted: torch.Tensor) -
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
-    """Multiply-adds of convolutions and linear layers in one forward pass, in evaluation mode."""
+    """Multiply-adds of convolutions and linear layers in one forward pass, in evaluation mode.
+
+    The products of tokens in a transformer's attention are not counted.
+    """
     counts, training = [0], network.training
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -138,5 +143,9 @@ def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
     return sum(counts)
 
 
-def _slices(streams: tuple[str, ...], length: int) -> dict[str, slice]:
-    return {name: slice(i * length, (i + 1) * length) for i, name in enumerate(streams)}
+def _slices(lengths: Mapping[str, int]) -> dict[str, slice]:
+    ends = accumulate(lengths.values())
+    return {
+        name: slice(end - length, end)
+        for (name, length), end in zip(lengths.items(), ends, strict=True)
+    }

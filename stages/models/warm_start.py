@@ -1,11 +1,13 @@
-"""Start a fresh network from other weights: OSNet's on ImageNet, or an earlier network's.
+"""Start a fresh network from other weights: OSNet's or timm's, or an earlier network's.
 
 OSNet files are those of torchreid's model zoo (Zhou et al., ICCV 2019). As in the published DeSKPro
-and LightMBN, the trunk and each of the three branches start from the same layers of it.
+and LightMBN, the trunk and each of the branches start from the same layers of it. Files for a
+backbone of timm are state dicts of that network, as timm has them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from deskpro.stages.base.progress import warn
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
-from deskpro.stages.models.weights import is_safetensors, load_student, load_teacher
+from deskpro.stages.models.weights import is_safetensors, load_student, load_teacher, read_tensors
 
 _BRANCHES = ("global_branch.", "part_branch.", "channel_branch.")
 _PLACES = {
@@ -30,6 +32,10 @@ _PLACES = {
     "conv5.": [f"{branch}backbone2.2." for branch in _BRANCHES],
 }
 """Prefix of names in an OSNet file → prefixes of an LMBN's names."""
+
+
+_BACKBONE = re.compile(r"(?:^|.*\.)backbone2?\.(?:vit\.)?(.+)")
+"""An LMBN's name of a tensor of its backbone, which ends with timm's."""
 
 
 class WarmStart(NamedTuple):
@@ -57,17 +63,17 @@ def require_weights(option: str, path: Path | None) -> None:
     """InputError where the weights that an option names are absent; called before data are read."""
     if path is not None and not path.exists():
         raise InputError(
-            f"{option}: {path} is missing. configs/README.md says where OSNet's ImageNet weights "
-            f"are published; for random initial weights: --set {option}=none"
+            f"{option}: {path} is missing. configs/README.md says where ImageNet weights are "
+            f"published; for random initial weights: --set {option}=none"
         )
 
 
 def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> WarmStart:
     """Load into `network`, in place, what fits of a weights file.
 
-    From an OSNet file everything but its classifier; from an earlier teacher or student everything,
-    but the classifiers where the identities are others. Where the file doesn't name them, as
-    published ones, classifiers of the same number are taken over, with a warning.
+    From a file of OSNet or timm everything but its classifier; from an earlier teacher or student
+    everything, but the classifiers where the identities are others. Where the file doesn't name
+    them, as published ones, classifiers of the same number are taken over, with a warning.
 
     Args:
         classes: identities of the network, in class order.
@@ -116,7 +122,11 @@ def _tensors(
     network: LMBN | Student, path: Path
 ) -> tuple[Mapping[str, torch.Tensor], list[str] | None]:
     """Tensors by the network's names (others keep their own), and the identities of the file."""
-    if not is_safetensors(path):
+    first = next(iter(network.streams.values())) if isinstance(network, Student) else network
+    if first.backbone_name.startswith("timm:"):
+        if (of_timm := read_tensors(path)) is not None:
+            return _from_timm(of_timm, network), None
+    elif not is_safetensors(path):
         state = {key.removeprefix("module."): t for key, t in published.read_state(path).items()}
         if "conv1.conv.weight" in state:
             return _from_osnet(state, network), None
@@ -142,3 +152,18 @@ def _from_osnet(
         if not found:
             tensors[name] = tensor
     return tensors
+
+
+def _from_timm(
+    state: Mapping[str, torch.Tensor], network: LMBN | Student
+) -> dict[str, torch.Tensor]:
+    # timm's networks of stages write `stages_0` for what its files call `stages.0`.
+    names = {name.removeprefix("module.").replace(".", "_"): name for name in state}
+    tensors, used = dict[str, torch.Tensor](), set[str]()
+    for own in network.state_dict():
+        found = _BACKBONE.fullmatch(own)
+        name = names.get(found[1].replace(".", "_")) if found else None
+        if name is not None:
+            tensors[own] = state[name]
+            used.add(name)
+    return tensors | {name: state[name] for name in state.keys() - used}

@@ -23,7 +23,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.base.training_options import Network
 from deskpro.stages.models import published
-from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.lmbn import LMBN, head_names
 from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.teacher import Teacher
 
@@ -68,6 +68,12 @@ class ModelInfo:
         streams = network.streams if isinstance(network, Student) else {"face": network}
         heads = {name: [*stream.heads] for name, stream in streams.items()}
         return replace(self, heads=heads, stride=next(iter(streams.values())).stride)
+
+    def with_heads(self) -> ModelInfo:
+        """With the heads that its network has, where a file doesn't name them."""
+        mode = "face" if self.kind == "teacher" else self.network.get("forward_mode", "all")
+        names = [*head_names(self.network.get("heads", "lmbn"))]
+        return replace(self, heads=self.heads or dict.fromkeys(STREAMS[mode], names))
 
 
 _INFO = TypeAdapter(ModelInfo)
@@ -143,7 +149,8 @@ def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tens
     kind = kind or ("student" if "student" in found else "teacher")
     if kind not in found:
         raise InputError(f"{path}: is a {next(iter(found))}, a {kind} is needed")
-    return found[kind]
+    info, tensors = found[kind]
+    return info.with_heads(), tensors
 
 
 def _open(path: Path) -> Found:
@@ -173,6 +180,19 @@ def _read_own(path: Path) -> Found:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _foreign(path, str(error)) from None
     return {info.kind: (info, tensors)}
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors of other code's file by name, which runs no code; None for a file of ours."""
+    if not is_safetensors(path):
+        return published.read_state(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if _KEY in (file.metadata() or {}):
+                return None
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from None
 
 
 def _foreign(path: Path, why: str) -> InputError:

@@ -119,7 +119,7 @@ class OfHeads(Target):
         self.teacher, self.sees = teacher, (sees,)
         self.group = f"teachers/{teacher}/{self.name}"
         size = "face_size" if sees.endswith("face") else "body_size"
-        self.depends = (size, "precision", f"{self.name}_dtype", "heads")
+        self.depends = (size, "precision", f"{self.name}_dtype")
 
     def dtype(self, settings: Settings) -> str:
         """float16 or int8."""

@@ -15,6 +15,7 @@ from deskpro.cache.size import Size, group_size, root_size
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import KINDS
 from deskpro.stages.data.views import View
+from deskpro.stages.models.lmbn import head_names
 from deskpro.stages.models.weights import ModelInfo
 from deskpro.stages.targets import provenance
 from deskpro.stages.targets.kinds import (
@@ -70,17 +71,18 @@ def plan(
     """
     views, block = options.cache.views, options.cache.block
     network = teacher.network if teacher else options.teacher.arguments
-    own = {"teacher": {"weights": _HASH, "network": network}, "classes": classes}
+    made_by = {"weights": _HASH, "network": network}
+    own = {"teacher": made_by, "heads": [*_heads(options, teacher)], "classes": classes}
     others = provenance.TeacherFiles(options, Path())
     targets, each, folders = {}, {}, set[Path]()
     for name, target in stored_targets(options).items():
-        settings, made_by = settings_for(options, len(classes), teacher), own
+        settings, facts = settings_for(options, len(classes), teacher), own
         if target.teacher in options.teachers:
-            settings, made_by = others.settings(target.teacher), others.facts(target.teacher)
+            settings, facts = others.settings(target.teacher), others.facts(target.teacher)
         fields = stored_fields(target, settings)
         targets[name] = group_size(
             Schema(samples, views, block, fields),
-            provenance.fingerprint(target, options, made_by if target.teacher else {}),
+            provenance.fingerprint(target, options, facts if target.teacher else {}),
             provenance.columns(target),
             _facts(target, settings),
         )
@@ -102,7 +104,14 @@ def plan(
 def settings_for(options: Options, classes: int, teacher: ModelInfo | None = None) -> Settings:
     """What targets depend on, of a teacher of so many identities."""
     known = teacher.network["feature_dim"] if teacher else options.teacher.feature_dim
-    return provenance.settings_of(options)._replace(classes=classes, embedding_dim=known)
+    found = provenance.settings_of(options)
+    heads = _heads(options, teacher)
+    return found._replace(classes=classes, embedding_dim=known, heads=heads)
+
+
+def _heads(options: Options, teacher: ModelInfo | None) -> tuple[str, ...]:
+    known = (teacher.heads or {}).get("face") if teacher else None
+    return tuple(known or head_names(options.teacher.heads))
 
 
 def field_bytes(field: Field) -> int:

@@ -19,7 +19,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
-from deskpro.stages.models.lmbn import LMBN
+from deskpro.stages.models.backbones import map_size
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import (
     ModelInfo,
@@ -31,24 +31,23 @@ from deskpro.stages.targets.kinds import Settings, Target
 
 
 def settings_of(
-    options: Options, teacher: ModelInfo | None = None, *, joined: bool = False
+    options: Options, teacher: ModelInfo | None = None, *, joined: str = ""
 ) -> Settings:
-    """What targets depend on, of the options and the teacher; joined: of another teacher, whose
-    heads are one."""
+    """What targets depend on, of the options and the teacher; joined: of another teacher, the
+    stream whose images it sees: its heads are one."""
     data, cache = options.data, options.cache
-    # The student's attention has the size of its trunk's map, whatever the width.
-    student = LMBN(1, backbone=options.student.backbone, width=0.25)
+    heads = ((teacher.heads if teacher else None) or {}).get(joined or "face", [])
     length = teacher.network["feature_dim"] if teacher else 0
     return Settings(
         classes=teacher.num_classes if teacher else 0,
         face_size=data.face_size,
         body_size=data.body_size,
-        map_size=student.map_size(data.body_size),
+        map_size=map_size(options.student.backbone, data.body_size),
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
         embedding_dtype=cache.embedding_dtype,
-        embedding_dim=length * len(LMBN.heads) if joined else length,
-        heads=("joined",) if joined else LMBN.heads,
+        embedding_dim=length * len(heads) if joined else length,
+        heads=("joined",) if joined else tuple(heads),
         mirror=cache.mirror,
     )
 
@@ -70,10 +69,9 @@ class TeacherFiles:
 
     def settings(self, name: str) -> Settings:
         """What the targets of a teacher depend on; of no teacher where the name is empty."""
-        other = name in self.options.teachers
-        if name not in self.paths:
-            return settings_of(self.options, joined=other)
-        return settings_of(self.options, self._info(name), joined=other)
+        joined = self._stream(name) if name in self.options.teachers else ""
+        info = self._info(name) if name in self.paths else None
+        return settings_of(self.options, info, joined=joined)
 
     def facts(self, name: str) -> dict[str, Any]:
         """What tells a teacher from others, as JSON: the SHA-256 of its weights, its network, its
@@ -85,9 +83,9 @@ class TeacherFiles:
         if more:
             teacher["checkpoints"] = [sha256(path) for path in more]
         if name != OWN_TEACHER:
-            return {"teacher": teacher}
+            return {"teacher": teacher, "heads": ["joined"]}
         class_order = {} if info.classes is None else {"classes": info.classes}
-        return {"teacher": teacher} | class_order
+        return {"teacher": teacher, "heads": (info.heads or {}).get("face", [])} | class_order
 
     def networks(self, name: str) -> list[Teacher]:
         """Its networks, loaded; a checkpoint with other identities or sizes is refused."""
@@ -124,7 +122,7 @@ def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) ->
     views = {"views": options.views.model_dump(mode="json") | versions}
     if is_imported(target, options):
         return views
-    settings = settings_of(options, joined=target.teacher in options.teachers)
+    settings = settings_of(options)
     sizes = {field: getattr(settings, field) for field in target.depends}
     mirrored = {"mirror": True} if target.teacher and options.cache.mirror else {}
     return {

@@ -140,6 +140,23 @@ def embedding_shapes(
     return found
 
 
+def require_heads(store: TargetStore, names: Sequence[str], heads: int) -> None:
+    """Refuse targets of a teacher's heads that a student's can't learn from.
+
+    heads: number of heads of the student's face stream. Each may learn from the logits of the one
+    head of a teacher; otherwise the heads are the same.
+    """
+    options = {"logits": "kd_loss.enable=false", "embedding": "embedding.weight=0"}
+    for name in options.keys() & {*names}:
+        found = MappedReader(store.root, TARGETS[name].group).schema.fields[name].shape[0]
+        if found != heads and (found, name) != (1, "logits"):
+            raise InputError(
+                f"{store.root}: its target {name} has {found} head{'s' * (found > 1)}, the "
+                f"student's face stream {heads}. Set teacher.heads and student.heads alike, or "
+                f"--set {options[name]}"
+            )
+
+
 def classes_and_labels(
     store: TargetStore, table: pd.DataFrame, readers: Mapping[str, MappedReader], dataset: str
 ) -> tuple[list[str], np.ndarray]:

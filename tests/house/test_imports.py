@@ -36,6 +36,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "sqlite3": ("cache",),
     "torch.distributed": ("stages/base/distributed.py",),
     "ray": ("stages/base/engine.py",),
+    "timm": ("stages/models/timm_networks.py",),
     "matplotlib": ("stages/reporting",),
     "jinja2": ("stages/reporting",),
     "pyarrow": ("stages/targets/foreign.py",),
