@@ -54,6 +54,10 @@ class Recipe(NamedTuple):
     overrides: tuple[str, ...] = ()
     force: bool = False
 
+    def having(self, override: str) -> Recipe:
+        """With one more `key=value`, which replaces earlier ones."""
+        return self._replace(overrides=(*self.overrides, override))
+
     def options(self) -> Options:
         """The options, without a run folder."""
         return load(self.config, self.overrides)

@@ -105,13 +105,26 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
 )
 @click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint.")
 @DATASET
+@click.option(
+    "--gallery-network",
+    type=click.Choice(["student", "teacher"]),
+    help="teacher: also rank its features of the gallery's HR faces, as `face_hr`.  [default: "
+    "eval.gallery_network of the recipe]",
+)
 def eval_(
-    recipe: Recipe, deep: bool, checkpoint: Path | None, root: Path | None, dataset: str | None
+    recipe: Recipe,
+    deep: bool,
+    checkpoint: Path | None,
+    root: Path | None,
+    dataset: str | None,
+    gallery_network: str | None,
 ) -> None:
     """Evaluate the student: mAP and CMC by every protocol.
 
     The streams face and body are scored alone and together, as `all`.
     """
+    if gallery_network is not None:
+        recipe = recipe.having(f"eval.gallery_network={gallery_network}")
     if (checkpoint is None) != (root is None):
         raise click.UsageError(
             "--checkpoint needs --data, the dataset, and --data needs --checkpoint"

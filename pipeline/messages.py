@@ -178,12 +178,18 @@ def _student(result: Any) -> Facts:
     }
 
 
+def _blocks(kept: int, blocks: int, features: Path) -> str:
+    return f"{kept} of {blocks} blocks were there: {features}"
+
+
 def _eval(result: Any) -> Facts:
-    none = "no face stream"
+    none, of_teacher = "no face stream", result.of_teacher
     return {
         "rules": "; ".join(result.rules),
-        "features": f"{result.kept} of {result.blocks} blocks were there: {result.features}",
+        "features": _blocks(result.kept, result.blocks, result.features),
+        "teacher": of_teacher and _blocks(*(of_teacher[k] for k in ("kept", "blocks", "features"))),
         "without face": "  ".join(f"{k} {v}" for k, v in result.without_face.items()) or none,
+        "without HR face": of_teacher and f"gallery {of_teacher['without_face']}",
         "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
         "metrics": f"{result.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg",
     }

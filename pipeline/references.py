@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from deskpro.pipeline import runner
+from deskpro.pipeline.config import override
 from deskpro.pipeline.results_file import measured, world_facts
 from deskpro.pipeline.tables import CHANCE, CLOTHES, TEACHER
+from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
@@ -26,8 +28,8 @@ Measure = Callable[["pd.DataFrame", "pd.DataFrame", Protocol], dict[str, float]]
 def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[str, Any]]:
     """What was measured of the references, a row per reference and stream.
 
-    student: the rows of a student; the references are measured on its queries: of `face` those
-    that have one.
+    student: the rows of a student; the references are measured on its queries: of `face`
+    and `face_hr` those that have one.
     """
     layout = LAYOUTS[options.data_test or options.data_train]
     index = read_index(options.test_root, layout, ("query", "gallery"))[0]
@@ -39,7 +41,7 @@ def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[st
         measures[CLOTHES] = _clothes
     for name, measure in measures.items():
         for row in student:
-            seen = query["lr_face"].notna() | (row["stream"] != "face")
+            seen = query["lr_face"].notna() | (row["stream"] not in ("face", FACE_HR))
             queries = query[seen].reset_index(drop=True)
             scores = measure(queries, gallery, PROTOCOLS[row["protocol"]])
             kept = {key: row[key] for key in ("stream", "protocol", "queries")}
@@ -63,6 +65,7 @@ def _teacher(options: Options, folder: RunFolder) -> Iterator[dict[str, Any]]:
 
     home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
     weights = options.pre_train or folder.teacher
+    options = override(options, {"eval.gallery_network": "student"})  # it is evaluated alone
     evaluation = Evaluate(options, home, weights, kind="teacher")
     runner.run_stage(evaluation, options, home, update=True)
     for row in measured(home):

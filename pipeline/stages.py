@@ -59,8 +59,10 @@ def make(name: str, options: Options, folder: RunFolder) -> Stage:
 def needed(options: Options) -> list[str]:
     """The stages that a recipe needs, in order."""
     skipped = {"prepare"} if options.prepare is None else set()
-    if not targets_needed(options, options.streams):
-        skipped |= {"train-teacher", "teacher-cache"}
-    elif options.pre_train is not None:
+    targets = targets_needed(options, options.streams)
+    if not targets:
+        skipped |= {"teacher-cache"}
+    of_teacher = targets or options.eval.gallery_network == "teacher"
+    if not of_teacher or options.pre_train is not None:
         skipped |= {"train-teacher"}
     return [name for name in STAGES if name not in skipped]

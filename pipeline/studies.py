@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten, names_option
 from deskpro.stages.losses.terms import TERMS, params
 
@@ -310,6 +311,8 @@ def same_cells(
             for stream in options.streams
         }
         alike["all"] = all(alike.values())
+        if options.eval.gallery_network == "teacher":
+            alike[FACE_HR] = alike.get("face", False)
         if variant != base_of(variant):
             found |= {(variant, stream) for stream, is_same in alike.items() if is_same}
     return found

@@ -134,11 +134,19 @@ def _differences(one: Run, other: Run) -> list[str]:
 
 def _settings(one: Run, other: Run) -> list[str]:
     """Options of the evaluation that differ; they may be what is compared."""
+    found = [(run.name, run.report | {"gallery_network": _gallery(run)}) for run in (one, other)]
+    (name, own), (other_name, theirs) = found
     return [
-        f"{what} is {one.report.get(what)} in {one.name}, {other.report.get(what)} in {other.name}"
-        for what in ("flip", "face_weight", "rerank")
-        if one.report.get(what) != other.report.get(what)
+        f"{what} is {own.get(what)} in {name}, {theirs.get(what)} in {other_name}"
+        for what in ("flip", "face_weight", "rerank", "gallery_network")
+        if own.get(what) != theirs.get(what)
     ]
+
+
+def _gallery(run: Run) -> str:
+    """Whose features the gallery has."""
+    teacher = run.report.get("gallery_network")
+    return f"teacher {teacher['sha256'][:12]}" if teacher else "student"
 
 
 def _common(runs: Sequence[Run], protocol: str, stream: str) -> list[str]:

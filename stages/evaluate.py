@@ -17,30 +17,30 @@ from deskpro.stages.base.progress import log, start, table
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
+from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
+from deskpro.stages.losses.terms import targets_needed
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from deskpro.stages.evaluation.feature_store import FeatureStore
-    from deskpro.stages.evaluation.measures import Measure
     from deskpro.stages.metrics.protocols import Protocol
-    from deskpro.stages.metrics.ranking import Distances, Ranking
+    from deskpro.stages.metrics.ranking import Ranking
     from deskpro.stages.models.extractor import FeatureExtractor
-
-NEAREST = 10
-"""Gallery images listed for each query."""
 
 
 @dataclass(frozen=True)
 class EvaluateResult(Result):
-    """rules: of the protocols; kept: blocks of features that were there, of `blocks`; without_face:
-    split → images, empty without a face stream; skipped: protocol → queries without a positive."""
+    """rules: of the protocols; kept: blocks of features that were there, of `blocks`; of_teacher:
+    what was done for the gallery's features by the teacher, if any; without_face: split → images,
+    empty without a face stream; skipped: protocol → queries without a positive."""
 
     rules: Sequence[str]
     kept: int
     blocks: int
     features: Path
+    of_teacher: Mapping[str, Any]
     without_face: Mapping[str, int]
     skipped: Mapping[str, int]
     metrics: Path
@@ -60,6 +60,7 @@ class Evaluate(Stage):
         "eval.rerank",
         "eval.flip",
         "eval.ranks",
+        "eval.gallery_network",
     )
     incremental = True
 
@@ -87,6 +88,12 @@ class Evaluate(Stage):
     def dataset(self) -> str:
         return self.options.data_test or self.options.data_train
 
+    @property
+    def teacher(self) -> Path | None:
+        """The weights of the teacher that sees the gallery; None where the student does."""
+        own = self.options.pre_train or self.folder.teacher
+        return own if self.options.eval.gallery_network == "teacher" else None
+
     def upstream(self) -> str | None:
         return None if self.alone else "train-student"
 
@@ -97,14 +104,27 @@ class Evaluate(Stage):
                 f"{self.options.test_root}: no such folder, or none of body images in it. Set "
                 "data.test_root, or data.root"
             )
+        if self.teacher is not None:
+            refuse_options(self.options, alone=self.weights != self.folder.student)
+            if not self.folder.metrics.exists() and not self._makes_teacher():
+                require_teacher(self.teacher, self.options)
+
+    def _makes_teacher(self) -> bool:
+        """Whether the stages before it are about to train the teacher."""
+        options, done = self.options, self.alone or self.folder.student.exists()
+        made = not done and options.pre_train is None
+        return made and bool(targets_needed(options, options.streams))
 
     def deps(self) -> list[Dep]:
         root, layout = self.options.test_root, LAYOUTS[self.dataset]
         # A teacher sees HR faces.
         kinds = ("imgs", "lr_face", "hr_face") if self.alone else ("imgs", "lr_face")
         folders = image_folders(root, self.dataset, kinds, ("query", "gallery"))
+        if self.teacher is not None:
+            folders |= image_folders(root, self.dataset, ("hr_face",), ("gallery",))
         return [
             Dep("the network" if self.alone else "the student", self.weights),
+            *(Dep("the teacher", path) for path in (self.teacher,) if path is not None),
             *(Dep(name, root / name) for name in ("clothes.csv", *layout.scenes.values())),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
@@ -116,38 +136,43 @@ class Evaluate(Stage):
         """Rank the gallery for every query, by each protocol and stream."""
         import pandas as pd
 
-        from deskpro.stages.data.check import check_data
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
+        from deskpro.stages.evaluation.gallery import GalleryTeacher
+        from deskpro.stages.evaluation.measures import measures_of
+        from deskpro.stages.evaluation.rankings import rank_all
         from deskpro.stages.evaluation.scores import write_scores
         from deskpro.stages.models.extractor import open_extractor
 
         options, data, folder = self.options, self.options.data, self.folder
         device = distributed.pick_device(options.device)
         extractor = open_extractor(self.weights, self.kind, data.face_size, data.body_size, device)
-        checked = check_data(
-            options.test_root,
-            self.dataset,
-            splits=("query", "gallery"),
-            test_needs=extractor.needs,
-            training=False,
-            index=job.index,
-        ).require()
-        query, gallery = checked.split("query"), checked.split("gallery")
+        teacher = GalleryTeacher.open(self.teacher, extractor, options, device)
+        query, gallery = self._images(extractor, job)
         protocols = _protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
         start(self.name, device=device, samples=len(images), output=folder.metrics)
         made = store_features(folder.features, extractor, self.weights, images, options, job.index)
-        stored = FeatureStore(folder.features, device, options.cache.memory * 1e9)
+        budget = options.cache.memory * 1e9
+        stored = FeatureStore(folder.features, device, budget)
         # In the order of their contents: then no number depends on file names.
         images = images.assign(row=made.rows).sort_values(["row", "sample_id"], ignore_index=True)
         query, gallery = (
             images[images["split"] == split].reset_index(drop=True)
             for split in ("query", "gallery")
         )
-        scores = _score(options, extractor, stored, protocols, query, gallery)
+        seen = teacher and teacher.store(
+            folder.gallery_features, gallery, job.index, budget - stored.resident
+        )
+        measures = measures_of(extractor, stored, options.eval.face_weight, seen and seen.stored)
+        ranked = gallery if seen is None else seen.table
+        scores = rank_all(options, measures, protocols, query, ranked)
         faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
         images = images.sort_values("sample_id")
         report = self._report(extractor, stored, images, scores, query, gallery, faces)
+        if teacher and seen:
+            report["gallery_network"] = teacher.facts()
+            report["data"]["digests"] |= seen.digests()
+            report["data"]["without HR face"] = seen.without_face
         write_scores(report, scores, query, gallery, faces, folder.metrics)
         _show(report, options)
         return EvaluateResult(
@@ -155,10 +180,30 @@ class Evaluate(Stage):
             kept=made.kept,
             blocks=made.blocks,
             features=folder.features,
+            of_teacher=seen.facts() if seen else {},
             without_face=report["data"]["without face"],
             skipped={name: part["skipped"] for name, part in report["protocols"].items()},
             metrics=folder.metrics,
         )
+
+    def _images(self, extractor: FeatureExtractor, job: Job) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of query and gallery."""
+        from deskpro.stages.data.check import check_data
+
+        root = self.options.test_root
+        checked = check_data(
+            root,
+            self.dataset,
+            splits=("query", "gallery"),
+            test_needs=extractor.needs,
+            gallery_needs=() if self.teacher is None else ("hr_face",),
+            training=False,
+            index=job.index,
+        ).require()
+        query, gallery = checked.split("query"), checked.split("gallery")
+        if self.teacher is not None:
+            require_hr_faces(gallery, root)
+        return query, gallery
 
     def _report(
         self,
@@ -182,6 +227,7 @@ class Evaluate(Stage):
                 "sha256": sha256(self.weights),
                 "kind": extractor.info.kind,
             },
+            "gallery_network": None,
             "data": {
                 "root": str(self.options.test_root),
                 "dataset": self.dataset,
@@ -255,91 +301,8 @@ def _impossible(
     return None
 
 
-def _score(
-    options: Options,
-    extractor: FeatureExtractor,
-    stored: FeatureStore,
-    protocols: list[Protocol],
-    query: pd.DataFrame,
-    gallery: pd.DataFrame,
-) -> dict[str, dict[str, Ranking]]:
-    """Protocol → stream → ranking; nearest images of the first protocol and widest stream.
-
-    A query of which a stream sees no image is not ranked by it; a stream that has nothing to rank
-    has no ranking.
-    """
-    import numpy as np
-
-    from deskpro.stages.evaluation.measures import measures_of
-    from deskpro.stages.metrics.ranking import rank_gallery
-
-    scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
-    measures = measures_of(extractor, stored, options.eval.face_weight)
-    for stream, (kinds, measure) in measures.items():
-        seen, shown = (part[kinds].notna().any(axis=1) for part in (query, gallery))
-        if not seen.all():
-            without = f"{(~seen).sum()} of {len(seen)} queries have no {kinds[0]} image"
-            log(f"eval: {stream}: {without}; they are not counted")
-        if not seen.any() or not shown.any():
-            log(f"eval: {stream}: queries or gallery have no {kinds[0]} image; it is left out")
-            continue
-        for protocol in protocols:
-            queries, others = query[seen], gallery
-            if options.eval.rerank.enable:
-                # Neighbours are those of the protocol: it says who is there at all.
-                queries = queries[protocol.query_mask(queries)]
-                others = gallery[protocol.gallery_mask(gallery)]
-                known = np.concatenate([np.ones(len(queries), bool), shown[others.index]])
-                distances = _reranked(options, measure, queries, others, known)
-            else:
-                distances = measure(queries, others)
-            listed = protocol is protocols[0] and stream == [*measures][-1]
-            ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST * listed)
-            if len(ranking.queries):
-                scores[protocol.name][stream] = ranking
-    empty = [name for name, streams in scores.items() if not streams]
-    if empty:
-        raise InputError(
-            f"{options.test_root}: protocol {', '.join(empty)}: no query that the network sees has "
-            "a positive in the gallery. Check faces and names: deskpro check-data"
-        )
-    return scores
-
-
 def _rows(table: pd.DataFrame) -> np.ndarray:
     return table["row"].to_numpy()
-
-
-def _reranked(
-    options: Options,
-    measure: Measure,
-    query: pd.DataFrame,
-    gallery: pd.DataFrame,
-    known: np.ndarray,
-) -> Distances:
-    """Re-ranked distances; known: bool [queries + gallery], what the stream sees."""
-    import pandas as pd
-
-    from deskpro.stages.metrics.reranking import reranked
-
-    settings = options.eval.rerank
-    picked = pd.concat([query, gallery])
-    try:
-        return reranked(
-            measure(picked, picked),
-            len(query),
-            len(gallery),
-            known=known,
-            k1=settings.k1,
-            k2=settings.k2,
-            weight=settings.weight,
-            memory=options.cache.memory * 1e9,
-        )
-    except MemoryError as error:
-        raise InputError(
-            f"eval.rerank: {len(picked)} images need {error}. Allow more: --set "
-            f"cache.memory={max(2 * options.cache.memory, 2):g}; or lower eval.rerank.k1"
-        ) from None
 
 
 def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:

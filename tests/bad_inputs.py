@@ -373,6 +373,26 @@ DATASETS = [
               ("isn't text", raw(b"\xff\xfe\x00")), ("has other columns", text("a,b\n1,2\n")),
               ("is a FIFO", fifo), ("is a folder", folder), ("is endless", link("/dev/zero"))),
 ]  # fmt: skip
+TEACHER = "eval --force --gallery-network teacher"
+GALLERIES = [
+    Row("the teacher's gallery re-ranked", f"{TEACHER} --set eval.rerank.enable=true",
+        "eval.rerank.enable=false"),
+    Row("the teacher's gallery without a face stream", f"{TEACHER} --set forward_mode=body",
+        "this one has body alone"),
+    Row("the teacher's gallery of a network alone",
+        f"{TEACHER} --checkpoint {{run}}/student.safetensors --data {{data}} --run {{tmp}}/alone",
+        "Leave --checkpoint out, or add --gallery-network student"),
+    Row("the gallery of nobody", "eval --force --gallery-network pupil", "'student', 'teacher'"),
+    option("the gallery of nobody in a recipe", "eval.gallery_network=pupil",
+           "eval.gallery_network", "eval"),
+    Row("the gallery's teacher is missing", TEACHER, "train-teacher",
+        {"run/teacher.safetensors": missing}),
+    Row("the gallery's teacher isn't the student's", TEACHER, "the content of the teacher",
+        {"run/teacher.safetensors": text("weights")}),
+    Row("pre_train is missing", f"{TEACHER} --set pre_train={{tmp}}/none.pth", "none.pth"),
+    *replaced("an HR face of the gallery", "data/hr_face/bounding_box_test/0010_c1_0001.jpg",
+              "0010_c1_0001.jpg", TEACHER, ("is text", text("face"))),
+]  # fmt: skip
 RUNS = [
     *replaced("metrics.json", "run/metrics.json", "metrics.json", "compare {run} {run}",
               *NOT_JSON, ("is an empty object", text("{}")), *NOT_FILES),

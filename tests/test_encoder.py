@@ -124,7 +124,7 @@ def test_similarity_is_what_eval_ranks_all_by(
     features = found(images["imgs"].tolist(), images["lr_face"].tolist())
     rows = images.assign(row=range(len(images)))
     store = FeatureStore(run / "features.zarr", torch.device("cpu"), 1e9)
-    _, measure = measures_of(source.extractor, store, weight)["all"]
+    measure = measures_of(source.extractor, store, weight)["all"].measure
     distances = measure(rows[:10], rows)(slice(0, 10))
     similarity = found.similarity(features[:10], features)
     assert similarity.dtype == np.float32

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+FACE_HR = "face_hr"
+"""The stream of `eval.gallery_network: teacher`: the student's LR faces of the queries against the
+teacher's HR faces of the gallery."""
+
 
 class Name(NamedTuple):
     """The facts of an image's name, and the columns that index, ranking and digests read.

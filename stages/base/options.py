@@ -130,6 +130,9 @@ class Evaluation(Section):
     """Images per forward pass."""
     flip: bool = True
     """Add the feature of the mirrored image."""
+    gallery_network: Literal["student", "teacher"] = "student"
+    """teacher: also rank the teacher's features of the gallery's HR faces for the student's of the
+    queries' LR faces, as the stream `face_hr`. For students that learned its embeddings."""
     ranks: Annotated[
         tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(strict=False, min_length=1)
     ] = (1, 5, 10, 20)

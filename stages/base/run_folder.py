@@ -34,6 +34,8 @@ class RunFolder:
         self.left_out = self.upstream / "left_out.csv"
         self.student = path / "student.safetensors"
         self.features = path / "features.zarr"
+        self.gallery_features = path / "gallery_features.zarr"
+        """The teacher's features of the gallery's HR faces."""
         self.metrics = path / "metrics.json"
         self.config = path / "config.yaml"
 

@@ -86,6 +86,7 @@ def check_data(
     splits: Iterable[str] = SPLITS,
     needs: Sequence[str] = KINDS,
     test_needs: Sequence[str] = ("imgs", "lr_face"),
+    gallery_needs: Sequence[str] = (),
     incomplete: str = "refuse",
     training: bool = True,
     identities: Identities = EVERYBODY,
@@ -100,9 +101,9 @@ def check_data(
     "leave-out" (any sample that lacks a file is left out whole, and so are such identities) or
     "keep" (a sample is used for whatever its files allow; such identities are left out). Images
     must decode to the end, and a mask must have the size of its body image; some of the masks must
-    have a head. Test samples may lack any face file. `identities` says who is of the split "train"
-    in the end, and who of "validation". Images of the folder `unlabelled` are of a split of its
-    name, and may lack any file but that of the body.
+    have a head. Test samples may lack any face file; `gallery_needs` adds kinds for the gallery.
+    `identities` says who is of the split "train" in the end, and who of "validation". Images of the
+    folder `unlabelled` are of a split of its name, and may lack any file but that of the body.
 
     Images that `index` knows (this user's file index, if not given) aren't read again.
     """
@@ -117,17 +118,17 @@ def check_data(
     splits = [*splits]
     table, problems = read_index(root, layout, splits)
     unused, unmatched = find_unused(root, layout, splits)
-    problems += unmatched
-    problems += _unfinished(root)
-    left_out = pd.DataFrame(columns=LEFT_OUT)
+    problems += [*unmatched, *_unfinished(root)]
+    roots, left_out = [root], pd.DataFrame(columns=LEFT_OUT)
     if training:
         table, left_out, missing = _complete(table, root, needs, incomplete)
         problems += missing
-    roots, trained = [root], {"train", UNLABELLED} if training else set()
+    trained = {"train", UNLABELLED} if training else set()
     if unlabelled is not None:
         others, wrong = read_unlabelled(unlabelled)
         table, problems, roots = pd.concat([table, others]), problems + wrong, [root, unlabelled]
     kinds = {s: needs if s in trained else test_needs for s in (*splits, UNLABELLED)}
+    kinds |= {"gallery": (*test_needs, *gallery_needs)}
     parts = [table.loc[table["split"] == split, [*wanted]] for split, wanted in kinds.items()]
     paths = [path for part in parts for kind in part for path in part[kind].dropna()]
     files, unreadable = _read(paths, roots, index or FileIndex())

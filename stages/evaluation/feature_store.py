@@ -164,6 +164,11 @@ class FeatureStore:
             everything = np.arange(self.reader.schema.samples)
             self._resident = torch.cat([part for _, part in self._parts(everything)])
 
+    @property
+    def resident(self) -> int:
+        """Bytes that are kept in memory."""
+        return 0 if self._resident is None else self._resident.nbytes
+
     def contents(self) -> dict[str, np.ndarray]:
         """The content of the image files: by kind SHA-256, uint8 [rows, 32]."""
         kinds = [name for name in self.reader.columns if name.endswith(_CONTENT)]
@@ -191,14 +196,23 @@ class FeatureStore:
             yield part, torch.from_numpy(chunk).to(self.device).float()
 
     def distances(
-        self, queries: np.ndarray, others: np.ndarray, weights: torch.Tensor
+        self,
+        queries: np.ndarray,
+        others: np.ndarray,
+        weights: torch.Tensor,
+        gallery: FeatureStore | None = None,
     ) -> Callable[[slice | np.ndarray], np.ndarray]:
         """Some of the queries → their distances to all others, float32 [n, len(others)].
 
         The distance is 1 − Σ w_h ⟨q_h, g_h⟩ over the heads; weights: float32 [H]. Equal rows have
         equal distances, bit for bit: each product is computed once.
+
+        Args:
+            gallery: the store that `others` are rows of, this one where not given. All of its
+                heads, in order, meet the heads here whose weight is not 0.
         """
         used = weights.nonzero().flatten().tolist()
+        store, theirs = (self, used) if gallery is None else (gallery, [*range(gallery.heads)])
         scale = weights[used].to(self.device)[:, None]
         needed, place = np.unique(others, return_inverse=True)
         ordered = np.array_equal(needed, others)  # one image each, in the store's order
@@ -206,8 +220,8 @@ class FeatureStore:
         def block(rows: slice | np.ndarray) -> np.ndarray:
             few = (self.take(queries[rows])[:, used] * scale).flatten(1)
             found = np.empty((len(few), len(needed)), np.float32)
-            for part, features in self.parts(needed):
-                products = few @ features[:, used].flatten(1).T
+            for part, features in store.parts(needed):
+                products = few @ features[:, theirs].flatten(1).T
                 found[:, part] = (1 - products).cpu().numpy()
             return found if ordered else found[:, place.reshape(-1)]
 

@@ -4,38 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
 
+from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.evaluation.feature_store import FeatureStore
 from deskpro.stages.metrics.fusion import Block, Fusion, choose_fusion
 from deskpro.stages.models.extractor import FeatureExtractor
 
 Measure = Callable[[pd.DataFrame, pd.DataFrame], Block]
-"""(query, gallery) → distances; both are tables with `row`, the place in the feature store."""
+"""(query, gallery) → distances; both are tables with `row`, the place in the feature store. With a
+teacher's store the gallery has `hr_row`, the place in that."""
+
+
+class Compared(NamedTuple):
+    """What a stream compares, and how."""
+
+    asked: list[str]
+    """The kinds of images that it sees of a query, which has one of them or isn't ranked."""
+    shown: list[str]
+    """The same of the gallery, whose images without any are at a cosine of 0."""
+    measure: Measure
 
 
 def measures_of(
-    extractor: FeatureExtractor, stored: FeatureStore, face_weight: float | Literal["fitted"]
-) -> dict[str, tuple[list[str], Measure]]:
-    """Stream → the kinds of images that it sees, and how it measures distances.
+    extractor: FeatureExtractor,
+    stored: FeatureStore,
+    face_weight: float | Literal["fitted"],
+    of_teacher: FeatureStore | None = None,
+) -> dict[str, Compared]:
+    """Stream → what it sees, and how it measures distances.
+
+    Args:
+        extractor: the network whose features are stored.
+        of_teacher: features of the gallery by a teacher with the heads of the face stream; adds the
+            stream `face_hr`.
 
     Raises:
         InputError: the weights of the streams are to be the fitted ones, and the student has none.
     """
-    found = dict[str, tuple[list[str], Measure]]()
+    found, weights_of = dict[str, Compared](), dict[str, torch.Tensor]()
     for stream, part in extractor.heads.items():
-        weights = torch.zeros(stored.heads)
+        weights_of[stream] = weights = torch.zeros(stored.heads)
         weights[part] = 1 / (part.stop - part.start)
-        found[stream] = [extractor.kinds[stream]], partial(_distances, stored, weights)
-    if len(found) > 1:
+        kinds = [extractor.kinds[stream]]
+        found[stream] = Compared(kinds, kinds, partial(_distances, stored, weights))
+    measures = {stream: compared.measure for stream, compared in found.items()}
+    if of_teacher is not None:
+        across = partial(_across, stored, of_teacher, weights_of["face"])
+        found[FACE_HR] = Compared([extractor.kinds["face"]], ["hr_face"], across)
+    if len(measures) > 1:
         fusion = choose_fusion(extractor.info.fusion, face_weight)
         counted = extractor.kinds if face_weight == "fitted" else fusion.streams
         kinds = [kind for stream, kind in extractor.kinds.items() if stream in counted]
-        measures = {stream: measure for stream, (_, measure) in found.items()}
-        found["all"] = kinds, partial(_together, fusion, extractor.kinds["face"], measures)
+        together = partial(_together, fusion, extractor.kinds["face"], measures)
+        found["all"] = Compared(kinds, kinds, together)
     return found
 
 
@@ -43,6 +68,17 @@ def _distances(
     stored: FeatureStore, weights: torch.Tensor, query: pd.DataFrame, gallery: pd.DataFrame
 ) -> Block:
     return stored.distances(query["row"].to_numpy(), gallery["row"].to_numpy(), weights)
+
+
+def _across(
+    stored: FeatureStore,
+    of_teacher: FeatureStore,
+    weights: torch.Tensor,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+) -> Block:
+    rows = query["row"].to_numpy(), gallery["hr_row"].to_numpy()
+    return stored.distances(*rows, weights, of_teacher)
 
 
 def _together(

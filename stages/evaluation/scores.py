@@ -29,7 +29,7 @@ def protocol_numbers(
     faces: columns of the face images that the network sees, none or one; ranks: of the CMC, that
     are named.
     """
-    widest = [*of_stream.values()][-1]
+    widest = of_stream[results.widest(of_stream)]
     return {
         "rule": protocol.rule,
         "draws": protocol.draws,
@@ -151,7 +151,8 @@ def _breakdown(queries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lists(scores: Mapping[str, Mapping[str, Ranking]], gallery: pd.DataFrame) -> pd.DataFrame:
-    ranking = [*next(iter(scores.values())).values()][-1]  # first protocol, widest stream
+    of_stream = next(iter(scores.values()))  # of the first protocol
+    ranking = of_stream[results.widest(of_stream)]
     who = gallery.set_index("sample_id")[["pid", "camid", "clothes"]]
     listed = ranking.lists.join(who, on="sample_id").sort_values("query", kind="stable")
     listed["rank"] = [f"{rank:g}" for rank in listed["rank"]]  # 2.5 where two are equally near

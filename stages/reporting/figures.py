@@ -26,14 +26,14 @@ from deskpro.cache.files import write_aside
 
 COLOURS = {
     "ink": "#1b1d21", "soft": "#575d67", "rule": "#d6d9de",
-    "face": "#2a6fdb", "body": "#b45309", "all": "#0a4f3c",
+    "face": "#2a6fdb", "body": "#b45309", "all": "#0a4f3c", "face_hr": "#780f78",
 }  # fmt: skip
 """CSS variable → its light value in report.css. Files show the value, SVGs of the page refer to the
 variable. The streams' colours differ in every form of colour blindness."""
 _VARIABLES = {value: f"var(--{name})" for name, value in COLOURS.items()}
 _STEPS = (1, 2, 5, 10)
 """Between the marks of an axis, times a power of ten."""
-_DASHES = {"face": ":", "body": "--"}
+_DASHES = {"face": ":", "body": "--", "face_hr": "-."}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _PIXEL = 1 / 72
 """Inches: a unit of the SVG."""

@@ -73,6 +73,7 @@ class Data(_Part):
     identities: Count
     digests: dict[str, str]
     without_face: dict[str, Count] = Field(alias="without face")
+    without_hr_face: Count | None = Field(None, alias="without HR face")
 
 
 class Network(_Part):
@@ -87,6 +88,7 @@ class Metrics(_Part):
     """The whole file."""
 
     network: Network
+    gallery_network: Network | None = None
     data: Data
     flip: bool
     face_weight: Share | Literal["fitted"]
