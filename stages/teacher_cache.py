@@ -69,6 +69,7 @@ class TeacherCache(Stage):
         "cache.embedding_dtype",
         "cache.mirror",
         "teachers.*.input",
+        "teachers.*.backbone",
         "student.backbone",
     )
 
@@ -136,8 +137,10 @@ class TeacherCache(Stage):
         if any(reason.name in images for reason in found) or (digests.deep and not found):
             found = [reason for reason in found if reason.name not in images]
             found += self._changed_images(digests)
-        if new := [r for r in found if r.name.startswith("teachers.") and r.before is None]:
-            found = [reason for reason in found if reason not in new] + self._differences(digests)
+        added = [f"{_section(r)}." for r in found if _is_new_teacher(r)]
+        if added:
+            found = [r for r in found if not r.name.startswith((*added,))]
+            found += self._differences(digests)
         return [_more_views(reason) for reason in found]
 
     def _of_no_teacher(self, reason: Reason) -> bool:
@@ -268,6 +271,17 @@ def _reason(difference: Difference) -> Reason:
     from deskpro.cache.fingerprint import describe
 
     return Reason("store", describe([difference])[0])
+
+
+def _section(reason: Reason) -> str:
+    return reason.name.rpartition(".")[0]
+
+
+def _is_new_teacher(reason: Reason) -> bool:
+    """Whether it is about a teacher that the recipe had not."""
+    return (
+        reason.name.startswith("teachers.") and reason.name.endswith(".input") and not reason.before
+    )
 
 
 def _more_views(reason: Reason) -> Reason:

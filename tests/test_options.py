@@ -111,7 +111,8 @@ OTHER = {
     "teacher.init": "published", "student.init": "published", "schedule": "epoch",
     "train_student.schedule": "epoch",
     "teacher.width": 0.5, "student.width": 0.5, "views.enlarge": 1.5,
-    "teachers.other.input": "imgs", "teachers.other.stream": "body",
+    "teachers.other.input": "imgs", "teachers.other.backbone": "timm:resnet18",
+    "teachers.other.stream": "body",
 }  # fmt: skip
 """Another value for options whose default has no obvious neighbour."""
 

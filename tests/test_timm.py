@@ -9,14 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from deskpro.cache.reader import MappedReader
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.views import PLAIN, render_view
 from deskpro.stages.losses import distillation
 from deskpro.stages.losses.agreement import agreement
 from deskpro.stages.models import timm_networks
@@ -303,3 +307,38 @@ def test_all_stages_with_networks_of_common_size(
 ) -> None:
     sizes = sets(data__face_size=face, data__body_size=body)
     project.ok("eval", *both(name, name), *sizes)
+
+
+@pytest.mark.finished("teacher-cache")
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+def test_a_network_of_timm_is_one_more_teacher(name: str, project: Project, tmp_path: Path) -> None:
+    """Its embeddings are timm's own pooled features of images normalised as timm says."""
+    network = timm.create_model(name, pretrained=False, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "pretrained.pth")
+    options = [
+        f"teachers.big.weights={tmp_path}/pretrained.pth",
+        f"teachers.big.backbone=timm:{name}",
+    ]
+    sets = [part for option in options for part in ("--set", option)]
+    project.ok("teacher-cache", *sets)
+    reader = MappedReader(project.run / "targets.zarr", "teachers/big/embedding")
+    row = int(reader.valid.nonzero()[0][0])
+    found = torch.from_numpy(reader.read([row], [0])["embedding"].astype(np.float32))[0, 0]
+    path = project.data / "hr_face" / reader.column("sample_id")[row]
+    with Image.open(path) as image:
+        pixels = render_view(image.convert("RGB"), PLAIN, (32, 32))
+    config = network.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    whole = timm.create_model(name, pretrained=False, num_classes=0,
+                              **({"dynamic_img_size": True} if "vit" in name else {}))  # fmt: skip
+    whole.load_state_dict(
+        {k: v for k, v in network.state_dict().items() if k in whole.state_dict()}
+    )
+    with torch.no_grad():
+        wanted = whole.eval()(((torch.from_numpy(pixels) / 255 - mean) / std)[None])[0]
+    torch.testing.assert_close(found, wanted, rtol=5e-3, atol=5e-3)
+    project.ok("train-student", "--force", *sets)
+    other = [*sets[:2], "--set", "teachers.big.backbone=timm:resnet18"]
+    wrong = project("teacher-cache", "--force", *other)
+    assert wrong.code == 2
+    assert "not the weights of timm:resnet18" in wrong.err

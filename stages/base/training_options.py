@@ -250,8 +250,11 @@ class OtherTeacher(Section):
     from, through a projection that only training has."""
 
     weights: Source = None
-    """Its file, a teacher or student of this project; none: its targets are imported
-    (`deskpro cache import`)."""
+    """Its file, a teacher or student of this project, or timm's of `backbone`; none: its targets
+    are imported (`deskpro cache import`)."""
+    backbone: Annotated[str, Field(pattern=r"^timm:[\w.]+$")] | None = None
+    """timm:NAME where the file is a state dict of that network of timm: its pooled features are the
+    embedding. Not given for a file of this project."""
     input: Literal["hr_face", "lr_face", "imgs"] = "hr_face"
     """The images that it sees."""
     stream: Literal["face", "body"] | None = None

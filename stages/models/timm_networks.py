@@ -19,7 +19,7 @@ from deskpro.stages.models.tokens import Tokens
 
 _STRIDE = 8
 """Where a network of stages is cut: a ResNet behind layer2."""
-_TRANSFORMERS = ("vision_transformer", "vision_transformer_hybrid", "deit")
+TRANSFORMERS = ("vision_transformer", "vision_transformer_hybrid", "deit")
 """The modules of timm whose networks are `VisionTransformer`s."""
 
 
@@ -44,15 +44,20 @@ def cut(name: str) -> Parts:
     Raises:
         InputError: timm is absent, or has no such network, or its network is of neither kind.
     """
-    timm = _timm(name)
-    architecture = name.partition(".")[0]  # what follows names weights, not the network
+    timm, architecture = require(name), name.partition(".")[0]
+    if timm.models.is_model_in_modules(architecture, TRANSFORMERS):
+        return _transformer(timm, name, architecture)
+    return _stages(timm, name, architecture)
+
+
+def require(name: str) -> ModuleType:
+    """timm, which has the network; what follows a dot names weights, not the network."""
+    timm, architecture = _timm(name), name.partition(".")[0]
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), 3, 0.5)
         hint = f"; similar names: {', '.join(near)}" if near else ""
         raise InputError(f"backbone timm:{name}: timm {timm.__version__} has no such network{hint}")
-    if timm.models.is_model_in_modules(architecture, _TRANSFORMERS):
-        return _transformer(timm, name, architecture)
-    return _stages(timm, name, architecture)
+    return timm
 
 
 def _timm(name: str) -> ModuleType:

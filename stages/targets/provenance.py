@@ -20,6 +20,7 @@ from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
 from deskpro.stages.models.backbones import map_size
+from deskpro.stages.models.pooled import Pooled, pooled
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import (
     ModelInfo,
@@ -61,7 +62,7 @@ class TeacherFiles:
 
     def __init__(self, options: Options, own: Path) -> None:
         """own: the weights of the recipe's own teacher."""
-        self.options = options
+        self.options, self._lengths = options, dict[str, int]()
         others = {name: t.weights for name, t in options.teachers.items() if t.weights is not None}
         every = {OWN_TEACHER: (own, *options.cache.checkpoints)}
         every |= {name: (path,) for name, path in others.items()}
@@ -87,11 +88,13 @@ class TeacherFiles:
         class_order = {} if info.classes is None else {"classes": info.classes}
         return {"teacher": teacher, "heads": (info.heads or {}).get("face", [])} | class_order
 
-    def networks(self, name: str) -> list[Teacher]:
+    def networks(self, name: str) -> list[Teacher] | list[Pooled]:
         """Its networks, loaded; a checkpoint with other identities or sizes is refused."""
         if name != OWN_TEACHER:
-            stream = self._stream(name)
-            return [load_other_teacher(path, stream)[0] for path in self.paths[name]]
+            backbone = self.options.teachers[name].backbone
+            if backbone is not None:
+                return [self._pooled(name, backbone)]
+            return [load_other_teacher(self.paths[name][0], self._stream(name))[0]]
         found = [load_teacher(path) for path in self.paths[name]]
         for path, (_, info) in zip(self.paths[name], found, strict=True):
             first = found[0][1]
@@ -104,11 +107,22 @@ class TeacherFiles:
                 )
         return [network for network, _ in found]
 
+    def _pooled(self, name: str, backbone: str) -> Pooled:
+        network = backbone.partition(":")[2]
+        return pooled(network, self.paths[name][0], view_module.MEAN, view_module.STD)
+
     def _stream(self, name: str) -> str:
         return "body" if self.options.teachers[name].input == "imgs" else "face"
 
     def _info(self, name: str) -> ModelInfo:
         first = self.paths[name][0]
+        backbone = None if name == OWN_TEACHER else self.options.teachers[name].backbone
+        if backbone is not None:
+            if name not in self._lengths:
+                self._lengths[name] = self._pooled(name, backbone).length
+            facts = {"backbone": backbone, "feature_dim": self._lengths[name]}
+            heads = {self._stream(name): ["pooled"]}
+            return ModelInfo("teacher", facts, 1, None, None, None, heads)
         return read_metadata(first, "teacher" if name == OWN_TEACHER else None)
 
 

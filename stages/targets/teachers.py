@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from deskpro.cache.reader import MappedReader, all_bytes, read_all
 from deskpro.cache.store import TargetStore
@@ -15,7 +16,6 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
 from deskpro.stages.models.lmbn import Output
-from deskpro.stages.models.teacher import Teacher as Network
 from deskpro.stages.targets.kinds import Settings, Target, all_targets
 from deskpro.stages.targets.provenance import TeacherFiles, fingerprint
 
@@ -53,7 +53,7 @@ class LiveTeacher:
         self,
         targets: Mapping[str, Target],
         settings: Settings,
-        networks: Sequence[Network],
+        networks: Sequence[nn.Module],
         device: torch.device,
     ) -> None:
         """networks: of the teacher, not needed for targets that are of none; the outputs of several
