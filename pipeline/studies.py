@@ -89,22 +89,33 @@ def _targets(options: Options) -> Variants:
 
 
 def _others(options: Options) -> Variants:
-    """Without targets, also with as many images in each step; with those of other teachers; and
-    with images without labels, too."""
+    """Without targets, also with as many images in each of as many steps; with those of other
+    teachers; and with images without labels, too."""
     few: Changes = {**_NO_KD, "train_student.unlabelled": 0}
     plain = {**few, **{f"teachers.{name}.weight": 0.0 for name in options.teachers}}
     more = -(-options.train_student.unlabelled // options.batchimage)
-    larger = {**plain, "batchid": options.batchid + more}
+    larger = {
+        **plain,
+        **_longer(options, 1 + more / options.batchid),
+        "batchid": options.batchid + more,
+    }
     return dict(zip(_OTHERS, (plain, larger, few, _NO_KD), strict=True))
 
 
 def _others_by_length(options: Options) -> Variants:
-    levels = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
-    return _crossed(levels, _others(options))
+    return _others_at(options, {name: _longer(options, f) for name, f in _LENGTHS.items()})
 
 
 def _others_by_labels(options: Options) -> Variants:
-    return _crossed(_label_levels(options), _others(options))
+    return _others_at(options, _label_levels(options))
+
+
+def _others_at(options: Options, levels: Variants) -> Variants:
+    return {
+        line + level: {**changes, **parts}
+        for level, changes in levels.items()
+        for line, parts in _others(config.override(options, changes)).items()
+    }
 
 
 def _views(options: Options) -> Variants:
