@@ -18,7 +18,7 @@ SECTIONS = {
         "all",
     ),
     "Several students": ("ablation", "sweep", "compare"),
-    "Tools": ("export", "cache", "embed", "import-checkpoint", "make-benchmark"),
+    "Tools": ("export", "gallery", "cache", "embed", "import-checkpoint", "make-benchmark"),
 }
 """Title → its commands."""
 
@@ -39,6 +39,13 @@ EXAMPLES = {
     "embed": "deskpro embed --checkpoint t.pth --data celeb --split query --out q.npz",
     "eval": "deskpro eval --run runs/demo --set eval.rerank.enable=true",
     "export": "deskpro export runs/demo --streams body",
+    "gallery": "deskpro gallery search people query.jpg",
+    "gallery add": "deskpro gallery add people photos --student runs/demo --camera door",
+    "gallery check": "deskpro gallery check people",
+    "gallery info": "deskpro gallery info people",
+    "gallery list": "deskpro gallery list people --camera door --format csv",
+    "gallery remove": "deskpro gallery remove people --before 2024-05-01",
+    "gallery search": "deskpro gallery search people query.jpg --after 2024-05-01 --top 20",
     "import-checkpoint": "deskpro import-checkpoint published.ckpt --out models/celeb",
     "init": "deskpro init celeb mine.yaml",
     "make-benchmark": "deskpro make-benchmark --out data/other --set seed=1",

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from deskpro.pipeline import config, recipes, targets_cli
+from deskpro.pipeline import config, gallery_cli, recipes, targets_cli
 from deskpro.pipeline.arguments import (
     CONFIG,
     DATASET,
@@ -367,6 +367,7 @@ COMMANDS = (
     compare,
     embed,
     export,
+    gallery_cli.gallery,
     import_checkpoint,
     init,
     make_benchmark,

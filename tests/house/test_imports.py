@@ -39,7 +39,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "timm": ("stages/models/timm_networks.py",),
     "matplotlib": ("stages/reporting",),
     "jinja2": ("stages/reporting",),
-    "pyarrow": ("stages/targets/foreign.py",),
+    "lancedb": ("stages/serving/gallery_table.py",),
+    "pyarrow": ("stages/targets/foreign.py", "stages/serving/gallery_table.py"),
 }
 """Library → the only rooms or modules that import it."""
 

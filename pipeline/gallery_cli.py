@@ -1,0 +1,312 @@
+"""The commands of a gallery: descriptors of pictures in a database, to search for people in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deskpro.cache.files import write_text
+from deskpro.pipeline.arguments import FOLDER, PATH
+from deskpro.pipeline.command_help import Between
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.progress import log, summary, table, working
+
+if TYPE_CHECKING:
+    from deskpro.stages.serving.encoder import Encoder
+    from deskpro.stages.serving.gallery_pictures import Picture
+    from deskpro.stages.serving.gallery_table import Filter
+
+_HITS = ("query", "rank", "score", "case", "person", "camera", "time", "path")
+_ROWS = ("path", "person", "camera", "time", "has_face")
+_CAMERA = click.option("--camera", "cameras", multiple=True, help="Of this camera; repeatable.")
+_PERSON = click.option("--person", "persons", multiple=True, help="Of this person; repeatable.")
+_AFTER = click.option("--after", metavar="TIME", help="From this moment on, by ISO 8601.")
+_BEFORE = click.option("--before", metavar="TIME", help="Before this moment.")
+_FACES = click.option(
+    "--faces",
+    metavar="DIR|detect",
+    help="A folder of face crops with the names of the pictures; or detect: cut from them.",
+)
+_DETECTOR = click.option(
+    "--detector", type=PATH, help="YuNet's ONNX file, for --faces detect.  [default: the recipe's]"
+)
+_OUT = click.option("--out", type=PATH, help="A file.  [default: standard output]")
+_DETECT = "detect"
+_DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:1.")
+
+
+def _filter(
+    cameras: Sequence[str], persons: Sequence[str], after: str | None, before: str | None
+) -> Filter:
+    from deskpro.stages.serving.gallery_pictures import moment
+    from deskpro.stages.serving.gallery_table import Filter
+
+    first = None if after is None else moment(after, "--after")
+    return Filter(cameras, persons, first, None if before is None else moment(before, "--before"))
+
+
+def _load(
+    student: Path, device: str, faces: str | None, detector: Path | None
+) -> tuple[Encoder, dict[str, Any]]:
+    from deskpro.stages.serving.encoder import Encoder
+    from deskpro.stages.serving.gallery import identify
+
+    encoder = Encoder.load(student, device, detector=detector)
+    if faces is not None:
+        encoder([], _DETECT if faces == _DETECT else [])  # refused where it has no use for them
+        if "body" not in encoder.parts and faces != _DETECT:
+            raise InputError(
+                f"--faces {faces}: this student sees faces alone; give them as PICTURES"
+            )
+    return encoder, identify(encoder, student)
+
+
+def _pictures(
+    given: Sequence[Path], faces: str | None, table: Path | None, known: Picture
+) -> list[Picture]:
+    from deskpro.stages.serving.gallery_pictures import collect, read_csv
+
+    folder = None if faces in (None, _DETECT) else Path(str(faces))
+    return collect(given, folder, known) if table is None else read_csv(table, folder)
+
+
+@click.group()
+def gallery() -> None:
+    """Search for people in pictures of any number of cameras.
+
+    GALLERY is a folder with the descriptors of pictures, made by one student. `add` makes it.
+    """
+
+
+@gallery.command()
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+@click.argument("pictures", metavar="PICTURES...", nargs=-1, type=PATH)
+@click.option("--student", required=True, type=PATH, help="A run folder, weights or an export.")
+@_FACES
+@_DETECTOR
+@click.option("--person", help="Who all of them show.")
+@click.option("--camera", help="What took all of them.")
+@click.option("--time", "moment", metavar="TIME", help="When they were taken, by ISO 8601.")
+@click.option(
+    "--csv",
+    "file",
+    type=PATH,
+    help="In the place of PICTURES: path, and person, camera, time or face, of each.",
+)
+@_DEVICE
+def add(
+    folder: Path,
+    pictures: tuple[Path, ...],
+    student: Path,
+    faces: str | None,
+    detector: Path | None,
+    person: str | None,
+    camera: str | None,
+    moment: str | None,
+    file: Path | None,
+    device: str,
+) -> None:
+    """Add pictures: files, or folders of them.
+
+    Those that are in already are skipped. Stopped or killed, the same command completes.
+    """
+    if bool(pictures) == (file is not None):
+        raise click.UsageError("give PICTURES, or --csv FILE that names them")
+    if file is not None and (person or camera or moment):
+        raise click.UsageError("--person, --camera and --time are columns of the --csv file")
+    from deskpro.stages.serving import gallery_pictures as reading
+    from deskpro.stages.serving.gallery import Gallery
+
+    when = None if moment is None else reading.moment(moment, "--time")
+    known = reading.Picture(Path(), None, person, camera, when)
+    found = _pictures(pictures, faces, file, known)
+    with Gallery.writing(folder, "gallery add"), working("gallery add"):
+        started = time.monotonic()
+        encoder, identity = _load(student, device, faces, detector)
+        digests = reading.examine(found)
+        opened = Gallery.open_or_create(folder, identity, student)
+        counts = opened.add(encoder, found, digests, faces == _DETECT)
+        facts: dict[str, object] = {**counts, "pictures": len(opened.table)}
+        facts["time"] = f"{time.monotonic() - started:.1f} s"
+    summary(f"gallery add: {folder}", facts)
+
+
+@gallery.command()
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=PATH)
+@click.option("--student", type=PATH, help="Its student.  [default: where it was at the first add]")
+@_FACES
+@_DETECTOR
+@click.option("--top", default=10, type=Between(1, 100_000), help="Pictures of each query.")
+@click.option("--threshold", type=float, help="The least score.  [default: none]")
+@_CAMERA
+@_PERSON
+@_AFTER
+@_BEFORE
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "html"]),
+    default="table",
+    help="html: a page with the pictures; needs --out.",
+)
+@_OUT
+@click.option("--memory", default=256, type=Between(16), help="MiB for rows and scores.")
+@_DEVICE
+def search(
+    folder: Path,
+    queries: tuple[Path, ...],
+    student: Path | None,
+    faces: str | None,
+    detector: Path | None,
+    top: int,
+    threshold: float | None,
+    form: str,
+    out: Path | None,
+    memory: int,
+    device: str,
+    **where: Any,
+) -> None:
+    """Find the pictures that are most like each query.
+
+    Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the one added
+    first.
+    """
+    if form == "html" and out is None:
+        raise click.UsageError("--format html needs --out FILE")
+    if threshold is not None and threshold != threshold:
+        raise click.UsageError("--threshold nan; must be a number")
+    from deskpro.stages.serving.gallery import Gallery, describe
+    from deskpro.stages.serving.gallery_pictures import Picture, examine
+
+    chosen, opened = _filter(**where), Gallery(folder)
+    pictures = _pictures(queries, faces, None, Picture(Path()))
+    student = student or opened.student
+    with working("gallery search"):
+        digests = examine(pictures)
+        encoder, identity = _load(student, device, faces, detector)
+        opened.require(identity, student)
+        asked = describe(encoder, pictures, digests, detect=faces == _DETECT)
+        started = time.monotonic()
+        hits = opened.search(encoder, asked, top, chosen, threshold, memory)
+        seconds = time.monotonic() - started
+    found = dict(zip([str(picture.path) for picture in pictures], hits, strict=True))
+    about = f"{len(found)} queries, {opened.table.count(chosen.sql)} pictures"
+    _show_hits(found, form, out, str(folder), about)
+    log(f"gallery search: {about}, {seconds:.2f} s" + (f", written: {out}" if out else ""))
+
+
+def _show_hits(
+    found: dict[str, list[dict[str, Any]]], form: str, out: Path | None, title: str, about: str
+) -> None:
+    from deskpro.stages.serving import gallery_results as results
+
+    if form == "html":
+        assert out is not None
+        write_text(out, results.as_html(found, title, about))
+        return
+    rows = results.flat(found)
+    short = [dict(row, query=Path(row["query"]).name) for row in rows]
+    _show(rows, form, out, _HITS, "Found", short)
+
+
+def _show(
+    rows: list[dict[str, Any]],
+    form: str,
+    out: Path | None,
+    columns: tuple[str, ...],
+    title: str,
+    shown: Sequence[Mapping[str, Any]],
+) -> None:
+    """Rows as a table in the terminal, for which `shown` stand in their place, JSON or CSV."""
+    from deskpro.stages.serving import gallery_results as results
+
+    rows = [{name: row[name] for name in columns} for row in rows]
+    if form == "table" and out is None:
+        table(title, columns, (results.cells(row, columns) for row in shown))
+        return
+    if form == "table":
+        raise InputError(f"--out {out}: a table is for the terminal; use --format csv, or json")
+    text = results.as_json(rows) if form == "json" else results.as_csv(rows, columns)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+@gallery.command()
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+@click.argument("pictures", metavar="[PICTURES...]", nargs=-1, type=PATH)
+@_CAMERA
+@_PERSON
+@_AFTER
+@_BEFORE
+def remove(folder: Path, pictures: tuple[Path, ...], **where: Any) -> None:
+    """Remove pictures from it; their files stay.
+
+    Those of these files and folders, which need not exist, and of these conditions.
+    """
+    from deskpro.stages.serving.gallery import Gallery
+
+    if not pictures and not any(where.values()):
+        raise click.UsageError("give PICTURES, or a condition such as --camera")
+    chosen = _filter(**where)
+    Gallery(folder)
+    with Gallery.writing(folder, "gallery remove"):
+        opened = Gallery(folder)
+        count = opened.remove(chosen, pictures)
+        summary(f"gallery remove: {folder}", {"removed": count, "pictures": len(opened.table)})
+
+
+@gallery.command("list")
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+@_CAMERA
+@_PERSON
+@_AFTER
+@_BEFORE
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", help="How."
+)
+@_OUT
+def list_(folder: Path, form: str, out: Path | None, **where: Any) -> None:
+    """List its pictures, in the order of adding."""
+    from deskpro.stages.serving.gallery import Gallery
+
+    found = Gallery(folder).rows(_filter(**where))
+    found["has_face"] = found["has_face"].tolist()
+    rows = [
+        dict(zip(_ROWS, values, strict=True))
+        for values in zip(*(found[name] for name in _ROWS), strict=True)
+    ]
+    _show(rows, form, out, _ROWS, f"{len(rows)} pictures", rows)
+
+
+@gallery.command()
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+def info(folder: Path) -> None:
+    """Show what it holds, and by which student."""
+    from deskpro.stages.serving.gallery import Gallery
+
+    summary(f"gallery info: {folder}", Gallery(folder).info())
+
+
+@gallery.command()
+@click.argument("folder", metavar="GALLERY", type=FOLDER)
+def check(folder: Path) -> None:
+    """Check every descriptor, and every picture's file against its digest.
+
+    Exit code 1 if anything is damaged, missing or changed.
+    """
+    from deskpro.stages.serving.gallery import Gallery
+
+    opened = Gallery(folder)
+    with working("gallery check"):
+        problems = opened.check()
+    if problems:
+        click.echo("\n".join(problems))
+        raise click.exceptions.Exit(1)
+    log(f"gallery check: {folder}: {len(opened.table)} pictures are in, whole and unchanged")
