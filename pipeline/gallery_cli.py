@@ -84,7 +84,7 @@ def gallery() -> None:
 
 @gallery.command()
 @click.argument("folder", metavar="GALLERY", type=FOLDER)
-@click.argument("pictures", metavar="PICTURES...", nargs=-1, type=PATH)
+@click.argument("pictures", metavar="PICTURES…", nargs=-1, type=PATH)
 @click.option("--student", required=True, type=PATH, help="A run folder, weights or an export.")
 @_FACES
 @_DETECTOR
@@ -137,7 +137,7 @@ def add(
 
 @gallery.command()
 @click.argument("folder", metavar="GALLERY", type=FOLDER)
-@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=PATH)
+@click.argument("queries", metavar="QUERY…", nargs=-1, required=True, type=PATH)
 @click.option("--student", type=PATH, help="Its student.  [default: where it was at the first add]")
 @_FACES
 @_DETECTOR
@@ -173,6 +173,7 @@ def search(
 ) -> None:
     """Find the pictures that are most like each query.
 
+    QUERY is a file, or a folder of them. A table shows names of files, json and csv their paths.
     Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the one added
     first.
     """
@@ -210,7 +211,7 @@ def _show_hits(
         write_text(out, results.as_html(found, title, about))
         return
     rows = results.flat(found)
-    short = [dict(row, query=Path(row["query"]).name) for row in rows]
+    short = [{**row, **{key: Path(row[key]).name for key in ("query", "path")}} for row in rows]
     _show(rows, form, out, _HITS, "Found", short)
 
 
@@ -240,7 +241,7 @@ def _show(
 
 @gallery.command()
 @click.argument("folder", metavar="GALLERY", type=FOLDER)
-@click.argument("pictures", metavar="[PICTURES...]", nargs=-1, type=PATH)
+@click.argument("pictures", metavar="[PICTURES…]", nargs=-1, type=PATH)
 @_CAMERA
 @_PERSON
 @_AFTER

@@ -37,12 +37,16 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.data.loader import ImageDataset, batched, load
 from deskpro.stages.data.views import MEAN, STD, DrawnViews, StoredViews
 from deskpro.stages.evaluation.feature_store import GROUP, FeatureStore
+from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import ModelInfo, save
+from deskpro.stages.serving.encoder import Features
 from deskpro.stages.serving.export import WRITERS, ExportedStream
+from deskpro.stages.serving.gallery_search import Comparison, search
+from deskpro.stages.serving.gallery_table import PictureTable
 from deskpro.stages.targets.kinds import TARGETS, stored_fields
 from deskpro.stages.targets.plan import settings_for
 from deskpro.stages.targets.teachers import LiveTeacher
@@ -492,6 +496,46 @@ def help_start(folder: Path) -> Iterator[Row]:
     yield row("help_start", pairs, "CPU s")
 
 
+def gallery(folder: Path, count: int = 100_000) -> Iterator[Row]:
+    """1 and 100 queries in a gallery of 100,000 descriptors of 512 in two parts, float16: time of
+    the exact search / torch's float32 products over the same rows of its database, in blocks."""
+    rng, length = np.random.default_rng(0), 256
+    parts = {"face": slice(0, length), "body": slice(length, 2 * length)}
+    fusion = Fusion.fixed(0.5)
+
+    def similarity(a: Features, b: Features) -> np.ndarray:
+        face, body = (a.vectors[:, part] @ b.vectors[:, part].T for part in parts.values())
+        return fusion.scores(face, body, a.has_face[:, None] & b.has_face)
+
+    table = PictureTable(folder / "gallery", dict.fromkeys(parts, length), create=True)
+    for some in batched(range(count), 50_000):
+        vectors = rng.standard_normal((len(some), 2, length), np.float32) / length**0.5
+        has_face = rng.random(len(some)) < 0.7
+        vectors[~has_face, 0] = 0
+        names, nothing = [f"{i:07d}" for i in some], [None] * len(some)
+        table.write({
+            "number": np.asarray(some), "path": names, "sha256": names, "person": nothing,
+            "camera": nothing, "time": nothing, "face_path": nothing, "has_face": has_face,
+            "face": vectors[:, 0], "body": vectors[:, 1],
+        })  # fmt: skip
+    for queries in (1, 100):
+        vectors = rng.standard_normal((queries, 2 * length), np.float32) / length**0.5
+        asked, given = Features(vectors, np.ones(queries, bool)), torch.from_numpy(vectors)
+
+        def ours(asked: Features = asked) -> None:
+            search(table, Comparison(parts, fusion, similarity), asked, 10)
+
+        def theirs(given: torch.Tensor = given) -> None:
+            query = table.table.search().select([*parts])
+            for batch in query.to_batches(batch_size=8192):
+                halves = [batch.column(name).flatten().to_numpy() for name in parts]
+                block = np.concatenate([half.reshape(-1, length) for half in halves], 1)
+                _ = given @ torch.from_numpy(block).float().T
+
+        ours()
+        yield compare(f"gallery, {queries} of {count:,}", ours, theirs, 5)
+
+
 ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
     part.__name__: part
     for part in (
@@ -504,6 +548,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
         ranking,
         million,
         serving,
+        gallery,
         help_start,
     )
 }
