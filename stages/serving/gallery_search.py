@@ -136,6 +136,10 @@ class _Best:
         shown = torch.from_numpy(block["has_face"])
         if not (self.has_face.any() and shown.any()):
             return scores.mul_(fusion.body_alone).add_(fusion.bias_alone)
+        if (fusion.body, fusion.bias) == (fusion.body_alone, fusion.bias_alone):
+            # One formula for all pairs: a face that isn't there is 0.
+            query, weights = self.queries["face"], {"beta": fusion.body, "alpha": fusion.face}
+            return scores.addmm_(query, rows["face"].T, **weights).add_(fusion.bias)
         face = self.queries["face"] @ rows["face"].T
         seen = self.has_face[:, None] & shown
         together = face.mul_(fusion.face).add_(scores, alpha=fusion.body).add_(fusion.bias)

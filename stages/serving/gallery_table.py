@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ FACTS = ("path", "sha256", "person", "camera", "time", "face_path")
 _REQUIRED = ("path", "sha256")
 _FORMAT = {"new_table_data_storage_version": "2.0"}
 """Vectors lie in its files as in memory: they are read in a third of the time of 2.1."""
+_READ_AHEAD = 32 * 2**20
+"""Bytes that the database reads ahead of a search; its own default is 2 GB."""
 _KEPT = timedelta(hours=1)
 """How long an earlier version stays for those who read it."""
 _NAMES = 1000
@@ -65,6 +68,7 @@ class PictureTable:
 
     def __init__(self, folder: Path, parts: Mapping[str, int], *, create: bool = False) -> None:
         """parts: name → length. Raises InputError where there is no such table in the folder."""
+        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD))
         lancedb = optional("lancedb", "deskpro gallery", "gallery")
         self.arrow = optional("pyarrow", "deskpro gallery", "gallery")
         self.folder, self.parts = folder, dict(parts)
