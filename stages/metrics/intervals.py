@@ -56,6 +56,31 @@ def interval(values: np.ndarray, identities: npt.ArrayLike, seed: int = 0) -> li
     return [float(end) for end in np.quantile(means, (0.025, 0.975))]
 
 
+def pair_interval(accepted: np.ndarray, pairs: np.ndarray) -> list[float]:
+    """The 95 % interval of the share of accepted pairs of two people: [low, high].
+
+    Both people of a pair are of a sample, so each person is left out with all pairs in either role
+    (jackknife); Student's t, on the scale of log-odds. Where none is accepted, or each, the other
+    end is 3 of the number of people (the rule of three, as if each person had one pair).
+
+    Args:
+        accepted, pairs: of each person as query, and as gallery, numbers [2, people].
+    """
+    people, total, hits = pairs.shape[1], pairs[0].sum(), accepted[0].sum()
+    rest = total - pairs.sum(0)
+    if people < 3 or not rest.all():
+        return [0.0, 1.0]
+    if hits in (0, total):
+        far = min(1.0, 3 / people)
+        return [0.0, far] if not hits else [1 - far, 1.0]
+    rates = (hits - accepted.sum(0)) / rest
+    rate = hits / total
+    error = math.sqrt((people - 1) / people * ((rates - rates.mean()) ** 2).sum())
+    half = t_quantile(0.95, people - 1) * error / (rate * (1 - rate))
+    middle = math.log(rate / (1 - rate))
+    return [1 / (1 + math.exp(min(-(middle + side * half), 700.0))) for side in (-1, 1)]
+
+
 def sign_flip_test(
     differences: np.ndarray,
     identities: npt.ArrayLike,
