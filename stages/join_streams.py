@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
@@ -60,21 +60,21 @@ class JoinStreams(Stage):
             infos[0],
             network=arguments,
             body_size=infos[-1].body_size,
-            fusion=self._fusion(student, job),
+            **self._facts(student, job),
         )
         save(self.folder.student, student, info)
         parameters = sum(parameter.numel() for parameter in student.parameters())
         return JoinStreamsResult(parameters, self.folder.student)
 
-    def _fusion(self, student: Student, job: Job) -> dict[str, float] | None:
-        """The weights of both streams, where identities are held out."""
+    def _facts(self, student: Student, job: Job) -> dict[str, Any]:
+        """What held-out identities tell of both streams together, by field of `ModelInfo`."""
         from deskpro.stages.data.check import check_data
         from deskpro.stages.data.identities import HELD_OUT, Identities
         from deskpro.stages.evaluation.validation import Validation
 
         options = self.options
         if not options.data.validation:
-            return None
+            return {"fusion": None, "calibration": None}
         device = distributed.pick_device(options.device)
         held_out = (
             check_data(

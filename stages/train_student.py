@@ -198,7 +198,7 @@ class TrainStudent(Stage):
             image=_attention_image(options),
             scaled=(attention, options.mse.spatial_attn_lr),
             validate=validation and validation.measure,
-            fuse=lambda: None if validation is None else validation.facts(),
+            learn=lambda: {} if validation is None else validation.facts(),
         )
         training = recipe.train(setup, job)
         return TrainStudentResult(

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import Evaluation, Options
 from deskpro.stages.data.loader import batched
 from deskpro.stages.evaluation.features import extract_batches
+from deskpro.stages.metrics.calibration import CASES, calibrate, calibration_name
 from deskpro.stages.metrics.fusion import Fusion, fit_fusion
 from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
 from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.models.extractor import KIND_OF, FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
+
+FACE_WEIGHT = Evaluation.model_fields["face_weight"].default
+"""The fixed weight for which scores are calibrated, beside the fitted ones."""
+NO_FACES = len(CASES) - 1
+"""The case of streams that see none."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of images.
+
+    similarities: of each stream, float32 [n]; cases: places in `metrics.calibration.CASES`, [n];
+    same: whether they show one person, bool [n].
+    """
+
+    similarities: dict[str, np.ndarray]
+    cases: np.ndarray
+    same: np.ndarray
 
 
 class Validation(NamedTuple):
@@ -60,22 +78,29 @@ class Validation(NamedTuple):
             found[f"mAP_{stream}"] = ranking.mAP
         return found
 
-    def fusion(self) -> Fusion | None:
-        """The weights of both streams; None for a student of one stream.
+    def facts(self) -> dict[str, Any]:
+        """What the pairs tell, by field of `ModelInfo`: the fusion, and what scores mean."""
+        pairs = self._pairs()
+        fusion, same = self._fit(pairs), pairs.same
+        seen, of = pairs.cases == 0, pairs.similarities
+        found = {}
+        if "face" in of:
+            found["face"] = calibrate(of["face"][seen], pairs.cases[seen], same[seen])
+        if "body" in of:
+            found["body"] = calibrate(of["body"], np.full(len(same), NO_FACES), same)
+        if fusion is not None:
+            for each in (fusion, Fusion.fixed(FACE_WEIGHT)):
+                scores = each.scores(of["face"], of["body"], seen)
+                found[calibration_name("all", each)] = calibrate(scores, pairs.cases, same)
+        return {"fusion": None if fusion is None else fusion.facts(), "calibration": found}
 
-        Of one identity, pairs count that the protocol compares.
-        """
-        similarities = self._similarities()
-        if len(similarities) < 2:
+    def _fit(self, pairs: Pairs) -> Fusion | None:
+        """The weights of both streams; None for a student of one stream."""
+        if len(pairs.similarities) < 2:
             return None
-        first, second = np.triu_indices(len(self.table), 1)
-        pids, face = self.table["pid"].to_numpy(), self._seen("face")
-        same = pids[first] == pids[second]
-        counted = ~(same & self._junk()[first, second])
-        first, second, same = first[counted], second[counted], same[counted]
-        of_face, of_body = (similarities[name][first, second] for name in ("face", "body"))
+        face, body = (pairs.similarities[name] for name in ("face", "body"))
         try:
-            return fit_fusion(of_face, of_body, face[first] & face[second], same)
+            return fit_fusion(face, body, pairs.cases == 0, pairs.same)
         except ValueError as error:
             held_out = f"{len(self.table)} images of {self.table['pid'].nunique()} identities"
             raise InputError(
@@ -83,10 +108,22 @@ class Validation(NamedTuple):
                 "raise data.validation"
             ) from None
 
-    def facts(self) -> dict[str, float] | None:
-        """`fusion` as a weights file has it."""
-        found = self.fusion()
-        return None if found is None else found.facts()
+    def _pairs(self) -> Pairs:
+        """All pairs of images, without those of one identity that the protocol doesn't compare."""
+        similarities = self._similarities()
+        first, second = np.triu_indices(len(self.table), 1)
+        pids = self.table["pid"].to_numpy()
+        same = pids[first] == pids[second]
+        counted = ~(same & self._junk()[first, second])
+        first, second = first[counted], second[counted]
+        face = np.zeros(len(self.table), bool)
+        if "face" in similarities:
+            face = self._seen("face")
+        return Pairs(
+            {stream: values[first, second] for stream, values in similarities.items()},
+            NO_FACES - face[first].astype(np.int8) - face[second],
+            same[counted],
+        )
 
     def _similarities(self) -> dict[str, np.ndarray]:
         """Stream → the similarities of all pairs of images, float32 [N, N]."""

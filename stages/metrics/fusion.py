@@ -127,7 +127,7 @@ def _logistic(inputs: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray
     """
     used = np.ones(inputs.shape[1], bool)
     while True:
-        bias, weights = _newton(inputs[:, used], labels)
+        bias, weights = fit_logistic(inputs[:, used], labels)
         if (weights >= 0).all():
             found = np.zeros(len(used))
             found[used] = weights
@@ -135,20 +135,24 @@ def _logistic(inputs: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray
         used[np.flatnonzero(used)[weights.argmin()]] = False
 
 
-def _newton(inputs: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+def fit_logistic(
+    inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """Bias and weights [k] of inputs [n, k], by Newton's method; weights: of the rows, [n]."""
+    counts = np.ones(len(inputs)) if weights is None else weights
     mean, scale = inputs.mean(0), inputs.std(0) + 1e-12
     design = np.column_stack([np.ones(len(inputs)), (inputs - mean) / scale]).astype(np.float64)
     prior = np.diag([0.0] + [_PRIOR] * inputs.shape[1])
-    share = labels.mean()
+    share = np.average(labels, weights=counts)
     found = np.zeros(design.shape[1])
     found[0] = np.log(share / (1 - share))
     for _ in range(100):
         odds = 1 / (1 + np.exp(-design @ found))
-        gradient = design.T @ (labels - odds) - prior @ found
-        curvature = design.T @ (design * (odds * (1 - odds))[:, None]) + prior
+        gradient = design.T @ (counts * (labels - odds)) - prior @ found
+        curvature = design.T @ (design * (counts * odds * (1 - odds))[:, None]) + prior
         step = np.linalg.solve(curvature, gradient)
         found += step / max(1.0, np.abs(step).max())  # far away a whole step may go too far
         if np.abs(step).max() < 1e-10:
             break
-    weights = found[1:] / scale
-    return float(found[0] - weights @ mean), weights
+    slopes = found[1:] / scale
+    return float(found[0] - slopes @ mean), slopes

@@ -16,6 +16,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from deskpro.cache.files import below, read_bytes, sha256
+from deskpro.stages.base.calibrated import Calibrated
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.extras import loading, optional
 from deskpro.stages.base.section import Positive, Size
@@ -82,6 +83,8 @@ class Settings:
     """What the exported file scores, by protocol and stream."""
     parity: dict[str, Any] = field(default_factory=dict)
     """How far it is from the student that it was made of."""
+    calibration: Calibrated | None = None
+    """What scores mean, where held-out identities told: by name of the score and face case."""
 
 
 _SETTINGS = TypeAdapter(Settings)

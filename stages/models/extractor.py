@@ -140,6 +140,7 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
         sizes.get("body"),
         {name: stream.heads for name, stream in streams.items()},
         fusion=settings.fitted,
+        calibration=settings.calibration,
     )
     return FeatureExtractor(
         ExportedStudent(path, settings, device),

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from deskpro.cache.files import open_file, write_aside
+from deskpro.stages.base.calibrated import Calibrated
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.base.training_options import Network
@@ -56,6 +57,8 @@ class ModelInfo:
     """How many processes trained it."""
     fusion: dict[str, float] | None = None
     """How much each stream counts (`metrics.fusion.Fusion`), where held-out identities told."""
+    calibration: Calibrated | None = None
+    """What scores mean (`metrics.calibration`), where held-out identities told."""
 
     @property
     def backbone(self) -> str:

@@ -12,12 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deskpro.stages.base.calibrated import Case
 from deskpro.stages.base.distributed import pick_device
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import FaceBox
 from deskpro.stages.data.faces import FaceDetector, largest, square
 from deskpro.stages.data.loader import batched
 from deskpro.stages.data.views import PLAIN, normalise, render_view
+from deskpro.stages.metrics.calibration import (
+    calibration_name,
+    face_cases,
+    log_ratios,
+    require_far,
+)
 from deskpro.stages.models.extractor import NotFiniteError
 from deskpro.stages.serving.boxes import crops
 from deskpro.stages.serving.images import Images
@@ -155,6 +162,66 @@ class Encoder:
             return next(iter(cosines.values()))
         seen = a.has_face[:, None] & b.has_face[None]
         return self.source.fusion.scores(cosines["face"], cosines["body"], seen)
+
+    def odds(self, a: Features, b: Features) -> np.ndarray:
+        """What `similarity` means: log-likelihood ratios, float32 [len(a), len(b)].
+
+        exp of it says how many times likelier two images are of one person than of two: 0 means
+        even odds where both are equally frequent. Fitted in training on held-out people, apart for
+        pairs with two faces, one and none; nan for pairs of a case that could not be fitted
+        (`calibration`). It never falls where the similarity rises within a case.
+
+        Raises:
+            InputError: the student has no calibration for its `face_weight`.
+        """
+        found = self.calibration()
+        cases = face_cases(a.has_face, b.has_face)
+        return log_ratios(found, self.similarity(a, b), cases)
+
+    def threshold(self, far: float = 1e-3) -> dict[str, float]:
+        """The lowest `similarity` that accepts at most a share `far` of pairs of two people.
+
+        Of held-out people, by face case: "face-face", "face-none" and "none-none", those of which
+        there were enough pairs: 10 / far.
+
+        Raises:
+            InputError: no case has enough pairs, or the student has no calibration.
+        """
+        require_far(far)
+        cases = self.calibration()
+        found = {name: case.threshold(far) for name, case in cases.items()}
+        known = {name: limit for name, limit in found.items() if limit is not None}
+        if not known:
+            pairs = ", ".join(f"{case.impostors:,} {name}" for name, case in cases.items())
+            lowest = min((case.lowest_far for case in cases.values()), default=np.inf)
+            advice = f"ask for {lowest:.2g} or more, or " if lowest < np.inf else ""
+            raise InputError(
+                f"far is {far:g}; the student's held-out identities have too few pairs of two "
+                f"people: {pairs or 'none'}; {10 / far:,.0f} are needed. So {advice}train with "
+                "more held-out identities (data.validation)"
+            )
+        return known
+
+    def calibration(self) -> dict[str, Case]:
+        """What its scores mean, by face case, with the pairs that tell.
+
+        Raises:
+            InputError: the student has no calibration for its `face_weight`.
+        """
+        fusion, facts = self.source.fusion, self.source.extractor.info.calibration
+        name = calibration_name(next(iter(self.parts)), fusion)
+        if facts and name in facts:
+            return facts[name]
+        if not facts:
+            raise InputError(
+                "the student has no calibration: no identities were held out in its training, or "
+                "an older version trained it. Train with --set data.validation=0.1"
+            )
+        raise InputError(
+            f"face_weight: no calibration for {name.removeprefix('all, ')}; the student has some "
+            f"for {' and '.join(n.removeprefix('all, ') for n in facts if n.startswith('all'))}. "
+            "Load it with one of these: Encoder.load(path, face_weight='fitted')"
+        )
 
     def get_features(self, xyxy: Any, image: np.ndarray) -> np.ndarray:
         """The body part of people in a frame, as BoxMOT calls it: float32 [N, D of the body].

@@ -97,7 +97,10 @@ def write(
         length = extractor.shape[1]
         heads = [*net.heads]
         found[name] = Stream(file.name, sha256(file), INPUT, *OUTPUTS, size, heads, length)
-    settings = Settings(streams=found, **facts | {"fusion": _fusion(source, chosen)})
+    calibration = source.extractor.info.calibration
+    settings = Settings(
+        streams=found, calibration=calibration, **facts | {"fusion": _fusion(source, chosen)}
+    )
     write_settings(folder / ENCODER, settings)
     if "body" in chosen and form == Form():
         _describe_to_boxmot(folder / form.file("body"), found["body"].size)

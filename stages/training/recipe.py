@@ -140,8 +140,8 @@ class Setup:
     """Parameters and the factor of their learning rate."""
     validate: Callable[[], Mapping[str, float]] | None = None
     """mAP on held-out identities, where there are any."""
-    fuse: Callable[[], dict[str, float] | None] = lambda: None
-    """How much each stream counts, for the weights file."""
+    learn: Callable[[], Mapping[str, Any]] = dict
+    """What held-out identities tell, by field of `ModelInfo`."""
 
 
 def train(setup: Setup, job: Job) -> dict[str, Any]:
@@ -362,5 +362,5 @@ def _info(setup: Setup) -> ModelInfo:
         face_size=data.face_size,
         body_size=None if setup.kind == "teacher" else data.body_size,
         processes=distributed.world_size(),
-        fusion=setup.fuse(),
+        **setup.learn(),
     )

@@ -1,0 +1,67 @@
+"""What scores mean, as it is kept with a student; `stages.metrics.calibration` fits and uses it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
+
+STEPS, FIRST = 10, 3
+"""Thresholds for each power of ten of the false accept rate, and which is the first."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a score means for pairs of which both, one or none has a face.
+
+    The log-likelihood ratio of one person against two is slope·score + bias.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    slope: FiniteFloat | None
+    """Above 0; with `bias` None where it can't be had, for a `reason`."""
+    bias: FiniteFloat | None
+    genuine: NonNegativeInt
+    """Pairs of one person that it was fitted on."""
+    impostors: NonNegativeInt
+    """Pairs of two people."""
+    reason: str
+    thresholds: list[FiniteFloat]
+    """The lowest scores that accept at most a share of 10^(−3/10), 10^(−4/10) … of the pairs of two
+    people, as far down as at least 10 may be accepted."""
+
+    def __post_init__(self) -> None:
+        if (self.slope is None) != (self.bias is None):
+            raise ValueError("slope and bias go together")
+        if self.slope is not None and self.slope <= 0:
+            raise ValueError(f"slope must be above 0, is {self.slope}")
+        if any(low > high for low, high in pairwise(self.thresholds)):
+            raise ValueError("thresholds must not fall")
+
+    @property
+    def lowest_far(self) -> float:
+        """The lowest false accept rate that the pairs support; inf where they support none."""
+        known = len(self.thresholds)
+        return 10 ** (-(FIRST + known - 1) / STEPS) if known else math.inf
+
+    def threshold(self, far: float) -> float | None:
+        """The lowest score that accepts at most this share of pairs of two people.
+
+        Between two kept thresholds it is on the line between them, by the logarithm of the rate.
+        None where the rate is lower than the pairs support.
+        """
+        place, last = max(-math.log10(far) * STEPS - FIRST, 0.0), len(self.thresholds) - 1
+        if abs(place - round(place)) < 1e-9:
+            place = round(place)
+        if place > last:
+            return None
+        low, high = self.thresholds[int(place)], self.thresholds[min(int(place) + 1, last)]
+        return low + (place - int(place)) * (high - low)
+
+
+Calibrated = dict[str, dict[str, Case]]
+"""Name of a score (`metrics.calibration.calibration_name`) → face case → what it means. A case that
+is absent had no pairs."""

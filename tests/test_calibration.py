@@ -1,0 +1,293 @@
+"""What scores mean: fitted on held-out people, kept with the student, used by the encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from deskpro import Encoder, Features
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
+from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.evaluation.validation import Validation
+from deskpro.stages.metrics.calibration import (
+    CASES,
+    calibration_name,
+    face_cases,
+    fit_case,
+    log_ratios,
+)
+from deskpro.stages.metrics.fusion import Fusion
+from deskpro.stages.metrics.verification import Evidence, allowed
+from deskpro.stages.models.student import Student
+from deskpro.stages.models.weights import load_student, read_metadata, save
+from tests.conftest import TINY
+
+
+def some_scores(genuine: int, impostors: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Normal scores of equal variance, whose log-likelihood ratio is 8·score − 4."""
+    random = np.random.default_rng(seed)
+    scores = np.concatenate([random.normal(1, 0.354, genuine), random.normal(0, 0.354, impostors)])
+    return scores.astype(np.float32), np.arange(genuine + impostors) < genuine
+
+
+def test_ratios_are_those_of_the_classes_whatever_their_sizes() -> None:
+    scores, same = some_scores(3000, 90_000)
+    case = fit_case(scores, same)
+    assert case.slope == pytest.approx(8, rel=0.05)
+    assert case.bias == pytest.approx(-4, abs=0.2)
+    fresh, shown = some_scores(20_000, 20_000, seed=1)
+    ratios = log_ratios({"none-none": case}, fresh, 2)
+    assert ratios.dtype == np.float32
+    found = Evidence()
+    found.add(ratios[shown], True)
+    found.add(ratios[~shown], False)
+    assert found.error() < 0.01
+    assert found.cllr() < 0.35
+
+
+def test_the_fit_is_where_the_weighted_likelihood_is_highest() -> None:
+    scores, same = some_scores(40, 300)
+    case = fit_case(scores, same)
+    scale = scores.astype(np.float64).std()
+
+    def cost(slope: float, bias: float) -> float:
+        """Both classes count as 40 pairs; a normal prior of the slope in units of the spread."""
+        odds = slope * scores.astype(np.float64) + bias
+        costs = np.logaddexp(0, np.where(same, -odds, odds))
+        return float(40 * (costs[same].mean() + costs[~same].mean()) + (slope * scale) ** 2 / 2)
+
+    assert case.slope is not None
+    assert case.bias is not None
+    best = cost(case.slope, case.bias)
+    for slope, bias in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01)):
+        assert cost(case.slope + slope, case.bias + bias) > best
+
+
+def test_what_says_nothing_or_the_opposite_is_not_calibrated() -> None:
+    scores, same = some_scores(200, 200)
+    for spoiled, flags, why in (
+        (-scores, same, "don't speak for one person"),
+        (np.zeros(400), same, "don't speak for one person"),
+        (scores[181:], same[181:], "19 pairs of one held-out person and 200 of two"),
+        (scores[:210], same[:210], "200 pairs of one held-out person and 10 of two"),
+        (scores[:0], same[:0], "0 pairs of one held-out person"),
+    ):
+        case = fit_case(spoiled, flags)
+        assert (case.slope, case.bias) == (None, None)
+        assert why in case.reason
+        assert np.isnan(log_ratios({"face-face": case}, np.zeros(2), 0)).all()
+
+
+def test_pairs_that_a_line_separates_have_finite_ratios() -> None:
+    same = np.arange(100) < 50
+    case = fit_case(same * 1.0, same)
+    assert case.slope is not None
+    assert 0 < case.slope < 100
+
+
+@given(st.integers(10, 3000), st.integers(1, 40), st.integers(0, 99), st.floats(1e-4, 0.5))
+def test_thresholds_accept_at_most_what_they_promise(
+    impostors: int, values: int, seed: int, far: float
+) -> None:
+    random = np.random.default_rng(seed)
+    scores = np.float32(random.integers(0, values, impostors) / 7)
+    case = fit_case(scores, np.zeros(impostors, bool))
+    assert all(b >= a for a, b in pairwise(case.thresholds))
+    limit = case.threshold(far)
+    lower = 10 ** (-math.ceil(-math.log10(far) * 10 - 1e-6) / 10)  # the next that is kept
+    if limit is None:
+        assert impostors * lower < 10
+        assert far < case.lowest_far
+        return
+    steps = -10 * math.log10(far)
+    assert (scores >= limit).mean() <= 10 ** (-math.floor(steps) / 10)  # between two, the looser
+    if abs(steps - round(steps)) < 1e-9:
+        assert (scores >= limit).sum() <= allowed(far, impostors)
+        lower_scores = scores[scores < limit]
+        if len(lower_scores):  # one step lower and it accepts too many
+            assert (scores >= lower_scores.max()).sum() > allowed(far, impostors)
+
+
+def test_thresholds_at_powers_of_ten_are_exact() -> None:
+    scores = np.arange(10_000, dtype=np.float32)
+    case = fit_case(scores, np.zeros(10_000, bool))
+    for far in (1e-1, 1e-2, 1e-3):
+        limit = case.threshold(far)
+        assert limit is not None
+        assert (scores >= limit).sum() == 10_000 * far
+    assert case.threshold(9e-4) is None
+    assert case.lowest_far == pytest.approx(1e-3)
+
+
+def test_names_tell_how_streams_are_weighed() -> None:
+    assert calibration_name("face") == "face"
+    assert calibration_name("all", Fusion.fixed(0.5)) == "all, 0.5"
+    assert calibration_name("all", Fusion(3.0, 1.5, -2.0, 2.5, -1.0)) == "all, fitted"
+    cases = face_cases(np.array([True, False]), np.array([True, False, True]))
+    assert cases.tolist() == [[0, 1, 0], [1, 2, 1]]
+
+
+# Of a student
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training images of a few people, of which some have no face."""
+    folder = tmp_path_factory.mktemp("people") / "data"
+    more = {"train_identities": 8, "train_images": 12, "train_back_views": 0.4}
+    make_benchmark(folder, TINY.model_copy(update=more), workers=1)
+    return folder
+
+
+def a_student(
+    folder: Path, people: Path, run: Path, mode: str = "all"
+) -> tuple[Path, pd.DataFrame]:
+    """Streams of a run's student, with what the people tell of it; and their images."""
+    trained, info = load_student(run / "student.safetensors")
+    arguments = {**info.network, "forward_mode": mode}
+    options = Options.model_validate(
+        {
+            "forward_mode": mode,
+            "data": {"root": str(people), "face_size": info.face_size, "body_size": info.body_size},
+        }
+    )
+    # All pairs count, so that a network of a few steps knows people by their clothes.
+    table = read_index(people, LAYOUTS["benchmark"], ("train",))[0]
+    table = table.assign(clothes=None, camid=range(len(table)))
+    student = Student(info.num_classes, **arguments).eval()
+    for stream, network in student.streams.items():
+        network.load_state_dict(trained.streams[stream].state_dict())
+    facts = Validation.of(student, table, options, torch.device("cpu")).facts()
+    save(folder / f"{mode}.safetensors", student, replace(info, network=arguments, **facts))
+    return folder / f"{mode}.safetensors", table
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Callable[[str], Path]) -> Path:
+    return finished_run("train-student")
+
+
+@pytest.fixture(scope="module")
+def student(
+    people: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, pd.DataFrame]:
+    return a_student(tmp_path_factory.mktemp("student"), people, run)
+
+
+@pytest.mark.parametrize("weight", ["fitted", 0.5])
+def test_the_encoder_decides_as_held_out_people_told(
+    weight: Any, student: tuple[Path, pd.DataFrame]
+) -> None:
+    path, table = student
+    encoder = Encoder.load(path, "cpu", face_weight=weight)
+    faces = [None if pd.isna(face) else face for face in table["lr_face"]]
+    features = encoder(table["imgs"].tolist(), faces)
+    scores, odds = encoder.similarity(features, features), encoder.odds(features, features)
+    pids = table["pid"].to_numpy()
+    first, second = np.triu_indices(len(table), 1)
+    cases = face_cases(features.has_face, features.has_face)[first, second]
+    pairs, two = scores[first, second], pids[first] != pids[second]
+    found = encoder.calibration()
+    assert [*found] == [*CASES]
+    limits = encoder.threshold(0.1)
+    for place, name in enumerate(CASES):
+        impostors = pairs[two & (cases == place)]
+        assert len(impostors) == found[name].impostors
+        # The encoder resizes and sums in another order: a few pairs may be on the other side.
+        accepted, most = (impostors >= limits[name]).sum(), allowed(0.1, len(impostors))
+        assert accepted <= most + 3
+        if len(np.unique(impostors)) > 1:  # else the body counts nothing: all or none
+            assert accepted >= most - 3
+        rows = cases == place
+        order = np.argsort(pairs[rows])
+        ratios = odds[first, second][rows][order]
+        if found[name].slope is None:
+            assert found[name].reason
+            assert np.isnan(ratios).all()
+        else:
+            assert (np.diff(ratios) >= 0).all()
+    assert any(case.slope is not None for case in found.values())
+    with pytest.raises(InputError, match=r"far is 1e-05; .* 1,000,000 are needed"):
+        encoder.threshold(1e-5)
+    for far in (0, 1, -1, 0.6, float("nan"), "1e-3", True):
+        with pytest.raises(InputError, match="must be above 0"):
+            encoder.threshold(far)  # type: ignore[arg-type]
+
+
+def test_a_face_weight_without_calibration_is_refused(student: tuple[Path, pd.DataFrame]) -> None:
+    encoder = Encoder.load(student[0], "cpu", face_weight=0.3)
+    nobody = Features(np.zeros((0, encoder.dim), np.float32), np.zeros(0, bool))
+    with pytest.raises(InputError, match=r"no calibration for 0.3; .* for fitted and 0.5"):
+        encoder.odds(nobody, nobody)
+
+
+def test_students_of_one_stream_have_one_case(people: Path, run: Path, tmp_path: Path) -> None:
+    for mode, case in (("face", "face-face"), ("body", "none-none")):
+        path, _ = a_student(tmp_path, people, run, mode)
+        info = read_metadata(path)
+        assert info.fusion is None
+        assert info.calibration is not None
+        assert [*info.calibration] == [mode]
+        assert [*info.calibration[mode]] == [case]
+        assert [*Encoder.load(path, "cpu").threshold(0.1)] == [case]
+
+
+def test_an_older_student_loads_and_says_what_it_lacks(
+    student: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    network, info = load_student(student[0])
+    save(tmp_path / "student.safetensors", network, replace(info, calibration=None))
+    with safe_open(tmp_path / "student.safetensors", framework="pt") as file:
+        fields = json.loads(file.metadata()["deskpro"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del fields["calibration"]
+    old = tmp_path / "old.safetensors"
+    save_file(tensors, old, {"deskpro": json.dumps(fields)})
+    encoder = Encoder.load(old, "cpu")
+    nobody = Features(np.zeros((0, encoder.dim), np.float32), np.zeros(0, bool))
+    for ask in (lambda: encoder.odds(nobody, nobody), encoder.threshold):
+        with pytest.raises(InputError, match=r"data\.validation=0.1"):
+            ask()
+
+    fields["calibration"] = asdict(read_metadata(student[0]))["calibration"]
+    for spoil, said in SPOILED.items():
+        spoiled = json.loads(json.dumps(fields))
+        said(spoiled["calibration"]["face"]["face-face"])
+        save_file(tensors, old, {"deskpro": json.dumps(spoiled)})
+        with pytest.raises(InputError, match=spoil):
+            read_metadata(old)
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "slope must be above 0": lambda case: case.update(slope=-1.0, bias=0.0),
+    "go together": lambda case: case.update(slope=1.0, bias=None),
+    "must not fall": lambda case: case.update(thresholds=[1.0, 0.5]),
+    r"thresholds\.0 is nan": lambda case: case.update(thresholds=[math.nan]),
+    r"genuine is -1": lambda case: case.update(genuine=-1),
+    r"more": lambda case: case.update(more=1),
+    r"reason": lambda case: case.pop("reason"),
+}
+"""What the error says → what was done to a case."""
+
+
+def test_the_benchmark_of_these_tests_has_pairs_of_every_case(people: Path) -> None:
+    assert isinstance(TINY, BenchmarkOptions)
+    faces = read_index(people, LAYOUTS["benchmark"], ("train",))[0]["lr_face"].notna()
+    assert 0.3 < faces.mean() < 0.9
