@@ -139,6 +139,7 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
         from deskpro.stages.evaluation.gallery import GalleryTeacher
         from deskpro.stages.evaluation.measures import measures_of
+        from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
         from deskpro.stages.evaluation.rankings import rank_all
         from deskpro.stages.evaluation.scores import write_scores
         from deskpro.stages.models.extractor import open_extractor
@@ -173,8 +174,10 @@ class Evaluate(Stage):
             report["gallery_network"] = teacher.facts()
             report["data"]["digests"] |= seen.digests()
             report["data"]["without HR face"] = seen.without_face
+        add_pairs(report, measures, extractor, query, ranked)
         write_scores(report, scores, query, gallery, faces, folder.metrics)
         _show(report, options)
+        show_pairs(report)
         return EvaluateResult(
             rules=[part["rule"] for part in report["protocols"].values()],
             kept=made.kept,

@@ -117,6 +117,8 @@ def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
     """Every number of a nested mapping, by its path."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
+            if key == "verification":  # steps of few pairs; tests/test_verification.py has its own
+                continue
             yield from _numbers(value, f"{prefix}{key}/")
     elif isinstance(tree, list):
         for i, value in enumerate(tree):

@@ -98,7 +98,7 @@ class Ties(NamedTuple):
     """Positives among them."""
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """A query and the gallery images of its identity, by position in the gallery of the draw."""
 
     query: int
@@ -126,7 +126,7 @@ def rank_gallery(
     Raises:
         ValueError: a distance is not a number.
     """
-    draws = [_tasks(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
+    draws = [tasks_of(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
     lists: list[tuple[Any, ...]] = []
@@ -156,7 +156,9 @@ def rank_gallery(
 
 def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
     """Whether any query has a positive under a protocol."""
-    return bool(_tasks(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1])
+    return bool(
+        tasks_of(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1]
+    )
 
 
 def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
@@ -194,8 +196,8 @@ def _measured(
     distances: np.ndarray,
     start: int,
     protocol: Protocol,
-    tasks: Sequence[_Task],
-) -> Iterator[tuple[_Task, np.ndarray]]:
+    tasks: Sequence[Task],
+) -> Iterator[tuple[Task, np.ndarray]]:
     """Each query with its `_NUMBERS`; distances: of the queries from `start` on, [rows, G]."""
     size = max(1, TIED // max(distances.shape[1], 1))
     batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
@@ -206,7 +208,7 @@ def _measured(
 
 
 def _measure(
-    distances: np.ndarray, start: int, protocol: Protocol, tasks: Sequence[_Task]
+    distances: np.ndarray, start: int, protocol: Protocol, tasks: Sequence[Task]
 ) -> np.ndarray:
     """The `_NUMBERS` of some queries: float64 [queries, numbers]."""
     ties = [tie_groups(distances[t.query - start], t.positive, t.junk) for t in tasks]
@@ -249,9 +251,9 @@ def _inverse_last_rank(before: int, size: int, hits: int) -> float:
     return float((probability / (before + size - places)).sum())
 
 
-def _tasks(
+def tasks_of(
     query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, rows: np.ndarray | None
-) -> tuple[np.ndarray | None, dict[int, _Task]]:
+) -> tuple[np.ndarray | None, dict[int, Task]]:
     """The gallery rows of a draw, and by query position each query with a positive among them."""
     if rows is not None:
         gallery = gallery.iloc[rows]
@@ -266,7 +268,7 @@ def _tasks(
             {name: codes[same] for name, codes in gallery_codes.items()},
         )
         if not junk.all():
-            tasks[int(q)] = _Task(int(q), same[~junk], same[junk])
+            tasks[int(q)] = Task(int(q), same[~junk], same[junk])
     return rows, tasks
 
 
@@ -311,7 +313,7 @@ def _runs(queries: np.ndarray, size: int) -> Iterator[slice]:
 
 
 def _nearest(
-    query: str, task: _Task, row: np.ndarray, names: np.ndarray, keys: np.ndarray, count: int
+    query: str, task: Task, row: np.ndarray, names: np.ndarray, keys: np.ndarray, count: int
 ) -> tuple[np.ndarray, ...]:
     """A query's nearest images without the junk: ranks, names, distances, whether positive.
 

@@ -72,6 +72,13 @@ class Counter:
         self.at_least += len(ordered) - np.searchsorted(ordered, self.edges, "left")
         self.above += len(ordered) - np.searchsorted(ordered, self.edges, "right")
 
+    def __iadd__(self, other: Counter) -> Counter:
+        """With the values of another one of the same edges."""
+        self.at_least += other.at_least
+        self.above += other.above
+        self.total += other.total
+        return self
+
 
 class Rate(NamedTuple):
     """An operating point: scores ≥ `threshold` are accepted; None accepts nothing."""

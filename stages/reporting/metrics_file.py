@@ -37,6 +37,60 @@ class Spread(_Part):
     rank1: Share
 
 
+class _Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Refused(_Closed):
+    """What there was too little of."""
+
+    refused: str
+
+
+class Decision(_Closed):
+    """A threshold, None where nothing is accepted; FAR, which share of pairs of two people (of
+    searches without the person) it accepts; rate, of pairs of one person (of searches, rightly)."""
+
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None
+    FAR: Share
+    rate: Share
+    interval: Interval | None = None
+    far_interval: Interval | None = None
+
+
+class Meaning(_Closed):
+    """Of log-likelihood ratios: their cost in bits, and the expected calibration error."""
+
+    Cllr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ECE: Share
+
+
+class Clothes(_Closed):
+    """Pairs of one person in the same, or in changed, clothes."""
+
+    genuine: Count
+    EER: Share | None
+    TAR: dict[str, Share]
+
+
+Decisions = dict[str, Decision | Refused]
+"""False accept rate → what is accepted at it."""
+
+
+class PairsOfCase(_Closed):
+    """Pairs of one person and of two; `held_out`: at thresholds of held-out people."""
+
+    genuine: Count
+    impostors: Count
+    identities: Count
+    EER: Share | None
+    TAR: Decisions
+    DIR: Decisions
+    held_out: Decisions | None = None
+    calibration: Meaning | Refused
+    clothes: dict[str, Clothes]
+
+
 class Stream(_Part):
     """The figures of a stream, as shares in 0..1, and `rankR` of each rank asked for."""
 
@@ -44,6 +98,8 @@ class Stream(_Part):
     with_face: Group | None = Field(None, alias="with face")
     without_face: Group | None = Field(None, alias="without face")
     sd: Spread | None = None
+    verification: dict[str, PairsOfCase] | None = None
+    """By face case; absent where distances are re-ranked."""
     queries: Annotated[int, Field(ge=1)]
     identities: Annotated[int, Field(ge=1)]
     mAP: Share

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from deskpro.stages.reporting import figures
+from deskpro.stages.reporting import cells, figures
 
 Protocols = Mapping[str, Mapping[str, Any]]
 """The protocols of metrics.json: `streams` maps each stream to its numbers, shares in 0..1."""
@@ -33,6 +33,45 @@ def merged(protocols: Protocols) -> dict[str, Mapping[str, Any]]:
         else:
             found.append(name)
     return {", ".join(group): protocols[group[0]] for group in names}
+
+
+PAIR_COLUMNS = ("protocol", "pairs", "of one", "of two", "EER", "TAR at 1 %", "at 0.1 %",
+                "DIR at 10 %", "FAR for 1 %", "Cllr", "ECE")  # fmt: skip
+"""TAR at a FAR on test; DIR at a share of searches without the person; FAR on test at the threshold
+that accepts 1 % of pairs of two held-out people; Cllr in bits, ECE in 0..1."""
+
+
+def pair_rows(protocols: Protocols) -> list[list[str]]:
+    """A row for each face case of each protocol's widest stream, in `PAIR_COLUMNS`; those that have
+    nothing but an EER are left out."""
+    rows = []
+    for names, protocol in merged(protocols).items():
+        stream = widest(protocol["streams"])
+        for case, numbers in protocol["streams"][stream].get("verification", {}).items():
+            decided = [
+                *(_rate(numbers["TAR"][far], "rate", "interval") for far in ("0.01", "0.001")),
+                _rate(numbers["DIR"]["0.1"], "rate", "interval"),
+                _rate((numbers.get("held_out") or {}).get("0.01", {}), "FAR", "far_interval"),
+                *(_number(numbers["calibration"].get(key)) for key in ("Cllr", "ECE")),
+            ]
+            if {*decided} == {"–"}:
+                continue
+            eer = "–" if numbers["EER"] is None else f"{100 * numbers['EER']:.1f}"
+            counts = (f"{numbers[key]:,}" for key in ("genuine", "impostors"))
+            rows.append([names, case, *counts, eer, *decided])
+    return rows
+
+
+def _rate(decision: Mapping[str, Any], key: str, interval: str) -> str:
+    if key not in decision:
+        return "–"
+    if decision.get(interval) is None:
+        return f"{100 * decision[key]:.1f}"
+    return cells.within(*(100 * value for value in (decision[key], *decision[interval])))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def accuracy_chart(protocols: Protocols) -> Markup:

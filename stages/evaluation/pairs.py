@@ -1,0 +1,335 @@
+"""What the pairs of query and gallery say: who is accepted at a threshold, and what scores mean.
+
+Pairs are those that a protocol compares: all images of a query that counts with the gallery, but
+for those of its person that the rule removes. Drawn galleries count whole. Scores are as
+`Encoder.similarity` gives them; each face case is a world of its own, and `all` is all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from deskpro.stages.base.calibrated import Case
+from deskpro.stages.base.names import FACE_HR
+from deskpro.stages.base.progress import table
+from deskpro.stages.evaluation.measures import Compared
+from deskpro.stages.metrics import verification
+from deskpro.stages.metrics.calibration import CASES, calibration_name, log_ratios
+from deskpro.stages.metrics.fusion import Block, Fusion, choose_fusion
+from deskpro.stages.metrics.intervals import interval, pair_interval
+from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
+from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
+from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
+from deskpro.stages.models.extractor import FeatureExtractor
+from deskpro.stages.reporting import results
+
+
+class Pairs(NamedTuple):
+    """Query and gallery as a stream and a protocol compare them.
+
+    scores: of some queries with the gallery, float32 [rows, G], larger is more alike; asked, shown:
+    which images of each count as having a face, bool [Q] and [G].
+    """
+
+    query: pd.DataFrame
+    gallery: pd.DataFrame
+    scores: Block
+    asked: np.ndarray
+    shown: np.ndarray
+    protocol: Protocol
+
+
+def add_pairs(
+    report: Mapping[str, Any],
+    measures: Mapping[str, Compared],
+    extractor: FeatureExtractor,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+) -> None:
+    """Add `verification` to each stream of each protocol of metrics.json.
+
+    Not to re-ranked ones: there a distance depends on who else is in the gallery. The teacher's
+    gallery has no calibration: the student's is of the scores of one network.
+    """
+    if report["rerank"] is not None:
+        return
+    calibrations, weight = extractor.info.calibration or {}, report["face_weight"]
+    for stream, (*kinds, measure) in measures.items():
+        fusion = choose_fusion(extractor.info.fusion, weight) if stream == "all" else None
+        cases = calibrations.get(calibration_name(stream, fusion), {})
+        for name, numbers in report["protocols"].items():
+            if stream not in numbers["streams"]:
+                continue
+            protocol = PROTOCOLS[name]
+            masks = protocol.query_mask(query), protocol.gallery_mask(gallery)
+            mine, others = (
+                part[mask & part[seen].notna().any(axis=1)].reset_index(drop=True)
+                for part, mask, seen in zip((query, gallery), masks, kinds, strict=True)
+            )
+            scores = _as_scores(measure(mine, others), fusion)
+            asked, shown = (_faces(part, stream, extractor) for part in (mine, others))
+            pairs = Pairs(mine, others, scores, asked, shown, protocol)
+            numbers["streams"][stream]["verification"] = pair_numbers(pairs, cases)
+
+
+def show_pairs(report: Mapping[str, Any]) -> None:
+    """Print a row for each face case of the widest streams that says something."""
+    rows = results.pair_rows(report["protocols"])
+    if rows:
+        title = "pairs of images (%; 95 % interval over identities; – where there are too few)"
+        table(title, results.PAIR_COLUMNS, rows)
+
+
+def _as_scores(distances: Block, fusion: Fusion | None) -> Block:
+    highest = np.float32(1.0 if fusion is None else fusion.highest)
+    return lambda rows: highest - distances(rows)
+
+
+def _faces(table: pd.DataFrame, stream: str, extractor: FeatureExtractor) -> np.ndarray:
+    """Which images count as having a face: for a stream of faces or bodies alone all, or none."""
+    if stream == "all":
+        return table[extractor.kinds["face"]].notna().to_numpy()
+    return np.full(len(table), stream in ("face", FACE_HR))
+
+
+def pair_numbers(pairs: Pairs, calibration: Mapping[str, Case]) -> dict[str, Any]:
+    """Face case, and `all` where there are several, → its numbers; empty without a positive."""
+    _, tasks = tasks_of(pairs.query, pairs.gallery, pairs.protocol, None)
+    if not tasks:
+        return {}
+    rows, size = np.array(sorted(tasks)), max(1, BLOCK // (4 * len(pairs.gallery)))
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    found, blocks = [], []
+    for part in parts:
+        scores = pairs.scores(part)
+        found += [_genuine(pairs, scores[i], tasks[row]) for i, row in enumerate(part.tolist())]
+        if len(parts) == 1:  # else all are computed once again: they may be more than memory holds
+            blocks = [scores]
+    genuine = pd.concat(found, ignore_index=True)
+    people = np.unique(pd.concat([pairs.query["pid"], pairs.gallery["pid"]]))
+    asked, shown = (np.searchsorted(people, part["pid"]) for part in (pairs.query, pairs.gallery))
+    worlds = [_World(place, genuine, calibration, pairs, people) for place in range(len(CASES))]
+    for number, part in enumerate(parts):
+        scores = np.array(blocks[0] if blocks else pairs.scores(parts[number]))
+        for i, row in enumerate(part.tolist()):
+            scores[i, tasks[row].positive] = scores[i, tasks[row].junk] = -np.inf
+        for place, row, column in _quarters(pairs, part):
+            block = scores[np.ix_(row, column)]
+            worlds[place].add(block, part[row], asked[part[row]], shown[column])
+    worlds = [world for world in worlds if len(world.genuine) or world.counted.total]
+    tables = {world.name: _numbers(world) for world in worlds}
+    return {"all": _numbers(_together(worlds, genuine))} | tables if len(tables) > 1 else tables
+
+
+def _genuine(pairs: Pairs, scores: np.ndarray, task: Task) -> pd.DataFrame:
+    """The pairs of a query with its person: score, place in `CASES`, query, pid, and whether they
+    wear the same clothes, 1 or 0, or −1 where it isn't known."""
+    worn = pairs.query["clothes"].iloc[task.query]
+    others = pairs.gallery["clothes"].iloc[task.positive]
+    unknown = others.isna() | pd.isna(worn)
+    same = np.where(unknown, -1, (others == worn).astype(int))
+    case = 2 - pairs.shown[task.positive].astype(int) - int(pairs.asked[task.query])
+    pid = pairs.query["pid"].iloc[task.query]
+    score = scores[task.positive]
+    return pd.DataFrame(
+        {"score": score, "case": case, "query": task.query, "pid": pid, "same": same}
+    )
+
+
+def _quarters(pairs: Pairs, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Queries and gallery with and without a face: place in `CASES`, positions among the rows, and
+    in the gallery."""
+    for asked in (True, False):
+        row = np.flatnonzero(pairs.asked[rows] == asked)
+        for shown in (True, False):
+            column = np.flatnonzero(pairs.shown == shown)
+            if len(row) and len(column):
+                yield 2 - asked - shown, row, column
+
+
+class _World:
+    """A face case: its pairs of one person, and those of two, of which only numbers are kept."""
+
+    def __init__(
+        self,
+        place: int,
+        genuine: pd.DataFrame,
+        calibration: Mapping[str, Case],
+        pairs: Pairs,
+        people: np.ndarray,
+    ) -> None:
+        self.name, self.place = CASES[place], place
+        self.genuine = genuine[genuine["case"] == place]
+        self.calibration = calibration
+        self.case = calibration.get(self.name)
+        known = self.case is not None and self.case.slope is not None
+        self.lacking = [] if known else [self.name]
+        """Face cases whose scores have no known meaning."""
+        # At the scores of all cases, so that they can be added up.
+        self.counted, self.evidence = Counter(genuine["score"].to_numpy()), Evidence()
+        self.best = np.full(len(pairs.query), -np.inf, np.float32)
+        """Of each query, the highest score with anybody else, and how many images have it."""
+        self.images = np.zeros(len(pairs.query), np.int64)
+        self.limits = dict[float, float]()
+        for far in verification.FARS:
+            limit = None if self.case is None else self.case.threshold(far)
+            if limit is not None:
+                self.limits[far] = limit
+        self.accepted = {far: np.zeros((2, len(people)), np.int64) for far in self.limits}
+        self.pairs = np.zeros((2, len(people)), np.int64)
+        """Pairs of each person, as query and in the gallery; of these `accepted`, by FAR."""
+        self._weigh(self.genuine["score"].to_numpy(), True)
+
+    def add(
+        self, scores: np.ndarray, queries: np.ndarray, asked: np.ndarray, shown: np.ndarray
+    ) -> None:
+        """Count a block, where −inf is no pair. asked, shown: the people of its two sides."""
+        there = scores > -np.inf
+        values = scores[there]
+        self.counted.add(values)
+        self._weigh(values, False)
+        best = self.best[queries] = scores.max(1)
+        self.images[queries] = ((scores == best[:, None]) & there).sum(1)
+        _by_person(self.pairs, there, asked, shown)
+        for far, limit in self.limits.items():
+            _by_person(self.accepted[far], scores >= np.float32(limit), asked, shown)
+
+    def _weigh(self, scores: np.ndarray, same: bool) -> None:
+        if not self.lacking:
+            self.evidence.add(log_ratios(self.calibration, scores, self.place), same)
+
+    def probes(self) -> Probes:
+        """Searches by the queries with a pair of one person, in their order."""
+        queries, place = np.unique(self.genuine["query"].to_numpy(), return_inverse=True)
+        scores = self.genuine["score"].to_numpy()
+        mate = np.full(len(queries), -np.inf, np.float32)
+        np.maximum.at(mate, place, scores)
+        mates = np.bincount(place, scores == mate[place], len(queries))
+        other = self.best[queries]
+        right = verification.first_is_right(mate, other, mates, self.images[queries])
+        return Probes(mate, other, right)
+
+
+def _by_person(totals: np.ndarray, which: np.ndarray, asked: np.ndarray, shown: np.ndarray) -> None:
+    """Add a block's pairs to those of each person in both roles, [2, people]."""
+    people = totals.shape[1]
+    totals[0] += np.bincount(asked, which.sum(1), people).astype(np.int64)
+    totals[1] += np.bincount(shown, which.sum(0), people).astype(np.int64)
+
+
+def _together(worlds: Sequence[_World], genuine: pd.DataFrame) -> _World:
+    """All pairs as one case; made of the first, which has its own numbers by now."""
+    whole = copy.copy(worlds[0])
+    whole.name, whole.genuine, whole.case, whole.limits = "all", genuine, None, {}
+    whole.counted, whole.evidence = Counter(genuine["score"].to_numpy()), Evidence()
+    whole.best = np.max([world.best for world in worlds], axis=0)
+    equal = [world.images * (world.best == whole.best) for world in worlds]
+    whole.images = np.sum(equal, axis=0)
+    for world in worlds:
+        whole.counted += world.counted
+        whole.evidence += world.evidence
+    whole.lacking = [name for world in worlds for name in world.lacking]
+    return whole
+
+
+def _numbers(world: _World) -> dict[str, Any]:
+    """What metrics.json holds of a face case; shares in 0..1."""
+    genuine, total = world.genuine, world.counted.total
+    roc = Roc.counted(genuine["score"].to_numpy(), world.counted)
+    found = {
+        "genuine": len(genuine),
+        "impostors": total,
+        "identities": int(genuine["pid"].nunique()),
+        "EER": roc.eer(),
+        "TAR": {f"{far:g}": _accepted(roc, genuine, far) for far in verification.FARS},
+        "DIR": {f"{far:g}": _identified(world, far) for far in verification.PROBE_FARS},
+        "calibration": _calibration(world),
+    }
+    if world.name != "all":
+        found["held_out"] = {f"{far:g}": _held_out(world, far) for far in verification.FARS}
+    worn = {"same": genuine[genuine["same"] == 1], "changed": genuine[genuine["same"] == 0]}
+    found["clothes"] = {name: _of_clothes(part, world) for name, part in worn.items() if len(part)}
+    return found
+
+
+def _accepted(roc: Roc, genuine: pd.DataFrame, far: float) -> dict[str, Any]:
+    """Pairs of one person that are accepted at a rate, with the interval at the first rate."""
+    rate = roc.at(far)
+    why = verification.refusal(far, roc.impostors)
+    if rate is None or why:
+        return {"refused": why or "no pairs of one person"}
+    found: dict[str, Any] = {"threshold": rate.threshold, "FAR": rate.far, "rate": rate.tar}
+    if far == verification.FARS[0]:
+        found["interval"] = _share(genuine, rate.threshold)
+    return found
+
+
+def _share(genuine: pd.DataFrame, threshold: float | None) -> list[float]:
+    limit = np.float32(np.inf if threshold is None else threshold)
+    accepted = (genuine["score"].to_numpy() >= limit).astype(float)
+    return interval(accepted, genuine["pid"].to_numpy())
+
+
+def _identified(world: _World, far: float) -> dict[str, Any]:
+    """Queries whose first image is of their person and is accepted."""
+    probes = world.probes()
+    why = verification.refusal(far, len(probes.mate), "searches")
+    result = probes.at(far)
+    if why or result is None:
+        return {"refused": why or "no searches"}
+    rate, parts = result
+    people = world.genuine.drop_duplicates("query").sort_values("query")["pid"].to_numpy()
+    return {
+        "threshold": rate.threshold,
+        "FAR": rate.far,
+        "rate": rate.tar,
+        "interval": interval(parts, people),
+    }
+
+
+def _held_out(world: _World, far: float) -> dict[str, Any]:
+    """Both rates at the threshold that held-out people gave."""
+    if world.case is None:
+        return {"refused": "the student has no calibration of these scores"}
+    limit, known = world.limits.get(far), world.case.impostors
+    why = verification.refusal(far, known, "pairs of two held-out people") or (
+        verification.refusal(far, world.counted.total)
+    )
+    if why or limit is None or not len(world.genuine):
+        return {"refused": why or "no pairs of one person"}
+    accepted = world.accepted[far]
+    return {
+        "threshold": limit,
+        "FAR": float(accepted[0].sum() / world.counted.total),
+        "far_interval": pair_interval(accepted, world.pairs),
+        "rate": float((world.genuine["score"] >= np.float32(limit)).mean()),
+        "interval": _share(world.genuine, limit),
+    }
+
+
+def _calibration(world: _World) -> dict[str, Any]:
+    if world.lacking:
+        why = "" if world.case is None else f": {world.case.reason}"
+        return {"refused": f"no calibration of {' and '.join(world.lacking)}{why}"}
+    if not world.evidence.complete:
+        return {"refused": "pairs of one person and of two are needed"}
+    return {"Cllr": world.evidence.cllr(), "ECE": world.evidence.error()}
+
+
+def _of_clothes(genuine: pd.DataFrame, world: _World) -> dict[str, Any]:
+    """Pairs of one person in the same, or in changed, clothes, against all pairs of two people: so
+    the thresholds are those of all."""
+    roc = Roc.counted(genuine["score"].to_numpy(), world.counted)
+    whole = Roc.counted(world.genuine["score"].to_numpy(), world.counted)
+    rates = {}
+    for far in verification.FARS:
+        rate, why = whole.at(far), verification.refusal(far, roc.impostors)
+        if rate is not None and not why:
+            limit = np.inf if rate.threshold is None else rate.threshold
+            rates[f"{far:g}"] = float((genuine["score"] >= np.float32(limit)).mean())
+    return {"genuine": len(genuine), "EER": roc.eer(), "TAR": rates}
