@@ -92,7 +92,8 @@ def _others(options: Options) -> Variants:
     """Without targets, also with as many images in each of as many steps; with those of other
     teachers; and with images without labels, too."""
     few: Changes = {**_NO_KD, "train_student.unlabelled": 0}
-    plain = {**few, **{f"teachers.{name}.weight": 0.0 for name in options.teachers}}
+    weights = [f"teachers.{name}.{of}" for name in options.teachers for of in ("weight", "kd")]
+    plain = {**few, **dict.fromkeys(weights, 0.0)}
     more = -(-options.train_student.unlabelled // options.batchimage)
     larger = {
         **plain,

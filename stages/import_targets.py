@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,29 +18,27 @@ from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
+from deskpro.stages.base.training_options import require_teacher_name
 from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import class_order, content_hashes
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.targets import importing
 from deskpro.stages.targets.foreign import HASHES, TARGETS, Foreign, read_foreign
+from deskpro.stages.targets.kinds import OF_TEACHERS
+from deskpro.stages.targets.samples import NO_LABEL
 
-_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _TEXT = {
-    "embedding": ("feature", "features of another program's network"),
-    "logits": ("class", "raw logits of another program's network"),
+    "embedding": "features of another program's network",
+    "logits": "raw logits of another program's network",
 }
-"""Name of the last axis, and what it is."""
 
 
 def require_name(name: str) -> None:
-    """Refuse a teacher's name that can't be a folder beside the cache's own."""
-    if name == "default":
-        raise InputError("--teacher default: that is the cache's own teacher; give another name")
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"--teacher {name!r}: must be of letters, digits, _ and -, and begin with a letter or "
-            "digit"
-        )
+    """Refuse what can't be the name of another teacher, here as in a recipe."""
+    try:
+        require_teacher_name(name)
+    except ValueError as error:
+        raise InputError(f"--teacher: {error}") from None
 
 
 class Known:
@@ -78,7 +75,9 @@ class Known:
                 f"{self.store.root}: does not name its identities; give its run folder with --run"
             )
         layout = LAYOUTS[self.options.data_train]
-        names = [layout.parse(sample_id) for sample_id in self.sample_ids]
+        labels = self.columns["label"].values.tolist()
+        rows = zip(self.sample_ids, labels, strict=True)
+        names = [layout.parse(sample_id) for sample_id, label in rows if label != NO_LABEL]
         return class_order(name.pid for name in names if name is not None)
 
     def hashes(self, kind: str) -> np.ndarray | None:
@@ -91,7 +90,8 @@ class Known:
         if self.options is None or not self.options.data.root.is_dir():
             return None
         data = self.options.data
-        index = training_index(data.root, self.options.data_train, Identities(*data.chosen))
+        chosen = Identities(*data.chosen)
+        index = training_index(data.root, self.options.data_train, chosen, data.unlabelled)
         here = index.set_index("sample_id").reindex(self.sample_ids)[kind]
         return content_hashes(here.where(here.notna(), None).tolist(), FileIndex())
 
@@ -178,7 +178,7 @@ class Plan:
 
     def writer(self, target: str, *, force: bool) -> GroupWriter:
         """The writer of a target's group. Raises InputError where it has other targets."""
-        known, (dim, text) = self.known, _TEXT[target]
+        known, dim, text = self.known, OF_TEACHERS[target].dim, _TEXT[target]
         teacher = {"imported": self.found.sha256, "name": self.name}
         classes = {"classes": self.classes} if target == "logits" else {}
         field = Field(self.values[target].shape[1:], "float16", ("head", dim), "1", text)

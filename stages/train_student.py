@@ -238,10 +238,10 @@ class TrainStudent(Stage):
         there = samples.finished(store, all_targets(options))
         with distributed.rank_zero_first():
             samples.require_targets(store, names, options, options.student.feature_dim)
-            samples.require_heads(store, names, len(head_names(options.student.heads)))
             used = {name: there[name] for name in names} or there
             files = job.index, job.deep
             samples.require_match(store, options, self.teacher, used.values(), *files)
+            samples.require_heads(store, names, options, len(head_names(options.student.heads)))
             checked = self._checked("keep", job)  # the cache says which samples are used
         table = samples.with_unlabelled(checked)
         readers = {name: MappedReader(cache, target.group) for name, target in there.items()}

@@ -242,9 +242,9 @@ def test_what_is_added_is_found_as_the_encoder_compares(
     assert [Path(hit["path"]).name for hit in hits] == [names[i] for i in order]
     np.testing.assert_allclose([hit["score"] for hit in hits], scores[order], atol=1e-5)
     cases = (
-        {True: "face–face", False: "face–none"}
+        {True: "face-face", False: "face-none"}
         if asked.has_face[0]
-        else {True: "face–none", False: "none–none"}
+        else {True: "face-none", False: "none-none"}
     )
     assert [hit["case"] for hit in hits] == [cases[bool(shown.has_face[i])] for i in order]
     assert {hit["camera"] for hit in hits} == {"door"}
@@ -311,7 +311,7 @@ def test_the_page_holds_pictures_scores_and_cases(
     text = page.read_text()
     assert text.count("data:image/jpeg") == 2 * (1 + 4)
     assert text.count('class="score"') == 8
-    assert "face–none" in text or "none–none" in text
+    assert "face-none" in text or "none-none" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text)
     out = command("gallery", "search", str(made), *queries, "--top", "4").out
     assert "Found" in out

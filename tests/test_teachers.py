@@ -171,6 +171,10 @@ def read(root: Path, group: str) -> np.ndarray:
         (["teachers.clip.wait=1"], "teachers.clip.wait: unknown option"),
         (["teachers.clip.weights=nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["cache.checkpoints=[nowhere.pth]"], "nowhere.pth: no such file"),
+        (
+            ["teachers.clip.weights=a.safetensors", "teachers.clip.kd=1"],
+            "only imported logits can be distilled",
+        ),
     ],
 )
 def test_teachers_that_cannot_be_are_refused(
@@ -211,6 +215,36 @@ def test_a_student_learns_from_imported_targets(
     assert "fresh" in project.ok("teacher-cache", *sets("teachers.clip.weight=5")).err
     audit = project.command("cache", "audit", str(project.run), *sets("teachers.clip.weight=5"))
     assert audit.code == 0, audit.out
+
+
+def test_imported_logits_are_distilled_until_the_cache_has_other_samples(
+    project: Project, unlabelled: list[str], tmp_path: Path
+) -> None:
+    root = project.run / "targets.zarr"
+    store = TargetStore(root)
+    names, labels = store.column("sample_id").tolist(), store.column("label")
+    classes = MappedReader(root, TARGETS["logits"].group).fingerprint["classes"]
+    np.savez(
+        tmp_path / "sure.npz",
+        path=np.array(names),
+        classes=np.array(classes[::-1]),
+        logits=9.0 * np.eye(len(classes), dtype=np.float32)[:, ::-1][labels],
+    )
+    given = [str(tmp_path / "sure.npz"), "--teacher", "sure", "--run", str(project.run)]
+    assert project.command("cache", "import", *given).code == 0
+    options = sets("teachers.sure.weight=0", "teachers.sure.kd=2", "kd_loss.enable=false")
+    project.ok("train-student", "--force", *options)
+    history = pd.read_csv(project.run / "student_history.csv")
+    assert (history["kd_sure"] > 0).all()
+    assert "embedding_sure" not in history.columns
+    assert "kd" not in history.columns
+    # The cache gets other samples: what was imported for the earlier ones is of no use.
+    project.ok("teacher-cache", "--force", *unlabelled)
+    refused = project("train-student", "--force", *options, *unlabelled)
+    assert refused.code == 2
+    assert "Import them again: deskpro cache import FILE --teacher sure --force" in refused.err
+    assert project.command("cache", "import", *given, "--force").code == 0
+    project.ok("train-student", "--force", *options, *unlabelled)
 
 
 def test_a_teacher_that_has_no_such_stream_is_refused(project: Project) -> None:

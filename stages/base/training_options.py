@@ -264,6 +264,19 @@ class OtherTeacher(Section):
     """Weight of 1 − the cosine of the stream's features, projected, and its embedding; 0 switches
     it off."""
 
+    kd: Weight = 0.0
+    """Weight of the distillation of its imported logits, as `kd_loss.T` and `kd_loss.zscore` say; 0
+    switches it off."""
+
+    @model_validator(mode="after")
+    def _logits_are_imported(self) -> OtherTeacher:
+        if self.kd and self.weights is not None:
+            raise ValueError(
+                f"kd {self.kd:g}: only imported logits can be distilled, as the classes of weights "
+                "may be other people; leave weights out, or set kd to 0"
+            )
+        return self
+
     @property
     def learner(self) -> str:
         """The stream that learns from it."""
@@ -272,13 +285,20 @@ class OtherTeacher(Section):
 
 OWN_TEACHER = "default"
 """The name of the recipe's own teacher in the cache."""
+_LONGEST = 64
+"""Characters of a name."""
 
 
 def require_teacher_name(name: str) -> str:
     """The name of another teacher; ValueError where it can't be one."""
-    if name == OWN_TEACHER or not re.fullmatch(r"[A-Za-z0-9][\w-]{0,63}", name):
+    if name == OWN_TEACHER:
+        raise ValueError(f"{name!r} is no name of another teacher: it is the cache's own teacher")
+    if len(name) > _LONGEST:
+        raise ValueError(f"{name[:9]}… is no name of another teacher: too long, above {_LONGEST}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise ValueError(
-            f"{name!r} is no name of another teacher: letters, digits, - and _, not {OWN_TEACHER}"
+            f"{name!r} is no name of another teacher: must be of letters, digits, _ and -, and "
+            "begin with a letter or digit"
         )
     return name
 

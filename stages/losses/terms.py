@@ -78,18 +78,29 @@ TERMS: dict[str, Term] = {
     ),
 }  # fmt: skip
 """Name, which is also the column of the history, → term."""
-_OTHER = "embedding_"
-"""The beginning of the names of other teachers' terms."""
+_OTHER = ("embedding_", "kd_")
+"""How the names of other teachers' terms begin."""
 
 
-OTHER_TEACHERS = ("teachers.*.weight", "teachers.*.stream", "teachers.*.input")
+OTHER_TEACHERS = (
+    "teachers.*.weight", "teachers.*.kd", "teachers.*.stream", "teachers.*.input",
+)  # fmt: skip
 """The options of the terms of other teachers."""
 
 
-def _of_other(teacher: str, stream: str) -> Term:
-    """The term of another teacher's embeddings, which a stream's projected features meet."""
-    weight = f"teachers.{teacher}.weight"
-    return Term(embedding, stream, f"projected.{teacher}", f"{teacher}/embedding", weight)
+def _of_other(teacher: str, stream: str) -> dict[str, Term]:
+    """The terms of another teacher: of its embeddings, which a stream's projected features meet,
+    and of its logits."""
+    option = f"teachers.{teacher}"
+    return {
+        f"embedding_{teacher}": Term(
+            embedding, stream, f"projected.{teacher}", f"{teacher}/embedding", f"{option}.weight"
+        ),
+        f"kd_{teacher}": Term(
+            distillation, stream, "logits", f"{teacher}/logits", f"{option}.kd",
+            settings=TERMS["kd"].settings,
+        ),
+    }  # fmt: skip
 
 
 def active_terms(options: Any, streams: Iterable[str]) -> dict[str, Term]:
@@ -97,8 +108,9 @@ def active_terms(options: Any, streams: Iterable[str]) -> dict[str, Term]:
 
     A term about a target that has no weight is left out: the target is then not needed.
     """
-    others = {_OTHER + name: _of_other(name, t.learner) for name, t in options.teachers.items()}
-    every = {**TERMS, **others}
+    every = dict(TERMS)
+    for name, teacher in options.teachers.items():
+        every |= _of_other(name, teacher.learner)
     terms = {name: term for name, term in every.items() if term.stream in {*streams}}
     return {
         name: term

@@ -18,6 +18,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
 from deskpro.stages.data.loader import batched
+from deskpro.stages.metrics.calibration import CASES
 from deskpro.stages.models.exported import read_settings
 from deskpro.stages.serving.encoder import DETECT, Encoder, Features
 from deskpro.stages.serving.gallery_pictures import Picture, load
@@ -27,9 +28,6 @@ from deskpro.stages.serving.gallery_table import FACTS, Filter, PictureTable, is
 RECORD, FORMAT = "gallery.json", 1
 COMMIT = 512
 """Pictures that are written at once."""
-CASES = {(True, True): "face–face", (False, False): "none–none"}
-"""Whether query and picture have a face → the face case; one of them: `_ONE`."""
-_ONE = "face–none"
 
 
 def identify(encoder: Encoder, path: Path) -> dict[str, Any]:
@@ -216,7 +214,7 @@ class Gallery:
                 {
                     "rank": rank,
                     "score": float(score),
-                    "case": CASES.get((bool(face), bool(shown)), _ONE),
+                    "case": CASES[2 - int(face) - int(shown)],
                     **{name: facts[name][place[int(number)]] for name in FACTS},
                 }
                 for rank, (number, score, shown) in enumerate(

@@ -18,8 +18,9 @@ from deskpro.cache.files import open_file, sha256
 from deskpro.cache.foreign import array_names, folder_digest, read_array
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
+from deskpro.stages.targets.kinds import OF_TEACHERS
 
-TARGETS = ("embedding", "logits")
+TARGETS = tuple(sorted(OF_TEACHERS))
 HASHES = ("sha256", "hr_face_sha256", "mask_sha256")
 COLUMNS = ("path", "view", "valid", "classes", *HASHES, *TARGETS)
 """What is read of a file."""

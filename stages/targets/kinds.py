@@ -307,11 +307,12 @@ SEAL = "index/zarr.json"
 
 def all_targets(options: Options) -> dict[str, Target]:
     """Every target that a student of this recipe may learn from: `TARGETS`, and `NAME/embedding` of
-    each other teacher."""
-    others = {
-        f"{name}/embedding": Embedding(name, teacher.input)
-        for name, teacher in options.teachers.items()
-    }
+    each other teacher; of one whose targets are imported `NAME/logits`, too."""
+    others: dict[str, Target] = {}
+    for name, teacher in options.teachers.items():
+        others[f"{name}/embedding"] = Embedding(name, teacher.input)
+        if teacher.weights is None:
+            others[f"{name}/logits"] = Logits(name, teacher.input)
     return {**TARGETS, **others}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256
 from deskpro.cache.fingerprint import Difference, FieldDifference, differences, sample_differences
@@ -147,6 +149,20 @@ def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) ->
     }
 
 
+@contextmanager
+def _import_again(target: Target, options: Options) -> Iterator[None]:
+    """Imported targets that can't be used aren't mended by building the cache again."""
+    try:
+        yield
+    except CacheError as error:
+        if not is_imported(target, options):
+            raise
+        raise CacheError(
+            f"{error}. Import them again: deskpro cache import FILE --teacher {target.teacher} "
+            "--force"
+        ) from None
+
+
 def is_imported(target: Target, options: Options) -> bool:
     """Whether it is of a teacher that no file is given of."""
     teacher = options.teachers.get(target.teacher)
@@ -186,7 +202,8 @@ def option_differences(
     for target in targets:
         if may_grow and target.group not in TargetStore(store).groups():
             continue
-        reader = MappedReader(store, target.group)
+        with _import_again(target, options):
+            reader = MappedReader(store, target.group)
         wanted = fingerprint(target, options, teachers.facts(target.teacher))
         found += differences(reader.fingerprint, wanted)
         before, now = reader.schema.views, options.cache.views

@@ -21,7 +21,14 @@ from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import KINDS, class_order, content_hashes
 from deskpro.stages.data.unlabelled import UNLABELLED
 from deskpro.stages.data.views import View
-from deskpro.stages.targets.kinds import TARGETS, Target, all_targets
+from deskpro.stages.targets.kinds import (
+    TARGETS,
+    Embedding,
+    Logits,
+    OfHeads,
+    Target,
+    all_targets,
+)
 from deskpro.stages.targets.provenance import (
     image_differences,
     is_imported,
@@ -132,28 +139,35 @@ def embedding_shapes(
     learns from it, and heads and length of its embeddings."""
     every, found = all_targets(options), {}
     for name in names:
-        teacher = options.teachers.get(every[name].teacher)
-        if teacher is not None:
-            fields = MappedReader(store.root, every[name].group).schema.fields
+        target = every[name]
+        teacher = options.teachers.get(target.teacher)
+        if teacher is not None and isinstance(target, Embedding):
+            fields = MappedReader(store.root, target.group).schema.fields
             heads, length = fields["embedding"].shape
-            found[every[name].teacher] = teacher.learner, (heads, length)
+            found[target.teacher] = teacher.learner, (heads, length)
     return found
 
 
-def require_heads(store: TargetStore, names: Sequence[str], heads: int) -> None:
+def require_heads(store: TargetStore, names: Sequence[str], options: Options, heads: int) -> None:
     """Refuse targets of a teacher's heads that a student's can't learn from.
 
-    heads: number of heads of the student's face stream. Each may learn from the logits of the one
-    head of a teacher; otherwise the heads are the same.
+    heads: number of heads of a stream of the student. Each may learn from the logits of the one
+    head of a teacher; otherwise the heads are the same. Embeddings of other teachers are projected.
     """
-    options = {"logits": "kd_loss.enable=false", "embedding": "embedding.weight=0"}
-    for name in options.keys() & {*names}:
-        found = MappedReader(store.root, TARGETS[name].group).schema.fields[name].shape[0]
-        if found != heads and (found, name) != (1, "logits"):
+    off = {"logits": "kd_loss.enable=false", "embedding": "embedding.weight=0"}
+    every = all_targets(options)
+    for name in names:
+        target = every[name]
+        other = target.teacher in options.teachers
+        if not isinstance(target, OfHeads) or (other and isinstance(target, Embedding)):
+            continue
+        found = MappedReader(store.root, target.group).schema.fields[target.name].shape[0]
+        if found != heads and not (found == 1 and isinstance(target, Logits)):
+            instead = f"teachers.{target.teacher}.kd=0" if other else off[name]
+            alike = "" if other else "Set teacher.heads and student.heads alike, or "
             raise InputError(
-                f"{store.root}: its target {name} has {found} head{'s' * (found > 1)}, the "
-                f"student's face stream {heads}. Set teacher.heads and student.heads alike, or "
-                f"--set {options[name]}"
+                f"{store.root}: its target {name} has {found} head{'s' * (found > 1)}, a stream "
+                f"of the student {heads}. {alike}--set {instead}"
             )
 
 
