@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deskpro.stages.serving.gallery_pictures import Picture
     from deskpro.stages.serving.gallery_table import Filter
 
-_HITS = ("query", "rank", "score", "case", "person", "camera", "time", "path")
+_HITS = ("query", "rank", "score", "odds", "case", "person", "camera", "time", "path")
 _ROWS = ("path", "person", "camera", "time", "has_face")
 _CAMERA = click.option("--camera", "cameras", multiple=True, help="Of this camera; repeatable.")
 _PERSON = click.option("--person", "persons", multiple=True, help="Of this person; repeatable.")
@@ -143,6 +143,11 @@ def add(
 @_DETECTOR
 @click.option("--top", default=10, type=Between(1, 100_000), help="Pictures of each query.")
 @click.option("--threshold", type=float, help="The least score.  [default: none]")
+@click.option(
+    "--far",
+    type=float,
+    help="In its place: the share of pairs of two people that may be taken for one, such as 1e-3.",
+)
 @_CAMERA
 @_PERSON
 @_AFTER
@@ -165,6 +170,7 @@ def search(
     detector: Path | None,
     top: int,
     threshold: float | None,
+    far: float | None,
     form: str,
     out: Path | None,
     memory: int,
@@ -175,12 +181,14 @@ def search(
 
     QUERY is a file, or a folder of them. A table shows names of files, json and csv their paths.
     Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the one added
-    first.
+    first. odds: the logarithm of how many times likelier a score is for one person than for two.
     """
     if form == "html" and out is None:
         raise click.UsageError("--format html needs --out FILE")
     if threshold is not None and threshold != threshold:
         raise click.UsageError("--threshold nan; must be a number")
+    if threshold is not None and far is not None:
+        raise click.UsageError("give --threshold or --far, one of them")
     from deskpro.stages.serving.gallery import Gallery, describe
     from deskpro.stages.serving.gallery_pictures import Picture, examine
 
@@ -193,12 +201,27 @@ def search(
         opened.require(identity, student)
         asked = describe(encoder, pictures, digests, detect=faces == _DETECT)
         started = time.monotonic()
-        hits = opened.search(encoder, asked, top, chosen, threshold, memory)
+        least = threshold if far is None else encoder.threshold(far)
+        hits = opened.search(encoder, asked, top, chosen, least, memory)
         seconds = time.monotonic() - started
     found = dict(zip([str(picture.path) for picture in pictures], hits, strict=True))
     about = f"{len(found)} queries, {opened.table.count(chosen.sql)} pictures"
+    if isinstance(least, dict):
+        about += _rates(far, least, opened.cases(asked, chosen))
     _show_hits(found, form, out, str(folder), about)
     log(f"gallery search: {about}, {seconds:.2f} s" + (f", written: {out}" if out else ""))
+
+
+def _rates(far: float | None, least: Mapping[str, float], pairs: Mapping[str, int]) -> str:
+    """What the thresholds of a false accept rate are; a warning of pairs that have none."""
+    for case, count in pairs.items():
+        if count and case not in least:
+            log(
+                f"gallery search: {count:,} pairs {case} are left out: the student's held-out "
+                f"people have too few for a threshold at {far:g}; --threshold takes them in"
+            )
+    scores = ", ".join(f"{score:.3f} {case}" for case, score in least.items())
+    return f", least score for a false accept rate of {far:g}: {scores}"
 
 
 def _show_hits(
@@ -228,6 +251,8 @@ def _show(
 
     rows = [{name: row[name] for name in columns} for row in rows]
     if form == "table" and out is None:
+        # A column without any value takes the others' place.
+        columns = tuple(name for name in columns if any(row[name] is not None for row in rows))
         table(title, columns, (results.cells(row, columns) for row in shown))
         return
     if form == "table":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -37,7 +38,7 @@ from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.metrics.verification import Evidence, allowed
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student, read_metadata, save
-from tests.conftest import TINY
+from tests.conftest import TINY, Result
 
 
 def some_scores(genuine: int, impostors: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -229,6 +230,45 @@ def test_the_encoder_decides_as_held_out_people_told(
     for far in (0, 1, -1, 0.6, float("nan"), "1e-3", True):
         with pytest.raises(InputError, match="must be above 0"):
             encoder.threshold(far)  # type: ignore[arg-type]
+
+
+def test_a_gallery_decides_by_them(
+    student: tuple[Path, pd.DataFrame], command: Callable[..., Result], tmp_path: Path
+) -> None:
+    path, table = student
+    folder, gallery = tmp_path / "photos", tmp_path / "gallery"
+    for kind in ("imgs", "faces"):
+        (folder / kind).mkdir(parents=True)
+    for row in table.itertuples():
+        shutil.copy(row.imgs, folder / "imgs")
+        if not pd.isna(row.lr_face):
+            shutil.copy(row.lr_face, folder / "faces" / Path(row.imgs).name)
+    words = ("--student", str(path), "--faces", str(folder / "faces"))
+    assert command("gallery", "add", str(gallery), str(folder / "imgs"), *words).code == 0
+    pictures = [str(each) for each in sorted((folder / "imgs").iterdir())]
+    how = ("--faces", str(folder / "faces"), "--top", "1000", "--format", "json", "--far")
+    result = command("gallery", "search", str(gallery), pictures[0], pictures[-1], *how, "0.1")
+    hits = json.loads(result.out)
+    encoder = Encoder.load(path, "cpu")
+    limits, calibration = encoder.threshold(0.1), encoder.calibration()
+    assert result.code == 0, result.err
+    assert all(f"{limit:.3f} {case}" in result.err for case, limit in limits.items())
+    assert 2 <= len(hits) < 2 * len(pictures)
+    for hit in hits:
+        assert hit["score"] >= limits[hit["case"]]
+        case = calibration[hit["case"]]
+        if case.slope is None or case.bias is None:
+            assert hit["odds"] is None
+        else:
+            assert hit["odds"] == pytest.approx(case.slope * hit["score"] + case.bias, abs=1e-4)
+    # A rate at which some case has too few pairs: its pairs are left out, and counted.
+    lowest = {name: case.lowest_far for name, case in calibration.items()}
+    far = min(lowest.values())
+    missing = [name for name, rate in lowest.items() if rate > far * (1 + 1e-6)]
+    assert missing
+    result = command("gallery", "search", str(gallery), *pictures, *how, str(far))
+    assert {hit["case"] for hit in json.loads(result.out)}.isdisjoint(missing)
+    assert all(f"pairs {name} are left out" in result.err for name in missing)
 
 
 def test_a_face_weight_without_calibration_is_refused(student: tuple[Path, pd.DataFrame]) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from deskpro import Encoder, Features
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.metrics.calibration import CASES, face_cases
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.serving import gallery_search
 from deskpro.stages.serving.gallery import Gallery, describe
@@ -160,6 +161,36 @@ def test_a_threshold_is_the_least_score(
     least = float(whole.scores[20])
     (found,) = gallery_search.search(table, compared, asked[:1], 400, threshold=least)
     assert found.numbers.tolist() == whole.numbers[whole.scores >= least].tolist()
+
+
+@pytest.mark.parametrize("fusion", ["fixed", "fitted", "alone higher"])
+@given(data=st.data())
+def test_thresholds_by_face_case_are_brute_force(
+    fusion: str, data: st.DataObject, tables: dict[str, tuple[PictureTable, Features]]
+) -> None:
+    table, shown = tables[fusion]
+    compared = comparison(FUSIONS[fusion])
+    asked = random_features(np.random.default_rng(data.draw(st.integers(0, 99))), 5, 5, PARTS)
+    top = data.draw(st.sampled_from([1, 3, 399]))
+    where = data.draw(st.sampled_from([None, "number < 100 OR number > 300"]))
+    double = [Features(each.vectors.astype(np.float64), each.has_face) for each in (asked, shown)]
+    scores = compared.similarity(*double).astype(np.float32)
+    cases = face_cases(asked.has_face, shown.has_face)
+    known = data.draw(st.sets(st.sampled_from(CASES)))
+    # The score of a pair, so that what is as good as the threshold is found.
+    limits = {
+        name: float(pairs[data.draw(st.integers(0, len(pairs) - 1))])
+        for place, name in enumerate(CASES)
+        if name in known and len(pairs := scores[cases == place])
+    }
+    hits = gallery_search.search_by_case(table, compared, asked, top, where, limits)
+    least = np.array([limits.get(name, np.inf) for name in CASES])[cases]
+    meant = (scores >= least) & ((where is None) | ~np.isin(np.arange(400), range(100, 301)))
+    for found, row, one in zip(hits, meant, scores, strict=True):
+        order = sorted(np.flatnonzero(row).tolist(), key=lambda i: (-one[i], i))[:top]
+        assert found.numbers.tolist() == order
+        np.testing.assert_array_equal(found.scores, one[order])
+        np.testing.assert_array_equal(found.has_face, shown.has_face[order])
 
 
 def test_many_equal_pictures_are_cut_in_the_order_of_adding(tmp_path: Path) -> None:
@@ -378,6 +409,9 @@ BAD: dict[str, tuple[str, str]] = {
     "a search in nothing": ("search {tmp}/no {query}", "no such folder"),
     "top 0": ("search {people} {query} --top 0", "--top"),
     "a threshold that is no number": ("search {people} {query} --threshold nan", "--threshold"),
+    "a rate and a threshold": ("search {people} {query} --far 0.1 --threshold 0", "one of them"),
+    "a rate that is none": ("search {people} {query} --far 0", "far is 0.0; must be above 0"),
+    "a rate without calibration": ("search {people} {query} --far 0.1", "has no calibration"),
     "a bad moment": ("search {people} {query} --after yesterday", "--after: 'yesterday'"),
     "a query that is none": ("search {people} {tmp}/bad.jpg", "unreadable"),
     "a camera that isn't there": ("search {people} {query} --camera no", "no picture of these"),

@@ -208,10 +208,10 @@ class Encoder:
         Raises:
             InputError: the student has no calibration for its `face_weight`.
         """
-        fusion, facts = self.source.fusion, self.source.extractor.info.calibration
-        name = calibration_name(next(iter(self.parts)), fusion)
-        if facts and name in facts:
-            return facts[name]
+        if found := self.calibration_if_any():
+            return found
+        facts = self.source.extractor.info.calibration
+        name = calibration_name(next(iter(self.parts)), self.source.fusion)
         if not facts:
             raise InputError(
                 "the student has no calibration: no identities were held out in its training, or "
@@ -222,6 +222,11 @@ class Encoder:
             f"for {' and '.join(n.removeprefix('all, ') for n in facts if n.startswith('all'))}. "
             "Load it with one of these: Encoder.load(path, face_weight='fitted')"
         )
+
+    def calibration_if_any(self) -> dict[str, Case]:
+        """`calibration`, empty where there is none."""
+        facts = self.source.extractor.info.calibration or {}
+        return facts.get(calibration_name(next(iter(self.parts)), self.source.fusion), {})
 
     def get_features(self, xyxy: Any, image: np.ndarray) -> np.ndarray:
         """The body part of people in a frame, as BoxMOT calls it: float32 [N, D of the body].

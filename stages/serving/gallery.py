@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +18,17 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
 from deskpro.stages.data.loader import batched
-from deskpro.stages.metrics.calibration import CASES
+from deskpro.stages.metrics.calibration import CASES, face_cases, log_ratios
 from deskpro.stages.models.exported import read_settings
 from deskpro.stages.serving.encoder import DETECT, Encoder, Features
 from deskpro.stages.serving.gallery_pictures import Picture, load
-from deskpro.stages.serving.gallery_search import MEMORY, Comparison, search
+from deskpro.stages.serving.gallery_search import (
+    MEMORY,
+    Comparison,
+    Hits,
+    search,
+    search_by_case,
+)
 from deskpro.stages.serving.gallery_table import FACTS, Filter, PictureTable, is_one_of
 
 RECORD, FORMAT = "gallery.json", 1
@@ -192,10 +198,16 @@ class Gallery:
         asked: Features,
         top: int,
         where: Filter,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         memory: int = MEMORY,
     ) -> list[list[dict[str, Any]]]:
-        """The most similar pictures of each query, best first: rank, score, case and their facts.
+        """The most similar pictures of each query, best first: rank, score, odds, case and facts.
+
+        odds are those of `Encoder.odds`, None where the student can't tell.
+
+        Args:
+            threshold: the least score; or that of each face case, as `Encoder.threshold` gives
+                them: pairs of a case without one aren't found.
 
         Raises:
             InputError: the gallery, or what `where` leaves of it, is empty.
@@ -205,7 +217,10 @@ class Gallery:
             rest = "fills it" if not len(self.table) else "no picture of these cameras and times"
             raise InputError(f"{self.folder}: {what} {rest}")
         comparison = Comparison(encoder.parts, encoder.source.fusion, encoder.similarity)
-        hits = search(self.table, comparison, asked, top, where.sql, threshold, memory)
+        by_case = isinstance(threshold, Mapping)
+        find: Callable[..., list[Hits]] = search_by_case if by_case else search
+        hits = find(self.table, comparison, asked, top, where.sql, threshold, memory)
+        calibration = encoder.calibration_if_any()
         numbers = sorted({int(number) for each in hits for number in each.numbers})
         facts = self.table.read_numbers(FACTS, numbers)
         place = {number: i for i, number in enumerate(numbers)}
@@ -214,15 +229,27 @@ class Gallery:
                 {
                     "rank": rank,
                     "score": float(score),
-                    "case": CASES[2 - int(face) - int(shown)],
+                    "odds": None if np.isnan(odds) else float(odds),
+                    "case": CASES[case],
                     **{name: facts[name][place[int(number)]] for name in FACTS},
                 }
-                for rank, (number, score, shown) in enumerate(
-                    zip(each.numbers, each.scores, each.has_face, strict=True), 1
+                for rank, (number, score, odds, case) in enumerate(
+                    zip(each.numbers, each.scores, ratios, cases, strict=True), 1
                 )
             ]
             for each, face in zip(hits, asked.has_face, strict=True)
+            for cases in [face_cases(np.array([face]), each.has_face)[0]]
+            for ratios in [log_ratios(calibration, each.scores, cases)]
         ]
+
+    def cases(self, asked: Features, where: Filter) -> dict[str, int]:
+        """The pairs that a search compares, by face case."""
+        total = self.table.count(where.sql)
+        shown = int(self.table.read(("has_face",), where.sql)["has_face"].sum())
+        of_gallery = np.array([total - shown, shown])
+        of_queries = np.bincount(asked.has_face.astype(int), minlength=2)
+        pairs = np.outer(of_queries, of_gallery)
+        return dict(zip(CASES, (pairs[1, 1], pairs[0, 1] + pairs[1, 0], pairs[0, 0]), strict=True))
 
     def check(self) -> list[str]:
         """What is wrong with rows and pictures, one line each."""

@@ -48,6 +48,7 @@ def as_html(found: Found, title: str, about: str) -> str:
                 {
                     **hit,
                     "score": f"{hit['score']:.3f}",
+                    "odds": _odds(hit["odds"]),
                     "time": short_time(hit["time"]),
                     "name": Path(hit["path"]).name,
                     "image": show("picture", hit["path"]),
@@ -65,7 +66,12 @@ def cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     shown = dict(row, time=short_time(row["time"]))
     if "score" in row:
         shown["score"] = f"{row['score']:.3f}"
+        shown["odds"] = _odds(row["odds"])
     return ["" if shown[name] is None else str(shown[name]) for name in columns]
+
+
+def _odds(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:+.1f}"
 
 
 def short_time(time: str | None) -> str | None:

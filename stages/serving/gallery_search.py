@@ -7,12 +7,14 @@ float32's rounding. The few that may be among the best are then scored by `simil
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from deskpro.stages.metrics.calibration import CASES
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.serving.encoder import Features
 from deskpro.stages.serving.gallery_table import PictureTable
@@ -49,6 +51,9 @@ class Hits(NamedTuple):
     """bool [n]"""
 
 
+_NONE = Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
+
+
 def search(
     table: PictureTable,
     comparison: Comparison,
@@ -78,6 +83,40 @@ def search(
             best.add(block)
         found += best.hits()
     return found
+
+
+def search_by_case(
+    table: PictureTable,
+    comparison: Comparison,
+    asked: Features,
+    top: int,
+    where: str | None,
+    thresholds: Mapping[str, float],
+    memory: int = MEMORY,
+) -> list[Hits]:
+    """`search` with a least score for each face case; pairs of a case without one aren't found.
+
+    Each case is a search of its own, of the queries and among the pictures with or without a face.
+
+    thresholds: name of a case (`metrics.calibration.CASES`) → the least score.
+    """
+    found = [[_NONE] for _ in range(len(asked))]
+    for face, shown in product((True, False), repeat=2):
+        threshold = thresholds.get(CASES[2 - face - shown])
+        queries = np.flatnonzero(asked.has_face == face)
+        if threshold is None or not len(queries):
+            continue
+        of_case = " AND ".join(filter(None, (where and f"({where})", f"has_face = {shown}")))
+        some = search(table, comparison, asked[queries], top, of_case, threshold, memory)
+        for query, hits in zip(queries.tolist(), some, strict=True):
+            found[query].append(hits)
+    return [_best_of(hits, top) for hits in found]
+
+
+def _best_of(several: Sequence[Hits], top: int) -> Hits:
+    numbers, scores, has_face = (np.concatenate(parts) for parts in zip(*several, strict=True))
+    order = np.lexsort((numbers, -scores))[:top]
+    return Hits(numbers[order], scores[order], has_face[order])
 
 
 class _Best:
@@ -181,9 +220,7 @@ class _Best:
         for i in range(len(self.asked)):
             rows = np.flatnonzero(self.kept["query"] == i) if self.kept else np.zeros(0, np.int64)
             if not len(rows):
-                found.append(
-                    Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
-                )
+                found.append(_NONE)
                 continue
             parts = [self.kept[name][rows].astype(np.float64) for name in self.comparison.parts]
             shown = Features(np.concatenate(parts, 1), self.kept["has_face"][rows])

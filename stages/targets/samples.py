@@ -163,11 +163,12 @@ def require_heads(store: TargetStore, names: Sequence[str], options: Options, he
             continue
         found = MappedReader(store.root, target.group).schema.fields[target.name].shape[0]
         if found != heads and not (found == 1 and isinstance(target, Logits)):
+            stream = options.teachers[target.teacher].learner if other else "face"
             instead = f"teachers.{target.teacher}.kd=0" if other else off[name]
             alike = "" if other else "Set teacher.heads and student.heads alike, or "
             raise InputError(
-                f"{store.root}: its target {name} has {found} head{'s' * (found > 1)}, a stream "
-                f"of the student {heads}. {alike}--set {instead}"
+                f"{store.root}: its target {name} has {found} head{'s' * (found > 1)}, the "
+                f"student's {stream} stream {heads}. {alike}--set {instead}"
             )
 
 
