@@ -372,6 +372,32 @@ def test_the_documented_commands_run(
     assert listed(tmp_path / "runs/people") == []
 
 
+def test_the_documented_video_becomes_a_gallery(
+    run: Path,
+    tiny_benchmark: Path,
+    command: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (REPOSITORY / "stages/README.md").read_text().split("\n### In a tracker\n")[1]
+    example = text.split("```python\n")[2].split("```")[0]
+    assert len(example.splitlines()) <= 25
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
+    (tmp_path / "runs/demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    add, search = text.split("```sh\n")[1].split("```")[0].splitlines()
+    assert command(*add.split()[1:]).code == 0
+    result = command(*search.split()[1:], "--format", "json")
+    assert result.code == 0, result.err
+    hits = json.loads(result.out)
+    assert len(hits) == 3
+    assert {hit["person"] for hit in hits} == {"track 1"}
+    assert len(listed(tmp_path / "runs/video")) == 12
+
+
 # Bad inputs
 
 
