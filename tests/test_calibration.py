@@ -35,6 +35,7 @@ from deskpro.stages.metrics.calibration import (
     log_ratios,
 )
 from deskpro.stages.metrics.fusion import Fusion
+from deskpro.stages.metrics.intervals import combined, pair_interval
 from deskpro.stages.metrics.verification import Evidence, allowed
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student, read_metadata, save
@@ -48,9 +49,14 @@ def some_scores(genuine: int, impostors: int, seed: int = 0) -> tuple[np.ndarray
     return scores.astype(np.float32), np.arange(genuine + impostors) < genuine
 
 
+def two_of_ten(scores: np.ndarray) -> np.ndarray:
+    """People of pairs, in turn."""
+    return np.stack(np.divmod(np.arange(len(scores)) % 90, 9))
+
+
 def test_ratios_are_those_of_the_classes_whatever_their_sizes() -> None:
     scores, same = some_scores(3000, 90_000)
-    case = fit_case(scores, same)
+    case = fit_case(scores, same, two_of_ten(scores))
     assert case.slope == pytest.approx(8, rel=0.05)
     assert case.bias == pytest.approx(-4, abs=0.2)
     fresh, shown = some_scores(20_000, 20_000, seed=1)
@@ -65,7 +71,7 @@ def test_ratios_are_those_of_the_classes_whatever_their_sizes() -> None:
 
 def test_the_fit_is_where_the_weighted_likelihood_is_highest() -> None:
     scores, same = some_scores(40, 300)
-    case = fit_case(scores, same)
+    case = fit_case(scores, same, two_of_ten(scores))
     scale = scores.astype(np.float64).std()
 
     def cost(slope: float, bias: float) -> float:
@@ -90,7 +96,7 @@ def test_what_says_nothing_or_the_opposite_is_not_calibrated() -> None:
         (scores[:210], same[:210], "200 pairs of one held-out person and 10 of two"),
         (scores[:0], same[:0], "0 pairs of one held-out person"),
     ):
-        case = fit_case(spoiled, flags)
+        case = fit_case(spoiled, flags, two_of_ten(spoiled))
         assert (case.slope, case.bias) == (None, None)
         assert why in case.reason
         assert np.isnan(log_ratios({"face-face": case}, np.zeros(2), 0)).all()
@@ -98,7 +104,7 @@ def test_what_says_nothing_or_the_opposite_is_not_calibrated() -> None:
 
 def test_pairs_that_a_line_separates_have_finite_ratios() -> None:
     same = np.arange(100) < 50
-    case = fit_case(same * 1.0, same)
+    case = fit_case(same * 1.0, same, two_of_ten(same))
     assert case.slope is not None
     assert 0 < case.slope < 100
 
@@ -109,7 +115,7 @@ def test_thresholds_accept_at_most_what_they_promise(
 ) -> None:
     random = np.random.default_rng(seed)
     scores = np.float32(random.integers(0, values, impostors) / 7)
-    case = fit_case(scores, np.zeros(impostors, bool))
+    case = fit_case(scores, np.zeros(impostors, bool), two_of_ten(scores))
     assert all(b >= a for a, b in pairwise(case.thresholds))
     limit = case.threshold(far)
     lower = 10 ** (-math.ceil(-math.log10(far) * 10 - 1e-6) / 10)  # the next that is kept
@@ -128,13 +134,53 @@ def test_thresholds_accept_at_most_what_they_promise(
 
 def test_thresholds_at_powers_of_ten_are_exact() -> None:
     scores = np.arange(10_000, dtype=np.float32)
-    case = fit_case(scores, np.zeros(10_000, bool))
+    case = fit_case(scores, np.zeros(10_000, bool), two_of_ten(scores))
     for far in (1e-1, 1e-2, 1e-3):
         limit = case.threshold(far)
         assert limit is not None
         assert (scores >= limit).sum() == 10_000 * far
     assert case.threshold(9e-4) is None
+    assert case.interval(9e-4) is None
+    assert len(case.intervals) == len(case.thresholds)
+    assert case.interval(2.2e-2) == case.interval(2e-2) == case.intervals[14]
+    for far in (1e-1, 1e-2, 1e-3):
+        low, high = case.interval(far) or (1, 0)
+        assert 0 <= low < far < high <= 1
     assert case.lowest_far == pytest.approx(1e-3)
+
+
+def scores_of_people(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of 20 pairs of each two of some people, of whom some resemble all others more."""
+    random = np.random.default_rng(seed)
+    alike = random.normal(0, 0.3, count)
+    people = np.stack(np.triu_indices(count, 1)).repeat(20, axis=1)
+    return random.normal(alike[people].sum(0), 1).astype(np.float32), people
+
+
+def test_the_interval_at_a_threshold_covers_what_was_stated() -> None:
+    """The threshold of one sample of people on another: about 95 % of 200 intervals have the stated
+    rate; of those of the tested people alone, which take it for exact, fewer."""
+    alone = both = 0
+    for seed in range(200):
+        scores, people = scores_of_people(2 * seed, 25)
+        case = fit_case(scores, np.zeros(len(scores), bool), people)
+        limit, stated = case.threshold(0.01), case.interval(0.01)
+        assert limit is not None
+        assert stated is not None
+        others, shown = scores_of_people(2 * seed + 1, 60)
+        accepted = np.stack([np.bincount(p[others >= limit], minlength=60) for p in shown])
+        own = pair_interval(accepted, np.stack([np.bincount(p, minlength=60) for p in shown]))
+        low, high = combined(float((others >= limit).mean()), own, stated)
+        alone += own[0] <= 0.01 <= own[1]
+        both += low <= 0.01 <= high
+    assert 0.91 <= both / 200 <= 0.99
+    assert alone / 200 < 0.85
+
+
+def test_an_interval_that_says_nothing_leaves_nothing() -> None:
+    assert combined(0.1, [0.05, 0.2], [0.0, 0.5]) == pytest.approx([0, 1])
+    assert combined(0.0, [0.0, 0.3], [0.1, 0.2]) == [0, 0.3]
+    assert combined(0.1, [0.05, 0.2]) == pytest.approx([0.05, 0.2])
 
 
 def test_names_tell_how_streams_are_weighed() -> None:
@@ -318,6 +364,8 @@ def test_an_older_student_loads_and_says_what_it_lacks(
 SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "slope must be above 0": lambda case: case.update(slope=-1.0, bias=0.0),
     "go together": lambda case: case.update(slope=1.0, bias=None),
+    "1 intervals of": lambda case: case.update(intervals=[[0, 1]]),
+    r"intervals\.0\.1 is 2": lambda case: case.update(intervals=[[0, 2]]),
     "must not fall": lambda case: case.update(thresholds=[1.0, 0.5]),
     r"thresholds\.0 is nan": lambda case: case.update(thresholds=[math.nan]),
     r"genuine is -1": lambda case: case.update(genuine=-1),

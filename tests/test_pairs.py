@@ -70,7 +70,11 @@ def listed(pairs: Pairs, scores: np.ndarray) -> pd.DataFrame:
 
 def calibration(table: pd.DataFrame) -> dict[str, Case]:
     return {
-        name: fit_case(part["score"].to_numpy() + 0.05, part["same"].to_numpy())
+        name: fit_case(
+            part["score"].to_numpy() + 0.05,
+            part["same"].to_numpy(),
+            part[["pid", "other"]].to_numpy().T,
+        )
         for name, part in table.groupby("case")
     }
 

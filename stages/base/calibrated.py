@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated
 
-from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt
 
+Share = Annotated[float, Field(ge=0, le=1)]
 STEPS, FIRST = 10, 3
 """Thresholds for each power of ten of the false accept rate, and which is the first."""
 
@@ -32,6 +34,9 @@ class Case:
     thresholds: list[FiniteFloat]
     """The lowest scores that accept at most a share of 10^(−3/10), 10^(−4/10) … of the pairs of two
     people, as far down as at least 10 may be accepted."""
+    intervals: list[tuple[Share, Share]] = field(default_factory=list)
+    """The 95 % interval, over held-out people, of the rate of each threshold; empty in students of
+    before."""
 
     def __post_init__(self) -> None:
         if (self.slope is None) != (self.bias is None):
@@ -40,6 +45,8 @@ class Case:
             raise ValueError(f"slope must be above 0, is {self.slope}")
         if any(low > high for low, high in pairwise(self.thresholds)):
             raise ValueError("thresholds must not fall")
+        if len(self.intervals) not in (0, len(self.thresholds)):
+            raise ValueError(f"{len(self.intervals)} intervals of {len(self.thresholds)} rates")
 
     @property
     def lowest_far(self) -> float:
@@ -53,13 +60,26 @@ class Case:
         Between two kept thresholds it is on the line between them, by the logarithm of the rate.
         None where the rate is lower than the pairs support.
         """
-        place, last = max(-math.log10(far) * STEPS - FIRST, 0.0), len(self.thresholds) - 1
-        if abs(place - round(place)) < 1e-9:
-            place = round(place)
+        place, last = _place(far), len(self.thresholds) - 1
         if place > last:
             return None
         low, high = self.thresholds[int(place)], self.thresholds[min(int(place) + 1, last)]
         return low + (place - int(place)) * (high - low)
+
+    def interval(self, far: float) -> tuple[float, float] | None:
+        """The 95 % interval of the accept rate at this threshold: people like those held out.
+
+        Of the kept threshold that is at or below the rate. None where `threshold` is, and where it
+        isn't known.
+        """
+        place = math.ceil(_place(far))
+        return self.intervals[place] if place < len(self.intervals) else None
+
+
+def _place(far: float) -> float:
+    """Where a rate is among the kept thresholds, from 0 on."""
+    place = max(-math.log10(far) * STEPS - FIRST, 0.0)
+    return float(round(place)) if abs(place - round(place)) < 1e-9 else place
 
 
 Calibrated = dict[str, dict[str, Case]]

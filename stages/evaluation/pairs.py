@@ -8,6 +8,7 @@ for those of its person that the rule removes. Drawn galleries count whole. Scor
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.metrics import verification
 from deskpro.stages.metrics.calibration import CASES, calibration_name, log_ratios
 from deskpro.stages.metrics.fusion import Block, Fusion, choose_fusion
-from deskpro.stages.metrics.intervals import interval, pair_interval
+from deskpro.stages.metrics.intervals import combined, interval, pair_interval
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
 from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
 from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.reporting import results
+
+_IN_REPORT_ALONE = ("protocol", "of one", "of two")
+"""Columns for which a terminal has no place."""
 
 
 class Pairs(NamedTuple):
@@ -79,10 +83,12 @@ def add_pairs(
 
 def show_pairs(report: Mapping[str, Any]) -> None:
     """Print a row for each face case of the widest streams that says something."""
-    rows = results.pair_rows(report["protocols"])
-    if rows:
-        title = "pairs of images (%; 95 % interval over identities; – where there are too few)"
-        table(title, results.PAIR_COLUMNS, rows)
+    rows = results.pair_rows(report["protocols"], intervals=False)
+    for names, group in itertools.groupby(rows, lambda row: row[0]):
+        title = f"pairs of images, {names} (%; – where there are too few)"
+        shown = [dict(zip(results.PAIR_COLUMNS, row, strict=True)) for row in group]
+        columns = [name for name in results.PAIR_COLUMNS if name not in _IN_REPORT_ALONE]
+        table(title, columns, [[row[name] for name in columns] for row in shown])
 
 
 def _as_scores(distances: Block, fusion: Fusion | None) -> Block:
@@ -303,10 +309,12 @@ def _held_out(world: _World, far: float) -> dict[str, Any]:
     if why or limit is None or not len(world.genuine):
         return {"refused": why or "no pairs of one person"}
     accepted = world.accepted[far]
+    share = float(accepted[0].sum() / world.counted.total)
+    spread, stated = pair_interval(accepted, world.pairs), world.case.interval(far)
     return {
         "threshold": limit,
-        "FAR": float(accepted[0].sum() / world.counted.total),
-        "far_interval": pair_interval(accepted, world.pairs),
+        "FAR": share,
+        "far_interval": combined(share, spread, *([stated] if stated else [])),
         "rate": float((world.genuine["score"] >= np.float32(limit)).mean()),
         "interval": _share(world.genuine, limit),
     }

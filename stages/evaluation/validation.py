@@ -31,12 +31,13 @@ class Pairs(NamedTuple):
     """Pairs of images.
 
     similarities: of each stream, float32 [n]; cases: places in `metrics.calibration.CASES`, [n];
-    same: whether they show one person, bool [n].
+    same: whether they show one person, bool [n]; people: their numbers, [2, n].
     """
 
     similarities: dict[str, np.ndarray]
     cases: np.ndarray
     same: np.ndarray
+    people: np.ndarray
 
 
 class Validation(NamedTuple):
@@ -81,17 +82,18 @@ class Validation(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """What the pairs tell, by field of `ModelInfo`: the fusion, and what scores mean."""
         pairs = self._pairs()
-        fusion, same = self._fit(pairs), pairs.same
+        fusion, same, people = self._fit(pairs), pairs.same, pairs.people
         seen, of = pairs.cases == 0, pairs.similarities
         found = {}
         if "face" in of:
-            found["face"] = calibrate(of["face"][seen], pairs.cases[seen], same[seen])
+            faces = of["face"][seen], pairs.cases[seen]
+            found["face"] = calibrate(*faces, same[seen], people[:, seen])
         if "body" in of:
-            found["body"] = calibrate(of["body"], np.full(len(same), NO_FACES), same)
+            found["body"] = calibrate(of["body"], np.full(len(same), NO_FACES), same, people)
         if fusion is not None:
             for each in (fusion, Fusion.fixed(FACE_WEIGHT)):
                 scores = each.scores(of["face"], of["body"], seen)
-                found[calibration_name("all", each)] = calibrate(scores, pairs.cases, same)
+                found[calibration_name("all", each)] = calibrate(scores, pairs.cases, same, people)
         return {"fusion": None if fusion is None else fusion.facts(), "calibration": found}
 
     def _fit(self, pairs: Pairs) -> Fusion | None:
@@ -112,7 +114,7 @@ class Validation(NamedTuple):
         """All pairs of images, without those of one identity that the protocol doesn't compare."""
         similarities = self._similarities()
         first, second = np.triu_indices(len(self.table), 1)
-        pids = self.table["pid"].to_numpy()
+        pids = pd.factorize(self.table["pid"])[0]
         same = pids[first] == pids[second]
         counted = ~(same & self._junk()[first, second])
         first, second = first[counted], second[counted]
@@ -123,6 +125,7 @@ class Validation(NamedTuple):
             {stream: values[first, second] for stream, values in similarities.items()},
             NO_FACES - face[first].astype(np.int8) - face[second],
             same[counted],
+            np.stack([pids[first], pids[second]]),
         )
 
     def _similarities(self) -> dict[str, np.ndarray]:

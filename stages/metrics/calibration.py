@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deskpro.stages.base.calibrated import FIRST, STEPS, Case
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.metrics.fusion import Fusion, fit_logistic
+from deskpro.stages.metrics.intervals import pair_interval
 from deskpro.stages.metrics.verification import ENOUGH, allowed
 
 CASES = ("face-face", "face-none", "none-none")
@@ -62,7 +63,7 @@ def require_far(far: float) -> None:
         raise InputError(f"far is {far!r}; must be above 0, up to {HIGHEST_FAR}, such as 1e-3")
 
 
-def fit_case(scores: np.ndarray, same: np.ndarray) -> Case:
+def fit_case(scores: np.ndarray, same: np.ndarray, people: np.ndarray) -> Case:
     """Calibrate a face case.
 
     Both kinds of pairs have equal weight in the logistic regression. There is none where a kind has
@@ -71,40 +72,63 @@ def fit_case(scores: np.ndarray, same: np.ndarray) -> Case:
     Args:
         scores: of n pairs, float [n], larger the more alike.
         same: whether they show one person, bool [n].
+        people: numbers of their people from 0 on, int [2, n].
     """
     scores = np.asarray(scores, np.float32)
     genuine, impostors = int(same.sum()), int((~same).sum())
-    limits = _thresholds(scores[~same])
+    limits = _thresholds(scores[~same], people[:, ~same])
     if min(genuine, impostors) < LEAST:
         reason = (
             f"{genuine} pairs of one held-out person and {impostors} of two; each must be "
             f"{LEAST} or more"
         )
-        return Case(None, None, genuine, impostors, reason, limits)
+        return Case(None, None, genuine, impostors, reason, *limits)
     fewer = min(genuine, impostors)
     weights = np.where(same, fewer / genuine, fewer / impostors)
     bias, (slope,) = fit_logistic(scores[:, None].astype(np.float64), same, weights)
     if slope <= 0:
         reason = "higher scores don't speak for one person on held-out identities"
-        return Case(None, None, genuine, impostors, reason, limits)
-    return Case(float(slope), bias, genuine, impostors, "", limits)
+        return Case(None, None, genuine, impostors, reason, *limits)
+    return Case(float(slope), bias, genuine, impostors, "", *limits)
 
 
-def _thresholds(impostors: np.ndarray) -> list[float]:
-    """`Case.thresholds` of the scores of pairs of two people."""
-    ordered, found = np.sort(impostors)[::-1], list[float]()
+def _thresholds(
+    scores: np.ndarray, people: np.ndarray
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """`Case.thresholds` and `Case.intervals` of pairs of two people, [n] and [2, n]."""
+    limits, intervals = list[float](), list[tuple[float, float]]()
+    # From the highest on: those that a threshold accepts are the first.
+    order = np.argsort(-scores, kind="stable")
+    ordered, people = scores[order], np.unique(people[:, order], return_inverse=True)[1]
+    people = people.reshape(2, -1)
+    pairs = _by_person(people, people.max(initial=-1) + 1)
     while True:
-        far = 10 ** (-(FIRST + len(found)) / STEPS)
+        far = 10 ** (-(FIRST + len(limits)) / STEPS)
         if len(ordered) * far < ENOUGH * (1 - 1e-9):
-            return found
+            return limits, intervals
         above = ordered[allowed(far, len(ordered))]  # what must be rejected
-        found.append(float(np.nextafter(above, np.float32(np.inf))))
+        limits.append(float(np.nextafter(above, np.float32(np.inf))))
+        accepted = people[:, : np.count_nonzero(ordered > above)]
+        low, high = pair_interval(_by_person(accepted, pairs.shape[1]), pairs)
+        intervals.append((low, high))
 
 
-def calibrate(scores: np.ndarray, cases: np.ndarray, same: np.ndarray) -> dict[str, Case]:
+def _by_person(people: np.ndarray, count: int) -> np.ndarray:
+    """Pairs of each person in either role, int [2, count]."""
+    return np.stack([np.bincount(role, minlength=count) for role in people])
+
+
+def calibrate(
+    scores: np.ndarray, cases: np.ndarray, same: np.ndarray, people: np.ndarray
+) -> dict[str, Case]:
     """The calibration of each face case that has pairs.
 
-    scores: float [n]; cases: places in `CASES`, int [n]; same: bool [n].
+    scores: float [n]; cases: places in `CASES`, int [n]; same: bool [n]; people: numbers of their
+    people, int [2, n].
     """
     parts = {name: cases == place for place, name in enumerate(CASES)}
-    return {name: fit_case(scores[rows], same[rows]) for name, rows in parts.items() if rows.any()}
+    return {
+        name: fit_case(scores[rows], same[rows], people[:, rows])
+        for name, rows in parts.items()
+        if rows.any()
+    }

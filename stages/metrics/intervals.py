@@ -78,7 +78,36 @@ def pair_interval(accepted: np.ndarray, pairs: np.ndarray) -> list[float]:
     error = math.sqrt((people - 1) / people * ((rates - rates.mean()) ** 2).sum())
     half = t_quantile(0.95, people - 1) * error / (rate * (1 - rate))
     middle = math.log(rate / (1 - rate))
-    return [1 / (1 + math.exp(min(-(middle + side * half), 700.0))) for side in (-1, 1)]
+    return [_share(middle - half), _share(middle + half)]
+
+
+def combined(share: float, *intervals: npt.ArrayLike) -> list[float]:
+    """The interval of a share of one sample that is told by others, too: [low, high].
+
+    As of an accept rate on test at a threshold of held-out people, either of which may be off:
+    half-widths on the scale of log-odds add in squares.
+
+    Args:
+        share: 0..1.
+        intervals: of each sample, its own first; low and high, around the share that it has.
+            Of the others the half-width is half of their width.
+    """
+    if not 0 < share < 1:
+        return [float(end) for end in np.asarray(intervals[0])]
+    (low, high), *others = (_log_odds(np.asarray(each, float)) for each in intervals)
+    middle = float(_log_odds(np.asarray(share)))
+    more = sum(((other[1] - other[0]) / 2) ** 2 for other in others)
+    below, above = math.sqrt((middle - low) ** 2 + more), math.sqrt((high - middle) ** 2 + more)
+    return [_share(middle - below), _share(middle + above)]
+
+
+def _log_odds(shares: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(shares) - np.log1p(-shares)
+
+
+def _share(log_odds: float) -> float:
+    return 1 / (1 + math.exp(min(-log_odds, 700.0)))
 
 
 def sign_flip_test(

@@ -35,23 +35,24 @@ def merged(protocols: Protocols) -> dict[str, Mapping[str, Any]]:
     return {", ".join(group): protocols[group[0]] for group in names}
 
 
-PAIR_COLUMNS = ("protocol", "pairs", "of one", "of two", "EER", "TAR at 1 %", "at 0.1 %",
-                "DIR at 10 %", "FAR for 1 %", "Cllr", "ECE")  # fmt: skip
+PAIR_COLUMNS = ("protocol", "pairs", "of one", "of two", "EER", "TAR 1 %", "TAR 0.1 %",
+                "DIR 10 %", "FAR for 1 %", "Cllr", "ECE")  # fmt: skip
 """TAR at a FAR on test; DIR at a share of searches without the person; FAR on test at the threshold
 that accepts 1 % of pairs of two held-out people; Cllr in bits, ECE in 0..1."""
 
 
-def pair_rows(protocols: Protocols) -> list[list[str]]:
+def pair_rows(protocols: Protocols, *, intervals: bool = True) -> list[list[str]]:
     """A row for each face case of each protocol's widest stream, in `PAIR_COLUMNS`; those that have
     nothing but an EER are left out."""
+    over, of_far = ("interval", "far_interval") if intervals else (None, None)
     rows = []
     for names, protocol in merged(protocols).items():
         stream = widest(protocol["streams"])
         for case, numbers in protocol["streams"][stream].get("verification", {}).items():
             decided = [
-                *(_rate(numbers["TAR"][far], "rate", "interval") for far in ("0.01", "0.001")),
-                _rate(numbers["DIR"]["0.1"], "rate", "interval"),
-                _rate((numbers.get("held_out") or {}).get("0.01", {}), "FAR", "far_interval"),
+                *(_rate(numbers["TAR"][far], "rate", over) for far in ("0.01", "0.001")),
+                _rate(numbers["DIR"]["0.1"], "rate", over),
+                _rate((numbers.get("held_out") or {}).get("0.01", {}), "FAR", of_far),
                 *(_number(numbers["calibration"].get(key)) for key in ("Cllr", "ECE")),
             ]
             if {*decided} == {"–"}:
@@ -62,10 +63,10 @@ def pair_rows(protocols: Protocols) -> list[list[str]]:
     return rows
 
 
-def _rate(decision: Mapping[str, Any], key: str, interval: str) -> str:
+def _rate(decision: Mapping[str, Any], key: str, interval: str | None) -> str:
     if key not in decision:
         return "–"
-    if decision.get(interval) is None:
+    if interval is None or decision.get(interval) is None:
         return f"{100 * decision[key]:.1f}"
     return cells.within(*(100 * value for value in (decision[key], *decision[interval])))
 
