@@ -14,7 +14,7 @@ from deskpro.pipeline import messages, tables
 from deskpro.pipeline.make_benchmark import draw_missing
 from deskpro.pipeline.replicates import replicates, require_worlds, train_all
 from deskpro.pipeline.results_file import ResultsFile
-from deskpro.pipeline.studies import STUDIES, Variants, require_parts, same_cells
+from deskpro.pipeline.studies import LONGER, PLAIN, STUDIES, Variants, require_parts, same_cells
 from deskpro.pipeline.summaries import draw_curves, paired, summarise
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
@@ -119,10 +119,9 @@ def findings(rows: pd.DataFrame) -> Iterator[str]:
         if (name, "body") in parts
     ]
     yield f"`both`, body, is above {', above '.join(above)} replicates."
-    longer = "plain, 2× steps"
     gains = (
-        f"{stream} {mean((longer, stream), ('plain', stream))}"
+        f"{stream} {mean((LONGER, stream), (PLAIN, stream))}"
         for stream in both
-        if (longer, stream) in parts
+        if (LONGER, stream) in parts
     )
     yield f"Twice the steps add to `plain`: {', '.join(gains)} points of mAP."

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from deskpro.cache.files import read_json, sha256, write_aside
 from deskpro.pipeline.stages import STAGES, stage_class
+from deskpro.pipeline.studies import LONGER, PLAIN
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options, relevant
 from deskpro.stages.base.run_folder import RunFolder
@@ -30,11 +31,13 @@ _DIGEST = 12
 _ROOMS = ("cache", "stages")
 _NO_NUMBERS = {
     "stages/reporting", "stages/preparation", "stages/base/display.py", "stages/base/log_file.py",
-    "stages/base/prepare_options.py", "stages/base/progress.py", "stages/cache_tools.py",
-    "stages/check_data.py", "stages/compare.py", "stages/embed.py", "stages/import_checkpoint.py",
-    "stages/prepare.py", "stages/report.py",
+    "stages/base/prepare_options.py", "stages/base/progress.py", "stages/cache_plan.py",
+    "stages/cache_tools.py", "stages/check_data.py", "stages/compare.py", "stages/embed.py",
+    "stages/export.py", "stages/import_checkpoint.py", "stages/prepare.py",
+    "stages/render_views.py", "stages/report.py", "stages/serving",
 }  # fmt: skip
-"""Folders and modules on which no measured number depends: they prepare, display or convert."""
+"""Folders and modules on which no measured number depends: they prepare, display, convert or use
+what is trained."""
 
 
 class ResultsFile:
@@ -94,6 +97,30 @@ class ResultsFile:
 _ELSE = "Give another file with --results, or remove this one"
 
 
+def remaining(options: Options, path: Path) -> tuple[float, int] | None:
+    """How much more mAP twice the steps give a student without targets, as it was measured.
+
+    Args:
+        path: a results file; rows of the recipe's study `parts` count, whatever their code.
+
+    Returns:
+        The mean difference of the widest stream, in points, and its number of replicates; None
+        where none was measured.
+    """
+    from deskpro.stages.reporting.results import widest
+
+    file = ResultsFile(path, "parts", options)
+    rows = file._read()
+    rows = rows[(rows["study"] == file.study) & (rows["recipe"] == file.recipe)]
+    rows = rows[rows["variant"].isin([PLAIN, LONGER])]
+    if {*rows["variant"]} != {PLAIN, LONGER}:
+        return None
+    rows = rows[rows["stream"] == widest(rows["stream"])]
+    table = rows.pivot_table("mAP", ["code", "replicate"], "variant")
+    gains = (table[LONGER] - table[PLAIN]).dropna()
+    return (100 * float(gains.mean()), len(gains)) if len(gains) else None
+
+
 def measured(folder: RunFolder) -> list[dict[str, Any]]:
     """The scores of an evaluated run under its first protocol, a row per stream."""
     protocols = json.loads(folder.metrics.read_text())["protocols"]
@@ -113,12 +140,19 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 
 def recipe_digest(options: Options) -> str:
     """What tells a recipe from others: its options with an effect, those of its benchmark, and the
-    content of weights that are given."""
+    content of weights that are given. An option that has its default doesn't count, so that the
+    same recipe has the same digest where options are added: defaults are told by `code_digest`."""
     params = {param for name in STAGES for param in stage_class(name).params}
     given = [options.pre_train, options.teacher.pre_train, options.student.pre_train]
     given += [*options.cache.checkpoints, *(t.weights for t in options.teachers.values())]
+    defaults = relevant(Options(), params)
+    changed = {
+        name: value
+        for name, value in relevant(options, params).items()
+        if name not in defaults or value != defaults[name]
+    }
     facts = {
-        "options": relevant(options, params),
+        "options": changed,
         "world": world_facts(options.data.root),
         "weights": [path and sha256(path) for path in given],
     }

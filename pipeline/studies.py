@@ -52,6 +52,8 @@ class Study(NamedTuple):
         return self.base + variant.removeprefix(line)
 
 
+PLAIN, LONGER = "plain", "plain, 2× steps"
+"""Without targets, at the length of the recipe and at twice that."""
 _NO_KD: Changes = {"kd_loss.enable": False}
 _PLAIN: Changes = {**_NO_KD, "mse.mse_weight": 0.0}
 _EMBEDDING: Changes = {"embedding.weight": 10.0}
@@ -74,12 +76,12 @@ _SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 def _parts(options: Options) -> Variants:
     return {
-        "plain": _PLAIN,
+        PLAIN: _PLAIN,
         "kd": {"mse.mse_weight": 0.0},
         "kd-class": {"kd_loss.class_means": True, "mse.mse_weight": 0.0},
         "attention": {"kd_loss.enable": False},
         "both": {},
-        "plain, 2× steps": {**_PLAIN, **_longer(options, 2)},
+        LONGER: {**_PLAIN, **_longer(options, 2)},
     }
 
 

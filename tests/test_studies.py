@@ -6,20 +6,22 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from deskpro.pipeline import config, students, tables
+from deskpro.pipeline import config, results_file, students, tables
 from deskpro.pipeline.replicates import replicates
 from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, recipe_digest
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
 from deskpro.pipeline.summaries import draw_curves, summarise
 from deskpro.pipeline.sweep import combinations
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import Options, relevant
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
 from deskpro.stages.targets.kinds import TARGETS
@@ -285,6 +287,35 @@ def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path
         ResultsFile(tmp_path / "results.csv", "parts", Options()).rows()
 
 
+def without(name: str) -> Callable[..., dict[str, Any]]:
+    """`relevant` where there is no such option."""
+
+    def found(options: Options, params: Iterable[str]) -> dict[str, Any]:
+        return {key: value for key, value in relevant(options, params).items() if key != name}
+
+    return found
+
+
+def test_what_twice_the_steps_give_is_read_from_the_replicates_of_the_recipe(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "results.csv"
+    options = Options()
+    assert results_file.remaining(options, path) is None
+    file = ResultsFile(path, "parts", options)
+    for replicate, (plain, longer) in enumerate([(0.2, 0.5), (0.3, 0.4)]):
+        rows = [
+            {"variant": variant, "stream": stream, "mAP": mAP + (stream == "face")}
+            for variant, mAP in (("plain", plain), ("both", 0.9), ("plain, 2× steps", longer))
+            for stream in ("face", "all")
+        ]
+        rest = {"protocol": "market", "queries": 9, "rank1": 0, "mAP_with_face": 0, "minutes": 1}
+        file.add(replicate, pd.DataFrame([{**row, "replicate": replicate, **rest} for row in rows]))
+    assert results_file.remaining(options, path) == (pytest.approx(20), 2)
+    other = config.override(options, {"eval.flip": False})
+    assert results_file.remaining(other, path) is None
+
+
 def test_a_recipe_is_its_options_with_an_effect_its_world_and_its_weights(
     data: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +324,9 @@ def test_a_recipe_is_its_options_with_an_effect_its_world_and_its_weights(
     assert re.fullmatch("[0-9a-f]{12}", digest)
     assert recipe_digest(config.override(options, {"data.workers": 7, "device": "cpu"})) == digest
     assert recipe_digest(config.override(options, {"eval.flip": False})) != digest
+    with pytest.MonkeyPatch.context() as patch:  # as before the option was added
+        patch.setattr(results_file, "relevant", without("eval.flip"))
+        assert recipe_digest(options) == digest
     facts = json.loads((data / "benchmark.json").read_text())
     for change in ({"seed": 8}, {"degradation": 0.5}):
         other = {**facts, "options": facts["options"] | change}
