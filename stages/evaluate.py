@@ -139,6 +139,7 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
         from deskpro.stages.evaluation.gallery import GalleryTeacher
         from deskpro.stages.evaluation.measures import measures_of
+        from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
         from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
         from deskpro.stages.evaluation.rankings import rank_all
         from deskpro.stages.evaluation.scores import write_scores
@@ -175,9 +176,12 @@ class Evaluate(Stage):
             report["data"]["digests"] |= seen.digests()
             report["data"]["without HR face"] = seen.without_face
         add_pairs(report, measures, extractor, query, ranked)
+        shared = LAYOUTS[self.dataset].shared_clothes
+        add_mistakes(report, scores, measures, query, ranked, shared)
         write_scores(report, scores, query, gallery, faces, folder.metrics)
         _show(report, options)
         show_pairs(report)
+        show_mistakes(report)
         return EvaluateResult(
             rules=[part["rule"] for part in report["protocols"].values()],
             kept=made.kept,

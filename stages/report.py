@@ -103,6 +103,9 @@ def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "by_camera": results.breakdown(table, name, stream, "camid") if cameras else [],
         "by_identity": results.breakdown(table, name, stream, "pid", worst=10),
         "cameras": cameras,
+        "mistakes": protocol["streams"][stream].get("mistakes") or {},
+        "confused": results.confused_cameras(protocol["streams"][stream]) if cameras else [],
+        "kinds": ranked.KINDS,
     }
 
 
@@ -124,7 +127,9 @@ def _cards(
     stream = results.widest(protocol["streams"])
     mine = queries[(queries["protocol"] == name) & (queries["stream"] == stream)]
     # Single-shot draws repeat a query: the lists are of the first draw.
-    chosen = ranked.choose(mine.drop_duplicates("sample_id"), good, failed)
+    outfits = "share" in protocol["streams"][stream].get("mistakes", {}).get("outfit", {})
+    queries = mine.drop_duplicates("sample_id")
+    chosen = ranked.choose(queries, lists, good, failed, outfits=outfits)
     index = _index(root, metrics["data"]["dataset"], "query", "gallery")
     paths: dict[str, Any] = {row["sample_id"]: row for row in index.to_dict("records")}
     cards = ranked.cards(chosen, lists, paths, show)

@@ -235,7 +235,13 @@ def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
     features = torch.from_numpy(reader.chunk("features", 0, 0).copy()).flatten(1)
     names = reader.column("sample_id").tolist()
     ranked = pd.read_csv(project.run / "ranked.csv", dtype={"pid": str})
-    assert ranked.groupby("query").size().max() == 10
+    lists = ranked.groupby("query")
+    assert lists.head(10).equals(ranked.drop(ranked[lists.cumcount() == 10].index))
+    # The first of its person comes last where it is none of the ten nearest.
+    further = ranked[lists.cumcount() == 10]
+    assert further["positive"].all()
+    near = ranked[(lists.cumcount() < 10) & ranked["positive"]]
+    assert {*further["query"]} == {*lists.groups} - {*near["query"]}
     for row in ranked.sample(20, random_state=0).to_dict("records"):
         q, g = features[names.index(row["query"])], features[names.index(row["sample_id"])]
         assert row["distance"] == pytest.approx(1 - float(q @ g) / 14, abs=1e-5)

@@ -189,6 +189,8 @@ def require_brute_force(protocol: Protocol, rule: Rule, case: Case, block: int) 
             assert set(part.camid) <= of_gallery
             assert sorted(part.pid) == sorted(gallery[gallery.camid.isin(of_gallery)].pid.unique())
     numbers, skipped, nearest = [], set(), {}
+    positives: dict[str, float] = {}
+    firsts: dict[tuple[str, str], float] = {}
     for draw, members in enumerate(galleries):
         for i, who in query.iterrows():
             if who.camid not in of_query:
@@ -212,15 +214,32 @@ def require_brute_force(protocol: Protocol, rule: Rule, case: Case, block: int) 
                                  sum(row[k] <= row[j] for k in hit)]),
                     )
                     for j in hit
-                )[:3]  # fmt: skip
+                )  # fmt: skip
+                positives[who.sample_id] = min(row[j] for j, same in hit.items() if same)
+                first = [j for j in hit if row[j] == min(row[j] for j in hit)]
+                for j in first:
+                    if not hit[j]:
+                        key = (who.sample_id, gallery.clothes[j])
+                        firsts[key] = firsts.get(key, 0) + 1 / len(first)
 
     ranking = rank_gallery(
-        query, gallery, lambda rows: distances[rows], protocol, block=block, nearest=3
-    )
+        query, gallery, lambda rows: distances[rows], protocol, block=block, nearest=3,
+        facts=("clothes",),
+    )  # fmt: skip
+    found_firsts = ranking.firsts.set_index(["query", "value"])["share"].to_dict()
+    assert found_firsts == pytest.approx(firsts)
     assert ranking.skipped == len(skipped)
     assert len(ranking.queries) == len(numbers)
     for who_id, listed in ranking.lists.groupby("query"):
-        assert [*listed[["distance", "rank"]].itertuples(index=False, name=None)] == nearest[who_id]
+        rows = [*listed[["distance", "rank"]].itertuples(index=False, name=None)]
+        assert rows[:3] == nearest[who_id][:3]
+        if listed["positive"][:3].any():
+            assert len(rows) <= 3
+        else:  # the first positive comes last
+            assert (
+                rows[3:] == [each for each in nearest[who_id] if each[0] == positives[who_id]][:1]
+            )
+            assert listed["positive"].iloc[3]
         pids = gallery.set_index("sample_id").pid
         same = pids[listed["sample_id"]].to_numpy() == query.set_index("sample_id").pid[who_id]
         assert (listed["positive"].to_numpy() == same).all()

@@ -376,13 +376,37 @@ def test_a_student_of_one_stream_has_a_report(
 
 def test_queries_are_chosen_by_average_precision_and_never_twice() -> None:
     queries = pd.DataFrame(
-        {"sample_id": list("abcdef"), "ap": [1, 0.1, 0.9, 0.1, 0.5, 0.3],
+        {"sample_id": list("abcdef"), "ap": [1, 0.1, 0.9, 0.1, 0.5, 0.3], "pid": list("uvwxyz"),
          "rank1": [1, 0, 1, 0.5, 1, 0]}
     )  # fmt: skip
-    chosen = ranked.choose(queries, 2, 2)
+    lists = pd.DataFrame({"query": list("abcdef"), "clothes": "red", "camid": "1"})
+    chosen = ranked.choose(queries, lists, 2, 2, outfits=False)
     assert chosen["sample_id"].tolist() == ["b", "d", "a", "c"]
     assert chosen["outcome"].tolist() == ["failed", "failed", "good", "good"]
-    assert len(ranked.choose(queries, 9, 9)) == 6
+    assert len(ranked.choose(queries, lists, 9, 9, outfits=False)) == 6
+    one = queries.assign(pid="u")
+    chosen = ranked.choose(one, lists, 9, 9, outfits=False)  # an identity once
+    assert chosen["sample_id"].tolist() == ["b", "a"]
+
+
+def test_failed_queries_are_chosen_by_kind_in_turn() -> None:
+    queries = pd.DataFrame(
+        {"sample_id": list("abcdefg"), "pid": list("tuvwxyz"), "rank1": 0.0,
+         "ap": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "camid": "1",
+         "clothes": ["red", "red", "red", "blue", "blue", "blue", "blue"],
+         "face": ["False", "True", "True", "False", "False", "True", "True"]}
+    )  # fmt: skip
+    lists = pd.DataFrame(
+        {"query": list("abcdefg"), "clothes": "red", "camid": ["1", "1", "2", "1", "2", "1", "2"]}
+    )
+    every = ranked.choose(queries, lists, 9, 9, outfits=True)
+    kinds = dict(zip(every["sample_id"], every["kind"], strict=True))
+    assert kinds == {"a": "outfit", "b": "outfit", "c": "outfit", "d": "no face", "e": "no face",
+                     "f": "camera", "g": "face"}  # fmt: skip
+    few = ranked.choose(queries, lists, 0, 5, outfits=True)["sample_id"].tolist()
+    assert few == ["a", "b", "d", "f", "g"]  # a second of the first kind before a third
+    by_person = ranked.choose(queries, lists, 9, 9, outfits=False)
+    assert "outfit" not in {*by_person["kind"]}
 
 
 def test_thumbnails_only_shrink_and_skip_files_that_are_no_images(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class Layout:
     """pids that stand for nobody and are dropped."""
     outfits: Mapping[int, str] = field(default_factory=dict)
     """camid → clothes, where the camera says them."""
+    shared_clothes: bool = False
+    """Whether a label of clothes is one outfit, whoever wears it; else it counts by person."""
     scenes: Mapping[str, str] = field(default_factory=dict)
     """split → a list below the root with lines `image,scene`, where names don't say it."""
     counts: Counts | None = None
@@ -127,7 +129,7 @@ _CHANGING = ("market", "cloth-changing")
 _CELEB_RULES = ("celeb-plain", "celeb-official")
 
 LAYOUTS: dict[str, Layout] = {
-    "benchmark": Layout(always_prepared=True, protocols=_CHANGING),
+    "benchmark": Layout(always_prepared=True, shared_clothes=True, protocols=_CHANGING),
     "celeb": Layout(always_prepared=True, counts=_CELEB),
     "celeb-light": Layout(
         "<pid>_<camid>_<frame>.jpg",

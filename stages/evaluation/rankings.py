@@ -11,6 +11,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log
 from deskpro.stages.evaluation.measures import Compared, Measure
+from deskpro.stages.evaluation.mistakes import FACTS
 from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import Distances, Ranking, rank_gallery
 from deskpro.stages.metrics.reranking import reranked
@@ -53,7 +54,8 @@ def rank_all(
             else:
                 distances = measure(queries, others)
             listed = protocol is protocols[0] and stream == widest(measures)
-            ranking = rank_gallery(queries, others, distances, protocol, nearest=NEAREST * listed)
+            count = NEAREST * listed
+            ranking = rank_gallery(queries, others, distances, protocol, nearest=count, facts=FACTS)
             if len(ranking.queries):
                 scores[protocol.name][stream] = ranking
     empty = [name for name, streams in scores.items() if not streams]

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.names import Name
+from deskpro.stages.metrics.nearest import Nearest
 from deskpro.stages.metrics.protocols import Codes, Protocol
 
 Distances = Callable[[slice], np.ndarray]
@@ -28,9 +29,6 @@ BLOCK = 256 * 2**20
 
 TIED = 2**20
 """Places of equally near images that are looked at at a time, at least one query's."""
-
-_MIX = np.uint32(2654435761)
-"""Multiplied by it, neighbouring numbers lie far apart (Knuth's multiplicative hash)."""
 
 _NUMBERS = {
     "ap": float,
@@ -58,7 +56,12 @@ class Ranking:
     """Queries without a positive in their gallery; they count nowhere."""
     lists: pd.DataFrame
     """The nearest gallery images of each query in the first draw, on request: query, rank,
-    sample_id, distance, positive. Images that are equally near have one rank, their mean."""
+    sample_id, distance, positive. Images that are equally near have one rank, their mean. The
+    nearest positive comes last where it is further than all of them."""
+    firsts: pd.DataFrame
+    """What the first images show that are another person's, in the first draw, on request: query,
+    fact, value, and the share of the first images (several, where they are equally near) that are
+    wrong and show it. Values that aren't known have no row."""
 
     @property
     def mAP(self) -> float:
@@ -115,13 +118,15 @@ def rank_gallery(
     block: int | None = None,
     seed: int = 0,
     nearest: int = 0,
+    facts: Sequence[str] = (),
 ) -> Ranking:
     """Rank the gallery for every query under a protocol.
 
     query, gallery: tables with sample_id, pid, camid, and what the protocol needs. `block` queries
     are ranked at a time, as many as `BLOCK` allows where not given; of the same distances the
     result doesn't depend on it. `seed`: of drawn galleries. `nearest`: how many of each query's
-    nearest are listed, equally near ones in a random order.
+    nearest are listed, equally near ones in a random order. `facts`: columns of the gallery of
+    which it is counted what a wrong first image shows.
 
     Raises:
         ValueError: a distance is not a number.
@@ -129,10 +134,9 @@ def rank_gallery(
     draws = [tasks_of(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
-    lists: list[tuple[Any, ...]] = []
     queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
-    images = gallery["sample_id"].to_numpy()
-    keys = np.array([zlib.crc32(name.encode()) for name in images if nearest], np.uint32)
+    shown = gallery if draws[0][0] is None else gallery.iloc[draws[0][0]]
+    near_by = Nearest(shown, nearest, facts)
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
@@ -143,15 +147,13 @@ def rank_gallery(
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
                 for task, numbers in _measured(pool, near, part.start, protocol, here):
                     found[draw, task.query] = numbers
-                if nearest and draw == 0:
-                    shown = slice(None) if members is None else members
-                    for task in here:
-                        name, row = names[task.query], near[task.query - part.start]
-                        parts = _nearest(name, task, row, images[shown], keys[shown], nearest)
-                        lists.append((name, *parts))
+                for task in here if draw == 0 and (nearest or facts) else ():
+                    row = near[task.query - part.start]
+                    near_by.add(names[task.query], row, task.positive, task.junk)
             del rows, near  # before the next block is made
     table = _table(found, names)
-    return Ranking(table, len(queries) - table["sample_id"].nunique(), _listed(lists))
+    skipped = len(queries) - table["sample_id"].nunique()
+    return Ranking(table, skipped, near_by.lists(), near_by.firsts())
 
 
 def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
@@ -312,24 +314,6 @@ def _runs(queries: np.ndarray, size: int) -> Iterator[slice]:
         start = stop
 
 
-def _nearest(
-    query: str, task: Task, row: np.ndarray, names: np.ndarray, keys: np.ndarray, count: int
-) -> tuple[np.ndarray, ...]:
-    """A query's nearest images without the junk: ranks, names, distances, whether positive.
-
-    Equally near images share one rank, their mean; their order comes from the query and `keys`, a
-    hash of each name.
-    """
-    wide = min(count + len(task.junk), len(row))
-    near = np.flatnonzero(row <= np.partition(row, wide - 1)[wide - 1])
-    near = near[~np.isin(near, task.junk)]
-    drawn = (keys[near] ^ zlib.crc32(query.encode())) * _MIX
-    near = near[np.lexsort((drawn, row[near]))]
-    _, start, size = np.unique(row[near], return_index=True, return_counts=True)
-    ranks, near = np.repeat(start + (size + 1) / 2, size)[:count], near[:count]
-    return ranks, names[near], row[near], np.isin(near, task.positive)
-
-
 def _table(found: Mapping[tuple[int, int], np.ndarray], names: np.ndarray) -> pd.DataFrame:
     """`Ranking.queries` of (draw, query) → its numbers."""
     draws, queries = np.array(sorted(found), np.int64).reshape(-1, 2).T
@@ -338,13 +322,3 @@ def _table(found: Mapping[tuple[int, int], np.ndarray], names: np.ndarray) -> pd
     table.insert(0, "sample_id", names[queries])
     table.insert(1, "draw", draws)
     return table
-
-
-def _listed(lists: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    columns = ["query", "rank", "sample_id", "distance", "positive"]
-    if not lists:
-        return pd.DataFrame(columns=columns)
-    queries, *values = zip(*lists, strict=True)
-    names = np.repeat(np.asarray(queries, object), [len(each) for each in values[0]])
-    parts = [names, *(np.concatenate(each) for each in values)]
-    return pd.DataFrame(dict(zip(columns, parts, strict=True)))

@@ -91,6 +91,44 @@ class PairsOfCase(_Closed):
     clothes: dict[str, Clothes]
 
 
+class Outfit(_Closed):
+    """How often wrong first images wear the query's outfit; expected: other people's images do."""
+
+    share: Share
+    expected: Share
+    lift: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Cameras(_Closed):
+    """Wrong first images by camera of the query (rows) and of the image, in numbers of queries;
+    expected: if each image of others were as likely."""
+
+    query: list[int]
+    gallery: list[int]
+    wrong: list[list[float]]
+    expected: list[list[float]]
+
+
+class Changed(_Closed):
+    """mAP of queries with positives in the same clothes and in others, by these alone."""
+
+    queries: Count
+    same: Share
+    changed: Share
+    difference: Annotated[float, Field(ge=-1, le=1)]
+    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Mistakes(_Closed):
+    """Of queries whose first image is another person's."""
+
+    wrong: Share
+    outfit: Outfit | Refused
+    cameras: Cameras | None = None
+    changed: Changed | Refused | None = None
+
+
 class Stream(_Part):
     """The figures of a stream, as shares in 0..1, and `rankR` of each rank asked for."""
 
@@ -100,6 +138,7 @@ class Stream(_Part):
     sd: Spread | None = None
     verification: dict[str, PairsOfCase] | None = None
     """By face case; absent where distances are re-ranked."""
+    mistakes: Mistakes | None = None
     queries: Annotated[int, Field(ge=1)]
     identities: Annotated[int, Field(ge=1)]
     mAP: Share

@@ -30,7 +30,8 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "number": number, "short": short}
+    filters = {"percent": percent, "number": number, "short": short, "fixed": fixed}
+    environment.filters |= filters
     template = environment.from_string(_text(f"{name}.html.j2"))
     return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)
 
@@ -38,6 +39,11 @@ def render(name: str, parts: Mapping[str, Any]) -> str:
 def percent(share: float | None) -> str:
     """A share 0..1 as a percentage with one digit; a dash for none, or nan."""
     return "–" if share is None or share != share else f"{100 * share:.1f}"
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """A number with so many digits behind the point."""
+    return f"{value:.{digits}f}"
 
 
 def short(digest: str) -> str:

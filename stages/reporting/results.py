@@ -75,6 +75,24 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def confused_cameras(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each camera of queries: name, and of each gallery camera how many wrong first
+    images are of it, and how many times as many as if others' images were equally likely."""
+    found = (numbers.get("mistakes") or {}).get("cameras") or {}
+    return [
+        {
+            "name": camera,
+            "cells": [
+                {"name": shown, "wrong": wrong, "lift": wrong / chance if chance else None}
+                for shown, wrong, chance in zip(found["gallery"], observed, expected, strict=True)
+            ],
+        }
+        for camera, observed, expected in zip(
+            found.get("query", []), found.get("wrong", []), found.get("expected", []), strict=True
+        )
+    ]
+
+
 def accuracy_chart(protocols: Protocols) -> Markup:
     """mAP with its intervals, a group of rows for each protocol."""
     rows = [

@@ -1,0 +1,195 @@
+"""What goes wrong: whose clothes a wrong first image wears, from which camera it is, and how much
+worse people are found when they have changed their clothes.
+
+A first image is wrong where it is another person's. Of several that are equally near each counts by
+its share. Where galleries are drawn, all is of the first draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deskpro.stages.base.progress import log
+from deskpro.stages.evaluation.measures import Compared
+from deskpro.stages.metrics.intervals import interval, resampled_means
+from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
+from deskpro.stages.metrics.ranking import Distances, Ranking, rank_gallery, tasks_of
+from deskpro.stages.reporting.results import merged, widest
+
+FACTS = ("clothes", "camid")
+"""What is counted of first images."""
+_CAMERAS = 40
+"""More are no table that anybody reads; some datasets count each image as a camera."""
+
+
+def add_mistakes(
+    report: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Ranking]],
+    measures: Mapping[str, Compared],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    shared_clothes: bool,
+) -> None:
+    """Add `mistakes` to each stream of each protocol of metrics.json.
+
+    shared_clothes: whether one label of clothes is one outfit, whoever wears it.
+    """
+    for name, streams in scores.items():
+        protocol = PROTOCOLS[name]
+        shown = gallery[protocol.gallery_mask(gallery)]
+        for stream, ranking in streams.items():
+            found = mistake_numbers(ranking, query, shown, shared_clothes)
+            asked, _, measure = measures[stream]
+            if report["rerank"] is None:
+                seen = query[query[asked].notna().any(axis=1)].reset_index(drop=True)
+                found["changed"] = changed_clothes(seen, gallery, measure(seen, gallery), protocol)
+            report["protocols"][name]["streams"][stream]["mistakes"] = found
+
+
+def show_mistakes(report: Mapping[str, Any]) -> None:
+    """A line for each protocol's widest stream of which clothes are known."""
+    for names, protocol in merged(report["protocols"]).items():
+        stream = widest(protocol["streams"])
+        found = protocol["streams"][stream]["mistakes"]
+        outfit, changed = found["outfit"], found.get("changed", {})
+        if "lift" in outfit:
+            low, high = outfit["interval"]
+            log(
+                f"eval: {names}, {stream}: {100 * found['wrong']:.1f} % of first images are wrong. "
+                f"{100 * outfit['share']:.1f} % of these wear the query's outfit, as do "
+                f"{100 * outfit['expected']:.1f} % of other people's images: {outfit['lift']:.2f} "
+                f"times as often [{low:.2f}, {high:.2f}]"
+            )
+        if "difference" in changed:
+            low, high = (100 * end for end in changed["interval"])
+            log(
+                f"eval: {names}, {stream}: mAP in the same clothes {100 * changed['same']:.1f}, in "
+                f"others {100 * changed['changed']:.1f}: {100 * changed['difference']:+.1f} "
+                f"[{low:+.1f}, {high:+.1f}], {changed['queries']} queries"
+            )
+
+
+def mistake_numbers(
+    ranking: Ranking, query: pd.DataFrame, gallery: pd.DataFrame, shared_clothes: bool
+) -> dict[str, Any]:
+    """What wrong first images show; shares in 0..1. gallery: the images that are ranked."""
+    rows = ranking.queries[ranking.queries["draw"] == 0].set_index("sample_id")
+    wrong = 1 - rows["rank1"]
+    who = query.set_index("sample_id").loc[rows.index, ["pid", "camid", "clothes"]]
+    found: dict[str, Any] = {"wrong": float(wrong.mean())}
+    found["outfit"] = _outfits(ranking.firsts, wrong, who, gallery, shared_clothes)
+    cameras = pd.concat([who["camid"], gallery["camid"]])
+    if cameras.notna().all() and cameras.nunique() <= _CAMERAS:
+        found["cameras"] = _cameras(ranking.firsts, wrong, who, gallery)
+    return found
+
+
+def _outfits(
+    firsts: pd.DataFrame, wrong: pd.Series, who: pd.DataFrame, gallery: pd.DataFrame, shared: bool
+) -> dict[str, Any]:
+    """How often wrong first images wear the query's outfit, and how often images of others do."""
+    if who["clothes"].isna().any() or gallery["clothes"].isna().any():
+        return {"refused": "clothes are not known of every image"}
+    if not shared:
+        return {"refused": "this dataset counts clothes by person, not outfits that people share"}
+    rows = firsts[firsts["fact"] == "clothes"]
+    worn = rows["value"].to_numpy() == who["clothes"].reindex(rows["query"]).to_numpy()
+    misled = rows[worn].groupby("query")["share"].sum().reindex(wrong.index, fill_value=0.0)
+    expected = wrong * _shares_of_others(who, gallery, "clothes")
+    if not wrong.sum():
+        return {"refused": "no first image is wrong"}
+    if not expected.sum():
+        return {"refused": "nobody else wears a query's outfit"}
+    parts = np.stack([misled, expected, wrong], axis=1)
+    means = resampled_means(parts, who["pid"].to_numpy())
+    lifts = means[:, 0] / np.maximum(means[:, 1], np.finfo(float).tiny)
+    return {
+        "share": float(misled.sum() / wrong.sum()),
+        "expected": float(expected.sum() / wrong.sum()),
+        "lift": float(misled.sum() / expected.sum()),
+        "interval": [float(end) for end in np.quantile(lifts, (0.025, 0.975))],
+    }
+
+
+def _shares_of_others(who: pd.DataFrame, gallery: pd.DataFrame, fact: str) -> pd.Series:
+    """Of each query, the share of other people's images that have its value of a fact."""
+    total, own = gallery.groupby(fact).size(), gallery.groupby(["pid", fact]).size()
+    images = gallery.groupby("pid").size().reindex(who["pid"], fill_value=0).to_numpy()
+    of_value = total.reindex(who[fact], fill_value=0).to_numpy()
+    mine = own.reindex(pd.MultiIndex.from_frame(who[["pid", fact]]), fill_value=0).to_numpy()
+    return pd.Series((of_value - mine) / np.maximum(len(gallery) - images, 1), who.index)
+
+
+def _cameras(
+    firsts: pd.DataFrame, wrong: pd.Series, who: pd.DataFrame, gallery: pd.DataFrame
+) -> dict[str, Any]:
+    """Wrong first images by camera of the query and of the image, and how many there would be if
+    each of others' images were as likely: numbers of queries."""
+    asked, shown = sorted(who["camid"].unique()), sorted(gallery["camid"].unique())
+    rows = firsts[firsts["fact"] == "camid"]
+    rows = rows.assign(asked=who["camid"].reindex(rows["query"]).to_numpy())
+    table = rows.pivot_table("share", "asked", "value", "sum", fill_value=0.0)
+    observed = table.reindex(index=asked, columns=shown, fill_value=0.0)
+    chance = pd.DataFrame(
+        {c: wrong * _shares_of_others(who.assign(camid=c), gallery, "camid") for c in shown}
+    )
+    expected = chance.groupby(who["camid"]).sum().reindex(asked)
+    return {
+        "query": [int(camera) for camera in asked],
+        "gallery": [int(camera) for camera in shown],
+        "wrong": observed.to_numpy().tolist(),
+        "expected": expected.to_numpy().tolist(),
+    }
+
+
+def changed_clothes(
+    query: pd.DataFrame, gallery: pd.DataFrame, distances: Distances, protocol: Protocol
+) -> dict[str, Any]:
+    """mAP of the queries that have images of their person in the same clothes and in others: once
+    with the first alone, once with the second, and the difference with its 95 % interval."""
+    if query["clothes"].isna().any() or gallery["clothes"].isna().any():
+        return {"refused": "clothes are not known of every image"}
+    rules = {"same": _in_others(protocol), "changed": _in_the_same(protocol)}
+    if protocol.draws > 1:
+        return {"refused": "its galleries are drawn"}
+    shown = gallery[protocol.gallery_mask(gallery)]
+    tasks = [tasks_of(query, shown, rule, None)[1] for rule in rules.values()]
+    both = sorted(tasks[0].keys() & tasks[1].keys())
+    if not both:
+        return {"refused": "no query has images of its person in the same clothes and in others"}
+    ap = {
+        name: rank_gallery(query, gallery, distances, rule).queries.set_index("sample_id")["ap"]
+        for name, rule in rules.items()
+    }
+    names, pids = query["sample_id"].iloc[both], query["pid"].iloc[both].to_numpy()
+    same, changed = (ap[name].loc[names].to_numpy() for name in rules)
+    return {
+        "queries": len(both),
+        "same": float(same.mean()),
+        "changed": float(changed.mean()),
+        "difference": float((same - changed).mean()),
+        "interval": interval(same - changed, pids),
+    }
+
+
+def _in_others(protocol: Protocol) -> Protocol:
+    """A protocol without images in other clothes."""
+
+    def junk(query: Codes, same: Codes) -> np.ndarray:
+        return protocol.junk(query, same) | (same["clothes"] != query["clothes"])
+
+    return replace(protocol, junk=junk)
+
+
+def _in_the_same(protocol: Protocol) -> Protocol:
+    """A protocol without images in the same clothes."""
+
+    def junk(query: Codes, same: Codes) -> np.ndarray:
+        return protocol.junk(query, same) | (same["clothes"] == query["clothes"])
+
+    return replace(protocol, junk=junk)
