@@ -146,20 +146,28 @@ def plan(
     "--out",
     type=FOLDER,
     default=Path("runs/compare"),
-    help="The folder for compare.csv, compare.png and compare.svg.",
+    help="The folder for compare.csv, compare.png and differences.png.",
 )
+@click.option("--latex", is_flag=True, help="Also write the tables to compare.tex.")
+@click.option("--markdown", is_flag=True, help="Also write them to compare.md.")
+@click.option("--html", is_flag=True, help="Also write a page of queries that one run gets right.")
 @click.option("--anyway", is_flag=True, help="Compare what runs of other protocols or data share.")
-def compare(runs: tuple[Path, ...], out: Path, anyway: bool) -> None:
+def compare(
+    runs: tuple[Path, ...], out: Path, latex: bool, markdown: bool, html: bool, anyway: bool
+) -> None:
     """Compare evaluated runs with the first.
 
-    One table and one figure, paired by query and tested by identity.
+    Tables and charts, paired by query and tested by identity. p is adjusted for the number of
+    differences in a table.
     """
     from deskpro.stages import compare as stage
 
     if len(runs) < 2:
         raise click.UsageError(f"{len(runs)} run given, two are needed: deskpro compare RUN RUN …")
     with working("compare"):
-        facts = stage.run(runs, out, anyway=anyway)
+        asked = {"tex": latex, "md": markdown, "html": html}
+        formats = [name for name, wanted in asked.items() if wanted]
+        facts = stage.run(runs, out, formats=formats, anyway=anyway)
     summary("compare: done", facts)
 
 

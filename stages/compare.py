@@ -1,9 +1,9 @@
-"""Compare evaluated runs: one table, one chart, and a paired test of each difference."""
+"""Compare evaluated runs: tables, charts, and a paired test of each difference."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,18 @@ import numpy as np
 import pandas as pd
 from rich.markup import escape
 
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.metrics.intervals import holm, resampled_means, sign_flip_test
 from deskpro.stages.reporting import cells, figures, record
+from deskpro.stages.reporting.disagreements import disagreements
+from deskpro.stages.reporting.paper import PaperTable, as_latex, as_markdown
 
+LEVEL = 0.05
+"""Of p, adjusted for the number of differences, below which a run is called better or worse."""
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """Measure → its column, by query."""
 
@@ -31,18 +37,23 @@ class Run:
     """
 
     name: str
+    path: Path
     report: dict[str, Any]
     queries: dict[tuple[str, str], pd.DataFrame]
 
 
-def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str, object]:
-    """Compare every run with the first; write compare.csv, compare.png and .svg into `out`.
+def run(
+    folders: Sequence[Path], out: Path, *, formats: Collection[str] = (), anyway: bool = False
+) -> dict[str, object]:
+    """Compare every run with the first; write compare.csv and charts into `out`.
 
     A difference is the mean of the differences by query, with a 95 % bootstrap interval over
-    identities and the two-sided p of random signs of identities. Both generalise to other people,
-    not to other trainings of the same recipe.
+    identities and the two-sided p of random signs of identities, adjusted for the number of
+    differences in its table (Holm). Both generalise to other people, not to other trainings of the
+    same recipe.
 
     Args:
+        formats: of `FORMATS`, what else is written.
         anyway: compare runs whose protocols or data differ on the protocols and queries that all
             of them have, instead of refusing.
 
@@ -66,21 +77,27 @@ def run(folders: Sequence[Path], out: Path, *, anyway: bool = False) -> dict[str
     for line in differing + [line for other in others for line in _settings(first, other)]:
         log(f"compare: {line}")
     rows = pd.DataFrame([row for pair in shared for row in _compare(runs, *pair)])
+    tests = rows.groupby(["protocol", "measure"])["p"]  # a table each
+    rows["p_holm"] = tests.transform(lambda values: holm(values.to_numpy()))
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
     _draw(rows, out / "compare")
+    _draw_differences(rows, out / "differences", first.name)
     _show(rows)
+    for name in formats:
+        write_text(out / f"compare.{name}", FORMATS[name](rows, runs))
     rules = [first.report["protocols"][name]["rule"] for name in rows["protocol"].unique()]
     return {
         "rules": "; ".join(rules),
         "note": "each run is one training; what another seed would give: deskpro sweep --seeds",
-        "written": f"{out / 'compare.csv'}, compare.png, compare.svg",
+        "written": f"{out / 'compare.csv'}, compare.png, differences.png; .svg of both"
+        + "".join(f"; compare.{name}" for name in formats),
     }
 
 
 def _open(folder: Path, name: str, *, anyway: bool) -> Run:
     report = record.read_metrics(folder, anyway=anyway)
-    return Run(name, report, read_queries(folder))
+    return Run(name, folder, report, read_queries(folder))
 
 
 def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
@@ -207,34 +224,84 @@ def _draw(rows: pd.DataFrame, path: Path) -> None:
     figures.write_figure(chart, path)
 
 
+def _draw_differences(rows: pd.DataFrame, path: Path, first: str) -> None:
+    """Draw the difference in mAP of every other run from the first, as a forest plot."""
+    tested = rows[(rows["measure"] == "mAP") & rows["p"].notna()]
+    drawn = [
+        figures.Interval(
+            f"{row['stream']} · {protocol}, {row['queries']} queries", row["run"], row["stream"],
+            *(100 * row[end] for end in ("difference", "difference_low", "difference_high")),
+        )
+        for protocol, part in _merged(tested).items()
+        for row in part.to_dict("records")
+    ]  # fmt: skip
+    title = f"mAP, paired difference from {first}, 95 % interval over identities"
+    figures.write_figure(figures.intervals(drawn, title, "difference, points", zero=True), path)
+
+
 def _show(rows: pd.DataFrame) -> None:
     """Print a table for each protocol and measure: a row per run, a column per stream."""
+    for table_of in paper_tables(rows, cell="\n".join, bold=True):
+        table(escape(table_of.caption), table_of.columns, table_of.rows)
+
+
+def paper_tables(
+    rows: pd.DataFrame, cell: Callable[[list[str]], str] = "; ".join, bold: bool = False
+) -> list[PaperTable]:
+    """A table for each protocol and measure: a row per run, a column per stream.
+
+    cell: makes one text of value, difference and p; bold: in rich's markup, the highest are.
+    """
+    found = []
     for protocol, part in _merged(rows).items():
-        for measure, found in part.groupby("measure", sort=False):
+        for measure, mine in part.groupby("measure", sort=False):
             # A run may be named twice: rows are told apart by their place.
             streams = {
-                str(stream): _cells(of_stream.to_dict("records"))
-                for stream, of_stream in found.groupby("stream", sort=False)
+                str(stream): [cell(lines) for lines in _cells(of_stream.to_dict("records"), bold)]
+                for stream, of_stream in mine.groupby("stream", sort=False)
             }
-            names = found.loc[found["stream"] == found["stream"].iat[0], "run"]
-            title = (
-                f"{measure} (%), {protocol}: {found['queries'].max()} queries of "
-                f"{found['identities'].max()} identities, 95 % intervals over identities; "
-                f"below it the paired difference from {names.iat[0]}"
+            names = mine.loc[mine["stream"] == mine["stream"].iat[0], "run"]
+            caption = (
+                f"{measure} (%), {protocol}: {mine['queries'].max()} queries of "
+                f"{mine['identities'].max()} identities, 95 % intervals over identities; then the "
+                f"paired difference from {names.iat[0]}, p adjusted for their number (Holm), and "
+                f"“better” or “worse” where it is below {LEVEL:g}"
             )
-            lines = zip(map(escape, names), *streams.values(), strict=True)
-            table(escape(title), ["run", *streams], lines)
+            shown = map(escape, names) if bold else names
+            lines = [*zip(shown, *streams.values(), strict=True)]
+            found.append(PaperTable(caption, ["run", *streams], lines))
+    return found
 
 
-def _cells(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """The cells of a stream: each run's value, and below it the difference from the first."""
+def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
+    """The cells of a stream: each run's value, the difference from the first, p and verdict."""
     highest = cells.best([row["value"] for row in rows])
     found = []
     for row, is_best in zip(rows, highest, strict=True):
         value, low, high = (100 * row[end] for end in ("value", "low", "high"))
-        lines = [cells.bold(cells.within(value, low, high), is_best)]
+        lines = [cells.bold(cells.within(value, low, high), is_best and bold)]
         if not pd.isna(row["p"]):
             ends = (row["difference"], row["difference_low"], row["difference_high"])
-            lines += [cells.difference(*(100 * end for end in ends)), f"p {row['p']:.3g}"]
-        found.append("\n".join(lines))
+            verdict = "better" if row["difference"] > 0 else "worse"
+            says = f", {verdict}" if row["p_holm"] < LEVEL else ""
+            gap = cells.difference(*(100 * end for end in ends))
+            lines += [gap, f"p {row['p_holm']:.3g}{says}"]
+        found.append(lines)
     return found
+
+
+def _page(runs: Sequence[Run]) -> str:
+    data = runs[0].report["data"]
+    root, images = Path(data["root"]), dict[str, str]()
+    if root.is_dir() and data["dataset"] in LAYOUTS:
+        index = read_index(root, LAYOUTS[data["dataset"]], ("query", "gallery"))[0]
+        images = dict(zip(index["sample_id"], index["imgs"], strict=True))
+    return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], images)
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[Run]], str]] = {
+    "tex": lambda rows, _: as_latex(paper_tables(rows)),
+    "md": lambda rows, _: as_markdown(paper_tables(rows)),
+    "html": lambda _, runs: _page(runs),
+}
+"""Suffix → the text of compare.SUFFIX."""

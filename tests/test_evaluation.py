@@ -26,6 +26,7 @@ from deskpro.pipeline import config
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.evaluation.feature_store import FeatureWorker
+from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.metrics.reranking import reranked
@@ -268,11 +269,24 @@ def evaluated(project: Project, name: str, *options: str) -> str:
     return str(out)
 
 
+def found_alone(run: Path, other: Path) -> set[str]:
+    """Queries whose first image is right in one run and not in the other, one of an identity."""
+    tables = [
+        pd.read_csv(path / "queries.csv").query("protocol == 'market' and stream == 'all'")
+        for path in (run, other)
+    ]
+    both = tables[0].merge(tables[1], on=["sample_id", "pid"])
+    alone = both[(both["rank1_x"] == 1) & (both["rank1_y"] < 1)]
+    alone = alone.assign(gap=alone["ap_y"] - alone["ap_x"]).sort_values(["gap", "sample_id"])
+    return {*alone.drop_duplicates("pid")["sample_id"]}
+
+
 def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> None:
     one = evaluated(project, "one")
     two = evaluated(project, "two", "eval.flip=false", "eval.face_weight=0.9")
     out = tmp_path / "compared"
-    result = project.command("compare", one, two, one, "--out", str(out))
+    page = ("--latex", "--markdown", "--html")
+    result = project.command("compare", one, two, one, "--out", str(out), *page)
     assert result.code == 0, result.err
     rows = pd.read_csv(out / "compare.csv").set_index(["protocol", "stream", "measure", "run"])
     queries = {
@@ -289,9 +303,23 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
     again = rows.loc[("market", "all", "mAP", one)].iloc[-1]
     assert again["difference"] == 0
     assert again["p"] == 1
-    with (out / "compare.png").open("rb") as image:
-        assert image.read(4) == b"\x89PNG"
-    assert (out / "compare.svg").read_text().startswith("<?xml")
+    for name in ("compare", "differences"):
+        with (out / f"{name}.png").open("rb") as image:
+            assert image.read(4) == b"\x89PNG"
+        assert (out / f"{name}.svg").read_text().startswith("<?xml")
+    of_table = rows.loc[("market", slice(None), "mAP"), :]
+    tested = of_table[of_table["p"].notna()]
+    assert tested["p_holm"].tolist() == pytest.approx(holm(tested["p"]).tolist())
+    assert (out / "compare.tex").read_text().count(r"\begin{table}") == 2
+    text = (out / "compare.md").read_text()
+    assert len(re.findall(r"^\| run \|", text, re.MULTILINE)) == 2
+    assert f"{100 * row['value']:.1f}" in text
+    alone = {
+        sample for a, b in ((one, two), (two, one)) for sample in found_alone(Path(a), Path(b))
+    }
+    shown = (out / "compare.html").read_text()
+    assert all(f">{sample}<" in shown for sample in alone)
+    assert shown.count('class="query"') == len(alone)
     assert result.out.count("market, cloth-changing:") == 2  # equal results, a table a measure
 
 

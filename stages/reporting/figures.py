@@ -119,8 +119,13 @@ def spark(values: Sequence[float], top: float, colour: str) -> Figure:
     return figure
 
 
-def intervals(rows: Sequence[Interval], title: str, label: str = "mAP, %") -> Figure:
-    """A row for each value with its interval, under the name of its group."""
+def intervals(
+    rows: Sequence[Interval], title: str, label: str = "mAP, %", *, zero: bool = False
+) -> Figure:
+    """A row for each value with its interval, under the name of its group.
+
+    zero: values are differences, with a sign, and a line marks 0.
+    """
     groups = [*dict.fromkeys(row.group for row in rows)]
     heights, heads, place = {}, {}, 0.0
     for group in groups:
@@ -136,7 +141,7 @@ def intervals(rows: Sequence[Interval], title: str, label: str = "mAP, %") -> Fi
         axes.plot(ends, [height, height], color=colour, linewidth=2.25, solid_capstyle="butt")
         axes.plot([row.value], [height], color=colour, marker="o", markersize=6)
         axes.annotate(
-            f"{row.value:.1f}", (ends[1], height), (7, 0), "data", "offset points",
+            f"{row.value:{'+' * zero}.1f}", (ends[1], height), (7, 0), "data", "offset points",
             annotation_clip=False, va="center", fontsize=10, color=COLOURS["ink"],
         )  # fmt: skip
     for group, height in heads.items():
@@ -144,6 +149,8 @@ def intervals(rows: Sequence[Interval], title: str, label: str = "mAP, %") -> Fi
             0, height, group, transform=axes.get_yaxis_transform(), va="center", fontsize=11,
             color=COLOURS["ink"], parse_math=False,
         )  # fmt: skip
+    if zero:
+        axes.axvline(0, color=COLOURS["ink"], linewidth=1)
     axes.set_yticks([*heights.values()], [row.name for row in heights], parse_math=False)
     axes.set(xlabel=label, ylim=(place - 0.9, -0.7))
     axes.grid(visible=False, axis="y")

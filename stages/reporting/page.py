@@ -14,14 +14,16 @@ from markupsafe import Markup
 from deskpro.stages.reporting.figures import number
 
 
-def render(name: str, parts: Mapping[str, Any]) -> str:
-    """The page of `name`.html.j2. Every value is escaped, unless it is Markup made here.
+def render(name: str, parts: Mapping[str, Any], style: str | None = None) -> str:
+    """The page of `name`.html.j2, with `style`.css or that of its name.
+
+    Every value is escaped, unless it is Markup made here.
 
     The content security policy lets the page load nothing but the images inside it, and run
     nothing but its own script, known by its hash: neither the network nor a hostile name in the
     data can add to it.
     """
-    style = _text(f"{name}.css")
+    style = _text(f"{style or name}.css")
     script = _text("report.js") if name == "report" else ""  # the only page with a script
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; "

@@ -1,0 +1,102 @@
+"""A page of queries that one of two runs finds and the other doesn't, with their first images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from deskpro.stages.reporting import record, results
+from deskpro.stages.reporting.images import Thumbnails
+from deskpro.stages.reporting.page import render
+
+SHOWN = 12
+"""Queries of each kind, those whose AP differs most; one of an identity."""
+_FOUND = 5
+"""Images of each list."""
+Evaluated = tuple[str, Path, Mapping[str, Any], Mapping[tuple[str, str], pd.DataFrame]]
+"""Name, folder, metrics.json, and pid, ap and rank1 of the queries by protocol and stream."""
+
+
+def disagreements(runs: Sequence[Evaluated], paths: Mapping[str, str]) -> str:
+    """The page, of the first run against each other: the first protocol's widest stream.
+
+    paths: sample_id → body image.
+    """
+    first, *others = runs
+    name, protocol = next(iter(first[2]["protocols"].items()))
+    stream = results.widest(protocol["streams"])
+    show = Thumbnails({"picture": (120, 240)})
+    pairs = [
+        pair
+        for other in others
+        if (name, stream) in other[3]
+        for pair in _pairs(first, other, (name, stream), paths, show)
+    ]
+    facts = {"protocol": name, "stream": stream, "rule": protocol["rule"], "pairs": pairs}
+    return render("compare", {**facts, "names": [run[0] for run in runs]}, style="search")
+
+
+def _pairs(
+    first: Evaluated,
+    other: Evaluated,
+    place: tuple[str, str],
+    paths: Mapping[str, str],
+    show: Thumbnails,
+) -> list[dict[str, Any]]:
+    """What each of two runs finds alone."""
+    both = first[3][place].join(other[3][place], rsuffix="_other", how="inner")
+    lists = {run[0]: _lists(run[1]) for run in (first, other)}
+    found = []
+    for winner, loser, mine, theirs in (
+        (first[0], other[0], "", "_other"), (other[0], first[0], "_other", ""),
+    ):  # fmt: skip
+        rows = both[(both[f"rank1{mine}"] == 1) & (both[f"rank1{theirs}"] < 1)]
+        gap = (rows[f"ap{mine}"] - rows[f"ap{theirs}"]).rename("gap")
+        ordered = rows.join(gap).reset_index().sort_values(
+            ["gap", "sample_id"], ascending=[False, True]
+        ).drop_duplicates("pid")  # fmt: skip
+        queries = [
+            {
+                "name": row["sample_id"],
+                "pid": row["pid"],
+                "image": show("picture", paths.get(row["sample_id"])),
+                "lists": [
+                    {
+                        "run": run,
+                        "ap": row[f"ap{suffix}"],
+                        "hits": _hits(lists[run], row["sample_id"], paths, show),
+                    }
+                    for run, suffix in ((winner, mine), (loser, theirs))
+                ],
+            }
+            for row in ordered.head(SHOWN).to_dict("records")
+        ]
+        found.append({"winner": winner, "loser": loser, "count": len(rows), "queries": queries})
+    return found
+
+
+def _lists(folder: Path) -> Mapping[str, list[dict[Any, Any]]]:
+    table = record.read_table(folder / "ranked.csv")
+    if table is None:
+        return {}
+    return {str(query): rows.to_dict("records") for query, rows in table.groupby("query")}
+
+
+def _hits(
+    lists: Mapping[str, list[dict[Any, Any]]],
+    query: str,
+    paths: Mapping[str, str],
+    show: Thumbnails,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": f"{float(hit['rank']):g}",
+            "pid": hit["pid"],
+            "match": hit["positive"] == "True",
+            "image": show("picture", paths.get(hit["sample_id"])),
+        }
+        for hit in lists.get(query, [])[:_FOUND]
+    ]
