@@ -125,7 +125,7 @@ class Evaluate(Stage):
         return [
             Dep("the network" if self.alone else "the student", self.weights),
             *(Dep("the teacher", path) for path in (self.teacher,) if path is not None),
-            *(Dep(name, root / name) for name in ("clothes.csv", *layout.scenes.values())),
+            *(Dep(name, root / name) for name in layout.side_files),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 

@@ -86,7 +86,7 @@ class PrepareData(Stage):
             bodies = LAYOUTS[dataset].bodies(raw)
             places += [(f"the raw images of {split}", bodies, pattern) for split, pattern in files]
         if raw is not None:
-            places += [(name, raw / name, None) for name in _lists(dataset)]
+            places += [(name, raw / name, None) for name in LAYOUTS[dataset].side_files]
         if parsing.method == "labels":
             places += [("the label maps", parsing.labels, "**/*")]
         if parsing.model is not None:
@@ -209,7 +209,7 @@ class PrepareData(Stage):
         if raw is None:
             return
         if not is_own_folder(raw, dataset):
-            names = [name for name in _lists(dataset) if (raw / name).is_file()]
+            names = [name for name in LAYOUTS[dataset].side_files if (raw / name).is_file()]
             files = {self.root / Path(name).name: (raw / name).read_bytes() for name in names}
         worn = sorted((sample.id, sample.clothes) for sample in samples if sample.clothes)
         if worn:
@@ -224,11 +224,6 @@ class PrepareData(Stage):
             records.add([name], [path], [made])
             write_bytes(path, files[path])
         records.keep({path.name for path in files})
-
-
-def _lists(dataset: str) -> tuple[str, ...]:
-    """The lists beside a dataset's images: clothes, scenes."""
-    return "clothes.csv", *LAYOUTS[dataset].scenes.values()
 
 
 def _write(path: Path, content: bytes | None) -> None:

@@ -84,6 +84,16 @@ def last(n: Drawn) -> Written:
     return path, n.pid, None, n.clothes
 
 
+def ccvid(n: Drawn) -> Written:
+    camera = n.camid[-4:]
+    return f"session3/{n.pid}_{camera}/{n.number}.jpg", n.pid, int(camera), None
+
+
+def mevid(n: Drawn) -> Written:
+    path = f"bbox_test/0007/{n.pid}O{n.clothes}C{n.camid}T{n.number}F00012.jpg"
+    return path, n.pid, int(n.camid), None
+
+
 def dukemtmc(n: Drawn) -> Written:
     return f"query/{n.pid}_c{n.camid}_f{n.number}.jpg", n.pid, int(n.camid), None
 
@@ -100,6 +110,8 @@ WRITERS: dict[str, Callable[[Drawn], Written]] = {
     "ltcc": ltcc,
     "vcclothes": vcclothes,
     "deepchange": deepchange,
+    "ccvid": ccvid,
+    "mevid": mevid,
     "last": last,
     "market1501": market,
     "dukemtmc": dukemtmc,

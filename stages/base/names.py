@@ -22,3 +22,5 @@ class Name(NamedTuple):
     clothes: str | None = None
     scene: str | None = None
     """What a protocol of the dataset takes for the camera."""
+    tracklet: str | None = None
+    """The images of a person that one camera took one after the other."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -67,6 +67,9 @@ def read_index(
         )
     folder, rows = layout.bodies(root), list[dict[str, object]]()
     clothes, problems = read_clothes(root / "clothes.csv")
+    listed = layout.listing and layout.listing(root, folder)
+    problems += [Problem(*problem) for problem in (listed.problems if listed else ())]
+    facts = listed.facts if listed else {}
     for split in splits:
         scenes, wrong = read_scenes(root, layout.scenes.get(split))
         problems += wrong
@@ -88,11 +91,9 @@ def read_index(
                 what = f"name doesn't parse as {layout.example}"
                 problems.append(Problem(folder / sample_id, what))
             elif name.pid not in layout.junk:
-                name = name._replace(
-                    camid=len(rows) if name.camid is None else name.camid,
-                    clothes=name.clothes or clothes.get(sample_id),
-                    scene=name.scene or scenes.get(PurePath(sample_id).name),
-                )
+                known = {"clothes": clothes.get(sample_id), **facts.get(sample_id, {})}
+                scene = scenes.get(PurePath(sample_id).name)
+                name = _with_lists(name, known, scene, len(rows))
                 paths = {kind: found.get(stem(sample_id)) for kind, found in files.items()}
                 row = {"split": split, "sample_id": sample_id, **name._asdict()}
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
@@ -100,6 +101,18 @@ def read_index(
     columns = ["split", "sample_id", *Name._fields, *KINDS]
     table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
     return table.where(table.notna(), None), problems
+
+
+def _with_lists(name: Name, known: Mapping[str, Any], scene: str | None, row: int) -> Name:
+    """A name with what lists beside the images say; camera `row` where there is none."""
+    said = {key: value for key, value in name._asdict().items() if value is not None}
+    # The camera that a list says is told apart more finely than that of the name.
+    name = Name(**{**known, **said, **({"camid": known["camid"]} if "camid" in known else {})})
+    return name._replace(
+        camid=row if name.camid is None else name.camid,
+        scene=name.scene or scene,
+        tracklet=name.tracklet or scene,  # a list of scenes is one of tracklets (DeepChange)
+    )
 
 
 def content_hashes(

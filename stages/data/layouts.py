@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deskpro.stages.base.names import Name
+from deskpro.stages.data.listings import (
+    CCVID_LISTS,
+    IMAGE_SUFFIXES,
+    MEVID_LISTS,
+    Read,
+    read_ccvid,
+    read_mevid,
+)
 
 SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")
 """The four images of a sample, by the name of their folder."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PREPARED = {
     "train": "bounding_box_train/*",
     "query": "query/*",
@@ -67,6 +74,11 @@ class Layout:
     """Whether a label of clothes is one outfit, whoever wears it; else it counts by person."""
     scenes: Mapping[str, str] = field(default_factory=dict)
     """split → a list below the root with lines `image,scene`, where names don't say it."""
+    listing: Read | None = None
+    """Reads which images are of which split, where the dataset's own lists say it; `files` are then
+    all images."""
+    lists: tuple[str, ...] = ()
+    """The files that `listing` reads, below the root."""
     counts: Counts | None = None
     protocols: tuple[str, ...] = ("market",)
     """What it is scored by where a recipe doesn't say (stages/metrics/protocols.py)."""
@@ -81,9 +93,21 @@ class Layout:
 
     def images(self, root: Path, split: str, kind: str = "imgs") -> list[str]:
         """The images of a kind, sorted: paths below `bodies(root)`, or below `root / kind`."""
+        if self.listing is not None:
+            listed = self.listing(root, self.bodies(root)).images[split]
+            if kind == "imgs":
+                return [*listed]
+            stems = {image.rpartition(".")[0] for image in listed}
+            found = list_images(root / kind, self.files[split]) if self.prepared(root) else []
+            return [image for image in found if image.rpartition(".")[0] in stems]
         if self.prepared(root):
             return list_images(root / kind, self.files[split])
         return list_images(root, self.files[split]) if kind == "imgs" else []
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """Files beside the images that say something of them, if there are any; below the root."""
+        return "clothes.csv", *self.scenes.values(), *self.lists
 
     def parse(self, path: str) -> Name | None:
         """What a path below `bodies` says; None where it doesn't follow the rule."""
@@ -126,6 +150,7 @@ _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
 _MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d{1,9})(?:s\d+)?_[^/]*")
 _NO_CAMERA = _name(r"(?P<pid>\d+)_(?P<scene>\d)\d*_\d+")
 _CHANGING = ("market", "cloth-changing")
+_CLOTHES_RULES = (*_CHANGING, "same-clothes")
 _CELEB_RULES = ("celeb-plain", "celeb-official")
 
 LAYOUTS: dict[str, Layout] = {
@@ -167,7 +192,7 @@ LAYOUTS: dict[str, Layout] = {
         "<pid>_<clothes>_c<camid>_*.png",
         _name(r"(?P<pid>\d+)_(?P<clothes>\d+)_c(?P<camid>\d{1,9})_[^/]*"),
         {"train": "train/*", "query": "query/*", "gallery": "test/*"},
-        protocols=(*_CHANGING, "same-clothes"),
+        protocols=_CLOTHES_RULES,
     ),
     "vcclothes": Layout(
         "<pid>-<camid>-<clothes>-<n>.jpg",
@@ -192,6 +217,22 @@ LAYOUTS: dict[str, Layout] = {
         },
         protocols=("deepchange",),
     ),
+    "ccvid": Layout(
+        "session<n>/<pid>_<camid>/*.jpg, as train.txt, query.txt and gallery.txt list them",
+        (re.compile(r"session\d+/(?P<pid>\d+)_(?P<camid>\d{1,4})/[^/]+\.\w+"),),
+        dict.fromkeys(SPLITS, "session*/*/*"),
+        listing=read_ccvid,
+        lists=CCVID_LISTS,
+        protocols=_CLOTHES_RULES,
+    ),
+    "mevid": Layout(
+        "bbox_<train|test>/<pid>/<pid>O<clothes>C<camid>T<tracklet>F<frame>.jpg",
+        (re.compile(r"bbox_(?:train|test)/\d+/(?P<pid>\d+)O\d+C(?P<camid>\d{1,9})T\d+F\d+\.\w+"),),
+        {"train": "bbox_train/*/*", "query": "bbox_test/*/*", "gallery": "bbox_test/*/*"},
+        listing=read_mevid,
+        lists=MEVID_LISTS,
+        protocols=_CLOTHES_RULES,
+    ),
     "last": Layout(
         "train/<pid>/*.jpg, test/query/*.jpg, test/gallery/<pid>/*.jpg; <pid>_*_<clothes>.jpg",
         (re.compile(r"(?:[^/]+/)+(?P<pid>\d+)(?:_[^/_]*)*_(?P<clothes>[^/_]+)\.\w+"),),
@@ -211,10 +252,13 @@ LAYOUTS: dict[str, Layout] = {
 def image_folders(
     root: Path, dataset: str, kinds: Sequence[str], splits: Sequence[str]
 ) -> dict[str, tuple[Path, str]]:
-    """Where the images of some kinds and splits lie: by role, a folder and a pattern below it."""
+    """Where the images of some kinds and splits lie, and the lists that say which these are.
+
+    By role, a folder and a pattern below it.
+    """
     layout = LAYOUTS[dataset]
     prepared = layout.prepared(root)
-    return {
+    return {name: (root, name) for name in layout.lists} | {
         f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
         for kind in kinds
         for split in splits

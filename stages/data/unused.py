@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from deskpro.stages.base.progress import warn
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, Layout, list_images
+from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, SPLITS, Layout, list_images
 
 Found = tuple[list[Problem], list[Problem]]
 """What isn't used, and what is wrong: where nothing at all is used, names differ by mistake."""
@@ -41,7 +41,7 @@ def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
     folder = layout.bodies(root)
     path = root / "clothes.csv"
     idle, wrong = rows_without_image(path, read_clothes(path)[0], ids, partial(is_file, folder))
-    return unused + idle, problems + wrong
+    return [*dict.fromkeys(unused), *idle], problems + wrong
 
 
 def rows_without_image(
@@ -78,6 +78,12 @@ def is_file(folder: Path, name: str) -> bool:
 def _files_without_body(root: Path, layout: Layout, split: str, images: Collection[str]) -> Found:
     unused, problems = list[Problem](), list[Problem]()
     stems, prepared = {stem(image) for image in images}, layout.prepared(root)
+    # Where lists say the splits, these share folders.
+    elsewhere = {
+        stem(image)
+        for other in (SPLITS if layout.listing else ())
+        for image in layout.images(root, other)
+    }
     for kind in KINDS if prepared else KINDS[:1]:
         folder = root / kind if prepared else root
         files = [*images] if kind == "imgs" else layout.images(root, split, kind)
@@ -91,8 +97,10 @@ def _files_without_body(root: Path, layout: Layout, split: str, images: Collecti
             ]
         others = {*list_images(folder, layout.files[split], suffixes=("",))} - {*files}
         for name in sorted(others):
-            if PurePath(name).name not in _LITTER:
+            if PurePath(name).name not in _LITTER and stem(name) not in elsewhere:
                 what = f"not an image file ({', '.join(IMAGE_SUFFIXES)})"
+                if name.lower().endswith(IMAGE_SUFFIXES):
+                    what = "an image that no list names"
                 if (folder / name).is_dir():
                     what = "a folder among the images; what is in it is not read"
                 unused.append(Problem(folder / name, what))

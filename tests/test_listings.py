@@ -1,0 +1,230 @@
+"""Datasets of tracklets, as their authors publish them, small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.index import read_index
+from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.metrics.protocols import PROTOCOLS
+from tests.conftest import Project
+
+MEVID = "annotation/mevid-v1-annotation-data"
+
+
+def draw(path: Path, color: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 16), (color % 256, 40, 90)).save(path)
+
+
+def ccvid(root: Path) -> None:
+    """Three tracklets to train on, two of query, two of gallery; three frames each."""
+    lists = {
+        "train": ("session1/001_01 001 u1_l1_s1", "session1/001_02 001 u1_l1_s1",
+                  "session3/004_01 004 u4_l4_s4"),
+        "query": ("session1/002_03 002 u1_l1_s1", "session3/003_02 003 u4_l4_s4"),
+        "gallery": ("session3/002_03 002 u4_l4_s4", "session2/003_02 003 u1_l1_s1"),
+    }  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    for number, (split, lines) in enumerate(lists.items()):
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
+        for row, line in enumerate(lines):
+            for frame in range(3):
+                path = root / line.split()[0] / f"{frame + 1:05d}.jpg"
+                draw(path, 90 * number + 20 * row + frame)
+
+
+def mevid(root: Path, base: int = 0) -> None:
+    """Two tracklets to train on; of test one distractor, a query and its positive, two frames."""
+    tracks = {
+        "train": ((1, 3, 11, 5), (1, 4, 12, 6)),
+        "test": ((7, 1, 21, 1), (8, 1, 21, 2), (8, 2, 22, 3)),
+    }
+    (root / MEVID).mkdir(parents=True, exist_ok=True)
+    for part, rows in tracks.items():
+        names, info = list[str](), list[str]()
+        for pid, outfit, camera, tracklet in rows:
+            first = len(names)
+            for frame in range(2):
+                name = f"{pid:04d}O{outfit:03d}C{camera:03d}T{tracklet:03d}F{frame:05d}.jpg"
+                draw(root / f"bbox_{part}/{pid:04d}/{name}", 9 * len(names) + 70 * (part == "test"))
+                names.append(name)
+            info.append(f"{first:.18e} {first + 1:.18e} {pid:.18e} {outfit:.18e} {camera:.18e}")
+        (root / MEVID / f"{part}_name.txt").write_text("\n".join(names))
+        (root / MEVID / f"track_{part}_info.txt").write_text("\n".join(info))
+    (root / MEVID / "query_IDX.txt").write_text(f"{2 + base:.18e}\n")
+
+
+def facts(root: Path, dataset: str, split: str) -> list[tuple[str, int, str, str]]:
+    table, problems = read_index(root, LAYOUTS[dataset], [split])
+    assert not problems
+    columns = ["pid", "camid", "clothes", "tracklet"]
+    return [*table[columns].drop_duplicates().itertuples(index=False, name=None)]
+
+
+def test_ccvid_is_read_as_published(tmp_path: Path) -> None:
+    root = tmp_path / "session1" / "007_07"  # a parent that looks like a tracklet
+    ccvid(root)
+    assert facts(root, "ccvid", "train") == [
+        ("001", 1, "001_u1_l1_s1", "session1/001_01"),
+        ("001", 2, "001_u1_l1_s1", "session1/001_02"),
+        ("004", 13, "004_u4_l4_s4", "session3/004_01"),
+    ]
+    assert facts(root, "ccvid", "query") == [
+        ("002", 3, "002_u1_l1_s1", "session1/002_03"),
+        ("003", 14, "003_u4_l4_s4", "session3/003_02"),
+    ]
+    checked = check_data(root, "ccvid", needs=("imgs",), test_needs=("imgs",)).require()
+    assert len(checked.table) == 7 * 3
+    assert not checked.unused
+    for protocol in LAYOUTS["ccvid"].protocols:
+        assert not PROTOCOLS[protocol].missing_labels(checked.table)
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_mevid_is_read_as_published(base: int, tmp_path: Path) -> None:
+    mevid(tmp_path, base)
+    layout = LAYOUTS["mevid"]
+    assert layout.listing is not None
+    assert facts(tmp_path, "mevid", "train") == [
+        ("0001", 11, "1_3", "bbox_train/0001O003C011T005"),
+        ("0001", 12, "1_4", "bbox_train/0001O004C012T006"),
+    ]
+    query, gallery = (facts(tmp_path, "mevid", split) for split in ("query", "gallery"))
+    assert [row[0] for row in gallery] == ["0007", "0008"]
+    assert query == [("0008", 22, "8_2", "bbox_test/0008O002C022T003")]
+    about = layout.listing(tmp_path, tmp_path).about
+    assert f"counts rows from {base}" in about
+    assert ("nothing in it says so" in about) == (base == 0)
+
+
+def test_images_that_no_list_names_are_said(tmp_path: Path) -> None:
+    ccvid(tmp_path)
+    draw(tmp_path / "session1/009_01/00001.jpg", 5)
+    unused = check_data(tmp_path, "ccvid", needs=("imgs",), test_needs=("imgs",)).unused
+    assert [str(each.path.relative_to(tmp_path)) for each in unused] == [
+        "session1/009_01/00001.jpg"
+    ]
+    assert unused[0].what == "an image that no list names"
+
+
+def test_deepchange_s_scenes_are_its_tracklets(tmp_path: Path) -> None:
+    for split, folder in (("query", "test-set-query"), ("gallery", "test-set-gallery")):
+        name = f"P0002_C03_{split}.jpg"
+        draw(tmp_path / folder / name, 3)
+        (tmp_path / f"{folder}-bbox.txt").write_text(f"{name},{split}7\n")
+    table, problems = read_index(tmp_path, LAYOUTS["deepchange"], ("query", "gallery"))
+    assert not problems
+    assert table["tracklet"].tolist() == table["scene"].tolist() == ["query7", "gallery7"]
+
+
+def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        path = root / name
+        path.write_text(change(path.read_text()))
+
+    return damage
+
+
+def move_a_frame(root: Path) -> None:
+    """The second frame of the first tracklet to train on is named as of another."""
+    crop = root / "bbox_train/0001/0001O003C011T005F00001.jpg"
+    crop.rename(crop.with_name(crop.name.replace("T005", "T009")))
+    rewrite(f"{MEVID}/train_name.txt", lambda t: t.replace("T005F00001", "T009F00001"))(root)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], str]] = {
+    "no list": (ccvid, lambda root: (root / "query.txt").unlink(), "query.txt: missing"),
+    "a short line": (
+        ccvid, rewrite("query.txt", lambda t: t.replace(" u1_l1_s1", "")), "must be like session3",
+    ),
+    "no folder": (
+        ccvid, rewrite("query.txt", lambda t: t.replace("002_03 ", "002_09 ")), "no images in",
+    ),
+    "another identity": (
+        ccvid, rewrite("query.txt", lambda t: t.replace(" 002 ", " 003 ")), "in a folder of 002",
+    ),
+    "a tracklet twice": (
+        ccvid, rewrite("query.txt", lambda t: t + t), "is of another tracklet, too",
+    ),
+    "in two splits": (
+        ccvid, rewrite("gallery.txt", lambda t: t + "session1/002_03 002 u1_l1_s1"),
+        "is of another tracklet, too",
+    ),
+    "not UTF-8": (ccvid, lambda root: (root / "query.txt").write_bytes(b"\xff\xfe"), "be read"),
+    "no names": (
+        mevid, lambda root: (root / MEVID / "test_name.txt").unlink(), "test_name.txt: missing",
+    ),
+    "rows beyond the names": (
+        mevid, rewrite(f"{MEVID}/track_test_info.txt", lambda t: t.replace("5.000", "9.000", 1)),
+        "rows of test_name.txt, 0 to 5",
+    ),
+    "last before first": (
+        mevid, rewrite(f"{MEVID}/track_train_info.txt", lambda t: "1 0 1 3 11\n" + t),
+        "must be first and last",
+    ),
+    "four numbers": (
+        mevid, rewrite(f"{MEVID}/track_train_info.txt", lambda t: t.rpartition(" ")[0]),
+        "must be first and last",
+    ),
+    "half a person": (
+        mevid, rewrite(f"{MEVID}/track_train_info.txt",
+                       lambda t: t.replace("3.000000000000000000e+00", "3.5e+00", 1)),
+        "must be first and last",
+    ),
+    "frames of others": (
+        mevid, rewrite(f"{MEVID}/test_name.txt", lambda t: t.replace("0008O001", "0009O001", 1)),
+        "is of others, or no crop",
+    ),
+    "frames of two tracklets": (mevid, lambda root: move_a_frame(root), "are of tracklets"),
+    "a crop is missing": (
+        mevid, lambda root: next((root / "bbox_test/0007").iterdir()).unlink(), "is missing",
+    ),
+    "rows from 0 and from 1": (
+        mevid, rewrite(f"{MEVID}/query_IDX.txt", lambda t: "0\n3\n"), "has both 0 and 3",
+    ),
+    "a row beyond": (
+        mevid, rewrite(f"{MEVID}/query_IDX.txt", lambda t: "4\n"), "'4'; must be the row of",
+    ),
+    "a row that is none": (
+        mevid, rewrite(f"{MEVID}/query_IDX.txt", lambda t: "first\n"), "must be the row of",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_lists_are_one_line_each(what: str, tmp_path: Path) -> None:
+    make, damage, expected = BROKEN[what]
+    make(tmp_path)
+    damage(tmp_path)
+    splits = ("train", "query", "gallery")
+    found = check_data(
+        tmp_path, make.__name__, splits=splits, needs=("imgs",), test_needs=("imgs",)
+    )
+    lines = [str(problem) for problem in found.problems]
+    assert any(expected in line for line in lines), lines
+    assert all("\n" not in line for line in lines)
+    with pytest.raises(InputError):
+        found.require()
+
+
+def test_training_is_stale_where_a_list_has_changed(project: Project) -> None:
+    ccvid(project.data.with_name("videos"))
+    options = ("data.root=" + str(project.data.with_name("videos")), "data_train=ccvid",
+               "forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0",
+               "data.validation=0", "batchid=2")  # fmt: skip
+    arguments = [word for option in options for word in ("--set", option)]
+    project.ok("train-student", *arguments)
+    assert "fresh" in project.ok("train-student", *arguments).err
+    rewrite("train.txt", lambda text: "\n".join(text.splitlines()[:2]))(
+        project.data.with_name("videos")
+    )
+    stale = project("train-student", *arguments)
+    assert stale.code == 2
+    assert "train.txt" in stale.err
