@@ -117,7 +117,8 @@ def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
     """Every number of a nested mapping, by its path."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            if key == "verification":  # steps of few pairs; tests/test_verification.py has its own
+            # Steps of few pairs and queries; test_verification.py, test_mistakes.py have their own.
+            if key in ("verification", "mistakes"):
                 continue
             yield from _numbers(value, f"{prefix}{key}/")
     elif isinstance(tree, list):

@@ -105,7 +105,7 @@ def read_index(
 
 def _with_lists(name: Name, known: Mapping[str, Any], scene: str | None, row: int) -> Name:
     """A name with what lists beside the images say; camera `row` where there is none."""
-    said = {key: value for key, value in name._asdict().items() if value is not None}
+    said = {key: value for key, value in name._asdict().items() if value not in (None, "")}
     # The camera that a list says is told apart more finely than that of the name.
     name = Name(**{**known, **said, **({"camid": known["camid"]} if "camid" in known else {})})
     return name._replace(
