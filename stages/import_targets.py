@@ -16,6 +16,7 @@ from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.store import Group, TargetStore
 from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.foreign import texts
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.training_options import require_teacher_name
@@ -165,7 +166,7 @@ class Plan:
             self.compared.append(f"{kind}_sha256")
         order: Any = slice(None)
         if "logits" in arrays:
-            names = importing.texts("classes", arrays["classes"])
+            names = texts("classes", arrays["classes"])
             order = importing.class_positions(names, arrays["logits"].shape[-1], self.classes)
         paths = [known.sample_ids[sample] for sample in samples]
         self.values = {

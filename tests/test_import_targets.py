@@ -336,7 +336,7 @@ def test_parquet_names_its_extra_where_pyarrow_is_missing(
 def test_lists_of_parquet_become_axes() -> None:
     import pyarrow as pa
 
-    from deskpro.stages.targets.foreign import _from_arrow
+    from deskpro.stages.base.foreign import _from_arrow
 
     values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
     flat = pa.array(values.ravel())

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from deskpro.cache.files import open_file, sha256
+from deskpro.cache.files import sha256
 from deskpro.cache.foreign import array_names, folder_digest, read_array
+from deskpro.stages.base import foreign
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.foreign import Found
 from deskpro.stages.base.progress import bar
 from deskpro.stages.targets.kinds import OF_TEACHERS
 
@@ -25,8 +22,6 @@ HASHES = ("sha256", "hr_face_sha256", "mask_sha256")
 COLUMNS = ("path", "view", "valid", "classes", *HASHES, *TARGETS)
 """What is read of a file."""
 FORMATS = "an .npz file, a .parquet file, or a folder that is a zarr store"
-
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 class Foreign(NamedTuple):
@@ -49,131 +44,39 @@ def read_foreign(file: Path) -> Foreign:
     read = _read_zarr if file.is_dir() else _READERS.get(file.suffix.lower())
     if read is None:
         raise InputError(f"{file}: {file.suffix or 'no suffix'} is no format; it must be {FORMATS}")
-    with bar("read", 0, ""), _refusing(file):
+    with bar("read", 0, ""), foreign.refusing(file):
         digest = folder_digest(file) if file.is_dir() else sha256(file)
-        return Foreign(digest, *read(file))
+        found = read(file)
+        return Foreign(digest, found.arrays, found.others)
 
 
-@contextmanager
-def _refusing(file: Path) -> Iterator[None]:
-    """Turn what libraries raise for a file that they can't read into one line."""
-    try:
-        yield
-    except (*_DAMAGED, NotImplementedError, RuntimeError, OverflowError) as error:
-        if isinstance(error, OSError) and error.filename not in (None, str(file)):
-            raise
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{file}: can't be read: {_one_line(why) or repr(error)}") from None
-    except MemoryError:
-        raise InputError(f"{file}: its arrays are larger than the memory") from None
+def _wanted(name: str) -> bool:
+    return name in COLUMNS
 
 
-def _one_line(text: str) -> str:
-    """The first lines of an error as one, as far as a line is readable."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:300] + "…"
+def _read_npz(file: Path) -> Found:
+    return foreign.read_npz(file, _wanted)
 
 
-def _chosen(names: Collection[str]) -> tuple[list[str], list[str]]:
-    return [n for n in names if n in COLUMNS], sorted(n for n in names if n not in COLUMNS)
-
-
-def _read_npz(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    with open_file(file) as opened:
-        if not zipfile.is_zipfile(opened):
-            raise ValueError("not a zip archive, as numpy.savez writes it, or its end is missing")
-        opened.seek(0)
-        members = Counter(zipfile.ZipFile(opened).namelist())
-        if twice := [name for name, count in members.items() if count > 1]:
-            raise ValueError(f"it has {', '.join(twice)} twice")
-        opened.seek(0)
-        with np.load(opened, allow_pickle=False) as found:
-            names, others = _chosen(found.files)
-            return {name: _numbers_or_text(name, _load(found, name)) for name in names}, others
-
-
-def _load(found: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(found[name])
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} is an array of objects, which are pickles and never loaded. Save text as "
-            "numpy.array(…, dtype=str) and numbers as float32"
-        ) from None
-
-
-def _numbers_or_text(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "biufSUT":
-        raise ValueError(f"{name} is {array.dtype}; it must be numbers or text")
-    return array
-
-
-def _read_zarr(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    names, others = _chosen(array_names(folder))
+def _read_zarr(folder: Path) -> Found:
+    names, others = foreign.chosen(array_names(folder), _wanted)
     if not names:
         raise ValueError(f"a folder without arrays of these names; it must be {FORMATS}")
     found = {name: read_array(folder, name, whole=name in TARGETS) for name in names}
-    return {name: _numbers_or_text(name, array) for name, array in found.items()}, others
+    arrays = {name: foreign.numbers_or_text(name, array) for name, array in found.items()}
+    return Found(arrays, others)
 
 
-def _read_parquet(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_parquet(file: Path) -> Found:
     """Columns as arrays; `classes`, a JSON list, from the metadata of the schema."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(
-            f"{file}: .parquet needs the package pyarrow: {error}. Type: pip install '.[parquet]'"
-        ) from None
-    with open_file(file) as opened:
-        source = parquet.ParquetFile(opened)
-        names, others = _chosen([n for n in source.schema_arrow.names if n != "classes"])
-        table = source.read(columns=names)
-    found = {name: _from_arrow(name, table.column(name).chunks) for name in names}
-    if text := (source.schema_arrow.metadata or {}).get(b"classes"):
+    found = foreign.read_parquet(file, lambda name: _wanted(name) and name != "classes")
+    if text := found.metadata.get(b"classes"):
         classes = json.loads(text)
         if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
             raise ValueError("classes in its metadata must be a JSON list of texts")
-        found["classes"] = np.asarray(classes, str)
-    return found, others
+        found.arrays["classes"] = np.asarray(classes, str)
+    others = [name for name in found.others if name != "classes"]
+    return found._replace(others=others)
 
 
-def _from_arrow(name: str, chunks: list[Any]) -> np.ndarray:
-    """A column, [rows, …]: lists in lists become axes."""
-    if not chunks:
-        return np.empty(0)
-    parts = [_unnested(name, chunk) for chunk in chunks]
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise ValueError(f"the lists of {name} have several lengths")
-    return np.concatenate(parts)
-
-
-def _unnested(name: str, array: Any) -> np.ndarray:
-    import pyarrow
-
-    if hasattr(array, "to_numpy_ndarray"):  # tensors of a fixed shape
-        return np.asarray(array.to_numpy_ndarray())
-    shape, types = [len(array)], pyarrow.types
-    while not array.null_count and "list" in str(array.type).partition("<")[0]:
-        if types.is_fixed_size_list(array.type):
-            lengths = [array.type.list_size]
-        else:
-            lengths = array.value_lengths().unique().to_pylist()
-        if len(lengths) > 1:
-            raise ValueError(f"the lists of {name} have several lengths: {sorted(lengths)[:4]}")
-        shape.append(lengths[0] if lengths else 0)
-        array = array.flatten()
-    if array.null_count:
-        raise ValueError(f"{name} has nulls; leave such rows out, or set valid to false")
-    if types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if "string" in str(array.type):
-        return np.asarray(array.to_pylist(), str).reshape(shape)
-    return _numbers_or_text(name, array.to_numpy(zero_copy_only=False)).reshape(shape)
-
-
-_READERS: dict[str, Callable[[Path], tuple[dict[str, np.ndarray], list[str]]]] = {
-    ".npz": _read_npz,
-    ".parquet": _read_parquet,
-}
+_READERS: dict[str, Callable[[Path], Found]] = {".npz": _read_npz, ".parquet": _read_parquet}

@@ -7,16 +7,15 @@ is an InputError that names it; nothing is written here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.foreign import some, texts
 from deskpro.stages.targets.foreign import HASHES, TARGETS
 
 Arrays = Mapping[str, np.ndarray]
-_NAMED = 3
-"""Names in a message; the others are counted."""
 
 
 def require_arrays(arrays: Arrays, others: Sequence[str]) -> None:
@@ -47,14 +46,6 @@ def require_arrays(arrays: Arrays, others: Sequence[str]) -> None:
             raise InputError(f"{name} has the shape {[*array.shape]}, which holds no numbers")
 
 
-def texts(name: str, array: np.ndarray) -> list[str]:
-    """An array of text as a list. Raises InputError where bytes are not UTF-8."""
-    try:
-        return [one.decode() if isinstance(one, bytes) else str(one) for one in array.tolist()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8: {error}") from None
-
-
 def find_samples(arrays: Arrays, sample_ids: Sequence[str]) -> np.ndarray:
     """The sample of each row, int64 [rows]; paths may begin with ./ or imgs/.
 
@@ -67,7 +58,7 @@ def find_samples(arrays: Arrays, sample_ids: Sequence[str]) -> np.ndarray:
     if unknown:
         raise InputError(
             f"{len(unknown)} of {len(paths)} paths are of no sample of the cache: "
-            f"{_some(unknown)}. They must be as {sample_ids[0]}; leave other rows out"
+            f"{some(unknown)}. They must be as {sample_ids[0]}; leave other rows out"
         )
     return found
 
@@ -93,7 +84,7 @@ def place_rows(
     keys, counts = np.unique(samples * views + view.astype(np.int64), return_counts=True)
     if (counts > 1).any():
         twice = [_pair(sample_ids, int(key), views) for key in keys[counts > 1]]
-        raise InputError(f"{len(twice)} images have several rows: {_some(twice)}")
+        raise InputError(f"{len(twice)} images have several rows: {some(twice)}")
     if not valid.any():
         raise InputError("valid is false in every row: there are no targets")
     width = int(view[valid].max()) + 1
@@ -103,7 +94,7 @@ def place_rows(
     if lacking.any():
         holes = [f"{sample_ids[row]}, view {column}" for row, column in np.argwhere(lacking)]
         raise InputError(
-            f"{len(holes)} views are missing of samples that have others: {_some(holes)}. A sample "
+            f"{len(holes)} views are missing of samples that have others: {some(holes)}. A sample "
             f"needs a target for each of the views 0 to {width - 1}, or for none"
         )
     return place
@@ -130,7 +121,7 @@ def require_hashes(
             raise InputError(f"{name}: {given[row]!r} is no SHA-256, which has 64 hex digits")
     others = [i for i in np.flatnonzero(valid) if given[i] != known[samples[i]]]
     if others:
-        named = _some(dict.fromkeys(sample_ids[samples[row]] for row in others))
+        named = some(dict.fromkeys(sample_ids[samples[row]] for row in others))
         raise InputError(f"{name} of {len(others)} rows is that of another image: {named}")
 
 
@@ -142,15 +133,15 @@ def class_positions(names: Sequence[str], count: int, classes: Sequence[str]) ->
     if len(names) != count:
         raise InputError(f"classes names {len(names)} identities, logits has {count}")
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise InputError(f"classes names {_some(twice)} several times")
+        raise InputError(f"classes names {some(twice)} several times")
     place = {name: i for i, name in enumerate(names)}
     if lacking := [name for name in classes if name not in place]:
         raise InputError(
             f"classes lacks {len(lacking)} of the cache's {len(classes)} identities: "
-            f"{_some(lacking)}; the cache names them as {classes[0]}"
+            f"{some(lacking)}; the cache names them as {classes[0]}"
         )
     if more := sorted(place.keys() - {*classes}):
-        raise InputError(f"classes has {len(more)} identities that the cache lacks: {_some(more)}")
+        raise InputError(f"classes has {len(more)} identities that the cache lacks: {some(more)}")
     return np.array([place[name] for name in classes], np.int64)
 
 
@@ -187,10 +178,3 @@ def block_of(values: np.ndarray, place: np.ndarray, views: Sequence[int]) -> np.
     found = values[rows]
     found[rows < 0] = 0
     return found
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names, and how many follow."""
-    found = [*names]
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more

@@ -40,7 +40,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "matplotlib": ("stages/reporting",),
     "jinja2": ("stages/reporting",),
     "lancedb": ("stages/serving/gallery_table.py",),
-    "pyarrow": ("stages/targets/foreign.py", "stages/serving/gallery_table.py"),
+    "pyarrow": ("stages/base/foreign.py", "stages/serving/gallery_table.py"),
 }
 """Library → the only rooms or modules that import it."""
 
