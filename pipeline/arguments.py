@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import click
 
 from deskpro.pipeline import messages
-from deskpro.pipeline.config import load, override, require_dataset
+from deskpro.pipeline.config import assignment, load, override, parse, require_dataset
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
@@ -43,6 +44,22 @@ def advise_on(path: Path) -> None:
     """Commands that errors advise are for this run folder, or for that of this store."""
     run = path.parent if path.name == "targets.zarr" else path
     messages.OPTIONS[:] = ["--run", str(run)]
+
+
+def part_weights(text: str) -> dict[str, float]:
+    """The weights of `--weights PART=W,…`; InputError for what is no number of at least 0."""
+    found = dict[str, float]()
+    for part in text.split(","):
+        name, value = assignment("--weights", part.strip(), "face=0.5,body=0.5")
+        weight = parse(value)
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < 1e6 or name in found:
+            raise InputError(
+                f"--weights {text}: each part has one weight, a number from 0, as in "
+                "face=0.5,body=0.5"
+            )
+        found[name] = float(weight)
+    return found
 
 
 class Recipe(NamedTuple):
@@ -83,7 +100,7 @@ class Recipe(NamedTuple):
         """Options and folder of a run: of a recipe, or of a run folder that has its own."""
         if self.config is None and self.run is None:
             raise click.UsageError("give a recipe with --config, or a run folder with --run")
-        messages.OPTIONS[:] = self._words()
+        messages.OPTIONS[:] = self.words()
         folders = [folder for folder in (self.run, self.source) if folder is not None]
         known = [path for folder in folders if (path := folder / "config.yaml").is_file()]
         if self.config is None and not known:
@@ -95,7 +112,8 @@ class Recipe(NamedTuple):
         log_to(folder)
         return options, RunFolder.open(folder, self.source)
 
-    def _words(self) -> list[str]:
+    def words(self) -> list[str]:
+        """The options of the command line that gave it."""
         named = {"--config": self.config, "--run": self.run, "--from": self.source}
         pairs = [(option, str(value)) for option, value in named.items() if value is not None]
         pairs += [("--set", override) for override in self.overrides]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import failures, messages, runner
-from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, with_recipe
+from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, part_weights, with_recipe
 from deskpro.pipeline.command_help import Between, Commands
 from deskpro.pipeline.config import override
 from deskpro.pipeline.inspect_cli import COMMANDS
@@ -103,7 +104,19 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
     type=PATH,
     help="Evaluate these weights, or this exported folder, alone; needs --data.",
 )
-@click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint.")
+@click.option(
+    "--features",
+    type=PATH,
+    help="Evaluate these features of any network: .npz, .parquet, .csv beside .npy, or a folder of "
+    ".npy files; needs --data or a recipe.",
+)
+@click.option("--weights", metavar="PART=W,…", help="Of the parts of --features in `all`; equal.")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "euclidean"]),
+    help="How --features are compared.  [default: cosine]",
+)
+@click.option("--data", "root", type=PATH, help="The dataset, with --checkpoint or --features.")
 @DATASET
 @click.option(
     "--gallery-network",
@@ -115,6 +128,9 @@ def eval_(
     recipe: Recipe,
     deep: bool,
     checkpoint: Path | None,
+    features: Path | None,
+    weights: str | None,
+    metric: Literal["cosine", "euclidean"] | None,
     root: Path | None,
     dataset: str | None,
     gallery_network: str | None,
@@ -123,6 +139,13 @@ def eval_(
 
     The streams face and body are scored alone and together, as `all`.
     """
+    if features is not None:
+        if checkpoint is not None or gallery_network is not None:
+            raise click.UsageError("--features takes no --checkpoint and no --gallery-network")
+        _evaluate_features(recipe, features, weights, metric, root, dataset, deep)
+        return
+    if weights is not None or metric is not None:
+        raise click.UsageError("--weights and --metric need --features")
     if gallery_network is not None:
         recipe = recipe.having(f"eval.gallery_network={gallery_network}")
     if (checkpoint is None) != (root is None):
@@ -147,13 +170,45 @@ def _evaluate_weights(
         weights /= ENCODER
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. --checkpoint takes a weights file")
-    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
-        raise InputError(
-            f"{folder.path}: holds other stages of a run. For its own student leave --checkpoint "
-            "out; for these weights give another folder with --run"
-        )
+    _require_own_folder(folder, "--checkpoint")
     log_to(folder.path)
     stage, digests = Evaluate(options, folder, weights), Digests(FileIndex(), deep)
+    runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
+
+
+def _require_own_folder(folder: RunFolder, option: str) -> None:
+    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
+        raise InputError(
+            f"{folder.path}: holds other stages of a run. For its own student leave {option} "
+            f"out; for that of {option} give another folder with --run"
+        )
+
+
+def _evaluate_features(
+    recipe: Recipe,
+    file: Path,
+    weights: str | None,
+    metric: Literal["cosine", "euclidean"] | None,
+    root: Path | None,
+    dataset: str | None,
+    deep: bool,
+) -> None:
+    """Evaluate features that any network gave for a dataset's images."""
+    from deskpro.stages.evaluate_features import EvaluateFeatures
+
+    if root is None and (recipe.config is None or dataset is not None):
+        raise click.UsageError("--features needs --data, the dataset, or a recipe with --config")
+    words = {"--features": file, "--weights": weights, "--metric": metric, "--data": root}
+    words |= {"--dataset": dataset}
+    given = [(name, str(value)) for name, value in words.items() if value is not None]
+    messages.OPTIONS[:] = [*(word for pair in given for word in pair), *recipe.words()]
+    options = recipe.options() if root is None else recipe.of_dataset(root, dataset)
+    folder = RunFolder(recipe.run or Path("runs") / f"features-{file.stem}")
+    _require_own_folder(folder, "--features")
+    log_to(folder.path)
+    parts = None if weights is None else part_weights(weights)
+    stage = EvaluateFeatures(options, folder, file, parts, metric or "cosine")
+    digests = Digests(FileIndex(), deep)
     runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
 
 

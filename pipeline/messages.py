@@ -183,6 +183,8 @@ def _blocks(kept: int, blocks: int, features: Path) -> str:
 
 
 def _eval(result: Any) -> Facts:
+    if hasattr(result, "parts"):
+        return _eval_features(result)
     none, of_teacher = "no face stream", result.of_teacher
     return {
         "rules": "; ".join(result.rules),
@@ -191,8 +193,25 @@ def _eval(result: Any) -> Facts:
         "without face": "  ".join(f"{k} {v}" for k, v in result.without_face.items()) or none,
         "without HR face": of_teacher and f"gallery {of_teacher['without_face']}",
         "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
-        "metrics": f"{result.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg",
+        "metrics": _written(result.metrics),
     }
+
+
+def _eval_features(result: Any) -> Facts:
+    parts = {name: f"{length} numbers" for name, (length, _) in result.parts.items()}
+    absent = {name: without for name, (_, without) in result.parts.items() if without}
+    return {
+        "rules": "; ".join(result.rules),
+        "features": f"{result.file}: " + ", ".join(f"{k} of {v}" for k, v in parts.items()),
+        "not there": ", ".join(f"{name} of {count} images" for name, count in absent.items()),
+        "not used": result.extra and f"{result.extra} rows of no image of query or gallery",
+        "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
+        "metrics": _written(result.metrics),
+    }
+
+
+def _written(metrics: Path) -> str:
+    return f"{metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg"
 
 
 SUMMARIES: dict[str, Callable[[Any], Facts]] = {

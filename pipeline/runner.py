@@ -19,7 +19,7 @@ from deskpro.cache.lock import hold
 from deskpro.pipeline import config, messages, stages
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options, relevant
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, summary, warn, working
 from deskpro.stages.base.run_folder import RunFolder, read_json, read_manifest
 from deskpro.stages.base.stage import Digests, Job, Reason, Result, Stage
@@ -160,7 +160,7 @@ def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
 
 def _inputs(stage: Stage, digests: Digests) -> dict[str, Any]:
     """The params and deps of a stage, as the manifest has them."""
-    return {"params": relevant(stage.options, stage.params), "deps": stage.digests(digests)}
+    return {"params": stage.param_values(), "deps": stage.digests(digests)}
 
 
 def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base import distributed
-from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import log, start, table
+from deskpro.stages.base.progress import start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
-from deskpro.stages.data.layouts import LAYOUTS, image_folders
+from deskpro.stages.data.layouts import LAYOUTS, image_folders, require_bodies
 from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
 from deskpro.stages.losses.terms import targets_needed
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from deskpro.stages.evaluation.feature_store import FeatureStore
-    from deskpro.stages.metrics.protocols import Protocol
-    from deskpro.stages.metrics.ranking import Ranking
     from deskpro.stages.models.extractor import FeatureExtractor
 
 
@@ -98,12 +92,7 @@ class Evaluate(Stage):
         return None if self.alone else "train-student"
 
     def check(self) -> None:
-        bodies = LAYOUTS[self.dataset].bodies(self.options.test_root)
-        if not bodies.is_dir():
-            raise InputError(
-                f"{self.options.test_root}: no such folder, or none of body images in it. Set "
-                "data.test_root, or data.root"
-            )
+        require_bodies(self.options.test_root, self.dataset)
         if self.teacher is not None:
             refuse_options(self.options, alone=self.weights != self.folder.student)
             if not self.folder.metrics.exists() and not self._makes_teacher():
@@ -139,10 +128,7 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
         from deskpro.stages.evaluation.gallery import GalleryTeacher
         from deskpro.stages.evaluation.measures import measures_of
-        from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
-        from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
-        from deskpro.stages.evaluation.rankings import rank_all
-        from deskpro.stages.evaluation.scores import write_scores
+        from deskpro.stages.evaluation.scoring import choose_protocols, score
         from deskpro.stages.models.extractor import open_extractor
 
         options, data, folder = self.options, self.options.data, self.folder
@@ -150,7 +136,7 @@ class Evaluate(Stage):
         extractor = open_extractor(self.weights, self.kind, data.face_size, data.body_size, device)
         teacher = GalleryTeacher.open(self.teacher, extractor, options, device)
         query, gallery = self._images(extractor, job)
-        protocols = _protocols(options, query, gallery)
+        protocols = choose_protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
         start(self.name, device=device, samples=len(images), output=folder.metrics)
         made = store_features(folder.features, extractor, self.weights, images, options, job.index)
@@ -167,21 +153,13 @@ class Evaluate(Stage):
         )
         measures = measures_of(extractor, stored, options.eval.face_weight, seen and seen.stored)
         ranked = gallery if seen is None else seen.table
-        scores = rank_all(options, measures, protocols, query, ranked)
         faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
-        images = images.sort_values("sample_id")
-        report = self._report(extractor, stored, images, scores, query, gallery, faces)
+        about = self._about(extractor, stored, images.sort_values("sample_id"), faces)
         if teacher and seen:
-            report["gallery_network"] = teacher.facts()
-            report["data"]["digests"] |= seen.digests()
-            report["data"]["without HR face"] = seen.without_face
-        add_pairs(report, measures, extractor, query, ranked)
-        shared = LAYOUTS[self.dataset].shared_clothes
-        add_mistakes(report, scores, measures, query, ranked, shared)
-        write_scores(report, scores, query, gallery, faces, folder.metrics)
-        _show(report, options)
-        show_pairs(report)
-        show_mistakes(report)
+            about["gallery_network"] = teacher.facts()
+            about["data"]["digests"] |= seen.digests()
+            about["data"]["without HR face"] = seen.without_face
+        report = score(about, options, measures, protocols, query, ranked, faces, folder.metrics)
         return EvaluateResult(
             rules=[part["rule"] for part in report["protocols"].values()],
             kept=made.kept,
@@ -212,22 +190,18 @@ class Evaluate(Stage):
             require_hr_faces(gallery, root)
         return query, gallery
 
-    def _report(
+    def _about(
         self,
         extractor: FeatureExtractor,
         stored: FeatureStore,
         images: pd.DataFrame,
-        scores: Mapping[str, Mapping[str, Ranking]],
-        query: pd.DataFrame,
-        gallery: pd.DataFrame,
         faces: Sequence[str],
     ) -> dict[str, Any]:
-        """What metrics.json holds."""
-        from deskpro.stages.evaluation.scores import protocol_numbers
-        from deskpro.stages.metrics.protocols import PROTOCOLS
+        """What metrics.json holds beside the scores."""
+        from deskpro.stages.evaluation.scoring import about_data
 
-        settings = self.options.eval
-        rerank = settings.rerank.model_dump(exclude={"enable"})
+        settings, rows = self.options.eval, images["row"].to_numpy()
+        contents = {kind: found[rows] for kind, found in stored.contents().items()}
         return {
             "network": {
                 "file": self.weights.name,
@@ -235,114 +209,8 @@ class Evaluate(Stage):
                 "kind": extractor.info.kind,
             },
             "gallery_network": None,
-            "data": {
-                "root": str(self.options.test_root),
-                "dataset": self.dataset,
-                "queries": len(query),
-                "gallery": len(gallery),
-                "identities": int(query["pid"].nunique()),
-                "digests": _digests(images, stored),
-                "without face": {
-                    name: int(part[face].isna().sum())
-                    for name, part in (("query", query), ("gallery", gallery))
-                    for face in faces
-                },
-            },
+            "data": about_data(self.options, images, contents, faces),
             "flip": settings.flip,
             "face_weight": settings.face_weight,
             "fusion": extractor.info.fusion if settings.face_weight == "fitted" else None,
-            "rerank": rerank if settings.rerank.enable else None,
-            "protocols": {
-                name: protocol_numbers(
-                    PROTOCOLS[name], of_stream, query, gallery, faces, settings.ranks
-                )
-                for name, of_stream in scores.items()
-            },
         }
-
-
-def _protocols(options: Options, query: pd.DataFrame, gallery: pd.DataFrame) -> list[Protocol]:
-    """Those that are asked for; of the dataset's own, those that can be computed."""
-    from deskpro.stages.metrics.protocols import PROTOCOLS
-
-    names = options.eval.protocols or LAYOUTS[options.data_test or options.data_train].protocols
-    chosen, refused = [], []
-    for protocol in (PROTOCOLS[name] for name in names):
-        why = _impossible(options, protocol, query, gallery)
-        if why is None:
-            chosen.append(protocol)
-        else:
-            refused.append(why)
-    if refused and (options.eval.protocols or not chosen):
-        possible = [
-            p.name for p in PROTOCOLS.values() if not _impossible(options, p, query, gallery)
-        ]
-        advice = "No protocol can be computed: check the data (deskpro check-data)"
-        if possible:
-            advice = (
-                "Check the data (deskpro check-data), or choose of the protocols that can be "
-                f"computed ({', '.join(possible)}): --set eval.protocols=[{possible[0]}]"
-            )
-        raise InputError(f"{options.test_root}: {'; '.join(refused)}. {advice}")
-    for why in refused:
-        log(f"eval: {why}; it is left out")
-    return chosen
-
-
-def _impossible(
-    options: Options, protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame
-) -> str | None:
-    """Why a protocol can't be computed; None where it can."""
-    from deskpro.stages.metrics.ranking import has_positive
-
-    missing = protocol.missing_labels(query) + protocol.missing_labels(gallery)
-    if missing:
-        return (
-            f"protocol {protocol.name} needs the {' and '.join(protocol.needs)} of every image; "
-            f"{len(missing)} of {len(query) + len(gallery)} have none, {missing[0]} for one"
-        )
-    if not has_positive(query, gallery, protocol):
-        return f"no query has a positive in the gallery under the rule '{protocol.rule}'"
-    if options.eval.rerank.enable and protocol.draws > 1:
-        return f"protocol {protocol.name} draws its gallery, and eval.rerank needs a fixed one"
-    return None
-
-
-def _rows(table: pd.DataFrame) -> np.ndarray:
-    return table["row"].to_numpy()
-
-
-def _digests(images: pd.DataFrame, stored: FeatureStore) -> dict[str, str]:
-    """What tells these images from others: SHA-256 of their labels, and of the contents of each
-    kind that the network sees."""
-    labels = images[["sample_id", *Name._fields]].to_csv(index=False)
-    found = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
-    for kind, contents in stored.contents().items():
-        found[kind] = hashlib.sha256(contents[_rows(images)].tobytes()).hexdigest()
-    return found
-
-
-def _show(report: dict[str, Any], options: Options) -> None:
-    """Print a row for each stream; protocols with the same results stand one below the other."""
-    from itertools import zip_longest
-
-    from deskpro.stages.reporting import cells
-    from deskpro.stages.reporting.results import merged
-
-    ranks = options.eval.ranks
-    rows = []
-    for names, protocol in merged(report["protocols"]).items():
-        lines = []
-        for stream, numbers in protocol["streams"].items():
-            mean = cells.within(*(100 * x for x in (numbers["mAP"], *numbers["interval"]["mAP"])))
-            if "sd" in numbers:
-                mean += f" ± {100 * numbers['sd']['mAP']:.1f}"
-            lines.append([stream, mean, *(f"{100 * numbers[f'rank{r}']:.1f}" for r in ranks)])
-        for name, line in zip_longest(names.split(" "), lines, fillvalue=""):
-            rows.append([name, *(line or [""] * (2 + len(ranks)))])
-    data = report["data"]
-    title = (
-        f"{report['network']['kind']}: {data['queries']} queries of {data['identities']} "
-        f"identities, {data['gallery']} gallery images (%; 95 % interval over identities)"
-    )
-    table(title, ["protocol", "stream", "mAP", *(f"R{r}" for r in ranks)], rows)

@@ -495,7 +495,7 @@ def test_a_stream_that_sees_nothing_has_no_row(project: Project) -> None:
         path.unlink()
     result = project.ok("eval")
     assert [*metrics(project)["protocols"]["market"]["streams"]] == ["body", "all"]
-    assert "eval: face: queries or gallery have no lr_face image; it is left out" in result.err
+    assert "eval: face: queries or gallery have no lr_face; it is left out" in result.err
     assert "face" not in set(pd.read_csv(project.run / "queries.csv")["stream"])
 
 
@@ -506,7 +506,7 @@ def test_a_query_that_a_stream_does_not_see_is_not_counted(project: Project) -> 
     without = [*(project.data / "imgs" / "query").glob("*")]
     count = len(without) - len([*(project.data / "lr_face" / "query").glob("*")])
     result = project.ok("eval")
-    assert f"eval: face: {count} of {len(without)} queries have no lr_face image" in result.err
+    assert f"eval: face: {count} of {len(without)} queries have no lr_face" in result.err
     rows = pd.read_csv(project.run / "queries.csv")
     counted = rows[rows["protocol"] == "market"].groupby("stream")["sample_id"].nunique()
     assert counted["face"] == len(without) - count

@@ -18,7 +18,6 @@ from deskpro.stages.base.errors import InputError
 
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
 
-
 Wanted = Callable[[str], bool]
 """Whether an array of this name is read."""
 _NAMED = 3

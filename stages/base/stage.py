@@ -116,6 +116,10 @@ class Stage(ABC):
     def __init__(self, options: Options, folder: RunFolder) -> None:
         self.options, self.folder = options, folder
 
+    def param_values(self) -> dict[str, Any]:
+        """What its output depends on beside files: the options of `params`, by name."""
+        return relevant(self.options, self.params)
+
     @property
     def home(self) -> RunFolder:
         """Where its manifest lies: elsewhere for what several runs share."""
@@ -148,7 +152,7 @@ class Stage(ABC):
         if outs != record["outs"]:
             return [Reason("out", str(self.outs()[0]), record["outs"], outs)]
         return [
-            *_changes("param", record["params"], relevant(self.options, self.params)),
+            *_changes("param", record["params"], self.param_values()),
             *_changes("dep", record["deps"], self.digests(digests)),
         ]
 

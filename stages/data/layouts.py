@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.listings import (
     CCVID_LISTS,
@@ -264,6 +265,15 @@ def image_folders(
         for split in splits
         if prepared or kind == "imgs"
     }
+
+
+def require_bodies(root: Path, dataset: str) -> None:
+    """Raise InputError where a set that is evaluated has no folder of body images."""
+    if not LAYOUTS[dataset].bodies(root).is_dir():
+        raise InputError(
+            f"{root}: no such folder, or none of body images in it. Set data.test_root, or "
+            "data.root"
+        )
 
 
 def unfinished(root: Path) -> bool:

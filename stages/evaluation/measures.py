@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
 
+from deskpro.stages.base.calibrated import Case
 from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.evaluation.feature_store import FeatureStore
+from deskpro.stages.metrics.calibration import calibration_name
 from deskpro.stages.metrics.fusion import Block, Fusion, choose_fusion
 from deskpro.stages.models.extractor import FeatureExtractor
 
@@ -27,6 +29,12 @@ class Compared(NamedTuple):
     shown: list[str]
     """The same of the gallery, whose images without any are at a cosine of 0."""
     measure: Measure
+    highest: float = 1.0
+    """The score of equal features; a distance is how far a score lies below it."""
+    faces: tuple[str, str] | None = None
+    """The columns by which an image of query and gallery counts as having a face; else none has."""
+    calibration: Mapping[str, Case] = {}
+    """Face case → what scores mean, where that is known."""
 
 
 def measures_of(
@@ -46,21 +54,28 @@ def measures_of(
         InputError: the weights of the streams are to be the fitted ones, and the student has none.
     """
     found, weights_of = dict[str, Compared](), dict[str, torch.Tensor]()
+    calibrations = extractor.info.calibration or {}
     for stream, part in extractor.heads.items():
         weights_of[stream] = weights = torch.zeros(stored.heads)
         weights[part] = 1 / (part.stop - part.start)
-        kinds = [extractor.kinds[stream]]
-        found[stream] = Compared(kinds, kinds, partial(_distances, stored, weights))
+        kind, measure = extractor.kinds[stream], partial(_distances, stored, weights)
+        faces = (kind, kind) if stream == "face" else None
+        known = calibrations.get(calibration_name(stream), {})
+        found[stream] = Compared([kind], [kind], measure, faces=faces, calibration=known)
     measures = {stream: compared.measure for stream, compared in found.items()}
     if of_teacher is not None:
         across = partial(_across, stored, of_teacher, weights_of["face"])
-        found[FACE_HR] = Compared([extractor.kinds["face"]], ["hr_face"], across)
+        # The student's calibration is of the scores of one network.
+        faces = extractor.kinds["face"], "hr_face"
+        found[FACE_HR] = Compared([faces[0]], [faces[1]], across, faces=faces)
     if len(measures) > 1:
         fusion = choose_fusion(extractor.info.fusion, face_weight)
         counted = extractor.kinds if face_weight == "fitted" else fusion.streams
         kinds = [kind for stream, kind in extractor.kinds.items() if stream in counted]
-        together = partial(_together, fusion, extractor.kinds["face"], measures)
-        found["all"] = Compared(kinds, kinds, together)
+        face = extractor.kinds["face"]
+        together = partial(_together, fusion, face, measures)
+        known = calibrations.get(calibration_name("all", fusion), {})
+        found["all"] = Compared(kinds, kinds, together, fusion.highest, (face, face), known)
     return found
 
 

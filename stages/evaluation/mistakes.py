@@ -44,10 +44,11 @@ def add_mistakes(
         shown = gallery[protocol.gallery_mask(gallery)]
         for stream, ranking in streams.items():
             found = mistake_numbers(ranking, query, shown, shared_clothes)
-            asked, _, measure = measures[stream]
             if report["rerank"] is None:
-                seen = query[query[asked].notna().any(axis=1)].reset_index(drop=True)
-                found["changed"] = changed_clothes(seen, gallery, measure(seen, gallery), protocol)
+                compared = measures[stream]
+                seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
+                distances = compared.measure(seen, gallery)
+                found["changed"] = changed_clothes(seen, gallery, distances, protocol)
             report["protocols"][name]["streams"][stream]["mistakes"] = found
 
 

@@ -16,17 +16,15 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.calibrated import Case
-from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.progress import table
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.metrics import verification
-from deskpro.stages.metrics.calibration import CASES, calibration_name, log_ratios
-from deskpro.stages.metrics.fusion import Block, Fusion, choose_fusion
+from deskpro.stages.metrics.calibration import CASES, log_ratios
+from deskpro.stages.metrics.fusion import Block
 from deskpro.stages.metrics.intervals import combined, interval, pair_interval
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
 from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
-from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.reporting import results
 
 _IN_REPORT_ALONE = ("protocol", "of one", "of two")
@@ -51,34 +49,31 @@ class Pairs(NamedTuple):
 def add_pairs(
     report: Mapping[str, Any],
     measures: Mapping[str, Compared],
-    extractor: FeatureExtractor,
     query: pd.DataFrame,
     gallery: pd.DataFrame,
 ) -> None:
     """Add `verification` to each stream of each protocol of metrics.json.
 
-    Not to re-ranked ones: there a distance depends on who else is in the gallery. The teacher's
-    gallery has no calibration: the student's is of the scores of one network.
+    Not to re-ranked ones: there a distance depends on who else is in the gallery.
     """
     if report["rerank"] is not None:
         return
-    calibrations, weight = extractor.info.calibration or {}, report["face_weight"]
-    for stream, (*kinds, measure) in measures.items():
-        fusion = choose_fusion(extractor.info.fusion, weight) if stream == "all" else None
-        cases = calibrations.get(calibration_name(stream, fusion), {})
+    for stream, compared in measures.items():
         for name, numbers in report["protocols"].items():
             if stream not in numbers["streams"]:
                 continue
             protocol = PROTOCOLS[name]
             masks = protocol.query_mask(query), protocol.gallery_mask(gallery)
+            kinds = compared.asked, compared.shown
             mine, others = (
                 part[mask & part[seen].notna().any(axis=1)].reset_index(drop=True)
                 for part, mask, seen in zip((query, gallery), masks, kinds, strict=True)
             )
-            scores = _as_scores(measure(mine, others), fusion)
-            asked, shown = (_faces(part, stream, extractor) for part in (mine, others))
+            scores = _as_scores(compared.measure(mine, others), compared.highest)
+            faces = compared.faces or (None, None)
+            asked, shown = map(_faces, (mine, others), faces)
             pairs = Pairs(mine, others, scores, asked, shown, protocol)
-            numbers["streams"][stream]["verification"] = pair_numbers(pairs, cases)
+            numbers["streams"][stream]["verification"] = pair_numbers(pairs, compared.calibration)
 
 
 def show_pairs(report: Mapping[str, Any]) -> None:
@@ -91,16 +86,13 @@ def show_pairs(report: Mapping[str, Any]) -> None:
         table(title, columns, [[row[name] for name in columns] for row in shown])
 
 
-def _as_scores(distances: Block, fusion: Fusion | None) -> Block:
-    highest = np.float32(1.0 if fusion is None else fusion.highest)
-    return lambda rows: highest - distances(rows)
+def _as_scores(distances: Block, highest: float) -> Block:
+    return lambda rows: np.float32(highest) - distances(rows)
 
 
-def _faces(table: pd.DataFrame, stream: str, extractor: FeatureExtractor) -> np.ndarray:
-    """Which images count as having a face: for a stream of faces or bodies alone all, or none."""
-    if stream == "all":
-        return table[extractor.kinds["face"]].notna().to_numpy()
-    return np.full(len(table), stream in ("face", FACE_HR))
+def _faces(table: pd.DataFrame, column: str | None) -> np.ndarray:
+    """Which images count as having a face: none where a stream sees no faces."""
+    return np.zeros(len(table), bool) if column is None else table[column].notna().to_numpy()
 
 
 def pair_numbers(pairs: Pairs, calibration: Mapping[str, Case]) -> dict[str, Any]:
@@ -301,7 +293,7 @@ def _identified(world: _World, far: float) -> dict[str, Any]:
 def _held_out(world: _World, far: float) -> dict[str, Any]:
     """Both rates at the threshold that held-out people gave."""
     if world.case is None:
-        return {"refused": "the student has no calibration of these scores"}
+        return {"refused": "the network has no calibration of these scores"}
     limit, known = world.limits.get(far), world.case.impostors
     why = verification.refusal(far, known, "pairs of two held-out people") or (
         verification.refusal(far, world.counted.total)

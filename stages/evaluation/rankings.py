@@ -34,14 +34,15 @@ def rank_all(
     has no ranking.
     """
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
-    for stream, (asked, kinds, measure) in measures.items():
+    for stream, compared in measures.items():
+        asked, kinds, measure = compared.asked, compared.shown, compared.measure
         seen, shown = query[asked].notna().any(axis=1), gallery[kinds].notna().any(axis=1)
         if not seen.all():
-            without = f"{(~seen).sum()} of {len(seen)} queries have no {asked[0]} image"
+            without = f"{(~seen).sum()} of {len(seen)} queries have no {asked[0]}"
             log(f"eval: {stream}: {without}; they are not counted")
         if not seen.any() or not shown.any():
             absent = " or ".join(dict.fromkeys((asked[0], kinds[0])))
-            log(f"eval: {stream}: queries or gallery have no {absent} image; it is left out")
+            log(f"eval: {stream}: queries or gallery have no {absent}; it is left out")
             continue
         for protocol in protocols:
             queries, others = query[seen], gallery

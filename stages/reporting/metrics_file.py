@@ -172,7 +172,7 @@ class Data(_Part):
 
 
 class Network(_Part):
-    """The weights that were evaluated."""
+    """The weights, or the features of any network, that were evaluated."""
 
     file: str
     sha256: str
@@ -185,8 +185,12 @@ class Metrics(_Part):
     network: Network
     gallery_network: Network | None = None
     data: Data
-    flip: bool
-    face_weight: Share | Literal["fitted"]
+    flip: bool | None
+    face_weight: Share | Literal["fitted"] | None
+    metric: Literal["cosine", "euclidean"] | None = None
+    """Of features of any network, as are `weights`, by part; these have no flip and no
+    face_weight."""
+    weights: dict[str, float] | None = None
     fusion: dict[str, float] | None = None
     rerank: dict[str, float | int | bool] | None
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
