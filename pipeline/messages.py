@@ -204,6 +204,7 @@ def _eval_features(result: Any) -> Facts:
         "rules": "; ".join(result.rules),
         "features": f"{result.file}: " + ", ".join(f"{k} of {v}" for k, v in parts.items()),
         "not there": ", ".join(f"{name} of {count} images" for name, count in absent.items()),
+        "thresholds": "of test pairs alone: features of a file have no calibration",
         "not used": result.extra and f"{result.extra} rows of no image of query or gallery",
         "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
         "metrics": _written(result.metrics),

@@ -132,9 +132,11 @@ class EvaluateFeatures(Stage):
         contents = {"imgs": content_hashes(images["imgs"].tolist(), job.index)}
         about = {
             "network": {"file": self.file.name, "sha256": _digest(job), "kind": "features"},
+            "gallery_network": None,
             "data": about_data(options, images, contents, faces) | {"without part": without},
             "flip": None,
             "face_weight": None,
+            "fusion": None,
             "metric": self.metric,
             "weights": found.weights,
         }
@@ -195,7 +197,7 @@ class EvaluateFeatures(Stage):
                 f"are not used: {some(found.extra)}"
             )
         if found.others:
-            warn(f"{self.file}: not used: {', '.join(found.others)}")
+            warn(f"{self.file}: not used: {some(found.others)}")
 
 
 def _digest(job: Job) -> str:

@@ -96,8 +96,8 @@ def numbers_or_text(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def read_parquet(file: Path, wanted: Wanted, *, nulls: bool = False) -> Found:
-    """Columns as arrays. nulls: a list that is null becomes zeros, else it is refused.
+def read_parquet(file: Path, wanted: Wanted, *, lists: bool = False) -> Found:
+    """Columns as arrays. lists: those of lists are wanted, too, and one that is null becomes zeros.
 
     Raises what `refusing` turns into one line; InputError where pyarrow isn't installed.
     """
@@ -109,16 +109,21 @@ def read_parquet(file: Path, wanted: Wanted, *, nulls: bool = False) -> Found:
         ) from None
     with open_file(file) as opened:
         source = parquet.ParquetFile(opened)
-        names, others = chosen(source.schema_arrow.names, wanted)
+        types = {field.name: str(field.type) for field in source.schema_arrow}
+        names, others = chosen(types, lambda name: wanted(name) or (lists and _lists(types[name])))
         table = source.read(columns=names)
-    read = _with_nulls if nulls else _from_arrow
+    read = _with_nulls if lists else _from_arrow
     found = {name: read(name, table.column(name).chunks) for name in names}
     return Found(found, others, source.schema_arrow.metadata or {})
 
 
+def _lists(kind: str) -> bool:
+    return "list" in kind.partition("<")[0] or "tensor" in kind
+
+
 def _with_nulls(name: str, chunks: list[Any]) -> np.ndarray:
     """A column, [rows, …], whose lists that are null are 0."""
-    if not any("list" in str(chunk.type) and chunk.null_count for chunk in chunks):
+    if not any(_lists(str(chunk.type)) and chunk.null_count for chunk in chunks):
         return _from_arrow(name, chunks)
     there = np.concatenate([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in chunks])
     values = _from_arrow(name, [part for chunk in chunks if len(part := chunk.drop_null())])
@@ -153,7 +158,7 @@ def _unnested(name: str, array: Any) -> np.ndarray:
         shape.append(lengths[0] if lengths else 0)
         array = array.flatten()
     if array.null_count:
-        raise ValueError(f"{name} has nulls; leave such rows out, or set valid to false")
+        raise ValueError(f"{name} has nulls; leave such rows out")
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if "string" in str(array.type):
@@ -171,6 +176,6 @@ def texts(name: str, array: np.ndarray) -> list[str]:
 
 def some(names: Iterable[str]) -> str:
     """The first names, and how many follow."""
-    found = [*names]
+    found = [name if name.isprintable() else ascii(name) for name in names]
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more

@@ -87,7 +87,7 @@ def read_features(file: Path) -> FeatureFile:
         if suffix == ".npz":
             return _checked(file, read_npz(file, _every))
         if suffix == ".parquet":
-            return _checked(file, read_parquet(file, _every, nulls=True))
+            return _checked(file, read_parquet(file, PATHS.__contains__, lists=True))
         if suffix in (".csv", ".npy"):
             return _checked(file, _read_csv(file.with_suffix(".csv")))
     raise InputError(f"{file}: {suffix or 'no suffix'} is no format; it must be {FORMATS}")
@@ -278,7 +278,8 @@ def _image_of(
 ) -> int | None:
     if path in known:
         return known[path]
-    if "/" in path and (bodies / path).exists():  # such as an image for training of equal name
+    # Such as an image for training of equal name; os.path takes names that can't be, too.
+    if "/" in path and os.path.exists(bodies / path):  # noqa: PTH110
         return None
     named = ends.get(PurePath(path).name, [])
     if len(named) > 1:
