@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from deskpro.stages.metrics.protocols import Protocol
+
 _ROLE = "the features"
 
 
@@ -41,8 +43,13 @@ class _Input(NamedTuple):
     images: pd.DataFrame
     features: dict[str, np.ndarray]
     weights: dict[str, float]
+    protocols: list[Protocol]
     extra: list[str]
     others: list[str]
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The images of query or gallery, numbered from 0."""
+        return self.images[self.images["split"] == name].reset_index(drop=True)
 
 
 class EvaluateFeatures(Stage):
@@ -70,6 +77,7 @@ class EvaluateFeatures(Stage):
         """
         super().__init__(options, folder)
         self.file, self.weights, self.metric = file, weights, metric
+        self._found: _Input | None = None
 
     @property
     def dataset(self) -> str:
@@ -86,10 +94,10 @@ class EvaluateFeatures(Stage):
         require_bodies(self.options.test_root, self.dataset)
         require_file(self.file)
         if not self.folder.path.exists():
-            self._read()  # so that nothing is written for bad input
+            self._found = self._read()  # so that nothing is written for bad input
 
     def param_values(self) -> dict[str, Any]:
-        weights = self.weights and ",".join(f"{k}={v:g}" for k, v in sorted(self.weights.items()))
+        weights = self.weights and ",".join(f"{k}={v!r}" for k, v in sorted(self.weights.items()))
         return super().param_values() | {"weights": weights, "metric": self.metric}
 
     def deps(self) -> list[Dep]:
@@ -115,17 +123,13 @@ class EvaluateFeatures(Stage):
         from deskpro.stages.base.distributed import pick_device
         from deskpro.stages.data.index import content_hashes
         from deskpro.stages.evaluation.parts import measures_of_parts
-        from deskpro.stages.evaluation.scoring import about_data, choose_protocols, score
+        from deskpro.stages.evaluation.scoring import about_data, score
 
-        options, device, found = self.options, pick_device(self.options.device), self._read()
-        images = found.images
+        options, device = self.options, pick_device(self.options.device)
+        found = self._found or self._read()
+        images, query, gallery = found.images, found.split("query"), found.split("gallery")
         start(self.name, device=device, samples=len(images), output=self.folder.metrics)
         self._warn(found)
-        query, gallery = (
-            images[images["split"] == split].reset_index(drop=True)
-            for split in ("query", "gallery")
-        )
-        protocols = choose_protocols(options, query, gallery)
         measures = measures_of_parts(found.features, found.weights, self.metric, device)
         faces = [name for name in found.features if name == "face"]
         without = {name: int(images[name].isna().sum()) for name in found.features}
@@ -141,7 +145,7 @@ class EvaluateFeatures(Stage):
             "weights": found.weights,
         }
         report = score(
-            about, options, measures, protocols, query, gallery, faces, self.folder.metrics
+            about, options, measures, found.protocols, query, gallery, faces, self.folder.metrics
         )
         return EvaluateFeaturesResult(
             rules=[part["rule"] for part in report["protocols"].values()],
@@ -164,6 +168,7 @@ class EvaluateFeatures(Stage):
             used_values,
         )
         from deskpro.stages.evaluation.parts import choose_weights
+        from deskpro.stages.evaluation.scoring import choose_protocols
 
         root, file, splits = self.options.test_root, self.file, ("query", "gallery")
         found = read_features(file)
@@ -186,7 +191,9 @@ class EvaluateFeatures(Stage):
         images["row"] = np.arange(len(images))
         for name, seen in there.items():
             images[name] = np.array([name if here else None for here in seen], object)
-        return _Input(images, features, weights, matched.extra, found.others)
+        read = _Input(images, features, weights, [], matched.extra, found.others)
+        protocols = choose_protocols(self.options, *map(read.split, splits))
+        return read._replace(protocols=protocols)
 
     def _warn(self, found: _Input) -> None:
         from deskpro.stages.base.foreign import some

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from tests.conftest import Project, Result
+from tests.test_readme import DOCUMENTS, blocks, section
 
 Command = Callable[..., Result]
 
@@ -215,13 +217,19 @@ def test_order_and_type_of_the_rows_change_no_number(
         exact = one.astype(np.float64)
         gaps = np.linalg.norm(exact[:, None] - exact[None], axis=2)
         expected[name] = cosine(exact) if metric == "cosine" else gaps
-    expected["all"] = sum(weights[name] * one for name, one in expected.items())  # type: ignore[assignment]
+    expected["all"] = np.sum([weights[name] * one for name, one in expected.items()], axis=0)
     for name, compared in measures.items():
         block = compared.measure(*sides)(slice(None))
         wanted = expected[name][np.ix_(sides[0].index, sides[1].index)]
         assert block.dtype == np.float32
         np.testing.assert_allclose(block, wanted, rtol=1e-5, atol=2e-6)
         assert (np.float32(compared.highest) - block <= compared.highest).all()
+        rankings = [
+            rank_gallery(*(side.reset_index(drop=True) for side in sides), near.__getitem__,
+                         PROTOCOLS["market"])
+            for near in (block, np.float32(wanted))
+        ]  # fmt: skip
+        assert rankings[0].mAP == pytest.approx(rankings[1].mAP, abs=1e-6, nan_ok=True)
 
 
 def test_narrow_numbers_are_within_a_thousandth(
@@ -347,3 +355,21 @@ def test_the_folder_of_a_student_is_not_used(project: Project, table: pd.DataFra
                             str(project.run / "compared"), "--anyway")  # fmt: skip
     assert again.code == 2
     assert "share no query" in again.err
+
+
+# The documentation
+
+
+def test_the_example_makes_a_file_that_can_be_scored(
+    tiny_benchmark: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = section("Features of any network", DOCUMENTS["stages/README.md"])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python", text)
+    exec(example, {})
+    line = next(line for line in blocks("sh", text)[0].splitlines() if "--features" in line)
+    done = command(*shlex.split(line.partition("#")[0])[1:])
+    assert done.code == 0, done.err
+    assert Path("runs/features-mine/metrics.json").is_file()
