@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deskpro.stages.base.progress import log, table
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.intervals import holm, resampled_means, sign_flip_test
-from deskpro.stages.reporting import cells, figures, record
+from deskpro.stages.reporting import cells, figures, record, results
 from deskpro.stages.reporting.disagreements import disagreements
 from deskpro.stages.reporting.paper import PaperTable, as_latex, as_markdown
 
@@ -26,6 +26,8 @@ LEVEL = 0.05
 """Of p, adjusted for the number of differences, below which a run is called better or worse."""
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """Measure → its column, by query."""
+WIDEST = "widest"
+"""What the stream that sees most is called where runs have no stream of one name."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def run(
 ) -> dict[str, object]:
     """Compare every run with the first; write compare.csv and charts into `out`.
 
+    Streams are those of one name; of runs without any, the widest of each.
+
     A difference is the mean of the differences by query, with a 95 % bootstrap interval over
     identities and the two-sided p of random signs of identities, adjusted for the number of
     differences in its table (Holm). Both generalise to other people, not to other trainings of the
@@ -64,6 +68,8 @@ def run(
         _open(folder, name, anyway=anyway)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
+    if not set.intersection(*({stream for _, stream in run.queries} for run in runs)):
+        runs = [*map(_widest, runs)]
     first, *others = runs
     differing = [line for other in others for line in _differences(first, other)]
     shared = [pair for pair in first.queries if _common(runs, *pair)]
@@ -98,6 +104,15 @@ def run(
 def _open(folder: Path, name: str, *, anyway: bool) -> Run:
     report = record.read_metrics(folder, anyway=anyway)
     return Run(name, folder, report, read_queries(folder))
+
+
+def _widest(run: Run) -> Run:
+    """A run of which the stream alone counts that sees most: streams of another network may have
+    other names."""
+    stream = results.widest(dict.fromkeys(stream for _, stream in run.queries))
+    log(f"compare: {run.name}: {stream} is the widest stream")
+    queries = {(p, WIDEST): part for (p, s), part in run.queries.items() if s == stream}
+    return replace(run, queries=queries)
 
 
 def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:

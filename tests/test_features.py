@@ -351,10 +351,18 @@ def test_the_folder_of_a_student_is_not_used(project: Project, table: pd.DataFra
     assert (project.run / "metrics.json").read_bytes() == before
     other = project("eval", "--features", str(file), "--run", str(project.run / "other"))
     assert other.code == 0, other.err
-    again = project.command("compare", str(project.run), str(project.run / "other"), "--out",
-                            str(project.run / "compared"), "--anyway")  # fmt: skip
-    assert again.code == 2
-    assert "share no query" in again.err
+    words = ("compare", str(project.run), str(project.run / "other"))
+    compared = project.command(*words, "--out", str(project.run / "compared"))
+    assert compared.code == 0, compared.err
+    assert "all is the widest stream" in compared.err
+    assert "features is the widest stream" in compared.err
+    rows = pd.read_csv(project.run / "compared" / "compare.csv")
+    rows = rows[(rows["protocol"] == "market") & (rows["measure"] == "mAP")]
+    files = [json.loads((folder / "metrics.json").read_text())
+             for folder in (project.run, project.run / "other")]  # fmt: skip
+    wanted = [mAP(files[0], "all"), mAP(files[1], "features")]
+    assert rows["value"].tolist() == pytest.approx(wanted)
+    assert {*rows["stream"]} == {"widest"}
 
 
 # The documentation

@@ -27,7 +27,7 @@ def disagreements(runs: Sequence[Evaluated], paths: Mapping[str, str]) -> str:
     """
     first, *others = runs
     name, protocol = next(iter(first[2]["protocols"].items()))
-    stream = results.widest(protocol["streams"])
+    stream = results.widest(dict.fromkeys(s for p, s in first[3] if p == name))
     show = Thumbnails({"picture": (120, 240)})
     pairs = [
         pair
