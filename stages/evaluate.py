@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base import distributed
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start
 from deskpro.stages.base.run_folder import RunFolder
@@ -55,6 +56,7 @@ class Evaluate(Stage):
         "eval.flip",
         "eval.ranks",
         "eval.gallery_network",
+        "eval.unit",
     )
     incremental = True
 
@@ -93,6 +95,11 @@ class Evaluate(Stage):
 
     def check(self) -> None:
         require_bodies(self.options.test_root, self.dataset)
+        if self.teacher is not None and self.options.eval.unit == "tracklet":
+            raise InputError(
+                "eval.gallery_network: teacher ranks images. Turn one of them off",
+                command="eval --set eval.unit=picture",
+            )
         if self.teacher is not None:
             refuse_options(self.options, alone=self.weights != self.folder.student)
             if not self.folder.metrics.exists() and not self._makes_teacher():
@@ -128,7 +135,8 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
         from deskpro.stages.evaluation.gallery import GalleryTeacher
         from deskpro.stages.evaluation.measures import measures_of
-        from deskpro.stages.evaluation.scoring import choose_protocols, score
+        from deskpro.stages.evaluation.scoring import choose_protocols, count_images, score, split
+        from deskpro.stages.evaluation.tracklets import Pooled, pool_tracklets
         from deskpro.stages.models.extractor import open_extractor
 
         options, data, folder = self.options, self.options.data, self.folder
@@ -144,17 +152,19 @@ class Evaluate(Stage):
         stored = FeatureStore(folder.features, device, budget)
         # In the order of their contents: then no number depends on file names.
         images = images.assign(row=made.rows).sort_values(["row", "sample_id"], ignore_index=True)
-        query, gallery = (
-            images[images["split"] == split].reset_index(drop=True)
-            for split in ("query", "gallery")
-        )
+        faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
+        about = self._about(extractor, stored, images.sort_values("sample_id"), faces)
+        if options.eval.unit == "tracklet":
+            images, members = pool_tracklets(images, [*extractor.kinds.values()])
+            stored = Pooled(stored, members)
+            images = images.assign(row=stored.rows)
+            about["data"] |= count_images(images, faces)
+        query, gallery = split(images)
         seen = teacher and teacher.store(
             folder.gallery_features, gallery, job.index, budget - stored.resident
         )
         measures = measures_of(extractor, stored, options.eval.face_weight, seen and seen.stored)
         ranked = gallery if seen is None else seen.table
-        faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
-        about = self._about(extractor, stored, images.sort_values("sample_id"), faces)
         if teacher and seen:
             about["gallery_network"] = teacher.facts()
             about["data"]["digests"] |= seen.digests()

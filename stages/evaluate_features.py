@@ -56,7 +56,9 @@ class EvaluateFeatures(Stage):
     """Evaluates a file of features by every protocol of the dataset: `eval` without a network."""
 
     name = "eval"
-    params = ("data_train", "data_test", "eval.protocols", "eval.rerank", "eval.ranks")
+    params = (
+        "data_train", "data_test", "eval.protocols", "eval.rerank", "eval.ranks", "eval.unit",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class EvaluateFeatures(Stage):
         ]
         return [
             *files,
-            *(Dep(name, root / name) for name in ("clothes.csv", *layout.scenes.values())),
+            *(Dep(name, root / name) for name in layout.side_files),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 
@@ -123,27 +125,34 @@ class EvaluateFeatures(Stage):
         from deskpro.stages.base.distributed import pick_device
         from deskpro.stages.data.index import content_hashes
         from deskpro.stages.evaluation.parts import measures_of_parts
-        from deskpro.stages.evaluation.scoring import about_data, score
+        from deskpro.stages.evaluation.scoring import about_data, count_images, score, split
+        from deskpro.stages.evaluation.tracklets import pool_parts, pool_tracklets
 
         options, device = self.options, pick_device(self.options.device)
         found = self._found or self._read()
-        images, query, gallery = found.images, found.split("query"), found.split("gallery")
+        images, features = found.images, found.features
         start(self.name, device=device, samples=len(images), output=self.folder.metrics)
         self._warn(found)
-        measures = measures_of_parts(found.features, found.weights, self.metric, device)
-        faces = [name for name in found.features if name == "face"]
-        without = {name: int(images[name].isna().sum()) for name in found.features}
+        faces = [name for name in features if name == "face"]
+        without = {name: int(images[name].isna().sum()) for name in features}
         contents = {"imgs": content_hashes(images["imgs"].tolist(), job.index)}
+        data = about_data(options, images, contents, faces) | {"without part": without}
+        if options.eval.unit == "tracklet":
+            images, members = pool_tracklets(images, [*features])
+            features = pool_parts(features, members, self.metric)
+            data |= count_images(images, faces)
+        measures = measures_of_parts(features, found.weights, self.metric, device)
         about = {
             "network": {"file": self.file.name, "sha256": _digest(job), "kind": "features"},
             "gallery_network": None,
-            "data": about_data(options, images, contents, faces) | {"without part": without},
+            "data": data,
             "flip": None,
             "face_weight": None,
             "fusion": None,
             "metric": self.metric,
             "weights": found.weights,
         }
+        query, gallery = split(images)
         report = score(
             about, options, measures, found.protocols, query, gallery, faces, self.folder.metrics
         )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from deskpro import Encoder
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.evaluation.tracklets import pool_parts, pool_tracklets
 from deskpro.stages.metrics.protocols import PROTOCOLS
+from deskpro.stages.metrics.ranking import rank_gallery
 from tests.conftest import Project
 
 MEVID = "annotation/mevid-v1-annotation-data"
@@ -228,3 +236,80 @@ def test_training_is_stale_where_a_list_has_changed(project: Project) -> None:
     stale = project("train-student", *arguments)
     assert stale.code == 2
     assert "train.txt" in stale.err
+
+
+@pytest.mark.finished("train-student")
+def test_tracklets_are_ranked_by_the_mean_of_their_frames(project: Project, tmp_path: Path) -> None:
+    root, run = tmp_path / "videos", tmp_path / "video-run"
+    ccvid(root)
+    for folder in ("session1/002_01", "session2/004_01"):  # a positive and a distractor
+        for frame in range(2):
+            draw(root / folder / f"{frame}.jpg", 3 * len(folder) + frame)
+    with (root / "gallery.txt").open("a") as file:
+        file.write("session1/002_01 002 u1_l1_s1\nsession2/004_01 004 u9_l9_s9\n")
+    weights = str(project.run / "student.safetensors")
+    alone = ("eval", "--config", str(project.config), "--run", str(run), "--checkpoint", weights,
+             "--data", str(root), "--dataset", "ccvid")  # fmt: skip
+    result = project.command(*alone, "--set", "eval.unit=tracklet", "--set", "device=cpu")
+    assert result.code == 0, result.err
+    report = json.loads((run / "metrics.json").read_text())
+    assert (report["data"]["queries"], report["data"]["gallery"]) == (2, 4)
+    assert report["data"]["unit"] == "tracklet"
+
+    index, _ = read_index(root, LAYOUTS["ccvid"], ("query", "gallery"))
+    features = Encoder.load(project.run / "student.safetensors", "cpu")(index["imgs"].tolist())
+    body = features.vectors[:, Encoder.load(project.run / "student.safetensors").parts["body"]]
+    heads = body.reshape(len(index), 7, -1) * 7**0.5
+    names = index.drop_duplicates(["split", "tracklet"])
+    means = []
+    for name in names["tracklet"]:
+        mean = heads[(index["tracklet"] == name).to_numpy()].mean(0)
+        means.append((mean / np.linalg.norm(mean, axis=-1, keepdims=True) / 7**0.5).ravel())
+    asked, shown = ((names["split"] == split).to_numpy() for split in ("query", "gallery"))
+    distances = 1 - np.array(means)[asked] @ np.array(means)[shown].T
+    query, gallery = (names[rows].reset_index(drop=True) for rows in (asked, shown))
+    for protocol, numbers in report["protocols"].items():
+        expected = rank_gallery(query, gallery, distances.__getitem__, PROTOCOLS[protocol])
+        assert numbers["streams"]["body"]["mAP"] == pytest.approx(expected.mAP, abs=1e-4)
+        assert numbers["streams"]["body"]["queries"] == len(expected.queries)
+    ranked = pd.read_csv(run / "ranked.csv")
+    assert {*ranked["query"]} <= {*query["sample_id"]}  # a tracklet's first image names it
+
+
+@pytest.mark.finished("train-student")
+def test_tracklets_of_a_dataset_without_are_refused(project: Project) -> None:
+    refused = project("eval", "--set", "eval.unit=tracklet")
+    assert refused.code == 2
+    assert "images are of no known tracklet, such as " in refused.err
+    assert "--set eval.unit=picture" in refused.err
+
+
+@given(seed=st.integers(0, 99), metric=st.sampled_from(["cosine", "euclidean"]))
+def test_tracklets_are_pooled_over_the_images_that_have_the_part(seed: int, metric: str) -> None:
+    random = np.random.default_rng(seed)
+    images = pd.DataFrame(
+        {
+            "sample_id": [f"{i}" for i in range(20)],
+            "split": random.choice(["query", "gallery"], 20),
+            "pid": random.choice(["a", "b"], 20),
+            "camid": random.integers(1, 3, 20),
+            "clothes": None,
+            "tracklet": random.choice(["1", "2"], 20),
+            "row": random.permutation(20),
+        }
+    )
+    values = random.standard_normal((20, 3))
+    values[random.random(20) < 0.4] = 0
+    images["face"] = [None if not values[row].any() else "face" for row in images["row"]]
+    table, members = pool_tracklets(images, ["face"])
+    found = pool_parts({"face": values}, members, metric)["face"]
+    key = ["split", "pid", "camid", "tracklet"]
+    assert len(table) == len(images[key].drop_duplicates())
+    for row, mean in zip(table.itertuples(), found, strict=True):
+        same = images[(images[key] == [getattr(row, name) for name in key]).all(axis=1)]
+        assert row.sample_id == same["sample_id"].min()
+        used = [values[r] for r in same["row"] if values[r].any()]
+        if metric == "cosine":
+            used = [value / np.linalg.norm(value) for value in used]
+        np.testing.assert_allclose(mean, np.mean(used, 0) if used else np.zeros(3), atol=1e-12)
+        assert (row.face is None) == (not used)

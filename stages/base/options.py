@@ -133,6 +133,9 @@ class Evaluation(Section):
     gallery_network: Literal["student", "teacher"] = "student"
     """teacher: also rank the teacher's features of the gallery's HR faces for the student's of the
     queries' LR faces, as the stream `face_hr`. For students that learned its embeddings."""
+    unit: Literal["picture", "tracklet"] = "picture"
+    """tracklet: the features of a tracklet's images are pooled, and tracklets are ranked, as the
+    rules of ccvid and mevid say."""
     ranks: Annotated[
         tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(strict=False, min_length=1)
     ] = (1, 5, 10, 20)

@@ -83,20 +83,36 @@ def about_data(
     digests = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
     for kind, found in contents.items():
         digests[kind] = hashlib.sha256(found.tobytes()).hexdigest()
-    query, gallery = (images[images["split"] == split] for split in ("query", "gallery"))
     return {
         "root": str(options.test_root),
         "dataset": options.data_test or options.data_train,
+        "digests": digests,
+        "unit": options.eval.unit,
+        **count_images(images, faces),
+    }
+
+
+def count_images(images: pd.DataFrame, faces: Sequence[str]) -> dict[str, Any]:
+    """How many images, or tracklets, there are. The arguments are those of `about_data`."""
+    query, gallery = (images[images["split"] == split] for split in ("query", "gallery"))
+    return {
         "queries": len(query),
         "gallery": len(gallery),
         "identities": int(query["pid"].nunique()),
-        "digests": digests,
         "without face": {
             name: int(part[face].isna().sum())
             for name, part in (("query", query), ("gallery", gallery))
             for face in faces
         },
     }
+
+
+def split(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Query and gallery, each with rows counted from 0."""
+    query, gallery = (
+        images[images["split"] == name].reset_index(drop=True) for name in ("query", "gallery")
+    )
+    return query, gallery
 
 
 def choose_protocols(

@@ -167,6 +167,8 @@ class Data(_Part):
     gallery: Count
     identities: Count
     digests: dict[str, str]
+    unit: Literal["picture", "tracklet"] = "picture"
+    """What queries and gallery are counted in."""
     without_face: dict[str, Count] = Field(alias="without face")
     without_hr_face: Count | None = Field(None, alias="without HR face")
 

@@ -1,0 +1,97 @@
+"""Tracklets in the place of images: the features of all images of one are pooled.
+
+Published rules of video datasets count a tracklet as one item, with the mean of its frames'
+features (CCVID, MEVID).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from deskpro.stages.base.errors import InputError
+from deskpro.stages.evaluation.feature_store import FeatureStore
+
+KEY = ["split", "pid", "camid", "tracklet"]
+"""What images of one tracklet have in common."""
+
+
+class Pooled(FeatureStore):
+    """Features of tracklets, in memory: of each head the mean of unit vectors, of length 1 again.
+
+    Images without a part, whose feature there is 0, don't count in it: a face is pooled from the
+    images that have one. Tracklets of equal features have one row.
+    """
+
+    def __init__(self, stored: FeatureStore, members: Sequence[np.ndarray]) -> None:
+        """members: of each tracklet the rows of its images in the store, int64.
+
+        `rows` is then the row of each tracklet here, int64 [tracklets].
+        """
+        self.device, self.heads = stored.device, stored.heads
+        parts = [_mean_direction(stored.take(rows)).cpu().numpy() for rows in members]
+        distinct, rows = np.unique(np.stack(parts), axis=0, return_inverse=True)
+        self.rows = rows.reshape(-1)
+        self._resident = torch.from_numpy(distinct).to(self.device)
+
+
+def _mean_direction(features: torch.Tensor) -> torch.Tensor:
+    """Unit vectors, or 0, float32 [n, H, D] → [H, D]."""
+    return torch.nn.functional.normalize(features.double().sum(0), dim=-1).float()
+
+
+def pool_parts(
+    features: Mapping[str, np.ndarray], members: Sequence[np.ndarray], metric: str
+) -> dict[str, np.ndarray]:
+    """Features of any network by part, float64 [N, D], as those of tracklets.
+
+    Of the rows that aren't 0, which have the part: the mean, for cosine of unit vectors.
+    """
+    found = {}
+    for name, values in features.items():
+        there = (values != 0).any(axis=1)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        used = values / np.where(there[:, None], lengths, 1) if metric == "cosine" else values
+        means = [used[rows].sum(0) / max(there[rows].sum(), 1) for rows in members]
+        found[name] = np.stack(means)
+    return found
+
+
+def pool_tracklets(
+    images: pd.DataFrame, kinds: Sequence[str]
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """A row for each tracklet, named by its first image; and the values of `row` of its images.
+
+    kinds: columns of images; a tracklet has one where any of its images has, the first.
+
+    Raises:
+        InputError: the dataset knows no tracklets, or an image is of none, or one wears several
+            clothes.
+    """
+    unknown = images["tracklet"].isna()
+    if unknown.any():
+        example = images.loc[unknown, "sample_id"].iloc[0]
+        raise InputError(
+            f"eval.unit is tracklet, but {unknown.sum()} of {len(images)} images are of no known "
+            f"tracklet, such as {example}. ccvid, mevid and deepchange have tracklets; of others "
+            "score images",
+            command="eval --set eval.unit=picture",
+        )
+    ordered = images.sort_values([*KEY, "sample_id"], kind="stable")
+    groups = ordered.groupby(KEY, sort=False)
+    clothes = groups["clothes"].nunique(dropna=False)
+    if (clothes > 1).any():
+        where = str(clothes.index[clothes > 1][0])
+        raise InputError(f"tracklet {where} has images in several clothes")
+    # first() takes the first that is known, head(1) the first image.
+    table = groups.head(1).drop(columns=[*kinds, "row"]).reset_index(drop=True)
+    for kind in kinds:
+        table[kind] = groups[kind].first().to_numpy()
+    table = table.assign(row=np.arange(len(table))).astype(object)
+    members = [np.sort(rows.to_numpy(np.int64)) for _, rows in groups["row"]]
+    return table.assign(row=np.arange(len(table))).astype(object).where(
+        table.notna(), None
+    ), members
