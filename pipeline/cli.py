@@ -110,7 +110,11 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
     help="Evaluate these features of any network: .npz, .parquet, .csv beside .npy, or a folder of "
     ".npy files; needs --data or a recipe.",
 )
-@click.option("--weights", metavar="PART=W,…", help="Of the parts of --features in `all`; equal.")
+@click.option(
+    "--weights",
+    metavar="PART=W,…",
+    help="How much each part of --features counts in `all`.  [default: all equally]",
+)
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "euclidean"]),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from deskpro.cache.files import sha256
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import FEATURES
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start
-from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import LAYOUTS, image_folders, require_bodies
 from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
@@ -99,6 +100,12 @@ class Evaluate(Stage):
             raise InputError(
                 "eval.gallery_network: teacher ranks images. Turn one of them off",
                 command="eval --set eval.unit=picture",
+            )
+        record = read_manifest(self.folder.manifest(self.name)) or {"deps": {}}
+        if FEATURES in record["deps"]:
+            raise InputError(
+                f"{self.folder.path}: holds the evaluation of features, {record['result'].get('file')}"
+                ". Give them with --features, or another folder with --run"
             )
         if self.teacher is not None:
             refuse_options(self.options, alone=self.weights != self.folder.student)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import FEATURES
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start, warn
 from deskpro.stages.base.run_folder import RunFolder
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from deskpro.stages.metrics.protocols import Protocol
-
-_ROLE = "the features"
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class EvaluateFeatures(Stage):
         root, layout = self.options.test_root, LAYOUTS[self.dataset]
         folders = image_folders(root, self.dataset, ("imgs",), ("query", "gallery"))
         files = [
-            Dep(f"{_ROLE}{path.suffix if number else ''}", path, pattern)
+            Dep(f"{FEATURES}{path.suffix if number else ''}", path, pattern)
             for number, (path, pattern) in enumerate(sources(self.file))
         ]
         return [
@@ -218,5 +217,5 @@ class EvaluateFeatures(Stage):
 
 def _digest(job: Job) -> str:
     """SHA-256 of the features file; of several, over theirs."""
-    found = [str(v) for role, v in job.provenance.items() if role.startswith(_ROLE)]
+    found = [str(v) for role, v in job.provenance.items() if role.startswith(FEATURES)]
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()

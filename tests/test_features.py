@@ -15,11 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deskpro.cache.file_index import FileIndex
+from deskpro.pipeline import config
+from deskpro.stages.base.options import WITHOUT_EFFECT, relevant
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Job
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.evaluate_features import EvaluateFeatures
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from tests.conftest import Project, Result
+from tests.test_options import Recorder
 from tests.test_readme import DOCUMENTS, blocks, section
 
 Command = Callable[..., Result]
@@ -337,6 +344,9 @@ def test_a_run_of_features_is_fresh_reported_and_compared(
     assert command(*words, "--force").code == 2
     assert (run / "metrics.json").read_bytes() == before
     assert "is stale" in command(*words).err
+    forgotten = command("eval", "--run", str(run), "--force")
+    assert forgotten.code == 2
+    assert "holds the evaluation of features, mine.npz" in forgotten.err
     shutil.rmtree(data)
     assert "no such folder" in command(*words).err
 
@@ -363,6 +373,22 @@ def test_the_folder_of_a_student_is_not_used(project: Project, table: pd.DataFra
     wanted = [mAP(files[0], "all"), mAP(files[1], "features")]
     assert rows["value"].tolist() == pytest.approx(wanted)
     assert {*rows["stream"]} == {"widest"}
+
+
+def test_it_reads_only_the_options_that_it_declares(
+    table: pd.DataFrame, tiny_benchmark: Path, tmp_path: Path
+) -> None:
+    parts = {f"part{i}": some(table, i) for i in range(12)}
+    file = as_npz(tmp_path / "mine", table["sample_id"].tolist(), parts)
+    read: set[str] = set()
+    options = config.load(None, [f"data.root={tiny_benchmark}", "device=cpu"])
+    folder, recorder = RunFolder(tmp_path / "run"), Recorder(options, read)
+    stage = EvaluateFeatures(recorder, folder, file)  # type: ignore[arg-type]
+    stage.check()
+    stage.run(Job(FileIndex(), provenance={"the features": "0"}))
+    assert read - {*relevant(options, stage.params)} - WITHOUT_EFFECT.keys() == set()
+    streams = json.loads(folder.metrics.read_text())["protocols"]["market"]["streams"]
+    assert [*streams] == [*parts, "all"]
 
 
 # The documentation

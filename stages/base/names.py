@@ -8,6 +8,9 @@ FACE_HR = "face_hr"
 """The stream of `eval.gallery_network: teacher`: the student's LR faces of the queries against the
 teacher's HR faces of the gallery."""
 
+FEATURES = "the features"
+"""The role of a features file in the manifest of its evaluation, which is known by it."""
+
 
 class Name(NamedTuple):
     """The facts of an image's name, and the columns that index, ranking and digests read.
