@@ -103,9 +103,10 @@ class Evaluate(Stage):
             )
         record = read_manifest(self.folder.manifest(self.name)) or {"deps": {}}
         if FEATURES in record["deps"]:
+            file = record["result"].get("file")
             raise InputError(
-                f"{self.folder.path}: holds the evaluation of features, {record['result'].get('file')}"
-                ". Give them with --features, or another folder with --run"
+                f"{self.folder.path}: holds the evaluation of features, {file}. Give them with "
+                "--features, or another folder with --run"
             )
         if self.teacher is not None:
             refuse_options(self.options, alone=self.weights != self.folder.student)
