@@ -102,7 +102,7 @@ def test_a_stage_reads_only_what_it_declares(live: bool, project: Project) -> No
 OTHER = {
     "data_train": "prcc", "data_test": "prcc", "forward_mode": "face", "teacher.block": "published",
     "student.block": "published", "cache.logits_dtype": "int8", "cache.embedding_dtype": "int8",
-    "eval.protocols": ["market"], "eval.gallery_network": "teacher",
+    "eval.protocols": ["market"], "eval.gallery_network": "teacher", "eval.unit": "tracklet",
     "eval.ranks": [1, 2], "data.body_size": [128, 64], "data.face_size": [64, 64],
     "data.incomplete": "leave-out", "views.erase_area": [0.1, 0.2],
     "views.erase_aspect": [1.0, 1.5],
