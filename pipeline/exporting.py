@@ -19,13 +19,7 @@ NAME = "export"
 
 
 def export(
-    run: Path,
-    out: Path | None,
-    streams: tuple[str, ...],
-    runtime: stage.Runtime,
-    normalise: stage.Place,
-    overrides: tuple[str, ...],
-    force: bool,
+    run: Path, out: Path | None, ask: stage.Ask, overrides: tuple[str, ...], force: bool
 ) -> dict[str, object]:
     """Export the student of an evaluated run; returns what the summary shows.
 
@@ -46,11 +40,14 @@ def export(
         command = shlex.join(["eval", "--run", str(run)])
         raise InputError(f"{folder.metrics}: missing, or has no manifest", command=command)
     read_metrics(run)  # of this very student
-    options = config.load(record["config"], overrides)
+    options, index = config.load(record["config"], overrides), FileIndex()
     with write_folder_aside(out) as aside:
-        settings = stage.write(folder, aside, streams=streams, runtime=runtime, normalise=normalise)
+        settings, sizes = stage.write(folder, aside, ask, options, index)
         evaluated = RunFolder(aside / ".evaluation")
-        Evaluate(options, evaluated, settings, "student").run(Job(FileIndex()))
-        facts = stage.finish(folder, settings, evaluated, options)
+        # Files of projected vectors see the mirrored image themselves.
+        own = () if ask.dim is None else ("eval.flip=false",)
+        asked = config.load(record["config"], (*overrides, *own))
+        Evaluate(asked, evaluated, settings, "student").run(Job(index))
+        facts = stage.finish(folder, settings, evaluated, options, sizes)
         shutil.rmtree(evaluated.path)
     return facts | {"folder": out}

@@ -288,12 +288,19 @@ def embed(
     default="outside",
     help="Who normalises pixels: the caller, or the file (*.normalised.onnx, which takes uint8).",
 )
+@click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Numbers of each part of a vector, by directions of training images.  [default: all]",
+)
+@click.option("--int8", is_flag=True, help="Networks of int8 numbers (*.int8.onnx).")
 @click.option("--force", is_flag=True, help="Replace an exported folder that exists.")
 @SET
 def export(
     run: Path,
     out: Path | None,
     streams: str | None,
+    force: bool,
     overrides: tuple[str, ...],
     **chosen: Any,
 ) -> None:
@@ -301,15 +308,16 @@ def export(
 
     A folder of network files, encoder.json that says how they are used, and a README.md with a
     program and their accuracy. They are evaluated as they are: exit code 1 where they score
-    otherwise than the student.
+    otherwise than the student (but --int8, of which the loss is told). --dim and --int8 read
+    training images, and held-out ones for what scores mean.
     """
     from deskpro.pipeline import exporting
-    from deskpro.stages.export import DiffersError
+    from deskpro.stages.export import Ask, DiffersError
 
     log_to(run)
     names = tuple(filter(None, (streams or "").split(",")))
     try:
-        facts = exporting.export(run, out, names, overrides=overrides, **chosen)
+        facts = exporting.export(run, out, Ask(streams=names, **chosen), overrides, force)
     except DiffersError as error:
         _fail_with(error.args)
     else:

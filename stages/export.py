@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import table, working
+from deskpro.stages.base.progress import log, table, working
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
+    from deskpro.stages.evaluation.sizes import Accuracy, Sizes
     from deskpro.stages.models.exported import Settings
 
 Runtime = Literal["onnx", "torch"]
 Place = Literal["outside", "inside"]
 """Who normalises: the caller, or the file."""
+Pairs = dict[str, dict[str, tuple[float, float]]]
+"""Protocol → stream → mAP of the student and of the exported files."""
 
 TOLERANCE = 0.001
 """Of mAP, in 0..1: 0.1 points."""
@@ -32,32 +38,89 @@ class DiffersError(Exception):
     """The exported files are not the student; each argument is a line that says how."""
 
 
+class Ask(NamedTuple):
+    """What is to be exported.
+
+    dim: length of each part of a vector, whole where None. int8: whether the files calculate with
+    int8 numbers.
+    """
+
+    streams: tuple[str, ...]
+    runtime: Runtime
+    normalise: Place
+    dim: int | None
+    int8: bool
+
+
 def write(
-    folder: RunFolder,
-    out: Path,
-    *,
-    streams: tuple[str, ...],
-    runtime: Runtime,
-    normalise: Place,
-) -> Path:
-    """Write the network files of a run's student to an empty folder; returns its encoder.json.
+    folder: RunFolder, out: Path, ask: Ask, options: Options, index: FileIndex
+) -> tuple[Path, Sizes | None]:
+    """Write the network files of a run's student to an empty folder.
+
+    Where vectors are projected, or the files are int8, that is fitted on training images, and what
+    scores mean on held-out identities.
+
+    Returns:
+        Its encoder.json; where vectors are projected, what tells what that costs.
 
     Raises:
-        InputError: the run has no student, the student no such stream, or a library is missing.
+        InputError: the run has no student, the student no such stream, there are too few training
+            images, or a library is missing.
     """
     import torch
 
+    from deskpro.stages.base.distributed import pick_device
+    from deskpro.stages.evaluation.sizes import Sizes, fit_directions, sample, training_images
     from deskpro.stages.serving import export
     from deskpro.stages.serving.sources import open_source
 
-    source = open_source(folder.path, torch.device("cpu"), None)
+    if ask.int8 and ask.runtime != "onnx":
+        raise InputError(f"--int8: for ONNX files; --format is {ask.runtime}")
+    source, sizes = open_source(folder.path, torch.device("cpu"), None), None
+    form, student = export.Form(ask.runtime, ask.normalise), source.extractor
+    chosen = export.chosen_streams(student, ask.streams)
+    fitted = ask.dim is not None or ask.int8
+    if fitted:
+        train, held_out = training_images(options, student.needs, index)
+    if ask.dim is not None:
+        quick = open_source(folder.path, pick_device(options.device), None).extractor
+        directions = fit_directions(quick, chosen, train, ask.dim, options)
+        sizes = Sizes.of(options, student, folder.features, directions, index)
+        form = form._replace(directions=directions)
+    if ask.int8:
+        form = form._replace(images=sample(student, chosen, train, ask.normalise == "outside"))
     with working("export"):
-        export.write(source, folder.student, out, streams, export.Form(runtime, normalise))
-    return out / ENCODER
+        settings = export.write(source, folder.student, out, chosen, form)
+    if fitted:
+        export.write_settings(out / ENCODER, _refitted(settings, out / ENCODER, held_out, options))
+    return out / ENCODER, sizes
+
+
+def _refitted(settings: Settings, file: Path, held_out: pd.DataFrame, options: Options) -> Settings:
+    """With the weights of the streams and what scores mean as these files tell of held-out people;
+    without the latter where there are none."""
+    from deskpro.stages.base.distributed import pick_device
+    from deskpro.stages.evaluation.validation import Validation
+    from deskpro.stages.models.extractor import open_extractor
+
+    if not len(held_out):
+        log("export: no identities are held out (data.validation), so no calibration is written")
+        return replace(settings, calibration=None)
+    device = pick_device(options.device)
+    extractor = open_extractor(file, "student", (0, 0), (0, 0), device)
+    facts = Validation(extractor, held_out, options, device).facts()
+    weights, fitted = settings.fusion, facts["fusion"]
+    if weights is not None and weights == settings.fitted:
+        weights = fitted
+    return replace(settings, fitted=fitted, fusion=weights, calibration=facts["calibration"])
 
 
 def finish(
-    folder: RunFolder, settings_file: Path, evaluated: RunFolder, options: Options
+    folder: RunFolder,
+    settings_file: Path,
+    evaluated: RunFolder,
+    options: Options,
+    sizes: Sizes | None,
 ) -> dict[str, object]:
     """Compare an exported folder with its run, and add to it what it scores and a model card.
 
@@ -66,13 +129,15 @@ def finish(
         settings_file: encoder.json.
         evaluated: the evaluation of the exported folder.
         options: of the run.
+        sizes: where vectors are projected; the files are then compared with the student's projected
+            vectors.
 
     Returns:
         What the summary shows.
 
     Raises:
         DiffersError: a part's cosine with the student's is below `COSINE`, or a mAP is off by more
-            than `TOLERANCE`.
+            than `TOLERANCE`; int8 files may differ by anything, which is told.
     """
     from deskpro.cache.files import write_text
     from deskpro.stages.models.exported import read_settings
@@ -80,23 +145,19 @@ def finish(
     from deskpro.stages.serving.card import card
     from deskpro.stages.serving.export import write_settings
 
-    settings = read_settings(settings_file)
-    before, after = read_metrics(folder.path), read_metrics(evaluated.path)
-    difference, cosine = _parity(folder.features, evaluated.features, [*settings.streams])
-    accuracy = _accuracies(before, after)
+    settings, after = read_settings(settings_file), read_metrics(evaluated.path)
+    if sizes is None:
+        before, directions = _accuracy(read_metrics(folder.path)), None
+    else:
+        names, directions = [*after["protocols"]], sizes.directions
+        before = sizes.accuracy(names, settings.fitted, sizes.dim)
+        settings = replace(settings, sizes=sizes.table(names[0], settings.fitted))
+        _show_sizes(names[0], settings)
+    streams = [*settings.streams]
+    difference, cosine = _parity(folder.features, evaluated.features, streams, directions)
+    accuracy = _pairs(before, _accuracy(after))
     _show(accuracy)
-    problems = [
-        f"{protocol}, {stream}: mAP {100 * new:.2f} % in place of {100 * old:.2f} %; at most "
-        f"{100 * TOLERANCE:g} points are allowed"
-        for protocol, of_stream in accuracy.items()
-        for stream, (old, new) in of_stream.items()
-        if abs(new - old) > TOLERANCE
-    ]
-    if not cosine >= COSINE:
-        problems.append(
-            f"the least cosine with the student's parts is {cosine:.6f}, below {COSINE}"
-        )
-    if problems:
+    if settings.numbers == "float32" and (problems := _problems(accuracy, cosine)):
         raise DiffersError(*problems)
     library = {"onnx": "onnxruntime", "torch": "torch"}[settings.runtime]
     runtime = f"{library} {version(library)}"
@@ -116,21 +177,42 @@ def finish(
     }
 
 
-def _accuracies(
-    before: dict[str, Any], after: dict[str, Any]
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Protocol → stream → mAP of the student and of the exported files, of streams in both."""
+def _accuracy(metrics: Mapping[str, Any]) -> Accuracy:
     return {
-        name: {
-            stream: (protocol["streams"][stream]["mAP"], numbers["mAP"])
-            for stream, numbers in after["protocols"][name]["streams"].items()
-            if stream in protocol["streams"]
-        }
-        for name, protocol in before["protocols"].items()
+        name: {stream: numbers["mAP"] for stream, numbers in protocol["streams"].items()}
+        for name, protocol in metrics["protocols"].items()
     }
 
 
-def _show(accuracy: dict[str, dict[str, tuple[float, float]]]) -> None:
+def _pairs(before: Accuracy, after: Accuracy) -> Pairs:
+    """Of streams in both."""
+    return {
+        name: {
+            stream: (of_stream[stream], mAP)
+            for stream, mAP in after[name].items()
+            if stream in of_stream
+        }
+        for name, of_stream in before.items()
+    }
+
+
+def _problems(accuracy: Pairs, cosine: float) -> list[str]:
+    """What is not as it is in the student, a line each; cosine: the least of a part."""
+    problems = [
+        f"{protocol}, {stream}: mAP {100 * new:.2f} % in place of {100 * old:.2f} %; at most "
+        f"{100 * TOLERANCE:g} points are allowed"
+        for protocol, of_stream in accuracy.items()
+        for stream, (old, new) in of_stream.items()
+        if abs(new - old) > TOLERANCE
+    ]
+    if not cosine >= COSINE:
+        problems.append(
+            f"the least cosine with the student's parts is {cosine:.6f}, below {COSINE}"
+        )
+    return problems
+
+
+def _show(accuracy: Pairs) -> None:
     rows = [
         (name, stream, f"{100 * old:.2f}", f"{100 * new:.2f}", f"{100 * (new - old):+.3f}")
         for name, of_stream in accuracy.items()
@@ -139,15 +221,26 @@ def _show(accuracy: dict[str, dict[str, tuple[float, float]]]) -> None:
     table("mAP, %", ("protocol", "stream", "student", "exported", "difference"), rows)
 
 
-def _parity(before: Path, after: Path, streams: list[str]) -> tuple[float, float]:
+def _show_sizes(protocol: str, settings: Settings) -> None:
+    from deskpro.stages.serving.card import size_rows
+
+    table(f"bytes of a vector and mAP of {protocol}, %", *size_rows(settings))
+
+
+def _parity(
+    before: Path, after: Path, streams: list[str], directions: Mapping[str, np.ndarray] | None
+) -> tuple[float, float]:
     """The largest difference of a number of a part, of length 1, and the least cosine of a part.
 
-    before, after: the stores of features of the student and of the exported files.
+    before, after: the stores of features of the student and of the exported files; directions: by
+    which those of the student are projected, if at all.
     """
     import numpy as np
 
     from deskpro.cache.reader import MappedReader
     from deskpro.stages.evaluation.feature_store import GROUP
+    from deskpro.stages.evaluation.sizes import parts_of
+    from deskpro.stages.metrics.compact import projected
     from deskpro.stages.models.extractor import KIND_OF
 
     stores = [MappedReader(path, GROUP) for path in (before, after)]
@@ -160,22 +253,21 @@ def _parity(before: Path, after: Path, streams: list[str]) -> tuple[float, float
     if not {*keys[0]} <= places.keys():
         command = shlex.join(["eval", "--run", str(before.parent), "--force"])
         raise InputError("images have changed since the evaluation", command=command)
-    parts = [store.fingerprint["heads"] for store in stores]
     worst, least = 0.0, 1.0
+    heads = [{s: slice(*store.fingerprint["heads"][s]) for s in streams} for store in stores]
     for start in range(0, len(keys[0]), 1024):
         rows = range(start, min(start + 1024, len(keys[0])))
         same = [places[keys[0][row]] for row in rows]
-        read = _features(stores[0], [*rows]), _features(stores[1], same)
-        for stream in streams:
-            old, new = (
-                features[:, slice(*heads[stream])].reshape(len(rows), -1)
-                for features, heads in zip(read, parts, strict=True)
-            )
-            count = parts[0][stream][1] - parts[0][stream][0]
-            worst = max(worst, float(np.abs(new - old).max()) / count**0.5)
+        of_student = parts_of(_features(stores[0], [*rows]), heads[0])
+        of_files = parts_of(_features(stores[1], same), heads[1])
+        for stream, new in of_files.items():
+            old = of_student[stream]
+            if directions is not None:
+                old = projected(old, directions[stream])
+            worst = max(worst, float(np.abs(new - old).max()))
             there = old.any(1)
             if there.any():
-                least = min(least, float(((old * new).sum(1) / count)[there].min()))
+                least = min(least, float((old * new).sum(1)[there].min()))
     return worst, least
 
 

@@ -24,10 +24,13 @@ from deskpro.cache.files import write_folder_aside, write_text
 from deskpro.pipeline import runner
 from deskpro.pipeline.config import load
 from deskpro.stages import export as stage
+from deskpro.stages.base.calibrated import Case
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import FaceBox
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.views import MEAN, STD
+from deskpro.stages.metrics.calibration import CASES
+from deskpro.stages.metrics.compact import principal_directions, projected
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.models.backbones import BACKBONES, Backbone
 from deskpro.stages.models.exported import Settings, read_settings
@@ -147,6 +150,76 @@ def test_a_file_that_normalises_takes_pixels_and_has_another_name(
         session = onnxruntime.InferenceSession(tmp_path / stream.file)
         assert session.get_inputs()[0].type == "tensor(uint8)"
         assert session.get_modelmeta().custom_metadata_map["normalise"] == "inside"
+
+
+DIRECTIONS = {
+    stream: np.linalg.qr(np.random.default_rng(i).normal(size=(7 * 8, 5)))[0].astype(np.float32)
+    for i, stream in enumerate(("face", "body"))
+}
+
+
+@pytest.mark.parametrize(("runtime", "streams"), [("onnx", ("body",)), ("torch", ())])
+def test_an_exported_folder_gives_projected_vectors_of_image_and_mirror_image(
+    runtime: Any, streams: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = export(tmp_path, Form(runtime, directions=DIRECTIONS), *streams)
+    assert not settings.mirror
+    found, student = Encoder.load(tmp_path, "cpu"), Encoder(source(), torch.device("cpu"), None, 64)
+    assert found.dim == 5 * len(settings.streams)
+    for count in (1, 2, 7):
+        whole = student(BODIES[:count], FACES[:count])
+        short = [projected(whole.vectors[:, student.parts[s]], DIRECTIONS[s]) for s in found.parts]
+        features = found(BODIES[:count], None if streams else FACES[:count])
+        np.testing.assert_allclose(features.vectors, np.concatenate(short, 1), atol=1e-5)
+    small = features.stored("int8")
+    scores = found.similarity(features, features)
+    np.testing.assert_allclose(found.similarity(small, features), scores, atol=0.05)
+    np.testing.assert_allclose(found.similarity(small, small), scores, atol=0.1)
+    half = features.stored("float16")
+    np.testing.assert_allclose(found.similarity(half, half), scores, atol=0.01)
+
+
+def test_a_file_of_int8_numbers_is_nearly_the_student(tmp_path: Path) -> None:
+    images = np.stack([np.asarray(Image.fromarray(b).resize((32, 64))) for b in BODIES])
+    form = Form(normalise="inside", images={"body": images.transpose(0, 3, 1, 2)})
+    settings = export(tmp_path, form, "body")
+    [stream] = settings.streams.values()
+    assert (settings.numbers, stream.file) == ("int8", "body.normalised.int8.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / stream.file)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["numbers"], facts["normalise"]) == ("int8", "inside")
+    import onnx
+
+    [first] = [n for n in onnx.load(tmp_path / stream.file).graph.node if n.op_type == "Conv"][:1]
+    assert "Dequantize" in first.input[1]
+    found, student = Encoder.load(tmp_path, "cpu"), Encoder(source(), torch.device("cpu"), None, 64)
+    mine, whole = found(BODIES).vectors, student(BODIES).vectors[:, student.parts["body"]]
+    cosines = (mine * whole).sum(1)
+    assert (cosines > 0.98).all()
+    assert cosines.min() < 0.99999
+
+
+def test_an_exported_folder_keeps_what_scores_mean(tmp_path: Path) -> None:
+    whole = source()
+    assert whole.fusion is not None
+    cases = {
+        name: Case(2.0 + i, -1.0 - i, 50, 5000, "", [0.1 * i + 0.01 * step for step in range(24)])
+        for i, name in enumerate(CASES)
+    }
+    calibration = {"face": {}, "body": {}, "all, 0.5": {}, "all, fitted": cases}
+    info = replace(whole.extractor.info, fusion=whole.fusion.facts(), calibration=calibration)
+    whole = whole._replace(extractor=replace(whole.extractor, info=info))
+    (tmp_path / "weights").touch()
+    write(whole, tmp_path / "weights", tmp_path, (), Form("torch"))
+    found, student = Encoder.load(tmp_path, "cpu"), Encoder(whole, torch.device("cpu"), None, 64)
+    assert found.calibration() == cases
+    assert found.threshold(1e-2) == student.threshold(1e-2)
+    assert [*found.threshold(1e-2)] == [*CASES]
+    mine, theirs = found(BODIES, FACES), student(BODIES, FACES)
+    odds = student.odds(theirs, theirs)
+    np.testing.assert_allclose(found.odds(mine, mine), odds, atol=1e-3)
+    with pytest.raises(InputError, match=r"no calibration for 0\.3"):
+        Encoder.load(tmp_path, "cpu", face_weight=0.3).calibration()
 
 
 def test_the_file_says_what_it_takes_and_nothing_of_this_machine(exported: Path) -> None:
@@ -331,6 +404,71 @@ def test_an_export_is_evaluated_as_it_is_and_kept_only_if_it_is_right(
     assert body.code == 0, body.err
     assert {path.name for path in out.iterdir()} == {"body.pt2", "encoder.json", "README.md"}
     assert read_settings(out / "encoder.json").fusion is None
+
+
+def test_projections_are_of_training_images_and_their_cost_is_told(
+    evaluated: Project, tmp_path: Path
+) -> None:
+    out = evaluated.run / "export"
+    done = evaluated.command("export", str(evaluated.run), "--dim", "8", "--format", "torch")
+    assert done.code == 0, done.err
+    assert "no identities are held out" in done.err
+    settings = read_settings(out / "encoder.json")
+    assert settings.calibration is None
+    names = [(row["numbers"], row["storage"], row["bytes"]) for row in settings.sizes]
+    full = settings.sizes[0]["numbers"]
+    assert names[::3] == [(n, "float32", 2 * 4 * n) for n in (full, 8, 4, 2)]
+    assert names[3:6] == [(8, "float32", 64), (8, "float16", 32), (8, "int8", 16)]
+    metrics = json.loads((evaluated.run / "metrics.json").read_text())["protocols"]
+    first = next(iter(metrics))
+    for stream, numbers in metrics[first]["streams"].items():
+        assert settings.sizes[0]["mAP"][stream] == pytest.approx(numbers["mAP"], abs=1e-6)
+        short = settings.evaluation["protocols"][first]["streams"][stream]["mAP"]
+        assert settings.sizes[3]["mAP"][stream] == pytest.approx(short, abs=0.001)
+    card_rows = [r for r in (out / "README.md").read_text().splitlines() if "| int8 |" in r]
+    assert len(card_rows) == 4
+
+    found, student = (Encoder.load(path, "cpu") for path in (out, evaluated.run))
+    images = {
+        split: [sorted((evaluated.data / kind / split).iterdir()) for kind in ("imgs", "lr_face")]
+        for split in ("bounding_box_train", "query")
+    }
+    by_name = {path.name: path for path in images["query"][1]}
+    faces = [by_name.get(path.name) for path in images["query"][0]]
+    whole = student(images["bounding_box_train"][0]).vectors[:, student.parts["body"]]
+    directions = principal_directions(whole.T.astype(np.float64) @ whole)[:, :8]
+    queries = student(images["query"][0], faces).vectors[:, student.parts["body"]]
+    expected = projected(queries, directions)
+    mine = found(images["query"][0], faces).vectors[:, found.parts["body"]]
+    np.testing.assert_allclose(mine @ mine.T, expected @ expected.T, atol=1e-4)
+
+    for wrong, said in (
+        (("--dim", "21"), "20 images are trained on; must be at most 20"),
+        (("--int8", "--format", "torch"), "--int8: for ONNX files; --format is torch"),
+    ):
+        refused = evaluated.command("export", str(evaluated.run), "--force", *wrong)
+        assert refused.code == 2
+        assert said in refused.err
+    assert read_settings(out / "encoder.json") == settings
+
+
+def test_what_int8_costs_is_told_and_scores_mean_what_its_own_pairs_tell(
+    evaluated: Project,
+) -> None:
+    command = ("export", str(evaluated.run), "--int8", "--streams", "face")
+    done = evaluated.command(*command, "--set", "data.validation=0.5")
+    assert done.code == 0, done.err
+    folder = evaluated.run / "export"
+    settings = read_settings(folder / "encoder.json")
+    assert {path.name for path in folder.iterdir()} == {
+        "face.int8.onnx",
+        "encoder.json",
+        "README.md",
+    }
+    assert settings.calibration is not None
+    assert settings.calibration["face"]["face-face"].impostors == 25
+    assert "What int8 costs" in (folder / "README.md").read_text()
+    assert not settings.sizes
 
 
 def test_a_folder_is_whole_or_absent_at_every_kill(tmp_path: Path) -> None:

@@ -226,3 +226,10 @@ class FeatureStore:
             return found if ordered else found[:, place.reshape(-1)]
 
         return block
+
+
+class ResidentFeatures(FeatureStore):
+    """Features that are in no file; float32 [N, H, D]."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.device, self.heads, self._resident = features.device, features.shape[1], features

@@ -27,22 +27,25 @@ def rank_all(
     protocols: Sequence[Protocol],
     query: pd.DataFrame,
     gallery: pd.DataFrame,
+    *,
+    quiet: bool = False,
 ) -> dict[str, dict[str, Ranking]]:
     """Protocol → stream → ranking; nearest images of the first protocol and widest stream.
 
     A query of which a stream sees no image is not ranked by it; a stream that has nothing to rank
-    has no ranking.
+    has no ranking; unless `quiet`, a line says so.
     """
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
     for stream, compared in measures.items():
         asked, kinds, measure = compared.asked, compared.shown, compared.measure
         seen, shown = query[asked].notna().any(axis=1), gallery[kinds].notna().any(axis=1)
-        if not seen.all():
+        if not seen.all() and not quiet:
             without = f"{(~seen).sum()} of {len(seen)} queries have no {asked[0]}"
             log(f"eval: {stream}: {without}; they are not counted")
         if not seen.any() or not shown.any():
             absent = " or ".join(dict.fromkeys((asked[0], kinds[0])))
-            log(f"eval: {stream}: queries or gallery have no {absent}; it is left out")
+            if not quiet:
+                log(f"eval: {stream}: queries or gallery have no {absent}; it is left out")
             continue
         for protocol in protocols:
             queries, others = query[seen], gallery

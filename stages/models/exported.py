@@ -85,6 +85,10 @@ class Settings:
     """How far it is from the student that it was made of."""
     calibration: Calibrated | None = None
     """What scores mean, where held-out identities told: by name of the score and face case."""
+    numbers: Literal["float32", "int8"] = "float32"
+    """What the network files calculate with."""
+    sizes: list[dict[str, Any]] = field(default_factory=list)
+    """Where vectors are projected: what they, whole and shorter ones score, by their bytes."""
 
 
 _SETTINGS = TypeAdapter(Settings)

@@ -78,6 +78,7 @@ def card(settings: Settings, recipe: Mapping[str, object]) -> str:
                 "## Use\n" + _use(settings),
                 "## Data and recipe\n" + _table(("what", "value"), [*recipe.items()]),
                 "## Numbers\n" + _numbers(settings),
+                *(["## Sizes\n" + _sizes(settings)] if settings.sizes else []),
                 "## Limits\n" + LIMITS.rstrip(),
                 "## Licence\n" + LICENCE,
             ]
@@ -124,12 +125,16 @@ def _use(settings: Settings) -> str:
             f"{fusion['body']:.4g}·cos(body); else it is {fusion['bias_alone']:.4g} + "
             f"{fusion['body_alone']:.4g}·cos(body) (`fusion` of `encoder.json`)."
         )
-    return (
-        f"Input `images` [N, 3, h, w], RGB, {taken}. Outputs: `features` [N, H·D], a vector of "
-        "length 1 of the images alone, for programs that take one output; `heads` [N, H, D], of "
-        "which this program makes vectors"
+    outputs = (
+        "`features` [N, H·D], a vector of length 1 of the images alone, for programs that take one "
+        "output; `heads` [N, H, D], of which this program makes vectors"
         + (", with the mirrored image" if settings.mirror else "")
-        + f":\n\n```python\n{program(settings.runtime)}```{weighed}"
+    )
+    if settings.sizes:
+        outputs = "`features` [N, D], the part of a vector, and `heads`, the same [N, 1, D]"
+    return (
+        f"Input `images` [N, 3, h, w], RGB, {taken}. Outputs: {outputs}:\n\n```python\n"
+        f"{program(settings.runtime)}```{weighed}"
     )
 
 
@@ -143,6 +148,16 @@ def _numbers(settings: Settings) -> str:
     ]  # fmt: skip
     rules = "\n".join(f"* `{name}`: {p['rule']}" for name, p in found["protocols"].items())
     parity = settings.parity
+    lost = ""
+    if settings.numbers == "int8":
+        pairs = [
+            (name, stream, *(f"{100 * value:.2f}" for value in pair))
+            for name, of_stream in parity["mAP"].items()
+            for stream, pair in of_stream.items()
+        ]
+        lost = "\n\nWhat int8 costs, mAP in %:\n\n" + _table(
+            ("protocol", "stream", "float32", "int8"), pairs
+        )
     return (
         f"As these files score by {parity['runtime']}: {found['queries']} queries of "
         f"{found['identities']} people and {found['gallery']} gallery images of "
@@ -150,7 +165,30 @@ def _numbers(settings: Settings) -> str:
         f"\n\n{_table(('protocol', 'stream', 'mAP', 'rank 1'), rows)}\n\n{rules}\n\n"
         f"Against the student that they were made of: vectors differ by at most "
         f"{parity['max_difference']:.1e}, their cosines are at least {parity['min_cosine']:.6f}."
+        f"{lost}"
     )
+
+
+def _sizes(settings: Settings) -> str:
+    protocol = next(iter(settings.evaluation["protocols"]))
+    rows = _table(*size_rows(settings))
+    return (
+        "Parts of a vector are projected to the directions in which those of training images are "
+        "long: neither centred nor whitened, so that cosines stay. Stored as int8, a vector is "
+        "scaled so that its largest number is 127; a part must have length 1 again before it is "
+        "compared. mAP of "
+        f"`{protocol}`, %:\n\n{rows}"
+    )
+
+
+def size_rows(settings: Settings) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of `settings.sizes`; mAP in %."""
+    streams = [*settings.sizes[0]["mAP"]]
+    return ["numbers of a part", "stored as", "bytes", *streams], [
+        [str(row["numbers"]), row["storage"], str(row["bytes"])]
+        + [f"{100 * row['mAP'][stream]:.2f}" for stream in streams]
+        for row in settings.sizes
+    ]
 
 
 def _mean(value: float, ends: Sequence[float]) -> str:

@@ -25,6 +25,7 @@ from deskpro.stages.metrics.calibration import (
     log_ratios,
     require_far,
 )
+from deskpro.stages.metrics.compact import STORAGE, restored, stored
 from deskpro.stages.models.extractor import NotFiniteError
 from deskpro.stages.serving.boxes import crops
 from deskpro.stages.serving.images import Images
@@ -41,6 +42,8 @@ class Features:
     vectors: float32 [N, D], one slice for each part (`Encoder.parts`), of length 1, or 0 where the
     part isn't there. The dot product of a part is the cosine that `eval` ranks its stream by.
     has_face: which images have a face, bool [N].
+
+    `stored` keeps them in fewer bytes.
     """
 
     vectors: np.ndarray
@@ -52,6 +55,22 @@ class Features:
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Features:
         """Some of the images."""
         return Features(self.vectors[rows], self.has_face[rows])
+
+    def stored(self, storage: str) -> Features:
+        """Vectors of "float16" or "int8" numbers, which `Encoder.similarity` takes, too.
+
+        int8: each row is scaled so that its largest number is 127; its parts have length 1 again
+        where they are compared.
+
+        Raises:
+            InputError: it is another storage, or the vectors are of fewer bytes already.
+        """
+        if storage not in STORAGE or self.vectors.dtype != np.float32:
+            raise InputError(
+                f"storage is {storage!r}, of vectors of {self.vectors.dtype}; must be one of "
+                f"{', '.join(STORAGE)}, of vectors of float32"
+            )
+        return Features(stored(self.vectors, storage), self.has_face)
 
 
 class Encoder:
@@ -156,7 +175,8 @@ class Encoder:
                     f"[N, {self.dim}]. Encode both sets with one encoder"
                 )
         cosines = {
-            name: a.vectors[:, part] @ b.vectors[:, part].T for name, part in self.parts.items()
+            name: restored(a.vectors[:, part]) @ restored(b.vectors[:, part]).T
+            for name, part in self.parts.items()
         }
         if self.source.fusion is None:
             return next(iter(cosines.values()))

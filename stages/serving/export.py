@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +21,9 @@ from deskpro.stages.base.extras import optional
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.data.views import MEAN, STD
 from deskpro.stages.models.exported import Settings, Stream
+from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.models.student import Student
+from deskpro.stages.serving.quantise import quantised
 from deskpro.stages.serving.sources import Source
 
 OPSET = 18
@@ -31,14 +34,22 @@ _MODEL_NAME = "lmbn_n"
 
 
 class Form(NamedTuple):
-    """How a student is exported."""
+    """How a student is exported.
+
+    directions: stream → a projection of its vectors, float32 [L, dim]; whole vectors where None.
+    images: stream → images that the file may see, [n, 3, h, w], of which the ranges of its int8
+    numbers follow; float32 numbers where None.
+    """
 
     runtime: Literal["onnx", "torch"] = "onnx"
     normalise: Literal["outside", "inside"] = "outside"
+    directions: Mapping[str, np.ndarray] | None = None
+    images: Mapping[str, np.ndarray] | None = None
 
     def file(self, stream: str) -> str:
-        """The name of a stream's file: it tells normalisation inside from outside."""
+        """The name of a stream's file: it tells normalisation inside from outside, and int8."""
         middle = ".normalised" if self.normalise == "inside" else ""
+        middle += "" if self.images is None else ".int8"
         return f"{stream}{middle}.{'onnx' if self.runtime == 'onnx' else 'pt2'}"
 
 
@@ -59,8 +70,38 @@ class ExportedStream(nn.Module):
         if self.inside:
             images = (images.float() - self.mean) / self.std
         heads = self.network(images).features
-        unit = nn.functional.normalize(heads, dim=2) * heads.shape[1] ** -0.5
-        return unit.flatten(1), heads
+        return _unit_vector(heads), heads
+
+
+class ShortStream(nn.Module):
+    """A stream whose vectors are projected: images [N, 3, h, w] → `features`, float32 [N, 1, dim].
+
+    With `mirror` the heads of the mirrored image are added, since that cannot be done afterwards.
+    """
+
+    def __init__(self, network: nn.Module, directions: np.ndarray, mirror: bool) -> None:
+        super().__init__()
+        self.network, self.mirror = network, mirror
+        self.directions = nn.Buffer(torch.from_numpy(np.ascontiguousarray(directions)))
+
+    def forward(self, images: torch.Tensor) -> Short:
+        seen = torch.cat([images, images.flip(3)]) if self.mirror else images
+        heads = self.network(seen).features
+        if self.mirror:
+            heads = heads.unflatten(0, (2, -1)).sum(0)
+        short = _unit_vector(heads) @ self.directions
+        return Short(nn.functional.normalize(short, dim=1)[:, None])
+
+
+class Short(NamedTuple):
+    """What a `ShortStream` gives: one head, of length 1."""
+
+    features: torch.Tensor
+
+
+def _unit_vector(heads: torch.Tensor) -> torch.Tensor:
+    """Heads [N, H, D] → float32 [N, H·D] of length 1."""
+    return (nn.functional.normalize(heads, dim=2) * heads.shape[1] ** -0.5).flatten(1)
 
 
 def write(
@@ -76,35 +117,50 @@ def write(
     Raises:
         InputError: it has no such stream, or a library of the extra is missing.
     """
-    extractor = source.extractor
-    network = extractor.network
-    assert isinstance(network, Student)
-    if unknown := [name for name in streams if name not in network.heads]:
-        raise InputError(
-            f"--streams {','.join(streams)}: the student has no {unknown[0]}; it has "
-            f"{', '.join(network.heads)}"
-        )
-    chosen = [name for name in network.heads if not streams or name in streams]
+    extractor, student = source.extractor, source.extractor.network
+    assert isinstance(student, Student)
+    chosen = chosen_streams(extractor, streams)
     if form.runtime == "onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
             optional(library, "deskpro export", "export")
     found, facts = {}, _facts(source, weights, form)
     for name in chosen:
-        size, net = extractor.sizes[extractor.kinds[name]], network.streams[name]
+        size, net = extractor.sizes[extractor.kinds[name]], student.streams[name]
         file = folder / form.file(name)
-        exported = ExportedStream(net, form.normalise == "inside").eval()
-        write_bytes(file, WRITERS[form.runtime](exported, _example(size, form), facts))
-        length = extractor.shape[1]
-        heads = [*net.heads]
+        heads, length = [*net.heads], extractor.shape[1]
+        network: nn.Module = net
+        if form.directions is not None:
+            directions = form.directions[name]
+            network = ShortStream(net, directions, source.flip)
+            heads, length = ["short"], directions.shape[1]
+        exported = ExportedStream(network, form.normalise == "inside").eval()
+        content = WRITERS[form.runtime](exported, _example(size, form), facts)
+        if form.images is not None:
+            content = quantised(content, INPUT, form.images[name])
+        write_bytes(file, content)
         found[name] = Stream(file.name, sha256(file), INPUT, *OUTPUTS, size, heads, length)
     calibration = source.extractor.info.calibration
     settings = Settings(
         streams=found, calibration=calibration, **facts | {"fusion": _fusion(source, chosen)}
     )
     write_settings(folder / ENCODER, settings)
-    if "body" in chosen and form == Form():
+    if "body" in chosen and (form.runtime, form.normalise) == ("onnx", "outside"):
         _describe_to_boxmot(folder / form.file("body"), found["body"].size)
     return settings
+
+
+def chosen_streams(extractor: FeatureExtractor, streams: Sequence[str]) -> list[str]:
+    """Those of a student's streams that are named, all where none is.
+
+    Raises:
+        InputError: it has no such stream.
+    """
+    if unknown := [name for name in streams if name not in extractor.heads]:
+        raise InputError(
+            f"--streams {','.join(streams)}: the student has no {unknown[0]}; it has "
+            f"{', '.join(extractor.heads)}"
+        )
+    return [name for name in extractor.heads if not streams or name in streams]
 
 
 def write_settings(path: Path, settings: Settings) -> None:
@@ -130,7 +186,8 @@ def _facts(source: Source, weights: Path, form: Form) -> dict[str, Any]:
         "mean": [*MEAN],
         "std": [*STD],
         "normalise": form.normalise,
-        "mirror": source.flip,
+        "numbers": "float32" if form.images is None else "int8",
+        "mirror": source.flip and form.directions is None,
         "face_box": {
             name: getattr(face, name) for name in ("margin", "min_side", "score", "height")
         },
