@@ -435,6 +435,8 @@ EXPORTS = [
               ("is empty", raw(b"")), ("is missing", missing)),
     Row("no run folder", "export {tmp}/nowhere", "Type: deskpro eval --run {tmp}/nowhere"),
     Row("a stream that isn't there", "export {run} --streams feet", "it has face, body"),
+    Row("too many directions", "export {run} --dim 113", "must be at most"),
+    Row("a program with int8 numbers", "export {run} --int8 --format torch", "for ONNX files"),
     Row("an export that exists", "export {run} --out {data}", "use --force or another --out"),
     Row("a folder of one's own", "export {run} --out {data} --force", "is no exported folder"),
     *replaced("encoder.json", "exported/encoder.json", "encoder.json",

@@ -442,15 +442,6 @@ def test_projections_are_of_training_images_and_their_cost_is_told(
     mine = found(images["query"][0], faces).vectors[:, found.parts["body"]]
     np.testing.assert_allclose(mine @ mine.T, expected @ expected.T, atol=1e-4)
 
-    for wrong, said in (
-        (("--dim", "21"), "20 images are trained on; must be at most 20"),
-        (("--int8", "--format", "torch"), "--int8: for ONNX files; --format is torch"),
-    ):
-        refused = evaluated.command("export", str(evaluated.run), "--force", *wrong)
-        assert refused.code == 2
-        assert said in refused.err
-    assert read_settings(out / "encoder.json") == settings
-
 
 def test_what_int8_costs_is_told_and_scores_mean_what_its_own_pairs_tell(
     evaluated: Project,

@@ -12,9 +12,16 @@ from torch import nn
 
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.models.exported import ExportedStudent, read_settings
+from deskpro.stages.models.osnet import OSNet
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.teacher import Teacher
-from deskpro.stages.models.weights import ModelInfo, load_student, load_teacher, read_metadata
+from deskpro.stages.models.weights import (
+    ModelInfo,
+    load_osnet,
+    load_student,
+    load_teacher,
+    read_metadata,
+)
 
 KIND_OF = {"face": "lr_face", "body": "imgs"}
 """Stream of a student → the kind of image that it sees."""
@@ -32,7 +39,7 @@ class NotFiniteError(Exception):
 class FeatureExtractor:
     """A network, and what it takes to give it images."""
 
-    network: Teacher | Student | ExportedStudent
+    network: Teacher | Student | OSNet | ExportedStudent
     info: ModelInfo
     heads: dict[str, slice]
     """Stream → its slice of the heads."""
@@ -57,6 +64,8 @@ class FeatureExtractor:
         """The features of images by kind, before normalisation: float32 [B, H, D]."""
         if isinstance(self.network, Teacher):
             return self.network(images["hr_face"]).features.float()
+        if isinstance(self.network, OSNet):
+            return self.network(images["imgs"])
         if isinstance(self.network, ExportedStudent):
             return self.network({stream: images[kind] for stream, kind in self.kinds.items()})
         return self.network(images.get("lr_face"), images.get("imgs")).features.float()
@@ -101,7 +110,8 @@ def open_extractor(
 ) -> FeatureExtractor:
     """The network of a weights file: a student, or a teacher, which sees HR faces.
 
-    An exported folder is opened by its encoder.json, in the place of a student's weights file.
+    An exported folder is opened by its encoder.json, in the place of a student's weights file; so
+    is a file of torchreid's OSNet, as a student of bodies.
 
     Args:
         kind: "student", "teacher", or None for the student if the file has one, else the teacher.
@@ -109,6 +119,11 @@ def open_extractor(
     """
     if path.name == ENCODER:
         return _open_exported(path, device)
+    if kind != "teacher" and (found := load_osnet(path)) is not None:
+        osnet, info = found
+        kinds = {"body": KIND_OF["body"]}
+        sizes = {"imgs": info.body_size or body_size}
+        return FeatureExtractor(osnet.to(device), info, {"body": slice(0, 1)}, kinds, sizes)
     info = read_metadata(path, kind)
     faces = info.face_size or face_size
     sizes = {"lr_face": faces, "hr_face": faces, "imgs": info.body_size or body_size}

@@ -127,3 +127,28 @@ def branch(width: float, wiring: str) -> nn.Sequential:
     conv3 = nn.Sequential(OrderedDict([("1", OSBlock(c3, c3, wiring)), ("2", transition(c3))]))
     conv4 = nn.Sequential(OSBlock(c3, c4, wiring), OSBlock(c4, c4, wiring))
     return nn.Sequential(conv3, conv4, Conv1x1(c4, c4))
+
+
+class OSNet(nn.Module):
+    """OSNet itself, under the names of torchreid's files, without the classifier.
+
+    Bodies, normalised float [B, 3, H, W] → float32 [B, 1, D]: the map's mean, a linear layer, batch
+    norm, ReLU.
+
+    Args:
+        width: a row of `CHANNELS`.
+        dim: length D of a feature.
+    """
+
+    def __init__(self, width: float, dim: int) -> None:
+        super().__init__()
+        self.conv1, self.maxpool, self.conv2, first = trunk(width, "osnet")
+        others, self.conv4, self.conv5 = branch(width, "osnet")
+        assert isinstance(others, nn.Sequential)
+        self.conv3 = nn.Sequential(first, *others)
+        channels = CHANNELS[width][-1]
+        self.fc = nn.Sequential(nn.Linear(channels, dim), nn.BatchNorm1d(dim), nn.ReLU())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv3(self.conv2(self.maxpool(self.conv1(images))))
+        return self.fc(self.conv5(self.conv4(x)).mean((2, 3)))[:, None]

@@ -238,6 +238,13 @@ _BRANCHES = {
 """Checkpoints hold every branch under two names: the same tensors."""
 
 
+def bare(key: str) -> str:
+    """A tensor's name without the prefixes of wrapped networks, `module.` and `model.`."""
+    while key.startswith(("module.", "model.")):
+        key = key.split(".", 1)[1]
+    return key
+
+
 def split(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of each network in a published file, under the names that LMBN has for them.
 
@@ -247,9 +254,7 @@ def split(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[str, 
     networks: dict[str, dict[str, torch.Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
     for full, tensor in state.items():
-        key = full
-        while key.startswith(("module.", "model.")):
-            key = key.split(".", 1)[1]
+        key = bare(full)
         first, _, rest = key.partition(".")
         network, name = (first, rest) if first in STREAMS else ("face_net", key)
         for alias, own in _BRANCHES.items():

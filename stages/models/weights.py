@@ -25,12 +25,15 @@ from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.base.training_options import Network
 from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN, head_names
+from deskpro.stages.models.osnet import CHANNELS, OSNet
 from deskpro.stages.models.student import STREAMS, Student
 from deskpro.stages.models.teacher import Teacher
 
 _KEY = "deskpro"
+OSNET_SIZE = 256, 128
+"""Height and width of the images that torchreid trains OSNet on."""
 
-Net = TypeVar("Net", LMBN, Student)
+Net = TypeVar("Net", LMBN, Student, OSNet)
 Found = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
 
 
@@ -145,6 +148,38 @@ def load_student(path: Path) -> tuple[Student, ModelInfo]:
     with torch.random.fork_rng(devices=[]):
         network = Student(info.num_classes, **info.network)
     return _fill(network, tensors, path), info.of(network)
+
+
+def load_osnet(path: Path) -> tuple[OSNet, ModelInfo] | None:
+    """The network of a file of torchreid's OSNet, without its classifier; None for other files.
+
+    Raises:
+        InputError: a tensor is missing, left over or of another shape.
+    """
+    if is_safetensors(path):
+        return None
+    state = {published.bare(name): tensor for name, tensor in published.read_state(path).items()}
+    if "conv1.conv.weight" not in state:
+        return None
+    widths = {(channels[0], 3, 7, 7): width for width, channels in CHANNELS.items()}
+    width = widths.get((*state["conv1.conv.weight"].shape,))
+    if width is None or "fc.0.bias" not in state or any(".IN." in name for name in state):
+        raise InputError(
+            f"{path}: no OSNet that can be used: must be osnet_x1_0, x0_75, x0_5 or x0_25 of "
+            "torchreid, with its layer fc; OSNet-IBN and -AIN are other networks"
+        )
+    dim, classes = (
+        state[name].numel() if name in state else 1 for name in ("fc.0.bias", "classifier.bias")
+    )
+    info = ModelInfo(
+        "student", {"feature_dim": dim, "width": width}, classes, None, None, OSNET_SIZE,
+        {"body": ["global"]},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        network = OSNet(width, dim)
+    counts = {key: t for key, t in network.state_dict().items() if key.endswith("_tracked")}
+    tensors = {key: t for key, t in state.items() if not key.startswith("classifier.")}
+    return _fill(network, counts | tensors, path), info  # old files have no counts
 
 
 def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tensor]]:

@@ -108,7 +108,8 @@ class Encoder:
         detector: str | Path | None = None,
         batch: int = 64,
     ) -> Encoder:
-        """The student of a run folder, an exported folder, or a weights file, ours or published.
+        """The student of a run folder, an exported folder, or a weights file: ours, published, or
+        of torchreid's OSNet, which sees bodies of 256 × 128, without the mirrored image.
 
         Args:
             path: the folder or file.

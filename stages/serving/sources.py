@@ -17,6 +17,7 @@ from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
 from deskpro.stages.metrics.fusion import Fusion, choose_fusion
 from deskpro.stages.models.exported import read_settings
 from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
+from deskpro.stages.models.osnet import OSNet
 
 FaceWeight = float | Literal["fitted"] | None
 """As `eval.face_weight`; None: as the run was evaluated, else fitted, else the default."""
@@ -34,7 +35,8 @@ class Source(NamedTuple):
 
 
 def open_source(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
-    """The student of a run folder, an exported folder or a weights file, ours or published.
+    """The student of a run folder, an exported folder or a weights file: ours, published, or of
+    torchreid's OSNet.
 
     Raises:
         InputError: there is none, or it cannot be used.
@@ -64,7 +66,8 @@ def _opened(
     both = len(extractor.heads) > 1
     fusion = choose_fusion(extractor.info.fusion, face_weight) if both else None
     face = FaceBox() if options.prepare is None else options.prepare.face
-    return Source(extractor, options.eval.flip, fusion, face)
+    flip = options.eval.flip and not isinstance(extractor.network, OSNet)  # as torchreid does
+    return Source(extractor, flip, fusion, face)
 
 
 def _exported(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
