@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.evaluation.feature_store import FeatureStore
+from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatures
 
 KEY = ["split", "pid", "camid", "tracklet"]
 """What images of one tracklet have in common."""
 
 
-class Pooled(FeatureStore):
+class Pooled(ResidentFeatures):
     """Features of tracklets, in memory: of each head the mean of unit vectors, of length 1 again.
 
     Images without a part, whose feature there is 0, don't count in it: a face is pooled from the
@@ -31,11 +31,10 @@ class Pooled(FeatureStore):
 
         `rows` is then the row of each tracklet here, int64 [tracklets].
         """
-        self.device, self.heads = stored.device, stored.heads
         parts = [_mean_direction(stored.take(rows)).cpu().numpy() for rows in members]
         distinct, rows = np.unique(np.stack(parts), axis=0, return_inverse=True)
         self.rows = rows.reshape(-1)
-        self._resident = torch.from_numpy(distinct).to(self.device)
+        super().__init__(torch.from_numpy(distinct).to(stored.device))
 
 
 def _mean_direction(features: torch.Tensor) -> torch.Tensor:
