@@ -65,7 +65,8 @@ def write(
 
     Raises:
         InputError: the run has no student, the student no such stream, there are too few training
-            images, or a library is missing.
+            images, an identity is held out that the student was trained on, or a library is
+            missing.
     """
     import torch
 
@@ -81,7 +82,7 @@ def write(
     chosen = export.chosen_streams(student, ask.streams)
     fitted = ask.dim is not None or ask.int8
     if fitted:
-        train, held_out = training_images(options, student.needs, index)
+        train, held_out = training_images(options, student, index)
     if ask.dim is not None:
         quick = open_source(folder.path, pick_device(options.device), None).extractor
         directions = fit_directions(quick, chosen, train, ask.dim, options)

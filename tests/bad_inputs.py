@@ -436,6 +436,8 @@ EXPORTS = [
     Row("no run folder", "export {tmp}/nowhere", "Type: deskpro eval --run {tmp}/nowhere"),
     Row("a stream that isn't there", "export {run} --streams feet", "it has face, body"),
     Row("too many directions", "export {run} --dim 113", "must be at most"),
+    Row("people held out afterwards", "export {run} --int8 --set data.validation=0.5",
+              "the student was trained on"),
     Row("a program with int8 numbers", "export {run} --int8 --format torch", "for ONNX files"),
     Row("an export that exists", "export {run} --out {data}", "use --force or another --out"),
     Row("a folder of one's own", "export {run} --out {data} --force", "is no exported folder"),

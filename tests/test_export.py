@@ -444,10 +444,14 @@ def test_projections_are_of_training_images_and_their_cost_is_told(
 
 
 def test_what_int8_costs_is_told_and_scores_mean_what_its_own_pairs_tell(
-    evaluated: Project,
+    evaluated: Project, tmp_path: Path
 ) -> None:
+    others = Path(shutil.copytree(evaluated.data, tmp_path / "others"))
+    for file in [*others.glob("*/bounding_box_train/*")]:
+        file.rename(file.with_name(f"2{file.name}"))  # nobody whom the student was trained on
     command = ("export", str(evaluated.run), "--int8", "--streams", "face")
-    done = evaluated.command(*command, "--set", "data.validation=0.5")
+    places = (f"data.root={others}", f"data.test_root={evaluated.data}", "data.validation=0.5")
+    done = evaluated.command(*command, *(word for place in places for word in ("--set", place)))
     assert done.code == 0, done.err
     folder = evaluated.run / "export"
     settings = read_settings(folder / "encoder.json")

@@ -39,22 +39,30 @@ SAMPLE = 256
 
 
 def training_images(
-    options: Options, needs: Sequence[str], index: FileIndex
+    options: Options, student: FeatureExtractor, index: FileIndex
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The images that a student is trained on, and those of held-out identities.
 
-    needs: kinds of images, body images first; an image may lack the others.
+    Raises:
+        InputError: images are unreadable, or the student was trained on a held-out identity.
     """
     checked = check_data(
         options.data.root,
         options.data_train,
         splits=("train",),
-        needs=needs,
+        needs=student.needs,
         incomplete="keep",
         identities=Identities(*options.data.chosen),
         index=index,
     ).require()
-    return checked.split("train"), checked.split(HELD_OUT)
+    train, held_out = checked.split("train"), checked.split(HELD_OUT)
+    trained = sorted({*held_out["pid"]} & {*(student.info.classes or ())})
+    if trained:
+        raise InputError(
+            f"data.validation: the student was trained on {len(trained)} of these identities, "
+            f"{trained[0]} for one. Leave it as it was in the training"
+        )
+    return train, held_out
 
 
 def parts_of(features: np.ndarray, heads: Mapping[str, slice]) -> Parts:
