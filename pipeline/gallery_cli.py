@@ -252,7 +252,8 @@ def _show(
     rows = [{name: row[name] for name in columns} for row in rows]
     if form == "table" and out is None:
         # A column without any value takes the others' place.
-        columns = tuple(name for name in columns if any(row[name] is not None for row in rows))
+        known = (name for name in columns if any(row[name] is not None for row in rows))
+        columns = tuple(known) or columns
         table(title, columns, (results.cells(row, columns) for row in shown))
         return
     if form == "table":

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.progress import log, table
+from deskpro.stages.base.progress import log, table, warn
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.intervals import holm, resampled_means, sign_flip_test
@@ -311,6 +311,8 @@ def _page(runs: Sequence[Run]) -> str:
     if root.is_dir() and data["dataset"] in LAYOUTS:
         index = read_index(root, LAYOUTS[data["dataset"]], ("query", "gallery"))[0]
         images = dict(zip(index["sample_id"], index["imgs"], strict=True))
+    else:
+        warn(f"{root}: no such folder here, so compare.html has no pictures")
     return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], images)
 
 

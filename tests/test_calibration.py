@@ -177,8 +177,8 @@ def test_the_interval_at_a_threshold_covers_what_was_stated() -> None:
     assert alone / 200 < 0.85
 
 
-def test_an_interval_that_says_nothing_leaves_nothing() -> None:
-    assert combined(0.1, [0.05, 0.2], [0.0, 0.5]) == pytest.approx([0, 1])
+def test_intervals_that_reach_0_or_1_are_joined() -> None:
+    assert combined(0.1, [0.05, 0.2], [0.0, 0.5]) == [0, 0.5]
     assert combined(0.0, [0.0, 0.3], [0.1, 0.2]) == [0, 0.3]
     assert combined(0.1, [0.05, 0.2]) == pytest.approx([0.05, 0.2])
 

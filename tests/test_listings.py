@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from deskpro import Encoder
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import LAYOUTS, image_folders
 from deskpro.stages.evaluation.tracklets import pool_parts, pool_tracklets
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
-from tests.conftest import Project
+from tests.conftest import Project, Result
 
 MEVID = "annotation/mevid-v1-annotation-data"
 
@@ -107,9 +108,37 @@ def test_mevid_is_read_as_published(base: int, tmp_path: Path) -> None:
     query, gallery = (facts(tmp_path, "mevid", split) for split in ("query", "gallery"))
     assert [row[0] for row in gallery] == ["0007", "0008"]
     assert query == [("0008", 22, "8_2", "bbox_test/0008O002C022T003")]
-    about = layout.listing(tmp_path, tmp_path).about
+    about = layout.listing(tmp_path, tmp_path, ["query"]).about
     assert f"counts rows from {base}" in about
     assert ("nothing in it says so" in about) == (base == 0)
+
+
+@pytest.mark.parametrize(("make", "part"), [(ccvid, "session"), (mevid, "bbox_train")])
+def test_a_copy_without_training_images_can_be_evaluated(
+    make: Callable[[Path], None], part: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    lines = (tmp_path / "train.txt").read_text().split() if part == "session" else [part]
+    for folder in (line for line in lines if line.startswith(part)):
+        shutil.rmtree(tmp_path / folder)
+    found = check_data(
+        tmp_path, make.__name__, splits=("query", "gallery"), test_needs=("imgs",), training=False
+    )
+    assert not found.problems
+    whole = check_data(tmp_path, make.__name__, needs=("imgs",), test_needs=("imgs",))
+    assert any("train" in str(problem.path) for problem in whole.problems)
+
+
+def test_mevid_s_lists_may_lie_beside_its_images_and_are_dependencies(tmp_path: Path) -> None:
+    mevid(tmp_path)
+    before = facts(tmp_path, "mevid", "query")
+    for path in (tmp_path / MEVID).iterdir():
+        path.rename(tmp_path / path.name)
+    assert facts(tmp_path, "mevid", "query") == before
+    layout = LAYOUTS["mevid"]
+    assert sum((tmp_path / name).is_file() for name in layout.side_files) == 5
+    deps = image_folders(tmp_path, "mevid", ("imgs",), ("query",))
+    assert deps["query_IDX.txt"] == (tmp_path, "query_IDX.txt")
 
 
 def test_images_that_no_list_names_are_said(tmp_path: Path) -> None:
@@ -274,6 +303,31 @@ def test_tracklets_are_ranked_by_the_mean_of_their_frames(project: Project, tmp_
         assert numbers["streams"]["body"]["queries"] == len(expected.queries)
     ranked = pd.read_csv(run / "ranked.csv")
     assert {*ranked["query"]} <= {*query["sample_id"]}  # a tracklet's first image names it
+
+
+def test_features_of_any_network_are_pooled_as_those_of_a_student(
+    command: Callable[..., Result], tmp_path: Path
+) -> None:
+    root, run = tmp_path / "videos", tmp_path / "run"
+    ccvid(root)
+    index, _ = read_index(root, LAYOUTS["ccvid"], ("query", "gallery"))
+    values = np.random.default_rng(0).standard_normal((len(index), 5))
+    np.savez(tmp_path / "mine.npz", paths=index["sample_id"].to_numpy(str), mine=values)
+    words = ("eval", "--features", str(tmp_path / "mine.npz"), "--data", str(root), "--dataset",
+             "ccvid", "--run", str(run), "--set", "eval.unit=tracklet")  # fmt: skip
+    result = command(*words)
+    assert result.code == 0, result.err
+    names = index.drop_duplicates(["split", "tracklet"])
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    means = np.stack([unit[(index["tracklet"] == name)].mean(0) for name in names["tracklet"]])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    asked, shown = ((names["split"] == split).to_numpy() for split in ("query", "gallery"))
+    distances = 1 - means[asked] @ means[shown].T
+    query, gallery = (names[rows].reset_index(drop=True) for rows in (asked, shown))
+    report = json.loads((run / "metrics.json").read_text())
+    for protocol, numbers in report["protocols"].items():
+        expected = rank_gallery(query, gallery, distances.__getitem__, PROTOCOLS[protocol])
+        assert numbers["streams"]["mine"]["mAP"] == pytest.approx(expected.mAP, abs=1e-6)
 
 
 @pytest.mark.finished("train-student")

@@ -146,6 +146,9 @@ def test_clothes_by_person_or_unknown_say_nothing() -> None:
         images, images, distances.__getitem__, PROTOCOLS["prcc-cloth-changing-single-shot"]
     )
     assert "drawn" in drawn["refused"]
+    some = mistake_numbers(ranking, images, images, shared_clothes=True, drawn=True)
+    assert some["outfit"]["refused"] == "its galleries are drawn"
+    assert "cameras" not in some
     many = images.assign(camid=range(6))
     wide = pd.concat([many.assign(camid=many["camid"] + 6 * i) for i in range(9)])
     assert "cameras" not in mistake_numbers(ranking, many, wide, shared_clothes=True)

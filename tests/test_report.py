@@ -379,7 +379,9 @@ def test_queries_are_chosen_by_average_precision_and_never_twice() -> None:
         {"sample_id": list("abcdef"), "ap": [1, 0.1, 0.9, 0.1, 0.5, 0.3], "pid": list("uvwxyz"),
          "rank1": [1, 0, 1, 0.5, 1, 0]}
     )  # fmt: skip
-    lists = pd.DataFrame({"query": list("abcdef"), "clothes": "red", "camid": "1"})
+    lists = pd.DataFrame(
+        {"query": list("abcdef"), "clothes": "red", "camid": "1", "positive": "False"}
+    )
     chosen = ranked.choose(queries, lists, 2, 2, outfits=False)
     assert chosen["sample_id"].tolist() == ["b", "d", "a", "c"]
     assert chosen["outcome"].tolist() == ["failed", "failed", "good", "good"]
@@ -397,7 +399,12 @@ def test_failed_queries_are_chosen_by_kind_in_turn() -> None:
          "face": ["False", "True", "True", "False", "False", "True", "True"]}
     )  # fmt: skip
     lists = pd.DataFrame(
-        {"query": list("abcdefg"), "clothes": "red", "camid": ["1", "1", "2", "1", "2", "1", "2"]}
+        {
+            "query": list("abcdefg"),
+            "clothes": "red",
+            "camid": ["1", "1", "2", "1", "2", "1", "2"],
+            "positive": "False",
+        }
     )
     every = ranked.choose(queries, lists, 9, 9, outfits=True)
     kinds = dict(zip(every["sample_id"], every["kind"], strict=True))

@@ -268,3 +268,8 @@ def test_intervals_of_pairs_at_their_limits() -> None:
     assert (low, high) == (0, pytest.approx(0.6))  # three of five people
     assert pair_interval(pairs, pairs) == [pytest.approx(0.4), 1]
     assert pair_interval(np.ones((2, 2)), np.full((2, 2), 20)) == [0, 1]
+    idle = np.zeros((2, 95))  # people of whom there are no pairs say nothing
+    some = np.concatenate([np.arange(10).reshape(2, 5), idle], axis=1)
+    assert pair_interval(some, np.concatenate([pairs, idle], axis=1)) == pytest.approx(
+        pair_interval(some[:, :5], pairs)
+    )

@@ -14,7 +14,7 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import read_bytes, read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.progress import bar, log
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 
 _LISTED = 40
@@ -67,17 +67,21 @@ def read_index(
         )
     folder, rows = layout.bodies(root), list[dict[str, object]]()
     clothes, problems = read_clothes(root / "clothes.csv")
-    listed = layout.listing and layout.listing(root, folder)
-    problems += [Problem(*problem) for problem in (listed.problems if listed else ())]
-    facts = listed.facts if listed else {}
+    splits = [*splits]
+    lists = layout.read_lists(root, splits)
+    if lists is not None:
+        problems += [Problem(*problem) for problem in lists.problems]
+        if lists.about:
+            log(f"{root}: {lists.about}")
+    facts = lists.facts if lists else {}
     for split in splits:
         scenes, wrong = read_scenes(root, layout.scenes.get(split))
         problems += wrong
         files = {}
         for kind in KINDS[1:]:
-            files[kind], ambiguous = _by_stem(root / kind, layout.images(root, split, kind))
+            files[kind], ambiguous = _by_stem(root / kind, layout.images(root, split, kind, lists))
             problems += ambiguous
-        images = layout.images(root, split)
+        images = layout.images(root, split, lists=lists)
         problems += _by_stem(folder, images)[1]
         if not images:
             place = folder / layout.files[split].split("*")[0].split("[")[0]

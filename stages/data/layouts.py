@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +19,7 @@ from deskpro.stages.data.listings import (
     CCVID_LISTS,
     IMAGE_SUFFIXES,
     MEVID_LISTS,
+    Listing,
     Read,
     read_ccvid,
     read_mevid,
@@ -92,18 +93,28 @@ class Layout:
         """The folder below which the paths of body images are counted."""
         return root / "imgs" if self.prepared(root) else root
 
-    def images(self, root: Path, split: str, kind: str = "imgs") -> list[str]:
-        """The images of a kind, sorted: paths below `bodies(root)`, or below `root / kind`."""
-        if self.listing is not None:
-            listed = self.listing(root, self.bodies(root)).images[split]
-            if kind == "imgs":
-                return [*listed]
-            stems = {image.rpartition(".")[0] for image in listed}
-            found = list_images(root / kind, self.files[split]) if self.prepared(root) else []
-            return [image for image in found if image.rpartition(".")[0] in stems]
-        if self.prepared(root):
-            return list_images(root / kind, self.files[split])
-        return list_images(root, self.files[split]) if kind == "imgs" else []
+    def read_lists(self, root: Path, splits: Collection[str]) -> Listing | None:
+        """What its own lists say of some splits, where they say which images these are."""
+        return self.listing and self.listing(root, self.bodies(root), splits)
+
+    def images(
+        self, root: Path, split: str, kind: str = "imgs", lists: Listing | None = None
+    ) -> list[str]:
+        """The images of a kind, sorted: paths below `bodies(root)`, or below `root / kind`.
+
+        lists: what `read_lists` gave; read where not given.
+        """
+        prepared = self.prepared(root)
+        if kind != "imgs" and not prepared:
+            return []
+        lists = lists or self.read_lists(root, [split])
+        if lists is None:
+            return list_images(root / kind if prepared else root, self.files[split])
+        if kind == "imgs":
+            return [*lists.images[split]]
+        stems = {image.rpartition(".")[0] for image in lists.images[split]}
+        found = list_images(root / kind, self.files[split])
+        return [image for image in found if image.rpartition(".")[0] in stems]
 
     @property
     def side_files(self) -> tuple[str, ...]:

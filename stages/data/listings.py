@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ from deskpro.cache.files import read_text
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MEVID = "annotation/mevid-v1-annotation-data"
 CCVID_LISTS = ("train.txt", "query.txt", "gallery.txt")
-MEVID_LISTS = tuple(
-    f"{_MEVID}/{name}.txt"
-    for name in ("train_name", "track_train_info", "test_name", "track_test_info", "query_IDX")
-)
+_MEVID_NAMES = ("train_name", "track_train_info", "test_name", "track_test_info", "query_IDX")
+MEVID_LISTS = tuple(f"{place}{name}.txt" for place in (f"{_MEVID}/", "") for name in _MEVID_NAMES)
+"""Where they are published; at the root where the images were unpacked beside them, or prepared."""
 
 
 class Listing(NamedTuple):
@@ -37,8 +36,9 @@ class Listing(NamedTuple):
     about: str = ""
 
 
-Read = Callable[[Path, Path], Listing]
-"""(root, folder of body images) → what the lists say."""
+Read = Callable[[Path, Path, Collection[str]], Listing]
+"""(root, folder of body images, splits) → what the lists of these splits say; others are empty, and
+need not exist."""
 
 
 class _WrongError(Exception):
@@ -49,14 +49,17 @@ class _WrongError(Exception):
         self.problem = path, what
 
 
-def read_ccvid(root: Path, folder: Path) -> Listing:
+def read_ccvid(root: Path, folder: Path, splits: Collection[str]) -> Listing:
     """CCVID: lines `session3/037_04 037 u10_l6` of {train,query,gallery}.txt: the folder of a
     tracklet's frames, identity, clothes. Clothes are counted by person; cameras of session 3 are
     other ones than those of the same number before."""
     images, problems = dict[str, list[str]](), list[tuple[Path, str]]()
     facts = dict[str, Mapping[str, Any]]()
     for name in CCVID_LISTS:
-        found = images.setdefault(name.removesuffix(".txt"), [])
+        split = name.removesuffix(".txt")
+        found = images.setdefault(split, [])
+        if split not in splits:
+            continue
         try:
             for path, place, line in _lines(root / name):
                 tracklet, fact = _ccvid_tracklet(path, place, line)
@@ -81,13 +84,14 @@ def _ccvid_tracklet(path: Path, place: str, line: str) -> tuple[str, dict[str, A
     return parts[0], {"camid": camera, "clothes": f"{parts[1]}_{parts[2]}", "tracklet": parts[0]}
 
 
-def read_mevid(root: Path, folder: Path) -> Listing:
+def read_mevid(root: Path, folder: Path, splits: Collection[str]) -> Listing:
     """MEVID: the names of all crops, and for each tracklet the first and last of its names, which
     count from 0, identity, outfit and camera; and which test tracklets are queries."""
     images: dict[str, list[str]] = {"train": [], "query": [], "gallery": []}
     facts, about = dict[str, Mapping[str, Any]](), ""
+    wanted = {"train" if split == "train" else "test" for split in splits}
     try:
-        for part in ("train", "test"):
+        for part in sorted(wanted):
             tracks = [*_mevid_tracks(root, folder, part)]
             queries = set[int]()
             if part == "test":
@@ -95,7 +99,8 @@ def read_mevid(root: Path, folder: Path) -> Listing:
             for row, (path, place, frames, fact) in enumerate(tracks):
                 _add(facts, frames, fact, path, place)
                 split = "query" if row in queries else "gallery"
-                images["train" if part == "train" else split] += frames
+                split = "train" if part == "train" else split
+                images[split] += frames if split in splits else []
     except _WrongError as error:
         return Listing(images, facts, [error.problem], about)
     return Listing(images, facts, [], about)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from deskpro.stages.base.progress import warn
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
 from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, SPLITS, Layout, list_images
+from deskpro.stages.data.listings import Listing
 
 Found = tuple[list[Problem], list[Problem]]
 """What isn't used, and what is wrong: where nothing at all is used, names differ by mistake."""
@@ -27,10 +28,13 @@ def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
     image that exists in another split is used there.
     """
     unused, problems, ids = list[Problem](), list[Problem](), set[str]()
+    # Where lists say the splits, these share folders.
+    lists = layout.read_lists(root, SPLITS)
+    listed = {stem(i) for images in (lists.images if lists else {}).values() for i in images}
     for split in splits:
-        images = layout.images(root, split)
+        images = layout.images(root, split, lists=lists)
         ids.update(images)
-        parts = [_files_without_body(root, layout, split, images)]
+        parts = [_files_without_body(root, layout, split, images, lists, listed)]
         if listing := layout.scenes.get(split):
             scenes = read_scenes(root, listing)[0]
             names = {PurePath(image).name: image for image in images}
@@ -75,18 +79,20 @@ def is_file(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)  # noqa: PTH113
 
 
-def _files_without_body(root: Path, layout: Layout, split: str, images: Collection[str]) -> Found:
+def _files_without_body(
+    root: Path,
+    layout: Layout,
+    split: str,
+    images: Collection[str],
+    lists: Listing | None,
+    listed: Collection[str],
+) -> Found:
+    """listed: stems of all images that lists name, whatever their split."""
     unused, problems = list[Problem](), list[Problem]()
     stems, prepared = {stem(image) for image in images}, layout.prepared(root)
-    # Where lists say the splits, these share folders.
-    elsewhere = {
-        stem(image)
-        for other in (SPLITS if layout.listing else ())
-        for image in layout.images(root, other)
-    }
     for kind in KINDS if prepared else KINDS[:1]:
         folder = root / kind if prepared else root
-        files = [*images] if kind == "imgs" else layout.images(root, split, kind)
+        files = [*images] if kind == "imgs" else layout.images(root, split, kind, lists)
         idle = [name for name in files if stem(name) not in stems]
         if idle and images and len(idle) == len(files):
             what = f"none of its {len(idle)} files has the name of a body image"
@@ -97,7 +103,7 @@ def _files_without_body(root: Path, layout: Layout, split: str, images: Collecti
             ]
         others = {*list_images(folder, layout.files[split], suffixes=("",))} - {*files}
         for name in sorted(others):
-            if PurePath(name).name not in _LITTER and stem(name) not in elsewhere:
+            if PurePath(name).name not in _LITTER and stem(name) not in listed:
                 what = f"not an image file ({', '.join(IMAGE_SUFFIXES)})"
                 if name.lower().endswith(IMAGE_SUFFIXES):
                     what = "an image that no list names"

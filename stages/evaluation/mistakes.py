@@ -2,7 +2,7 @@
 worse people are found when they have changed their clothes.
 
 A first image is wrong where it is another person's. Of several that are equally near each counts by
-its share. Where galleries are drawn, all is of the first draw.
+its share. Where galleries are drawn, only their share is said, of the first draw.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def add_mistakes(
         protocol = PROTOCOLS[name]
         shown = gallery[protocol.gallery_mask(gallery)]
         for stream, ranking in streams.items():
-            found = mistake_numbers(ranking, query, shown, shared_clothes)
+            found = mistake_numbers(ranking, query, shown, shared_clothes, protocol.draws > 1)
             if report["rerank"] is None:
                 compared = measures[stream]
                 seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
@@ -76,13 +76,22 @@ def show_mistakes(report: Mapping[str, Any]) -> None:
 
 
 def mistake_numbers(
-    ranking: Ranking, query: pd.DataFrame, gallery: pd.DataFrame, shared_clothes: bool
+    ranking: Ranking,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    shared_clothes: bool,
+    drawn: bool = False,
 ) -> dict[str, Any]:
-    """What wrong first images show; shares in 0..1. gallery: the images that are ranked."""
+    """What wrong first images show; shares in 0..1.
+
+    gallery: the images that are ranked; drawn: whether some of them are, which aren't known here.
+    """
     rows = ranking.queries[ranking.queries["draw"] == 0].set_index("sample_id")
     wrong = 1 - rows["rank1"]
     who = query.set_index("sample_id").loc[rows.index, ["pid", "camid", "clothes"]]
     found: dict[str, Any] = {"wrong": float(wrong.mean())}
+    if drawn:
+        return {**found, "outfit": {"refused": "its galleries are drawn"}}
     found["outfit"] = _outfits(ranking.firsts, wrong, who, gallery, shared_clothes)
     cameras = pd.concat([who["camid"], gallery["camid"]])
     if cameras.notna().all() and cameras.nunique() <= _CAMERAS:
@@ -108,7 +117,8 @@ def _outfits(
         return {"refused": "nobody else wears a query's outfit"}
     parts = np.stack([misled, expected, wrong], axis=1)
     means = resampled_means(parts, who["pid"].to_numpy())
-    lifts = means[:, 0] / np.maximum(means[:, 1], np.finfo(float).tiny)
+    told = means[:, 1] > 0  # a resample without any wrong image says nothing
+    lifts = means[told, 0] / means[told, 1]
     return {
         "share": float(misled.sum() / wrong.sum()),
         "expected": float(expected.sum() / wrong.sum()),

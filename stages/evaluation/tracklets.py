@@ -52,11 +52,18 @@ def pool_parts(
     found = {}
     for name, values in features.items():
         there = (values != 0).any(axis=1)
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        used = values / np.where(there[:, None], lengths, 1) if metric == "cosine" else values
+        used = _unit(values) if metric == "cosine" else values
         means = [used[rows].sum(0) / max(there[rows].sum(), 1) for rows in members]
         found[name] = np.stack(means)
     return found
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, or 0; float64 [N, D]."""
+    highest = np.abs(values).max(axis=1, keepdims=True)
+    scaled = values / np.where(highest > 0, highest, 1)  # so that no square is beyond a float
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled / np.where(lengths > 0, lengths, 1)
 
 
 def pool_tracklets(
@@ -89,8 +96,6 @@ def pool_tracklets(
     table = groups.head(1).drop(columns=[*kinds, "row"]).reset_index(drop=True)
     for kind in kinds:
         table[kind] = groups[kind].first().to_numpy()
-    table = table.assign(row=np.arange(len(table))).astype(object)
+    table = table.astype(object).where(table.notna(), None).astype({"camid": "int64"})
     members = [np.sort(rows.to_numpy(np.int64)) for _, rows in groups["row"]]
-    return table.assign(row=np.arange(len(table))).astype(object).where(
-        table.notna(), None
-    ), members
+    return table.assign(row=np.arange(len(table))), members

@@ -66,6 +66,8 @@ def pair_interval(accepted: np.ndarray, pairs: np.ndarray) -> list[float]:
     Args:
         accepted, pairs: of each person as query, and as gallery, numbers [2, people].
     """
+    there = pairs.sum(0) > 0  # of the others nothing is known
+    accepted, pairs = accepted[:, there], pairs[:, there]
     people, total, hits = pairs.shape[1], pairs[0].sum(), accepted[0].sum()
     rest = total - pairs.sum(0)
     if people < 3 or not rest.all():
@@ -85,15 +87,19 @@ def combined(share: float, *intervals: npt.ArrayLike) -> list[float]:
     """The interval of a share of one sample that is told by others, too: [low, high].
 
     As of an accept rate on test at a threshold of held-out people, either of which may be off:
-    half-widths on the scale of log-odds add in squares.
+    half-widths on the scale of log-odds add in squares. Where one reaches 0 or 1 there is no such
+    width, and the interval is the smallest that holds all of them.
 
     Args:
         share: 0..1.
         intervals: of each sample, its own first; low and high, around the share that it has.
             Of the others the half-width is half of their width.
     """
+    ends = np.array([[*np.asarray(each, float)] for each in intervals])
     if not 0 < share < 1:
-        return [float(end) for end in np.asarray(intervals[0])]
+        return [float(end) for end in ends[0]]
+    if not ((ends > 0) & (ends < 1)).all():
+        return [float(ends.min()), float(ends.max())]
     (low, high), *others = (_log_odds(np.asarray(each, float)) for each in intervals)
     middle = float(_log_odds(np.asarray(share)))
     more = sum(((other[1] - other[0]) / 2) ** 2 for other in others)

@@ -21,20 +21,18 @@ Evaluated = tuple[str, Path, Mapping[str, Any], Mapping[tuple[str, str], pd.Data
 
 
 def disagreements(runs: Sequence[Evaluated], paths: Mapping[str, str]) -> str:
-    """The page, of the first run against each other: the first protocol's widest stream.
+    """The page, of the first run against each other: of the first protocol and widest stream that
+    all have. Of other streams than the widest there are no lists.
 
     paths: sample_id → body image.
     """
     first, *others = runs
-    name, protocol = next(iter(first[2]["protocols"].items()))
-    stream = results.widest(dict.fromkeys(s for p, s in first[3] if p == name))
+    shared = [place for place in first[3] if all(place in other[3] for other in others)]
+    name = shared[0][0]
+    stream = results.widest(dict.fromkeys(s for p, s in shared if p == name))
+    protocol = first[2]["protocols"][name]
     show = Thumbnails({"picture": (120, 240)})
-    pairs = [
-        pair
-        for other in others
-        if (name, stream) in other[3]
-        for pair in _pairs(first, other, (name, stream), paths, show)
-    ]
+    pairs = [pair for other in others for pair in _pairs(first, other, (name, stream), paths, show)]
     facts = {"protocol": name, "stream": stream, "rule": protocol["rule"], "pairs": pairs}
     return render("compare", {**facts, "names": [run[0] for run in runs]}, style="search")
 
@@ -48,7 +46,7 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     """What each of two runs finds alone."""
     both = first[3][place].join(other[3][place], rsuffix="_other", how="inner")
-    lists = {run[0]: _lists(run[1]) for run in (first, other)}
+    lists = {run[0]: _lists(run, place) for run in (first, other)}
     found = []
     for winner, loser, mine, theirs in (
         (first[0], other[0], "", "_other"), (other[0], first[0], "_other", ""),
@@ -78,9 +76,12 @@ def _pairs(
     return found
 
 
-def _lists(folder: Path) -> Mapping[str, list[dict[Any, Any]]]:
-    table = record.read_table(folder / "ranked.csv")
-    if table is None:
+def _lists(run: Evaluated, place: tuple[str, str]) -> Mapping[str, list[dict[Any, Any]]]:
+    """The nearest images of each query; they are those of a run's first protocol, widest stream."""
+    name, protocol = next(iter(run[2]["protocols"].items()))
+    streams = {results.widest(protocol["streams"]), results.widest(s for p, s in run[3])}
+    table = record.read_table(run[1] / "ranked.csv")
+    if table is None or place[0] != name or place[1] not in streams:
         return {}
     return {str(query): rows.to_dict("records") for query, rows in table.groupby("query")}
 

@@ -17,8 +17,8 @@ KINDS = {
     "camera": "same camera",
     "face": "in spite of a face",
 }
-"""Kinds of failed queries, the first that holds: their first image wears the query's outfit, they
-have no face, their first image is of their camera, none of these."""
+"""Kinds of failed queries, the first that holds: their first wrong image wears the query's outfit,
+they have no face, that image is of their camera, none of these."""
 
 
 def choose(
@@ -34,7 +34,8 @@ def choose(
         ranked: rows of ranked.csv.
         outfits: whether a label of clothes is one outfit, whoever wears it.
     """
-    first = ranked.drop_duplicates("query").set_index("query").reindex(queries["sample_id"])
+    wrong = ranked[ranked["positive"] == "False"].drop_duplicates("query")
+    first = wrong.set_index("query").reindex(queries["sample_id"])
     queries = queries.assign(kind=[*_kinds(queries, first, outfits)]).sort_values("sample_id")
     matched = queries["rank1"] == 1
     worst = queries[~matched].sort_values("ap", kind="stable").drop_duplicates("pid")
