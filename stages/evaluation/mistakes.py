@@ -49,6 +49,8 @@ def add_mistakes(
                 seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
                 distances = compared.measure(seen, gallery)
                 found["changed"] = changed_clothes(seen, gallery, distances, protocol)
+            else:
+                found["changed"] = {"refused": "distances are re-ranked"}
             report["protocols"][name]["streams"][stream]["mistakes"] = found
 
 
