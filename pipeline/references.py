@@ -33,6 +33,8 @@ def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[st
     """
     layout = LAYOUTS[options.data_test or options.data_train]
     index = read_index(options.test_root, layout, ("query", "gallery"))[0]
+    if options.eval.unit == "tracklet":
+        index = index.drop_duplicates(["split", "pid", "camid", "tracklet"])
     query, gallery = (
         index[index["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
     )

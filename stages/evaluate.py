@@ -172,6 +172,8 @@ class Evaluate(Stage):
             folder.gallery_features, gallery, job.index, budget - stored.resident
         )
         measures = measures_of(extractor, stored, options.eval.face_weight, seen and seen.stored)
+        if options.eval.unit == "tracklet":  # what scores mean was fitted on images
+            measures = {name: each._replace(calibration={}) for name, each in measures.items()}
         ranked = gallery if seen is None else seen.table
         if teacher and seen:
             about["gallery_network"] = teacher.facts()
