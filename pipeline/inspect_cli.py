@@ -184,9 +184,9 @@ def report(
 ) -> None:
     """Write the report of a run: one HTML file.
 
-    Figures with their intervals, curves, ranked lists of good and failed queries, the student's
-    attention beside its target, and the provenance of everything. It needs no network, and RUN
-    must have been evaluated.
+    Figures with their intervals, what goes wrong, curves, ranked lists of good and failed queries,
+    the student's attention beside its target, and the provenance of everything. It needs no
+    network, and RUN must have been evaluated.
     """
     from deskpro.stages import report as stage
 

@@ -129,7 +129,7 @@ class Evaluate(Stage):
         return [
             Dep("the network" if self.alone else "the student", self.weights),
             *(Dep("the teacher", path) for path in (self.teacher,) if path is not None),
-            *(Dep(name, root / name) for name in layout.side_files),
+            *(Dep(name, root / name) for name in layout.side_files if name not in folders),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 

@@ -46,10 +46,6 @@ class _Input(NamedTuple):
     extra: list[str]
     others: list[str]
 
-    def split(self, name: str) -> pd.DataFrame:
-        """The images of query or gallery, numbered from 0."""
-        return self.images[self.images["split"] == name].reset_index(drop=True)
-
 
 class EvaluateFeatures(Stage):
     """Evaluates a file of features by every protocol of the dataset: `eval` without a network."""
@@ -112,7 +108,7 @@ class EvaluateFeatures(Stage):
         ]
         return [
             *files,
-            *(Dep(name, root / name) for name in layout.side_files),
+            *(Dep(name, root / name) for name in layout.side_files if name not in folders),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 
@@ -176,7 +172,7 @@ class EvaluateFeatures(Stage):
             used_values,
         )
         from deskpro.stages.evaluation.parts import choose_weights
-        from deskpro.stages.evaluation.scoring import choose_protocols
+        from deskpro.stages.evaluation.scoring import choose_protocols, split
 
         root, file, splits = self.options.test_root, self.file, ("query", "gallery")
         found = read_features(file)
@@ -199,9 +195,8 @@ class EvaluateFeatures(Stage):
         images["row"] = np.arange(len(images))
         for name, seen in there.items():
             images[name] = np.array([name if here else None for here in seen], object)
-        read = _Input(images, features, weights, [], matched.extra, found.others)
-        protocols = choose_protocols(self.options, *map(read.split, splits))
-        return read._replace(protocols=protocols)
+        protocols = choose_protocols(self.options, *split(images))
+        return _Input(images, features, weights, protocols, matched.extra, found.others)
 
     def _warn(self, found: _Input) -> None:
         from deskpro.stages.base.foreign import some

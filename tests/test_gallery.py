@@ -351,42 +351,35 @@ def test_the_page_holds_pictures_scores_and_cases(
     assert len([*csv.DictReader(io.StringIO(out))]) == 8
 
 
-def test_the_documented_commands_run(
-    run: Path,
-    tiny_benchmark: Path,
-    command: Callable[..., Result],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    text = (REPOSITORY / "stages/README.md").read_text().split("\n## Gallery\n")[1]
-    lines = text.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").splitlines()
+@pytest.fixture
+def demonstration(
+    run: Path, tiny_benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The current folder, with runs/demo and data/benchmark as the documents' examples have them."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
     (tmp_path / "runs/demo").symlink_to(run)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_documented_commands_run(demonstration: Path, command: Callable[..., Result]) -> None:
+    text = (REPOSITORY / "stages/README.md").read_text().split("\n## Gallery\n")[1]
+    lines = text.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").splitlines()
     for line in lines:
         assert command(*line.split()[1:]).code == 0, line
     assert len(lines) == 7
-    assert len([*csv.DictReader((tmp_path / "runs/people.csv").open())]) == 12
-    assert listed(tmp_path / "runs/people") == []
+    assert len([*csv.DictReader((demonstration / "runs/people.csv").open())]) == 12
+    assert listed(demonstration / "runs/people") == []
 
 
 def test_the_documented_video_becomes_a_gallery(
-    run: Path,
-    tiny_benchmark: Path,
-    command: Callable[..., Result],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    demonstration: Path, command: Callable[..., Result]
 ) -> None:
     text = (REPOSITORY / "stages/README.md").read_text().split("\n### In a tracker\n")[1]
     example = text.split("```python\n")[2].split("```")[0]
     assert len(example.splitlines()) <= 25
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)
-    (tmp_path / "runs/demo").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
     exec(example, {})
     add, search = text.split("```sh\n")[1].split("```")[0].splitlines()
     assert command(*add.split()[1:]).code == 0
@@ -395,7 +388,7 @@ def test_the_documented_video_becomes_a_gallery(
     hits = json.loads(result.out)
     assert len(hits) == 3
     assert {hit["person"] for hit in hits} == {"track 1"}
-    assert len(listed(tmp_path / "runs/video")) == 12
+    assert len(listed(demonstration / "runs/video")) == 12
 
 
 # Bad inputs

@@ -151,7 +151,7 @@ def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) ->
 
 @contextmanager
 def _import_again(target: Target, options: Options) -> Iterator[None]:
-    """Imported targets that can't be used aren't mended by building the cache again."""
+    """Imported targets that can't be used aren't fixed by building the cache again."""
     try:
         yield
     except CacheError as error:
