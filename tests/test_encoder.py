@@ -132,6 +132,17 @@ def test_similarity_is_what_eval_ranks_all_by(
     np.testing.assert_allclose(similarity, source.fusion.highest - distances, atol=2e-6)
 
 
+def test_similarity_of_double_precision_is_not_rounded(encoder: Encoder) -> None:
+    """A gallery scores what it found in double precision, so that equal pictures score equally."""
+    vectors = np.random.default_rng(0).normal(size=(5, encoder.dim))
+    parts = [vectors[:, part] @ vectors[:, part].T for part in encoder.parts.values()]
+    found = Features(vectors, np.ones(5, bool))
+    both = encoder.source.fusion
+    assert both is not None
+    expected = both.scores(*parts, np.ones((5, 5), bool))
+    np.testing.assert_array_equal(encoder.similarity(found, found), expected)
+
+
 @given(st.integers(0, 999), st.floats(0, 1))
 def test_fixed_weights_are_a_weighted_sum_in_which_a_missing_face_is_0(
     seed: int, weight: float

@@ -355,7 +355,7 @@ def test_the_page_holds_pictures_scores_and_cases(
 def demonstration(
     run: Path, tiny_benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The current folder, with runs/demo and data/benchmark as the documents' examples have them."""
+    """The current folder, with the runs/demo and data/benchmark of documented examples."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data/benchmark").symlink_to(tiny_benchmark)

@@ -41,5 +41,10 @@ def stored(vectors: np.ndarray, storage: str) -> np.ndarray:
 
 
 def restored(part: np.ndarray) -> np.ndarray:
-    """A part of stored vectors, float32 [N, L]: of int8 each row has length 1 again, or 0."""
-    return unit(part) if part.dtype == np.int8 else part.astype(np.float32, copy=False)
+    """A part of stored vectors, float [N, L]: of int8 each row has length 1 again, or 0.
+
+    float64 stays: a gallery scores equal pictures equally by it.
+    """
+    if part.dtype == np.int8:
+        return unit(part)
+    return part.astype(np.promote_types(part.dtype, np.float32), copy=False)
