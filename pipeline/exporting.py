@@ -44,8 +44,8 @@ def export(
     with write_folder_aside(out) as aside:
         settings, sizes = stage.write(folder, aside, ask, options, index)
         evaluated = RunFolder(aside / ".evaluation")
-        # Files of projected vectors see the mirrored image themselves.
-        own = () if ask.dim is None else ("eval.flip=false",)
+        # Files of projected vectors see the mirrored image themselves, and are compared by image.
+        own = () if ask.dim is None else ("eval.flip=false", "eval.unit=picture")
         asked = config.load(record["config"], (*overrides, *own))
         Evaluate(asked, evaluated, settings, "student").run(Job(index))
         facts = stage.finish(folder, settings, evaluated, options, sizes)

@@ -26,6 +26,7 @@ from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatur
 from deskpro.stages.evaluation.features import extract_batches
 from deskpro.stages.evaluation.measures import measures_of
 from deskpro.stages.evaluation.rankings import rank_all
+from deskpro.stages.evaluation.scoring import split
 from deskpro.stages.metrics import compact
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.models.extractor import FeatureExtractor
@@ -173,11 +174,8 @@ class Sizes:
         table = table.assign(row=np.array(rows, np.int64)).sort_values(
             ["row", "sample_id"], ignore_index=True
         )
-        query, gallery = (
-            table[table["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
-        )
         every = store.take(np.arange(len(keys))).numpy()
-        return cls(options, extractor, query, gallery, parts_of(every, extractor.heads), directions)
+        return cls(options, extractor, *split(table), parts_of(every, extractor.heads), directions)
 
     def accuracy(
         self,
