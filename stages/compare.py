@@ -170,7 +170,7 @@ def _settings(one: Run, other: Run) -> list[str]:
     (name, own), (other_name, theirs) = found
     return [
         f"{what} is {own.get(what)} in {name}, {theirs.get(what)} in {other_name}"
-        for what in ("flip", "face_weight", "metric", "weights", "rerank", "gallery_network")
+        for what in ("flip", "face_weight", "metric", "weights", "gallery_network")
         if own.get(what) != theirs.get(what)
     ]
 

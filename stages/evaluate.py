@@ -54,6 +54,7 @@ class Evaluate(Stage):
         "eval.protocols",
         "eval.face_weight",
         "eval.rerank",
+        "eval.enrich",
         "eval.flip",
         "eval.ranks",
         "eval.gallery_network",
@@ -145,11 +146,13 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.measures import measures_of
         from deskpro.stages.evaluation.scoring import choose_protocols, count_images, score, split
         from deskpro.stages.evaluation.tracklets import Pooled, pool_tracklets
+        from deskpro.stages.evaluation.transductive import require_faces
         from deskpro.stages.models.extractor import open_extractor
 
         options, data, folder = self.options, self.options.data, self.folder
         device = distributed.pick_device(options.device)
         extractor = open_extractor(self.weights, self.kind, data.face_size, data.body_size, device)
+        require_faces(options, [*extractor.heads])
         teacher = GalleryTeacher.open(self.teacher, extractor, options, device)
         query, gallery = self._images(extractor, job)
         protocols = choose_protocols(options, query, gallery)

@@ -52,7 +52,8 @@ class EvaluateFeatures(Stage):
 
     name = "eval"
     params = (
-        "data_train", "data_test", "eval.protocols", "eval.rerank", "eval.ranks", "eval.unit",
+        "data_train", "data_test", "eval.protocols", "eval.rerank", "eval.enrich", "eval.ranks",
+        "eval.unit",
     )  # fmt: skip
 
     def __init__(
@@ -173,6 +174,7 @@ class EvaluateFeatures(Stage):
         )
         from deskpro.stages.evaluation.parts import choose_weights
         from deskpro.stages.evaluation.scoring import choose_protocols, split
+        from deskpro.stages.evaluation.transductive import require_faces
 
         root, file, splits = self.options.test_root, self.file, ("query", "gallery")
         found = read_features(file)
@@ -180,6 +182,7 @@ class EvaluateFeatures(Stage):
         checked = check_data(root, self.dataset, splits=splits, test_needs=(), training=False)
         images = checked.require().table.sort_values("sample_id", ignore_index=True)
         require_names(file, found.parts, images.columns)
+        require_faces(self.options, [*found.parts])
         weights = choose_weights([*found.parts], self.weights)
         matched = match_rows(file, found, images, root, LAYOUTS[self.dataset].bodies(root))
         features = {

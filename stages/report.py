@@ -99,6 +99,8 @@ def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "accuracy_chart": results.accuracy_chart(protocols),
         "pairs": results.pair_rows(protocols),
         "pair_columns": results.PAIR_COLUMNS,
+        "transductive": results.transductive_rows(protocols),
+        "transductive_columns": results.TRANSDUCTIVE_COLUMNS,
         "cmc_charts": results.cmc_charts(protocols),
         "by_camera": results.breakdown(table, name, stream, "camid") if cameras else [],
         "by_identity": results.breakdown(table, name, stream, "pid", worst=10),

@@ -375,8 +375,6 @@ DATASETS = [
 ]  # fmt: skip
 TEACHER = "eval --force --gallery-network teacher"
 GALLERIES = [
-    Row("the teacher's gallery re-ranked", f"{TEACHER} --set eval.rerank.enable=true",
-        "eval.rerank.enable=false"),
     Row("the teacher's gallery without a face stream", f"{TEACHER} --set forward_mode=body",
         "this one has body alone"),
     Row("the teacher's gallery of a network alone",

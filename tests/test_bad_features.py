@@ -194,6 +194,8 @@ ROWS = [
         lambda a: {"my face": a["embedding"]}),
     Bad("a missing part by Euclidean distance", "embedding is 0 for 1 images",
         lambda a: {"embedding": zero(a["embedding"])}, more=EUCLIDEAN),
+    Bad("enrichment without faces", "eval.enrich.enable needs a stream face",
+        more=("--set", "eval.enrich.enable=true")),
     Bad("re-ranking of Euclidean distances", "eval.rerank.enable needs cosine",
         more=(*EUCLIDEAN, "--set", "eval.rerank.enable=true")),
     Bad("weights of another part", "no part face", more=("--weights", "face=1")),

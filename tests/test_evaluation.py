@@ -196,17 +196,40 @@ def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> Non
 
 
 @pytest.mark.finished("eval")
-def test_reranking_is_an_option_that_is_recorded(project: Project) -> None:
-    project.ok("eval")
+def test_transductive_rankings_have_numbers_of_their_own(project: Project) -> None:
     plain = metrics(project)
-    project.ok("eval", "--force", *sets("eval.rerank.enable=true", "eval.rerank.k1=4"))
+    asked = sets("eval.rerank.enable=true", "eval.rerank.k1=4", "eval.enrich.enable=true",
+                 "eval.enrich.score=0.2")  # fmt: skip
+    project.ok("eval", "--force", *asked)
     report = metrics(project)
-    assert report["rerank"] == {"k1": 4, "k2": 6, "weight": 0.3}
-    assert plain["rerank"] is None
-    assert (
-        report["protocols"]["market"]["streams"]["all"]["mAP"]
-        != plain["protocols"]["market"]["streams"]["all"]["mAP"]
+    assert report.pop("transductive") == {
+        "rerank": {"k1": 4, "k2": 6, "weight": 0.3},
+        "enrich": {"far": 0.001, "score": 0.2},
+    }
+    assert plain.pop("transductive") == {}
+    found = {}
+    for name, protocol in report["protocols"].items():
+        for stream, numbers in protocol["streams"].items():
+            found[name, stream] = numbers.pop("transductive")
+    assert report["protocols"] == plain["protocols"]
+    numbers = plain["protocols"]["market"]["streams"]["all"]
+    assert {found["market", "all"][rule]["mAP"] for rule in ("rerank", "enrich")}.isdisjoint(
+        {numbers["mAP"]}
     )
+    enrich = found["market", "face"]["enrich"]
+    assert 0 < enrich["enrolled"] <= enrich["queries"]
+    assert found["market", "face"]["enrich"]["enrolled"] == enrich["enrolled"]
+    assert project.command("report", str(project.run)).code == 0
+    assert "Transductive rankings" in (project.run / "report.html").read_text()
+
+
+@pytest.mark.finished("eval")
+def test_enrichment_needs_a_threshold(project: Project) -> None:
+    kept = (project.run / "metrics.json").read_bytes()
+    result = project("eval", "--force", *sets("eval.enrich.enable=true"))
+    assert result.code == 2
+    assert "eval.enrich.far 0.001: needs a threshold" in result.err
+    assert (project.run / "metrics.json").read_bytes() == kept
 
 
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
@@ -461,10 +484,10 @@ def test_a_broken_network_is_refused(project: Project) -> None:
     assert "its feature isn't finite" in result.err
 
 
-def test_reranking_takes_its_neighbours_from_the_protocol_alone(project: Project) -> None:
+def test_transductive_rankings_see_what_the_protocol_asks_alone(project: Project) -> None:
     """Queries and gallery images of cameras that aren't asked for change nothing."""
     asked = sets("eval.protocols=[prcc-same-clothes]", "eval.rerank.enable=true",
-                 "eval.rerank.k1=4")  # fmt: skip
+                 "eval.rerank.k1=4", "eval.enrich.enable=true", "eval.enrich.score=0")  # fmt: skip
     project.ok("eval", *asked)
     whole = metrics(project)["protocols"]["prcc-same-clothes"]["streams"]
     for split, camera in (("query", 1), ("bounding_box_test", 2)):
@@ -473,7 +496,9 @@ def test_reranking_takes_its_neighbours_from_the_protocol_alone(project: Project
         for path in others:
             path.unlink()
     project.ok("eval", "--force", *asked)
-    assert metrics(project)["protocols"]["prcc-same-clothes"]["streams"] == whole
+    found = metrics(project)["protocols"]["prcc-same-clothes"]["streams"]
+    for stream, numbers in whole.items():
+        assert numbers["transductive"] == found[stream]["transductive"]
 
 
 def test_a_picture_without_a_descriptor_has_no_neighbours() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deskpro.stages.metrics.enrichment import enriched, enrolled
 from deskpro.stages.metrics.intervals import (
     holm,
     interval,
@@ -585,3 +586,30 @@ def test_chance_is_the_mean_of_random_orders() -> None:
     orders = [sorted(places) for places in itertools.combinations(range(1, 5), 2)]
     mean = np.mean([(1 / first + 2 / second) / 2 for first, second in orders])
     assert chance(query, gallery, PROTOCOLS["market"]) == pytest.approx(mean)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 9))
+def test_enrichment_is_that_of_its_words(seed: int, queries: int, gallery: int) -> None:
+    """Few distinct distances, so that many are equal; some images have no face."""
+    random = np.random.default_rng(seed)
+    faces, bodies, among = (
+        random.integers(0, 4, size).astype(np.float32)
+        for size in ((queries, gallery), (queries, gallery), (queries, queries))
+    )
+    faces[random.random(queries) < 0.3] = np.inf
+    faces[:, random.random(gallery) < 0.3] = np.inf
+    pairs = enrolled(lambda rows: faces[rows], queries, gallery, 2)
+    matched = [
+        (q, g)
+        for q in range(queries)
+        for g in range(gallery)
+        if faces[q, g] == min(faces[q]) and faces[q, g] <= 2
+    ]
+    assert [*map(tuple, pairs.tolist())] == matched
+    half = queries // 2
+    new = enriched(lambda rows: bodies[rows], lambda rows: among[rows], pairs)
+    found = np.concatenate([new(slice(0, half)), new(slice(half, queries))])
+    for q in range(queries):
+        for g in range(gallery):
+            lent = [among[q, other] for other, image in matched if image == g and other != q]
+            assert found[q, g] == min([bodies[q, g], *lent])

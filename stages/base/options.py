@@ -108,13 +108,25 @@ class Rerank(Section):
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017)."""
 
     enable: bool = False
-    """Re-rank, besides the plain ranking."""
+    """Re-rank, too: numbers of their own, `transductive`, beside those of the plain ranking."""
     k1: Positive = 20
     """Neighbours that must be mutual."""
     k2: Positive = 6
     """Nearest images whose neighbourhoods are averaged."""
     weight: Fraction = 0.3
     """Of the old distance against the Jaccard distance."""
+
+
+class Enrich(Section):
+    """Gallery enrichment by faces (GEFF: Arkushin et al., WACV 2024)."""
+
+    enable: bool = False
+    """Rank the enriched gallery, too: numbers of their own, `transductive`."""
+    far: Annotated[float, Field(gt=0, le=0.5)] = 1e-3
+    """A query is enrolled under the gallery image of the most similar face, above the threshold
+    that accepts this share of the pairs of two held-out people."""
+    score: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """The least similarity of these faces, in the place of `far`."""
 
 
 class Evaluation(Section):
@@ -126,6 +138,7 @@ class Evaluation(Section):
     """Of the face stream in `all`, the body stream has the rest; or `fitted`: as training found on
     held-out identities (`data.validation`)."""
     rerank: Rerank = Rerank()
+    enrich: Enrich = Enrich()
     batch: Annotated[Positive, ROUNDING] = 64
     """Images per forward pass."""
     flip: bool = True

@@ -27,12 +27,6 @@ def refuse_options(options: Options, *, alone: bool) -> None:
             f"{OPTION} ranks for the student of a run, and a network is evaluated alone here. "
             "Leave --checkpoint out, or add --gallery-network student"
         )
-    if options.eval.rerank.enable:
-        raise InputError(
-            f"{OPTION}: eval.rerank.enable needs the distance of any two images, and queries and "
-            "gallery have a network each here. Turn one of them off",
-            command="eval --set eval.rerank.enable=false",
-        )
     require_face_stream(options.streams)
 
 

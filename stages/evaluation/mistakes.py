@@ -44,13 +44,10 @@ def add_mistakes(
         shown = gallery[protocol.gallery_mask(gallery)]
         for stream, ranking in streams.items():
             found = mistake_numbers(ranking, query, shown, shared_clothes, protocol.draws > 1)
-            if report["rerank"] is None:
-                compared = measures[stream]
-                seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
-                distances = compared.measure(seen, gallery)
-                found["changed"] = changed_clothes(seen, gallery, distances, protocol)
-            else:
-                found["changed"] = {"refused": "distances are re-ranked"}
+            compared = measures[stream]
+            seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
+            distances = compared.measure(seen, gallery)
+            found["changed"] = changed_clothes(seen, gallery, distances, protocol)
             report["protocols"][name]["streams"][stream]["mistakes"] = found
 
 

@@ -52,12 +52,7 @@ def add_pairs(
     query: pd.DataFrame,
     gallery: pd.DataFrame,
 ) -> None:
-    """Add `verification` to each stream of each protocol of metrics.json.
-
-    Not to re-ranked ones: there a distance depends on who else is in the gallery.
-    """
-    if report["rerank"] is not None:
-        return
+    """Add `verification` to each stream of each protocol of metrics.json."""
     for stream, compared in measures.items():
         for name, numbers in report["protocols"].items():
             if stream not in numbers["streams"]:

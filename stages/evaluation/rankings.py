@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log
-from deskpro.stages.evaluation.measures import Compared, Measure
+from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import FACTS
 from deskpro.stages.metrics.protocols import Protocol
-from deskpro.stages.metrics.ranking import Distances, Ranking, rank_gallery
-from deskpro.stages.metrics.reranking import reranked
+from deskpro.stages.metrics.ranking import Ranking, rank_gallery
 from deskpro.stages.reporting.results import widest
 
 NEAREST = 10
@@ -47,19 +45,13 @@ def rank_all(
             if not quiet:
                 log(f"eval: {stream}: queries or gallery have no {absent}; it is left out")
             continue
+        queries = query[seen]
+        distances = measure(queries, gallery)
         for protocol in protocols:
-            queries, others = query[seen], gallery
-            if options.eval.rerank.enable:
-                # Neighbours are those of the protocol: it says who is there at all.
-                queries = queries[protocol.query_mask(queries)]
-                others = gallery[protocol.gallery_mask(gallery)]
-                known = np.concatenate([np.ones(len(queries), bool), shown[others.index]])
-                distances = _reranked(options, measure, queries, others, known)
-            else:
-                distances = measure(queries, others)
             listed = protocol is protocols[0] and stream == widest(measures)
-            count = NEAREST * listed
-            ranking = rank_gallery(queries, others, distances, protocol, nearest=count, facts=FACTS)
+            ranking = rank_gallery(
+                queries, gallery, distances, protocol, nearest=NEAREST * listed, facts=FACTS
+            )
             if len(ranking.queries):
                 scores[protocol.name][stream] = ranking
     empty = [name for name, streams in scores.items() if not streams]
@@ -69,31 +61,3 @@ def rank_all(
             "a positive in the gallery. Check faces and names: deskpro check-data"
         )
     return scores
-
-
-def _reranked(
-    options: Options,
-    measure: Measure,
-    query: pd.DataFrame,
-    gallery: pd.DataFrame,
-    known: np.ndarray,
-) -> Distances:
-    """Re-ranked distances; known: bool [queries + gallery], what the stream sees."""
-    settings = options.eval.rerank
-    picked = pd.concat([query, gallery])
-    try:
-        return reranked(
-            measure(picked, picked),
-            len(query),
-            len(gallery),
-            known=known,
-            k1=settings.k1,
-            k2=settings.k2,
-            weight=settings.weight,
-            memory=options.cache.memory * 1e9,
-        )
-    except MemoryError as error:
-        raise InputError(
-            f"eval.rerank: {len(picked)} images need {error}. Allow more: --set "
-            f"cache.memory={max(2 * options.cache.memory, 2):g}; or lower eval.rerank.k1"
-        ) from None

@@ -43,14 +43,11 @@ def protocol_numbers(
     }
 
 
-def _of_ranking(
-    ranking: Ranking, query: pd.DataFrame, faces: Sequence[str], draws: int, wanted: Sequence[int]
-) -> dict[str, Any]:
-    cmc = ranking.cmc(max(*wanted, 20))
-    # A query counts once, however many galleries were drawn.
-    queries = ranking.queries.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
+def ranking_numbers(ranking: Ranking, query: pd.DataFrame, wanted: Sequence[int]) -> dict[str, Any]:
+    """What is saved of a ranking; wanted: ranks of the CMC that are named."""
+    cmc, queries = ranking.cmc(max(*wanted, 20)), _by_query(ranking)
     identities = query.set_index("sample_id").loc[queries.index, "pid"].to_numpy()
-    numbers: dict[str, Any] = {
+    return {
         "queries": len(queries),
         "identities": len({*identities}),
         "mAP": ranking.mAP,
@@ -62,6 +59,17 @@ def _of_ranking(
             "rank1": interval(queries["rank1"].to_numpy(), identities),
         },
     }
+
+
+def _by_query(ranking: Ranking) -> pd.DataFrame:
+    """ap and rank1 by sample_id: a query counts once, however many galleries were drawn."""
+    return ranking.queries.groupby("sample_id", sort=False)[["ap", "rank1"]].mean()
+
+
+def _of_ranking(
+    ranking: Ranking, query: pd.DataFrame, faces: Sequence[str], draws: int, wanted: Sequence[int]
+) -> dict[str, Any]:
+    numbers, queries = ranking_numbers(ranking, query, wanted), _by_query(ranking)
     if draws > 1:
         spread = ranking.by_draw().std()
         numbers["sd"] = {"mAP": float(spread["ap"]), "rank1": float(spread["rank1"])}

@@ -21,6 +21,11 @@ from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
 from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
 from deskpro.stages.evaluation.rankings import rank_all
 from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
+from deskpro.stages.evaluation.transductive import (
+    add_transductive,
+    chosen,
+    show_transductive,
+)
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import has_positive
 from deskpro.stages.reporting import cells, results
@@ -49,9 +54,7 @@ def score(
     scores, settings = rank_all(options, measures, protocols, query, gallery), options.eval
     report = {
         **about,
-        "rerank": settings.rerank.model_dump(exclude={"enable"})
-        if settings.rerank.enable
-        else None,
+        "transductive": chosen(options),
         "protocols": {
             name: protocol_numbers(
                 PROTOCOLS[name], of_stream, query, gallery, faces, settings.ranks
@@ -62,8 +65,10 @@ def score(
     add_pairs(report, measures, query, gallery)
     layout = LAYOUTS[options.data_test or options.data_train]
     add_mistakes(report, scores, measures, query, gallery, layout.shared_clothes)
+    add_transductive(report, options, measures, query, gallery)
     write_scores(report, scores, query, gallery, faces, metrics)
     _show(report, options)
+    show_transductive(report)
     show_pairs(report)
     show_mistakes(report)
     return report
@@ -126,15 +131,13 @@ def choose_protocols(
     names = options.eval.protocols or LAYOUTS[options.data_test or options.data_train].protocols
     chosen, refused = [], []
     for protocol in (PROTOCOLS[name] for name in names):
-        why = _impossible(options, protocol, query, gallery)
+        why = _impossible(protocol, query, gallery)
         if why is None:
             chosen.append(protocol)
         else:
             refused.append(why)
     if refused and (options.eval.protocols or not chosen):
-        possible = [
-            p.name for p in PROTOCOLS.values() if not _impossible(options, p, query, gallery)
-        ]
+        possible = [p.name for p in PROTOCOLS.values() if not _impossible(p, query, gallery)]
         advice = "No protocol can be computed: check the data (deskpro check-data)"
         if possible:
             advice = (
@@ -147,9 +150,7 @@ def choose_protocols(
     return chosen
 
 
-def _impossible(
-    options: Options, protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame
-) -> str | None:
+def _impossible(protocol: Protocol, query: pd.DataFrame, gallery: pd.DataFrame) -> str | None:
     """Why a protocol can't be computed; None where it can."""
     missing = protocol.missing_labels(query) + protocol.missing_labels(gallery)
     if missing:
@@ -159,8 +160,6 @@ def _impossible(
         )
     if not has_positive(query, gallery, protocol):
         return f"no query has a positive in the gallery under the rule '{protocol.rule}'"
-    if options.eval.rerank.enable and protocol.draws > 1:
-        return f"protocol {protocol.name} draws its gallery, and eval.rerank needs a fixed one"
     return None
 
 

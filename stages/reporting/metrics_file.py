@@ -129,6 +129,21 @@ class Mistakes(_Closed):
     changed: Changed | Refused | None = None
 
 
+class Transductive(_Part):
+    """What a rule finds that looks at other queries, too; of `enrich` how many are enrolled, and
+    the share of matched images that are of the query's person."""
+
+    __pydantic_extra__: dict[str, Share] = Field(init=False)
+    queries: Annotated[int, Field(ge=1)]
+    identities: Annotated[int, Field(ge=1)]
+    mAP: Share
+    mINP: Share
+    cmc: Annotated[list[Share], Field(min_length=1)]
+    interval: Intervals
+    enrolled: Count | None = None
+    right: Share | None = None
+
+
 class Stream(_Part):
     """The figures of a stream, as shares in 0..1, and `rankR` of each rank asked for."""
 
@@ -137,8 +152,9 @@ class Stream(_Part):
     without_face: Group | None = Field(None, alias="without face")
     sd: Spread | None = None
     verification: dict[str, PairsOfCase] | None = None
-    """By face case; absent where distances are re-ranked."""
+    """By face case."""
     mistakes: Mistakes | None = None
+    transductive: dict[str, Transductive] = {}
     queries: Annotated[int, Field(ge=1)]
     identities: Annotated[int, Field(ge=1)]
     mAP: Share
@@ -194,5 +210,6 @@ class Metrics(_Part):
     face_weight."""
     weights: dict[str, float] | None = None
     fusion: dict[str, float] | None = None
-    rerank: dict[str, float | int | bool] | None
+    transductive: dict[str, dict[str, float | int | None]]
+    """Rule → its settings."""
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]

@@ -75,6 +75,24 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+TRANSDUCTIVE_COLUMNS = ("protocol", "stream", "rule", "mAP", "rank-1", "plain mAP", "plain rank-1")
+
+
+def transductive_rows(protocols: Protocols) -> list[list[str]]:
+    """A row for each protocol, stream and rule that looks at other queries, too."""
+    rows = []
+    for names, protocol in merged(protocols).items():
+        for stream, numbers in protocol["streams"].items():
+            for rule, found in numbers.get("transductive", {}).items():
+                shares = [
+                    cells.within(*(100 * x for x in (value, *each["interval"][key])))
+                    for each in (found, numbers)
+                    for key, value in (("mAP", each["mAP"]), ("rank1", each["cmc"][0]))
+                ]
+                rows.append([names, stream, rule, *shares])
+    return rows
+
+
 def confused_cameras(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each camera of queries: name, and of each gallery camera how many wrong first
     images are of it, and how many times as many as if others' images were equally likely."""
