@@ -177,16 +177,21 @@ def compare(
 @click.option("--good", default=6, type=_COUNT, help="Good queries to show.")
 @click.option("--failed", default=12, type=_COUNT, help="Failed queries.")
 @click.option("--samples", default=8, type=_COUNT, help="Training samples.")
+@click.option(
+    "--against",
+    type=FOLDER,
+    multiple=True,
+    help="A run to say the difference from; "
+    "repeatable.  [default: ablation/plain and ablation/teacher of RUN]",
+)
 @click.option("--anyway", is_flag=True, help="Report the evaluation of an earlier student.")
 @SET
-def report(
-    run: Path, out: Path | None, overrides: tuple[str, ...], anyway: bool, **shown: int
-) -> None:
+def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: Any) -> None:
     """Write the report of a run: one HTML file.
 
-    Figures with their intervals, what goes wrong, curves, ranked lists of good and failed queries,
-    the student's attention beside its target, and the provenance of everything. It needs no
-    network, and RUN must have been evaluated.
+    The difference from other runs, figures with their intervals, what goes wrong, curves, ranked
+    lists of good and failed queries, the student's attention beside its target, and the provenance
+    of everything. It needs no network, and RUN must have been evaluated.
     """
     from deskpro.stages import report as stage
 
@@ -195,7 +200,7 @@ def report(
     command = shlex.join(["eval", "--run", str(run)])
     options = _options(folder.manifest("eval"), overrides, folder.metrics, command)
     with working("report"):
-        facts = stage.run(options, folder, out or run / "report.html", anyway=anyway, **shown)
+        facts = stage.run(options, folder, out or run / "report.html", **shown)
     summary(f"report: {run}", facts)
 
 

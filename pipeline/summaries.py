@@ -85,7 +85,7 @@ def paired(rows: pd.DataFrame, base: pd.DataFrame, measure: str = "mAP") -> pd.S
 
 def _over_identities(rows: pd.DataFrame, base: pd.DataFrame) -> list[float]:
     """The interval of one replicate's difference; nan where its queries aren't on this machine."""
-    from deskpro.stages.compare import read_queries
+    from deskpro.stages.evaluation.paired import read_queries
 
     parts = []
     for each in (rows, base):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.markup import escape
 
@@ -17,31 +15,14 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table, warn
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.metrics.intervals import holm, resampled_means, sign_flip_test
-from deskpro.stages.reporting import cells, figures, record, results
+from deskpro.stages.evaluation.paired import LEVEL, Run, common, compared, differences, open_run
+from deskpro.stages.metrics.intervals import holm
+from deskpro.stages.reporting import cells, figures, results
 from deskpro.stages.reporting.disagreements import disagreements
 from deskpro.stages.reporting.paper import PaperTable, as_latex, as_markdown
 
-LEVEL = 0.05
-"""Of p, adjusted for the number of differences, below which a run is called better or worse."""
-MEASURES = {"mAP": "ap", "rank1": "rank1"}
-"""Measure → its column, by query."""
 WIDEST = "widest"
 """What the stream that sees most is called where runs have no stream of one name."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """An evaluated run: its metrics.json, and pid, ap and rank1 of its queries.
-
-    They are by protocol and stream. A query is a row, by sample_id; it counts once, however many
-    galleries were drawn.
-    """
-
-    name: str
-    path: Path
-    report: dict[str, Any]
-    queries: dict[tuple[str, str], pd.DataFrame]
 
 
 def run(
@@ -65,14 +46,14 @@ def run(
         InputError: a run has no evaluation, or the runs have no queries in common.
     """
     runs = [
-        _open(folder, name, anyway=anyway)
+        open_run(folder, name, anyway=anyway)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
     if not set.intersection(*({stream for _, stream in run.queries} for run in runs)):
         runs = [*map(_widest, runs)]
     first, *others = runs
-    differing = [line for other in others for line in _differences(first, other)]
-    shared = [pair for pair in first.queries if _common(runs, *pair)]
+    differing = [line for other in others for line in differences(first, other)]
+    shared = [pair for pair in first.queries if common(runs, *pair)]
     if not shared or (differing and not anyway):
         advice = ", or compare what they share: --anyway" if shared else "; they share no query"
         why = "; ".join(differing) or "no queries"
@@ -82,7 +63,7 @@ def run(
         )
     for line in differing + [line for other in others for line in _settings(first, other)]:
         log(f"compare: {line}")
-    rows = pd.DataFrame([row for pair in shared for row in _compare(runs, *pair)])
+    rows = pd.DataFrame([row for pair in shared for row in compared(runs, *pair)])
     tests = rows.groupby(["protocol", "measure"])["p"]  # a table each
     rows["p_holm"] = tests.transform(lambda values: holm(values.to_numpy()))
     with write_aside(out / "compare.csv") as aside:
@@ -101,11 +82,6 @@ def run(
     }
 
 
-def _open(folder: Path, name: str, *, anyway: bool) -> Run:
-    report = record.read_metrics(folder, anyway=anyway)
-    return Run(name, folder, report, read_queries(folder))
-
-
 def _widest(run: Run) -> Run:
     """A run of which the stream alone counts that sees most: streams of another network may have
     other names."""
@@ -115,53 +91,10 @@ def _widest(run: Run) -> Run:
     return replace(run, queries=queries)
 
 
-def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
-    """pid, ap and rank1 of an evaluated run's queries, by protocol and stream (see `Run`)."""
-    queries = record.read_table(folder / "queries.csv")
-    if queries is None:
-        raise InputError(
-            f"{folder / 'queries.csv'}: missing, or cannot be read",
-            command=shlex.join(["eval", "--run", str(folder), "--force"]),
-        )
-    return {
-        (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
-            {"pid": "first", "ap": "mean", "rank1": "mean"}
-        )
-        for (protocol, stream), part in queries.groupby(["protocol", "stream"], sort=False)
-    }
-
-
 def _names(folders: Sequence[Path]) -> list[str]:
     """The names of the folders if they differ, otherwise their paths."""
     short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-
-
-def _differences(one: Run, other: Run) -> list[str]:
-    """How protocols and data of two runs differ."""
-    data, theirs = one.report["data"], other.report["data"]
-    lines = [
-        f"{what} is {data.get(what)} and {theirs.get(what)}"
-        for what in ("dataset", "queries", "gallery")
-        if data.get(what) != theirs.get(what)
-    ]
-    digests, others = data["digests"], theirs["digests"]
-    changed = [kind for kind in digests if others.get(kind, digests[kind]) != digests[kind]]
-    if changed and not lines:
-        lines.append(f"{', '.join(changed)} differ")
-    for (protocol, stream), queries in one.queries.items():
-        found = other.queries.get((protocol, stream), queries)
-        if {*found.index} != {*queries.index}:
-            lines.append(f"evaluated queries differ ({protocol}, {stream})")
-            break
-    rules, their_rules = (
-        {name: part["rule"] for name, part in run.report["protocols"].items()}
-        for run in (one, other)
-    )
-    names = sorted({name for name, _ in rules.items() ^ their_rules.items()})
-    if names:
-        lines.append(f"protocols {', '.join(names)} differ")
-    return [f"{one.name} and {other.name}: {line}" for line in lines]
 
 
 def _settings(one: Run, other: Run) -> list[str]:
@@ -179,37 +112,6 @@ def _gallery(run: Run) -> str:
     """Whose features the gallery has."""
     teacher = run.report.get("gallery_network")
     return f"teacher {teacher['sha256'][:12]}" if teacher else "student"
-
-
-def _common(runs: Sequence[Run], protocol: str, stream: str) -> list[str]:
-    """The queries that all runs have under a protocol and stream, in the order of the first."""
-    tables = [run.queries.get((protocol, stream)) for run in runs]
-    parts = [set[str]() if table is None else {*table.index} for table in tables]
-    common = set.intersection(*parts)
-    return [query for query in runs[0].queries[protocol, stream].index if query in common]
-
-
-def _compare(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, object]]:
-    """A row per measure and run; values are shares in 0..1."""
-    parts, shared = [run.queries[protocol, stream] for run in runs], _common(runs, protocol, stream)
-    rows, pids = [], parts[0].loc[shared, "pid"].to_numpy()
-    for measure, column in MEASURES.items():
-        values = np.stack([part.loc[shared, column].to_numpy() for part in parts], 1)
-        means = resampled_means(values, pids)  # the same resamples for every run
-        for i, run in enumerate(runs):
-            low, high = np.quantile(means[:, i], (0.025, 0.975))
-            row: dict[str, object] = {
-                "protocol": protocol, "stream": stream, "measure": measure, "run": run.name,
-                "queries": len(shared), "identities": len({*pids}),
-                "value": values[:, i].mean(), "low": low, "high": high,
-            }  # fmt: skip
-            if i:
-                ends = np.quantile(means[:, i] - means[:, 0], (0.025, 0.975))
-                paired = values[:, i] - values[:, 0]
-                row |= {"difference": paired.mean(), "difference_low": ends[0],
-                        "difference_high": ends[1], "p": sign_flip_test(paired, pids)}  # fmt: skip
-            rows.append(row)
-    return rows
 
 
 def _merged(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.reporting import histories, ranked, record, results
+from deskpro.stages.evaluation.paired import LEVEL, gain
+from deskpro.stages.reporting import decisions, histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
 from deskpro.stages.targets.comparison import compare
@@ -36,6 +37,7 @@ def run(
     good: int,
     failed: int,
     samples: int,
+    against: Sequence[Path] = (),
     anyway: bool = False,
 ) -> dict[str, object]:
     """Write the page of an evaluated run to `out`; equal inputs give equal bytes.
@@ -46,6 +48,8 @@ def run(
         options: those that the run was evaluated with.
         good, failed: number of queries to show with their ranked lists.
         samples: number of training samples on which student and teacher are compared.
+        against: evaluated runs that the page says the difference from; where none is given, the
+            student without targets and the teacher, if a study of the run has evaluated them.
         anyway: report the evaluation of another student than the folder's.
 
     Returns:
@@ -61,6 +65,7 @@ def run(
     cards, no_cards = _cards(metrics, root, folder.path, show, good, failed)
     comparisons, no_comparisons = _comparisons(options, folder, samples)
     parts = {
+        **_gains(folder, against),
         "title": folder.path.resolve().name,
         "metrics": metrics,
         **_results(metrics, folder.path),
@@ -102,6 +107,7 @@ def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "transductive": results.transductive_rows(protocols),
         "transductive_columns": results.TRANSDUCTIVE_COLUMNS,
         "cmc_charts": results.cmc_charts(protocols),
+        "decision_charts": decisions.charts(protocol["streams"][stream].get("verification") or {}),
         "by_camera": results.breakdown(table, name, stream, "camid") if cameras else [],
         "by_identity": results.breakdown(table, name, stream, "pid", worst=10),
         "cameras": cameras,
@@ -109,6 +115,24 @@ def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "confused": results.confused_cameras(protocol["streams"][stream]) if cameras else [],
         "kinds": ranked.KINDS,
     }
+
+
+_STUDIED = {"plain": "the same student without targets", "teacher": "the teacher, on HR faces"}
+"""Folders of a study (`pipeline.students`, `pipeline.references`), and what they hold."""
+
+
+def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
+    """The differences from other runs, each with its `name`; and why others have none."""
+    studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
+    there = [path for path in studied if (path / folder.metrics.name).exists()]
+    found, refused = [], []
+    for path in against or there:
+        name = studied.get(path, path.resolve().name)
+        try:
+            found.append(gain(folder.path, path) | {"name": name})
+        except InputError as error:
+            refused.append(f"{name}: {error}")
+    return {"gains": found, "no_gains": refused, "level": LEVEL}
 
 
 def _has_cameras(metrics: Mapping[str, Any]) -> bool:
@@ -192,6 +216,11 @@ def _training(options: Options, folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _finished(stages: Sequence[Mapping[str, Any]], name: str) -> str:
+    """When a stage finished; empty where that isn't known."""
+    return next((str(stage["finished"]) for stage in stages if stage["name"] == name), "")
+
+
 def _provenance(
     options: Options, metrics: Mapping[str, Any], test_root: Path, folder: RunFolder
 ) -> dict[str, Any]:
@@ -221,7 +250,8 @@ def _provenance(
         "splits": record.splits(tables, used, _has_cameras(metrics)),
         "left_out": [] if left_out is None else left_out.to_dict("records"),
         "stages": stages,
-        "evaluated": next((stage["finished"] for stage in stages if stage["name"] == "eval"), ""),
+        "evaluated": _finished(stages, "eval"),
+        "trained": _finished(stages, "train-student"),
         "versions": stages[-1]["versions"] if stages else {},
         "fingerprint": fingerprint,
         "cache_problem": problem,

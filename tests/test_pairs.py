@@ -121,6 +121,12 @@ def check_case(part: pd.DataFrame, numbers: Mapping[str, Any], learned: dict[str
             accepted = float((mine["score"] >= rate.threshold).mean())
             assert of_clothes["TAR"]["0.01"] == pytest.approx(accepted)
     assert "100,000" in numbers["TAR"]["0.0001"]["refused"]
+    curve = numbers["ROC"]
+    assert curve["FAR"] == [far for far in curve["FAR"] if far * len(others) >= 10 - 1e-9]
+    assert curve["FAR"][-1] / 10**0.25 * len(others) < 10
+    for far, tar, low, high in zip(*curve.values(), strict=True):
+        assert (best := roc.at(far)) is not None
+        assert low <= tar == best.tar <= high
     evidence = Evidence()
     for name, rows in part.groupby("case"):
         ratios = log_ratios(learned, rows["score"].to_numpy(), CASES.index(str(name)))
@@ -128,6 +134,7 @@ def check_case(part: pd.DataFrame, numbers: Mapping[str, Any], learned: dict[str
             evidence.add(ratios[rows["same"] == same], same)
     assert numbers["calibration"]["Cllr"] == pytest.approx(evidence.cllr())
     assert numbers["calibration"]["ECE"] == pytest.approx(evidence.error())
+    assert sum(row[0] for row in numbers["calibration"]["bins"]) == pytest.approx(1)
 
 
 def check_thresholds(part: pd.DataFrame, said: Mapping[str, Any], case: Case) -> None:

@@ -292,6 +292,28 @@ def test_each_stage_shows_what_it_did_and_the_digests_of_its_files(run: Path) ->
     assert '<th scope="row">training.steps</th><td class="wrap">' in text
 
 
+def test_the_answers_come_first_and_are_those_of_compare(run: Path, tmp_path: Path) -> None:
+    plain, other = run / "ablation" / "plain", tmp_path / "other"
+    for folder in (plain, other):
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("ablation", "*.zarr"))
+    queries = pd.read_csv(plain / "queries.csv", dtype={"sample_id": str, "pid": str})
+    worse = queries.assign(ap=queries["ap"] / 2, rank1=0.0)
+    worse.to_csv(plain / "queries.csv", index=False)
+    text = make(run, "--good", "0", "--failed", "0", "--samples", "0").read_text()
+    head = text[: text.index("<nav")]
+    answer = re.search(r"<b>Better than the same student without targets</b>: \+([\d.]+) mAP", head)
+    assert answer is not None
+    mine = queries[(queries["protocol"] == "market") & (queries["stream"] == "all")]
+    assert float(answer[1]) == pytest.approx(100 * mine["ap"].mean() / 2, abs=0.051)
+
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["data"]["digests"]["imgs"] = "0" * 64
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    text = make(run, "--against", str(other), "--samples", "0").read_text()
+    assert "Not compared with other: they cannot be compared" in text
+    assert "without targets" not in text[: text.index("<nav")]
+
+
 def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.html"
     make(evaluated, "--good", "20", "--failed", "20", "--samples", "3", "--out", str(again))

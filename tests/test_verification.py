@@ -204,6 +204,11 @@ def test_costs_and_calibration_errors_are_those_of_their_definitions(
         true = sum(w for w, _, same in members if same) / weight
         error += weight * abs(said - true)
     assert first.error() == pytest.approx(error, abs=1e-9)
+    shares = [[sum(w for w, *_ in bins[place]),
+               sum(w * p for w, p, _ in bins[place]) / sum(w for w, *_ in bins[place]),
+               sum(w for w, _, same in bins[place] if same) / sum(w for w, *_ in bins[place])]
+              for place in sorted(bins)]  # fmt: skip
+    assert first.bins() == pytest.approx(np.array(shares))
 
 
 def test_ratios_that_are_true_cost_least() -> None:

@@ -21,7 +21,7 @@ from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.metrics import verification
 from deskpro.stages.metrics.calibration import CASES, log_ratios
 from deskpro.stages.metrics.fusion import Block
-from deskpro.stages.metrics.intervals import combined, interval, pair_interval
+from deskpro.stages.metrics.intervals import combined, interval, pair_interval, resampled_means
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
 from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
@@ -239,6 +239,7 @@ def _numbers(world: _World) -> dict[str, Any]:
         "impostors": total,
         "identities": int(genuine["pid"].nunique()),
         "EER": roc.eer(),
+        "ROC": _curve(roc, genuine),
         "TAR": {f"{far:g}": _accepted(roc, genuine, far) for far in verification.FARS},
         "DIR": {f"{far:g}": _identified(world, far) for far in verification.PROBE_FARS},
         "calibration": _calibration(world),
@@ -260,6 +261,26 @@ def _accepted(roc: Roc, genuine: pd.DataFrame, far: float) -> dict[str, Any]:
     if far == verification.FARS[0]:
         found["interval"] = _share(genuine, rate.threshold)
     return found
+
+
+def _curve(roc: Roc, genuine: pd.DataFrame) -> dict[str, list[float]]:
+    """TAR at each rate that the pairs support, with the 95 % interval over identities."""
+    # 1, 10^(−1/4), 10^(−2/4) …: points of a curve on a logarithmic axis.
+    steps = itertools.takewhile(
+        lambda far: verification.refusal(far, roc.impostors) is None,
+        (10 ** (-step / 4) for step in itertools.count()),
+    )
+    rates = {far: rate for far in steps if (rate := roc.at(far)) is not None}
+    if not rates:
+        return {"FAR": [], "TAR": [], "low": [], "high": []}
+    limits = np.array(
+        [np.inf if r.threshold is None else r.threshold for r in rates.values()], np.float32
+    )
+    accepted = genuine["score"].to_numpy()[:, None] >= limits
+    means = resampled_means(accepted.astype(float), genuine["pid"].to_numpy())
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    tars = [rate.tar for rate in rates.values()]
+    return {"FAR": [*rates], "TAR": tars, "low": low.tolist(), "high": high.tolist()}
 
 
 def _share(genuine: pd.DataFrame, threshold: float | None) -> list[float]:
@@ -313,7 +334,11 @@ def _calibration(world: _World) -> dict[str, Any]:
         return {"refused": f"no calibration of {' and '.join(world.lacking)}{why}"}
     if not world.evidence.complete:
         return {"refused": "pairs of one person and of two are needed"}
-    return {"Cllr": world.evidence.cllr(), "ECE": world.evidence.error()}
+    return {
+        "Cllr": world.evidence.cllr(),
+        "ECE": world.evidence.error(),
+        "bins": world.evidence.bins().tolist(),
+    }
 
 
 def _of_clothes(genuine: pd.DataFrame, world: _World) -> dict[str, Any]:

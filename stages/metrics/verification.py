@@ -242,11 +242,19 @@ class Evidence:
         Computer Speech & Language 2006); nan without pairs of both kinds."""
         return float((self.cost / self.counts.sum(1)).mean()) if self.complete else float("nan")
 
+    def bins(self) -> np.ndarray:
+        """Of each bin that has pairs: its weight, of 1 in all, the mean probability that ratios
+        say at even priors, and the share of pairs of one person: float64 [k, 3]."""
+        weights = 0.5 / np.maximum(self.counts.sum(1), 1)
+        weight, said = weights @ self.counts, weights @ self.probabilities
+        found = np.stack([weight, said, weights[1] * self.counts[1]], 1)[weight > 0]
+        found[:, 1:] /= found[:, :1]
+        return found
+
     def error(self) -> float:
         """Expected calibration error: by how much probabilities at even priors differ from the
         share of pairs of one person that have them, in the mean; nan as above."""
         if not self.complete:
             return float("nan")
-        weights = 0.5 / self.counts.sum(1)
-        said = weights @ self.probabilities
-        return float(np.abs(said - weights[1] * self.counts[1]).sum())
+        weight, said, true = self.bins().T
+        return float((weight * np.abs(said - true)).sum())

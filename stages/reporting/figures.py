@@ -37,7 +37,7 @@ _DASHES = {"face": ":", "body": "--", "face_hr": "-."}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _PIXEL = 1 / 72
 """Inches: a unit of the SVG."""
-_LINE = 13
+LINE = 13
 """Height of a line of text in these units."""
 _RANKS = (1, 5, 10, 20)
 """Marks of a CMC."""
@@ -77,7 +77,7 @@ def cmc(
     ranks: marked on the axis beside 1, 5, 10 and 20; labels: of streams, instead of their names.
     """
     last = max((len(shares) for shares in curves.values()), default=1)
-    figure, axes = _axes(title, (440, 280))
+    figure, axes = new_axes(title, (440, 280))
     for name, shares in curves.items():
         axes.plot(
             range(1, len(shares) + 1), 100 * np.asarray(shares), linewidth=2.25, clip_on=False,
@@ -85,7 +85,7 @@ def cmc(
         )  # fmt: skip
     axes.set(xlabel="rank", ylabel="matching rate, %", ylim=(0, 100), xlim=(1, max(last, 2)))
     axes.set_xticks([rank for rank in sorted({*_RANKS, *ranks}) if rank <= last])
-    heights = apart([100 * shares[-1] for shares in curves.values()], 100 * _LINE / 190, 100)
+    heights = apart([100 * shares[-1] for shares in curves.values()], 100 * LINE / 190, 100)
     for (name, shares), height in zip(curves.items(), heights, strict=True):
         axes.annotate(
             (labels or {}).get(name, name), (len(shares), height), (7, 0), "data", "offset points",
@@ -98,7 +98,7 @@ def history_chart(
     title: str, epochs: Sequence[float], values: Sequence[float], colour: str
 ) -> Figure:
     """A quantity by epoch, on a scale that includes 0; colour: a name of `COLOURS`."""
-    figure, axes = _axes(title, (300, 190))
+    figure, axes = new_axes(title, (300, 190))
     _curve(axes, epochs, values, colour, linewidth=2.25)
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
@@ -135,7 +135,7 @@ def intervals(
                 heights[row], place = place, place + 1
         place += 0.4
     longest = max(len(row.name) for row in rows)
-    figure, axes = _axes(title, (440 + 6 * max(longest - 20, 0), round(75 + 1.4 * _LINE * place)))
+    figure, axes = new_axes(title, (440 + 6 * max(longest - 20, 0), round(75 + 1.4 * LINE * place)))
     for row, height in heights.items():
         colour, ends = _colour(row.stream), np.nan_to_num([row.low, row.high], nan=row.value)
         axes.plot(ends, [height, height], color=colour, linewidth=2.25, solid_capstyle="butt")
@@ -163,7 +163,7 @@ def scatter(points: Sequence[Point], title: str, label: str, stream: str) -> Fig
 
     label: of the cost; stream: gives the colour.
     """
-    figure, axes = _axes(title, (560, 360))
+    figure, axes = new_axes(title, (560, 360))
     colour, front = _colour(stream), _front(points)
     axes.step(
         [point.x for point in front], [point.y for point in front], where="post",
@@ -249,7 +249,7 @@ def number(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
+def new_axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     """Axes with a horizontal grid alone; size: width and height in units of the SVG."""
     figure = Figure(figsize=(size[0] * _PIXEL, size[1] * _PIXEL), layout="constrained")
     axes = figure.subplots()
@@ -318,7 +318,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         for rise, side in ((rise, side) for rise in steps for side in (1, -1)):
             line = {"arrowstyle": "-", "color": COLOURS["soft"], "linewidth": 0.75, "shrinkB": 4}
             text = axes.annotate(
-                point.name, (point.x, point.y), (9 * side, rise * _LINE), "data", "offset points",
+                point.name, (point.x, point.y), (9 * side, rise * LINE), "data", "offset points",
                 ha="left" if side > 0 else "right", va="center", fontsize=10,
                 color=COLOURS["ink"], parse_math=False, arrowprops=line if abs(rise) > 1 else None,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},

@@ -59,10 +59,12 @@ class Decision(_Closed):
 
 
 class Meaning(_Closed):
-    """Of log-likelihood ratios: their cost in bits, and the expected calibration error."""
+    """Of log-likelihood ratios: their cost in bits, and the expected calibration error; of each bin
+    its weight, the mean probability that they say, and the share of pairs of one person."""
 
     Cllr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     ECE: Share
+    bins: list[Annotated[list[Share], Field(min_length=3, max_length=3)]]
 
 
 class Clothes(_Closed):
@@ -77,6 +79,15 @@ Decisions = dict[str, Decision | Refused]
 """False accept rate → what is accepted at it."""
 
 
+class Curve(_Closed):
+    """Accept rates of pairs of one person by those of two, with the ends of their intervals."""
+
+    FAR: list[Share]
+    TAR: list[Share]
+    low: list[Share]
+    high: list[Share]
+
+
 class PairsOfCase(_Closed):
     """Pairs of one person and of two; `held_out`: at thresholds of held-out people."""
 
@@ -84,6 +95,7 @@ class PairsOfCase(_Closed):
     impostors: Count
     identities: Count
     EER: Share | None
+    ROC: Curve
     TAR: Decisions
     DIR: Decisions
     held_out: Decisions | None = None

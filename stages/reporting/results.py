@@ -75,7 +75,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-TRANSDUCTIVE_COLUMNS = ("protocol", "stream", "rule", "mAP", "rank-1", "plain mAP", "plain rank-1")
+TRANSDUCTIVE_COLUMNS = ("protocol", "stream", "rule", "mAP", "R1", "mAP plain", "R1 plain")
 
 
 def transductive_rows(protocols: Protocols) -> list[list[str]]:
@@ -84,12 +84,9 @@ def transductive_rows(protocols: Protocols) -> list[list[str]]:
     for names, protocol in merged(protocols).items():
         for stream, numbers in protocol["streams"].items():
             for rule, found in numbers.get("transductive", {}).items():
-                shares = [
-                    cells.within(*(100 * x for x in (value, *each["interval"][key])))
-                    for each in (found, numbers)
-                    for key, value in (("mAP", each["mAP"]), ("rank1", each["cmc"][0]))
-                ]
-                rows.append([names, stream, rule, *shares])
+                mean = cells.within(*(100 * x for x in (found["mAP"], *found["interval"]["mAP"])))
+                others = (found["cmc"][0], numbers["mAP"], numbers["cmc"][0])
+                rows.append([names, stream, rule, mean, *(f"{100 * x:.1f}" for x in others)])
     return rows
 
 
