@@ -276,15 +276,32 @@ def ablation(recipe: Recipe, replicates: int, jobs: int, study: str, results: Pa
 @click.option(
     "--one-by-one", is_flag=True, help="Vary one option at a time; the others are the recipe's."
 )
-def sweep(recipe: Recipe, grids: tuple[str, ...], seeds: int, jobs: int, one_by_one: bool) -> None:
+@click.option(
+    "--print-commands",
+    is_flag=True,
+    help="Make teacher and cache, and print a command per student, for a scheduler.",
+)
+def sweep(
+    recipe: Recipe,
+    grids: tuple[str, ...],
+    seeds: int,
+    jobs: int,
+    one_by_one: bool,
+    print_commands: bool,
+) -> None:
     """Train students of every combination of some options.
 
     All students train from one cache; one table shows them.
     """
     from deskpro.pipeline import sweep as sweeping
 
+    if print_commands and recipe.force:
+        raise click.UsageError("--print-commands keeps students that are fresh: leave --force out")
     base = sweeping.Base(*recipe.open(), recipe.force, seeds, jobs, one_by_one)
-    click.echo(f"written: {sweeping.sweep(base, grids)}")
+    if print_commands:
+        click.echo("\n".join(sweeping.commands(base, grids)))
+    else:
+        click.echo(f"written: {sweeping.sweep(base, grids)}")
 
 
 @deskpro.command()

@@ -189,7 +189,7 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     if main:
         write_text(started, json.dumps(inputs) + "\n")
         if not _home(stage).config.exists():  # so that a command on the folder resumes this run
-            _record_recipe(stage)
+            record_recipe(stage.options, stage.folder, _home(stage))
     try:
         result = stage.run(job)
     except BaseException:
@@ -210,17 +210,20 @@ def _home(stage: Stage) -> RunFolder:
     return stage.folder if stage.home.path == stage.folder.upstream else stage.home
 
 
-def _record_recipe(stage: Stage) -> None:
-    """Write down the resolved options, and whose targets are used."""
-    write_text(_home(stage).config, config.dump(stage.options))
-    stage.folder.write_source()
+def record_recipe(options: Options, folder: RunFolder, home: RunFolder | None = None) -> None:
+    """Write down the resolved options, and whose targets are used.
+
+    home: where the recipe lies; that folder where not given.
+    """
+    write_text((home or folder).config, config.dump(options))
+    folder.write_source()
 
 
 def _write_manifest(
     stage: Stage, result: Result, seconds: float, inputs: Mapping[str, Any], digests: Digests
 ) -> None:
     """The manifest is written last: without it the output is not known to be finished."""
-    _record_recipe(stage)
+    record_recipe(stage.options, stage.folder, _home(stage))
     versions = {name: version(name) for name in _VERSIONS}
     manifest = {
         "stage": stage.name,

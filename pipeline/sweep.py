@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,13 +43,7 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     from the combination that the recipe has, or from the first.
     """
     options = base.options
-    own = flatten(options.model_dump(mode="json")) if base.one_by_one else None
-    variants = combinations(grids, own)
-    changed = {  # all must be possible, before any work
-        name: config.override(options, changes, f"--grid {name}")
-        for name, changes in variants.items()
-    }
-    first = next((name for name, each in changed.items() if each == options), next(iter(changed)))
+    variants, first = _variants(base, grids)
     runner.run_stage("teacher-cache", options, base.folder, chain=True)
     found = summarise(
         _train(base, variants), lambda _: first, same_cells(options, variants, lambda _: first)
@@ -61,6 +56,38 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     draw_sweep(found, tables.labels(variants), path.with_suffix(""))
     table(*tables.terminal(tables.sweep_table(found, first, variants)))
     return path
+
+
+def commands(base: Base, grids: Iterable[str]) -> list[str]:
+    """A shell command for each student of `sweep`, for a scheduler's array of jobs.
+
+    Teacher and caches are made first; each student's folder gets its recipe. The commands may run
+    at once, in any order and on other machines that see the same folders; `sweep` of the same
+    grids then finds the students and writes the table.
+    """
+    variants, _ = _variants(base, grids)
+    runner.run_stage("teacher-cache", base.options, base.folder, chain=True)
+    places = dict[Path, students.Task]()
+    for task in _tasks(base, variants).values():
+        places.setdefault(task.folder.path, task)
+    for path, task in places.items():
+        path.mkdir(parents=True, exist_ok=True)
+        runner.record_recipe(task.options, task.folder)
+    return [shlex.join(["deskpro", "all", "--run", str(path)]) for path in places]
+
+
+def _variants(base: Base, grids: Iterable[str]) -> tuple[Variants, str]:
+    """The combinations, all possible, and the one that differences are from."""
+    options = base.options
+    variants = combinations(
+        grids, flatten(options.model_dump(mode="json")) if base.one_by_one else None
+    )
+    changed = {
+        name: config.override(options, changes, f"--grid {name}")
+        for name, changes in variants.items()
+    }
+    first = next((name for name, own in changed.items() if own == options), next(iter(changed)))
+    return variants, first
 
 
 def combinations(grids: Iterable[str], recipe: Changes | None = None) -> dict[str, Changes]:
@@ -94,8 +121,25 @@ def _train(base: Base, variants: Variants) -> pd.DataFrame:
     """Train and evaluate every combination with every seed; students that are fresh are kept.
 
     Returns:
-        The rows of `students.rows`, with replicate (the seed), parameters and macs. Students that
-        differ from the run's in the seed alone are those of every sweep.
+        The rows of `students.rows`, with replicate (the seed), parameters and macs.
+    """
+    tasks = _tasks(base, variants)
+    make_worker, launch = functools.partial(_worker, students.Mode(base.force)), base.options.launch
+    for task in students.run_tasks([*tasks.values()], make_worker, launch, base.jobs, "sweep"):
+        log(students.said(task))
+    rows = []
+    for (variant, seed), task in tasks.items():
+        manifest = read_manifest(task.folder.manifest("train-student")) or {"result": {}}
+        costs = {name: manifest["result"].get(name) for name in ("parameters", "macs")}
+        named = {"replicate": seed, "variant": variant, **costs}
+        rows += [{**row, **named} for row in students.rows(task)]
+    return pd.DataFrame(rows)
+
+
+def _tasks(base: Base, variants: Variants) -> dict[tuple[str, int], students.Task]:
+    """Combination and seed → its student; caches that combinations need are made here.
+
+    Students that differ from the run's in the seed alone are those of every sweep.
     """
     options, folder, below = base.options, base.folder, base.folder.path / "sweep"
     caches, tasks = dict[str, Path](), dict[tuple[str, int], students.Task]()
@@ -109,17 +153,7 @@ def _train(base: Base, variants: Variants) -> pd.DataFrame:
             place = folder if own == options else RunFolder(below / name, source)
             parts = dict.fromkeys(own.streams, place)
             tasks[variant, seed] = students.Task(f"{variant}, seed {seed}", own, place, parts=parts)
-    make_worker = functools.partial(_worker, students.Mode(base.force))
-    every = [*tasks.values()]
-    for task in students.run_tasks(every, make_worker, options.launch, base.jobs, "sweep"):
-        log(students.said(task))
-    rows = []
-    for (variant, seed), task in tasks.items():
-        manifest = read_manifest(task.folder.manifest("train-student")) or {"result": {}}
-        costs = {name: manifest["result"].get(name) for name in ("parameters", "macs")}
-        named = {"replicate": seed, "variant": variant, **costs}
-        rows += [{**row, **named} for row in students.rows(task)]
-    return pd.DataFrame(rows)
+    return tasks
 
 
 def _worker(mode: students.Mode) -> Callable[[students.Task], None]:

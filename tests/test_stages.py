@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -512,6 +513,25 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     streams = market(project.run / "sweep" / "kd_loss.T=5,student.width=0.5-1")
     row = table[(table["student.width"] == 0.5) & (table["stream"] == "all")].iloc[0]
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
+
+
+@pytest.mark.finished("teacher-cache")
+def test_printed_commands_train_the_students_of_a_sweep(project: Project) -> None:
+    asked = ["sweep", "--set", "train_student.max_steps=1", "--seeds", "1",
+             "--grid", "kd_loss.T=2,5"]  # fmt: skip
+    lines = project.ok(*asked, "--print-commands").out.splitlines()
+    assert len(lines) == 2
+    assert not (project.run / "student.safetensors").exists()
+    for line in reversed(lines):
+        program, *words = shlex.split(line)
+        assert program == "deskpro"
+        assert project.command(*words).code == 0
+    assert project.ok(*asked, "--print-commands").out.splitlines() == lines
+    done = logs(project.run).count("train-student: done")
+    project.ok(*asked)
+    assert logs(project.run).count("train-student: done") == done
+    assert len(pd.read_csv(project.run / "sweep.csv")) == 2 * 3
+    assert project(*asked, "--print-commands", "--force").code == 2
 
 
 @pytest.mark.slow
