@@ -501,6 +501,44 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_killed_processes_are_started_again_and_train_the_same_student(
+    project: Project, tmp_path: Path
+) -> None:
+    """By `torchrun --max-restarts`: each kill costs the steps since the last checkpoint."""
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    options = sets("batchid=4", "train_student.epochs=40", "checkpoints.every=1")
+    command = ["-m", "--", "deskpro", "train-student", *where, *options]
+    done = torchrun(command)
+    assert done.returncode == 0, done.stderr
+    whole = keep(project, tmp_path)[0]
+    (project.run / "student.safetensors").unlink()
+    (project.run / ".state" / "manifests" / "train-student.json").unlink()
+
+    program = Path(sys.executable).with_name("torchrun")
+    launch = [program, "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", *command]
+    said, killed = project.run / "restarts.log", set[int]()
+    with said.open("w") as log:
+        running = subprocess.Popen(
+            launch, stdout=log, stderr=log, cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+        until = time.monotonic() + 300
+        while running.poll() is None and time.monotonic() < until:
+            steps = [int(p.stem[5:]) for p in project.run.glob(".state/**/step-*.pt")]
+            children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+            if len(killed) < 3 and len(children) == 2 and max(steps, default=0) > 15 * len(killed):
+                victim = int(children[len(killed) % 2])  # the first process, and the other
+                if victim not in killed:
+                    os.kill(victim, signal.SIGKILL)
+                    killed.add(victim)
+            time.sleep(0.05)
+    assert running.returncode == 0, said.read_text()
+    assert len(killed) == 3
+    assert same(project.run / "student.safetensors", whole)
+    assert weights(whole)
+
+
+@pytest.mark.slow
 def test_two_processes_train_one_teacher(project: Project) -> None:
     where = ["--config", str(project.config), "--run", str(project.run), "--force"]
     command = ["-m", "--", "deskpro", "train-teacher", *where]

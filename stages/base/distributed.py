@@ -98,10 +98,15 @@ def pick_device(name: str) -> torch.device:
 
 @functools.cache
 def _store() -> Any:
-    """torchrun's key-value store, which outlives the ranks and their connections."""
+    """torchrun's key-value store, which outlives the ranks and their connections.
+
+    With `--max-restarts` it also outlives an attempt, whose keys name processes that are gone: each
+    attempt has its own.
+    """
     from torch import distributed
 
-    return next(iter(distributed.rendezvous("env://")))[0]
+    store = next(iter(distributed.rendezvous("env://")))[0]
+    return distributed.PrefixStore(f"attempt {_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def init_group() -> None:
