@@ -20,7 +20,7 @@ from zarr.storage import ZipStore
 
 from deskpro.cache import pack
 from deskpro.cache.errors import CacheError
-from deskpro.cache.files import write_text
+from deskpro.cache.files import sha256, write_text
 from deskpro.cache.verify import verify
 from deskpro.stages import cache_tools
 from deskpro.stages.base.run_folder import RunFolder
@@ -314,3 +314,73 @@ def test_another_cache_is_not_replaced_without_force(
     assert f"its targets are those of {project.run}" in result.err
     assert project.command(*unpack, str(project.run), "--force").code == 0
     assert RunFolder(project.run).given() is not None
+
+
+def given(project: Project, packed: Path) -> Project:
+    """The project with an unpacked cache, and of images those alone that a student sees."""
+    for kind in ("hr_face", "mask"):
+        shutil.rmtree(project.data / kind)
+    assert project.command("cache", "unpack", str(packed), "--run", str(project.run)).code == 0
+    return project
+
+
+def test_a_student_of_an_unpacked_cache_is_that_of_its_maker(
+    project: Project, packed: Path, finished_run: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It needs neither teacher, HR faces nor masks, and the result says whose cache it is."""
+    given(project, packed)
+    assert "is fresh" in project.ok("teacher-cache").err
+    result = project.ok("all")
+    assert "unpacked from t.zip, " in result.out + result.err
+    assert not (project.run / "teacher.safetensors").exists()
+    wanted = (finished_run("train-student") / "student.safetensors").read_bytes()
+    assert (project.run / "student.safetensors").read_bytes() == wanted
+    assert (project.run / "metrics.json").exists()
+    other = replace(project, run=tmp_path / "other")
+    result = other.ok("train-student", "--from", str(project.run))
+    assert "unpacked from t.zip, " in result.out + result.err
+    assert (other.run / "student.safetensors").read_bytes() == wanted
+
+
+def test_other_images_or_another_recipe_than_its_makers_are_refused(
+    project: Project, packed: Path
+) -> None:
+    given(project, packed)
+
+    def refuse(expected: str, *options: str, stage: str = "train-student") -> None:
+        result = project(stage, *options)
+        assert result.code == 2, result.out
+        assert expected in result.err
+
+    for kind in ("lr_face", "imgs"):
+        file = next(
+            path for path in sorted((project.data / kind).rglob("*.*")) if "train" in str(path)
+        )
+        before, name = file.read_bytes(), str(file.relative_to(project.data / kind))
+        other = next(path for path in file.parent.iterdir() if path.read_bytes() != before)
+        file.write_bytes(other.read_bytes())
+        refuse(f"{kind}_sha256 of {name} changed")
+        file.unlink()
+        refuse(name)
+        file.write_bytes(before)
+    refuse("unpacked from t.zip", "--set", "data.face_size=[16,16]")
+    refuse("data.face_size", "--set", "data.face_size=[16,16]", stage="teacher-cache")
+    assert not (project.run / "student.safetensors").exists()
+
+
+@pytest.mark.finished("teacher-cache")
+def test_a_cache_that_was_made_here_is_judged_as_before(project: Project, packed: Path) -> None:
+    """A record that was left, or comes from elsewhere, makes no stale cache fresh."""
+    root, folder = store(project), RunFolder(project.run)
+    seals = {str(path.relative_to(root)): sha256(path) for path in root.rglob("index/zarr.json")}
+    write_text(folder.unpacked, json.dumps({"file": "t.zip", "digest": "", "seals": seals}))
+    assert folder.given() is None
+    face = next((project.data / "hr_face").rglob("*.*"))
+    face.write_bytes(next(p for p in face.parent.iterdir() if p != face).read_bytes())
+    result = project("train-student")
+    assert result.code == 2
+    assert "hr_face_sha256" in result.err
+    folder.manifest("teacher-cache").unlink()
+    assert folder.given() is not None
+    (root / SEAL).write_bytes((root / SEAL).read_bytes() + b" ")
+    assert folder.given() is None
