@@ -12,6 +12,8 @@ from deskpro.cache.schema import PLAIN_GROUP, Schema
 from deskpro.cache.sealed import INDEX, METADATA, checked, inside, read_seal
 from deskpro.cache.store import group_folders, is_empty, lost_seal, read_attributes, read_records
 
+FOREIGN = "not a file of this store"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -53,7 +55,7 @@ def verify(root: Path) -> list[Damage]:
     damaged, known = {damage.file for damage in found}, {file.file for file in files}
     unread = [f for f in (root, *groups) if {f, f / INDEX, f / METADATA} & damaged]
     return found + [
-        Damage(path, "not a file of this store")
+        Damage(path, FOREIGN)
         for path in sorted(root.rglob("*"))
         if path not in known
         and (path.is_file() or path.is_symlink())

@@ -225,7 +225,8 @@ def all_(recipe: Recipe, update: bool) -> None:
     With --force every stage runs.
     """
     (options, folder), digests = recipe.open(), Digests(FileIndex())
-    for name in needed(options):
+    given = RunFolder(folder.upstream).given() is not None and not recipe.force
+    for name in needed(options, given=given):
         runner.run_stage(name, options, folder, force=recipe.force, update=update, digests=digests)
 
 

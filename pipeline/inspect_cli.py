@@ -49,7 +49,7 @@ def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: 
 
 @click.group(commands=targets_cli.COMMANDS)
 def cache() -> None:
-    """Plan a target cache, inspect it, or add targets to it.
+    """Plan a target cache, inspect it, extend it, pack it.
 
     PATH is a run folder, or the store itself.
     """

@@ -56,13 +56,13 @@ def make(name: str, options: Options, folder: RunFolder) -> Stage:
     return stage_class(name)(options, folder)
 
 
-def needed(options: Options) -> list[str]:
-    """The stages that a recipe needs, in order."""
+def needed(options: Options, *, given: bool = False) -> list[str]:
+    """The stages that a recipe needs, in order; given: its cache was unpacked, not made here."""
     skipped = {"prepare"} if options.prepare is None else set()
     targets = targets_needed(options, options.streams)
     if not targets:
         skipped |= {"teacher-cache"}
-    of_teacher = targets or options.eval.gallery_network == "teacher"
+    of_teacher = (targets and not given) or options.eval.gallery_network == "teacher"
     if not of_teacher or options.pre_train is not None:
         skipped |= {"train-teacher"}
     return [name for name in STAGES if name not in skipped]

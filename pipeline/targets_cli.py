@@ -120,4 +120,44 @@ def render(
     summary(f"cache render: {run}", facts)
 
 
-COMMANDS = (import_targets, render, views)
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=PATH)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+def pack(run: Path, out: Path, force: bool) -> None:
+    """Write a finished cache to one file, with a hash of everything.
+
+    OUT is a zip that zarr reads as it is, with the targets of every teacher. Two packs of one
+    cache have the same bytes.
+    """
+    from deskpro.cache import pack as tool
+
+    root, _ = _cache_of(run)
+    with working("cache pack"):
+        manifest = tool.pack(root, out, force=force)
+    size = out.stat().st_size / 1e6
+    facts = {
+        "files": len(manifest.files),
+        "digest": manifest.digest,
+        "file": f"{out}, {size:.1f} MB",
+    }
+    summary(f"cache pack: {run}", facts)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--run", type=FOLDER, required=True, help="The run folder that gets the cache.")
+@click.option("--force", is_flag=True, help="Replace a cache that is there.")
+def unpack(file: Path, run: Path, force: bool) -> None:
+    """Put a packed cache into a run folder, after checking every byte.
+
+    Students train from it where there are LR images alone: no teacher, HR face or mask.
+    """
+    from deskpro.stages import cache_tools
+
+    with working("cache unpack"):
+        facts = cache_tools.unpack(file, RunFolder.open(run), force=force)
+    summary(f"cache unpack: {file}", facts)
+
+
+COMMANDS = (import_targets, pack, render, unpack, views)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from deskpro.cache import pack
 from deskpro.cache.errors import absent
 from deskpro.cache.file_index import FileIndex
+from deskpro.cache.files import write_text
 from deskpro.cache.fingerprint import describe
+from deskpro.cache.lock import hold
 from deskpro.cache.reader import MappedReader, all_bytes
 from deskpro.cache.store import TargetStore
 from deskpro.cache.verify import verify as damages
@@ -53,6 +58,54 @@ def find_store(path: Path) -> Path:
 def verify(path: Path) -> list[str]:
     """A line for everything in a finished cache that isn't as it was written."""
     return [str(damage) for damage in damages(find_store(path))]
+
+
+def unpack(file: Path, folder: RunFolder, *, force: bool) -> dict[str, object]:
+    """Put a packed cache into a run folder, whole or not at all; what the summary shows.
+
+    The run folder records whose it is (`RunFolder.given`). The same file again changes nothing.
+    force: a cache that is there is replaced.
+
+    Raises:
+        CacheError: the file can't be used, or a command works on the run folder.
+        InputError: a cache is there, or the run uses that of another.
+    """
+    root, new = folder.targets, not folder.path.exists()
+    if folder.source is not None:
+        raise InputError(
+            f"{folder.path}: its targets are those of {folder.source}. Give another folder with "
+            "--run"
+        )
+    with pack.opened(file) as packed, ExitStack() as locks:
+        files, digest, seals = (*packed.manifest, packed.manifest.seals)
+        facts: dict[str, object] = {
+            "files": f"{len(files)}, {sum(size for size, _ in files.values()) / 1e6:.1f} MB",
+            "digest": digest,
+            "cache": root,
+        }
+        if not force and (folder.given() or {}).get("digest") == digest:
+            return facts | {"cache": f"{root} was there"}
+        if root.is_symlink():
+            raise InputError(f"{root}: is a link. Remove it, or give another folder with --run")
+        if root.exists() and not force:
+            raise InputError(
+                f"{root}: exists. Give another folder with --run, or replace it with --force"
+            )
+        locks.enter_context(hold(folder.path, "cache unpack"))
+        if root.exists():
+            locks.enter_context(hold(root, "cache unpack"))
+        try:
+            with pack.unpacking(packed, root):
+                # A kill from here on leaves a cache that counts as no one's, or this one.
+                record = {"file": file.name, "digest": digest, "seals": seals}
+                write_text(folder.unpacked, json.dumps(record) + "\n")
+                folder.manifest("teacher-cache").unlink(missing_ok=True)
+        except BaseException:
+            if new:
+                with suppress(OSError):  # it is not empty
+                    folder.path.rmdir()
+            raise
+    return facts
 
 
 def info(path: Path) -> tuple[dict[str, object], list[Table]]:

@@ -83,7 +83,7 @@ class TeacherCache(Stage):
         return self.options.pre_train or self.folder.teacher
 
     def upstream(self) -> str | None:
-        if self.options.pre_train is None:
+        if self.options.pre_train is None and self.home.given() is None:
             return "train-teacher"
         return None if self.options.prepare is None else "prepare"
 
@@ -124,14 +124,18 @@ class TeacherCache(Stage):
         """As the manifest says; where that is not enough, as the store itself knows.
 
         A store without a manifest is complete if it was made of these options and images: its
-        stage was killed in between. Images that changed are named by sample. More views, and more
-        targets, are added; targets that this recipe doesn't need may lie beside its own.
+        stage was killed in between. One that was unpacked here is fresh if it has all views, too.
+        Images that changed are named by sample. More views, and more targets, are added; targets
+        that this recipe doesn't need may lie beside its own.
         """
         outs = self.out_digests(digests)
         if record is not None and outs.items() <= record["outs"].items():
             record = {**record, "outs": outs}
         found = [r for r in super().stale(record, digests) if not self._of_no_teacher(r)]
         if {reason.kind for reason in found} & {"no-record", "out"}:
+            given = self.home.given() is not None
+            if given and not self._differences(digests, may_grow=False):
+                return []
             return self._differences(digests) or [found[0]._replace(effect="extend")]
         images = {dep.role for dep in self._images()}
         if any(reason.name in images for reason in found) or (digests.deep and not found):
@@ -150,14 +154,14 @@ class TeacherCache(Stage):
         teacher = self.options.teachers.get(rest.partition(".")[0])
         return section == "teachers" and (teacher is None or teacher.weights is None)
 
-    def _differences(self, digests: Digests) -> list[Reason]:
+    def _differences(self, digests: Digests, *, may_grow: bool = True) -> list[Reason]:
         """How options, teacher and images differ from those of the stored targets."""
         from deskpro.stages.targets import provenance
 
         targets = stored_targets(self.options).values()
         try:
             differing = provenance.option_differences(
-                self.folder.targets, self.options, self.teacher, targets, may_grow=True
+                self.folder.targets, self.options, self.teacher, targets, may_grow=may_grow
             )
         except CacheError:  # damaged: it is rebuilt, not resumed
             return [Reason("out", str(self.folder.targets))]

@@ -50,7 +50,7 @@ class TrainStudentResult(Result):
 
     samples: int
     identities: int
-    source: Path
+    source: str
     targets: str
     training: Mapping[str, Any]
     parameters: int
@@ -162,6 +162,7 @@ class TrainStudent(Stage):
 
         from deskpro.stages.models.student import Student, multiply_adds
         from deskpro.stages.models.warm_start import require_weights, warm_start
+        from deskpro.stages.targets import samples
         from deskpro.stages.training import recipe
 
         require_weights("student.pre_train", self.options.student.pre_train)
@@ -204,7 +205,7 @@ class TrainStudent(Stage):
         return TrainStudentResult(
             samples=int((data.labels >= 0).sum()),
             identities=len(data.classes),
-            source=self.cache or options.data.root,
+            source=samples.origin(self.cache) if self.cache else f"{options.data.root}",
             targets=data.targets.location if data.targets else "",
             training=training,
             parameters=parameters,

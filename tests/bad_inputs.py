@@ -423,6 +423,10 @@ STORES = [
               "no target cache here. Type: deskpro teacher-cache --run {run}", "cache verify {run}",
               ("is a file", text("")), ("is an empty folder", folder), ("is a FIFO", fifo),
               ("is missing", missing)),
+    *replaced("a packed cache", "a.zip", "a.zip: ", "cache unpack {tmp}/a.zip --run {tmp}/new",
+              ("is missing", missing), ("is empty", raw(b"")), *NOT_FILES),
+    Row("no cache to pack", "cache pack {tmp}/new {tmp}/out.zip",
+        "Type: deskpro teacher-cache --run {tmp}/new"),
 ]  # fmt: skip
 EXPORTS = [
     *replaced("metrics.json", "run/metrics.json", "metrics.json", "export {run}",

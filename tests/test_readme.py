@@ -320,6 +320,7 @@ def test_the_examples_in_python_run(
     (tmp_path / "runs/demo").symlink_to(finished_run("train-student"))  # type: ignore[operator]
     monkeypatch.chdir(tmp_path)
     assert command("cache", "render", "runs/demo", "rendered").code == 0
+    assert command("cache", "pack", "runs/demo", "demo-targets.zip").code == 0
     for name in ("README.md", "cache/README.md"):
         for example in blocks("python", DOCUMENTS[name]):
             exec(example, {})

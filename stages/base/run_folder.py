@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from deskpro.cache.files import below, sha256, write_text
 from deskpro.cache.files import read_json as read_any
-from deskpro.cache.files import write_text
 from deskpro.stages.base import log_file
 from deskpro.stages.base.errors import InputError
 
@@ -67,6 +67,26 @@ class RunFolder:
         if not of_source.state.is_dir():
             raise InputError(f"--from {source}: no run folder (it has no {of_source.state.name}/)")
         return cls(path, of_source.upstream)
+
+    @property
+    def unpacked(self) -> Path:
+        """Where the cache came from, if `cache unpack` put it here."""
+        return self.state / "unpacked.json"
+
+    def given(self) -> dict[str, Any] | None:
+        """The record of a cache that was unpacked here (file, digest, seals); None where the
+        targets are others, or were completed here since."""
+        record = read_json(self.unpacked)
+        if record is None or self.manifest("teacher-cache").exists():
+            return None
+        try:
+            same = all(
+                sha256(below(self.targets, name)) == digest
+                for name, digest in record["seals"].items()
+            )
+            return record if same and record["seals"] else None
+        except (OSError, KeyError, ValueError, AttributeError):
+            return None
 
     @property
     def _from(self) -> Path:

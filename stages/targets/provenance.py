@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,17 +222,19 @@ def image_differences(
     whole: bool,
     deep: bool = False,
     used: np.ndarray | None = None,
+    exact: Collection[str] = (),
 ) -> list[Difference]:
     """How the training images differ from those of the stored targets, by sample.
 
     index: every training image that is here (`training_index`). Images that targets are computed
     from and that aren't here can't be compared and don't count. A sample is new where its images
     are here (all of them, if `whole`) and its identity, if it has one, has another. used: bool [N],
-    the stored samples that count; all unless given.
+    the stored samples that count; all unless given. exact: kinds of images that must be here as
+    they were, whatever targets are computed from, where the store has their content.
     """
-    stored = store.column("sample_id")
-    chosen = np.flatnonzero(np.ones(len(stored), bool) if used is None else used)
-    sample_ids = stored[chosen].tolist()
+    every = store.column("sample_id")
+    chosen = np.flatnonzero(np.ones(len(every), bool) if used is None else used)
+    sample_ids = every[chosen].tolist()
     here = index[index["sample_id"].isin(sample_ids)].reset_index(drop=True)
     row_of = dict(zip(sample_ids, chosen.tolist(), strict=True))
     rows = [row_of[sample_id] for sample_id in here["sample_id"]]
@@ -241,12 +243,13 @@ def image_differences(
     complete = complete[several | complete["pid"].isna()]
     new = complete.loc[~complete["sample_id"].isin(sample_ids), "sample_id"].tolist()
     wanted = {"sample_id": np.asarray([*here["sample_id"], *new], object)}
-    for kind in kinds_seen(targets):
+    for kind in dict.fromkeys((*kinds_seen(targets), *exact)):
         if f"{kind}_sha256" not in store.columns:  # of a store that no target of it was in
             continue
         hashes = content_hashes(here[kind].tolist(), files, deep=deep)
-        absent = here[kind].isna().to_numpy()
-        hashes[absent] = store.column(f"{kind}_sha256")[rows][absent]
+        stored = store.column(f"{kind}_sha256")[rows]
+        unknown = ~stored.any(axis=1) if kind in exact else here[kind].isna().to_numpy()
+        hashes[unknown] = stored[unknown]
         blank = np.zeros((len(new), 32), np.uint8)
         wanted[f"{kind}_sha256"] = np.concatenate([hashes, blank])
     before = {name: store.column(name)[chosen] for name in wanted}

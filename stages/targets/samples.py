@@ -16,6 +16,7 @@ from deskpro.cache.schema import Column
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import CheckedData
 from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import KINDS, class_order, content_hashes
@@ -115,7 +116,8 @@ def require_match(
 ) -> None:
     """Refuse a cache that these options, and the images that are here, would not give.
 
-    Its teacher, HR faces and masks may be gone; what is here is compared. deep: every file is read.
+    Its teacher, HR faces and masks may be gone; what is here is compared. The images that the
+    student sees are, too, where the cache was made elsewhere. deep: every file is read.
     """
     data = options.data
     others = data.unlabelled if options.train_student.unlabelled else None
@@ -123,13 +125,35 @@ def require_match(
     found = option_differences(store.root, options, weights, targets)
     whole = data.incomplete == "leave-out"
     used = None if others is not None else store.column("label") != NO_LABEL
-    found += image_differences(store, index, targets, files, whole=whole, deep=deep, used=used)
+    given = RunFolder(store.root.parent).given()
+    seen = ("imgs", "lr_face") if "face" in options.streams else ("imgs",)
+    found += image_differences(
+        store,
+        index,
+        targets,
+        files,
+        whole=whole,
+        deep=deep,
+        used=used,
+        exact=seen if given else (),
+    )
+    if found and given:
+        raise CacheError(
+            f"{store.root}: unpacked from {given['file']}, which is of another recipe or other "
+            f"images: {'; '.join(describe(found))}. Use the recipe and images that it was made from"
+        )
     if found:
         raise CacheError(
             f"{store.root}: built from another recipe or images: "
             f"{'; '.join(describe(found))}. Restore them, or rebuild the cache",
             command="teacher-cache --force",
         )
+
+
+def origin(cache: Path) -> str:
+    """Where a cache lies; where it was unpacked, also which it is."""
+    given = RunFolder(cache.parent).given()
+    return f"{cache}" + (f" (unpacked from {given['file']}, {given['digest']})" if given else "")
 
 
 def embedding_shapes(
