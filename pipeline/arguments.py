@@ -15,6 +15,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.data.layouts import OWN_LIST, dataset_name
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -36,7 +37,8 @@ DEEP = click.option("--deep", is_flag=True, help="Read every file again, known o
 DATASET = click.option(
     "--dataset",
     metavar="NAME",
-    help="How the file names of --data are read.  [default: data_train of the recipe, else celeb]",
+    help="How the file names of --data are read, unless it has a dataset.csv or data.name is set.  "
+    "[default: data_train of the recipe, else celeb]",
 )
 
 
@@ -82,6 +84,10 @@ class Recipe(NamedTuple):
     def of_dataset(self, root: Path, dataset: str | None) -> Options:
         """The options on another dataset, as --data and --dataset give it."""
         options = self.options()
+        rule = options.data.name
+        if dataset is not None and (rule or dataset_name(root, dataset) != dataset):
+            given = f"data.name {rule}" if rule else f"{root / OWN_LIST}"
+            raise InputError(f"--dataset {dataset}: {given} says how images are read. Give one")
         name = require_dataset(dataset or (options.data_train if self.config else "celeb"))
         changes = {"data.root": root, "data.test_root": None, "data_train": name, "data_test": None}
         return override(options, changes)

@@ -23,6 +23,7 @@ from deskpro.pipeline.arguments import (
     advise_on,
 )
 from deskpro.pipeline.command_help import Between, Whole
+from deskpro.pipeline.explain import explain_names
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, log_to, summary, table, working
@@ -203,7 +204,10 @@ def report(
 @CONFIG
 @RUN
 @SET
-def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--explain", is_flag=True, help="Show how names are read, and what is left out.")
+def check_data(
+    config: Path | None, run: Path | None, overrides: tuple[str, ...], explain: bool
+) -> None:
     """List every problem of a dataset.
 
     Exit code 2 where there are any.
@@ -212,7 +216,9 @@ def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]
 
     options, folder = Recipe(config, run, overrides=overrides).open()
     with working("check-data"):
-        problems, facts = stage.run(options, folder)
+        problems, facts, checked = stage.run(options, folder)
+    if explain:
+        explain_names(options, checked)
     for problem in problems:
         click.echo(str(problem))
     summary(f"check-data: {len(problems)} problems in {options.data.root}", facts)
