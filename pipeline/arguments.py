@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from deskpro.pipeline.config import assignment, load, override, parse, require_d
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log_to
-from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.data.layouts import OWN_LIST, dataset_name
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -36,7 +38,8 @@ DEEP = click.option("--deep", is_flag=True, help="Read every file again, known o
 DATASET = click.option(
     "--dataset",
     metavar="NAME",
-    help="How the file names of --data are read.  [default: data_train of the recipe, else celeb]",
+    help="How the file names of --data are read, unless it has a dataset.csv or data.name is set.  "
+    "[default: data_train of the recipe, else celeb]",
 )
 
 
@@ -82,6 +85,10 @@ class Recipe(NamedTuple):
     def of_dataset(self, root: Path, dataset: str | None) -> Options:
         """The options on another dataset, as --data and --dataset give it."""
         options = self.options()
+        rule = options.data.name
+        if dataset is not None and (rule or dataset_name(root, dataset) != dataset):
+            given = f"data.name {rule}" if rule else f"{root / OWN_LIST}"
+            raise InputError(f"--dataset {dataset}: {given} says how images are read. Give one")
         name = require_dataset(dataset or (options.data_train if self.config else "celeb"))
         changes = {"data.root": root, "data.test_root": None, "data_train": name, "data_test": None}
         return override(options, changes)
@@ -133,3 +140,19 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         command(Recipe(**{name: given.pop(name) for name in Recipe._fields}), **given)
 
     return wrapped
+
+
+def fail_with(lines: Iterable[object]) -> None:
+    """Print what was found; exit code 1 where that is anything."""
+    found = [str(line) for line in lines]
+    if found:
+        click.echo("\n".join(found))
+        sys.exit(1)
+
+
+def options_of(manifest: Path, overrides: tuple[str, ...], output: Path, command: str) -> Options:
+    """The options that a finished stage records in its manifest; InputError without one."""
+    record = read_manifest(manifest)
+    if record is None or not output.exists():
+        raise InputError(f"{output}: missing, or has no manifest", command=command)
+    return load(record["config"], overrides)

@@ -4,140 +4,29 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deskpro.pipeline import config, gallery_cli, recipes, targets_cli
+from deskpro.pipeline import cache_cli, config, gallery_cli, recipes
 from deskpro.pipeline.arguments import (
     CONFIG,
     DATASET,
-    DEEP,
     FOLDER,
     PATH,
     RUN,
     SET,
     Recipe,
-    advise_on,
+    fail_with,
+    options_of,
 )
-from deskpro.pipeline.command_help import Between, Whole
-from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import log, log_to, summary, table, working
-from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.pipeline.command_help import Between
+from deskpro.pipeline.explain import explain_names
+from deskpro.stages.base.progress import log, log_to, summary, working
+from deskpro.stages.base.run_folder import RunFolder
 
 _COUNT = Between(0)
-
-
-def _fail_with(lines: Iterable[object]) -> None:
-    """Print what was found; exit code 1 where that is anything."""
-    found = [str(line) for line in lines]
-    if found:
-        click.echo("\n".join(found))
-        sys.exit(1)
-
-
-def _options(manifest: Path, overrides: tuple[str, ...], output: Path, command: str) -> Options:
-    """The options that a finished stage records in its manifest; InputError without one."""
-    record = read_manifest(manifest)
-    if record is None or not output.exists():
-        raise InputError(f"{output}: missing, or has no manifest", command=command)
-    return config.load(record["config"], overrides)
-
-
-@click.group(commands=targets_cli.COMMANDS)
-def cache() -> None:
-    """Plan a target cache, inspect it, extend it, pack it.
-
-    PATH is a run folder, or the store itself.
-    """
-
-
-@cache.command()
-@click.argument("path", type=PATH)
-def info(path: Path) -> None:
-    """Show what it holds, its size, and how sure the teacher is."""
-    from deskpro.stages import cache_tools
-
-    advise_on(path)
-    facts, tables = cache_tools.info(path)
-    for title, columns, rows in tables:
-        table(title, columns, rows)
-    summary(f"cache info: {path}", facts)
-
-
-@cache.command()
-@click.argument("path", type=PATH)
-def verify(path: Path) -> None:
-    """Check every byte against its checksum.
-
-    Exit code 1 if anything is damaged.
-    """
-    from deskpro.stages import cache_tools
-
-    advise_on(path)
-    _fail_with(cache_tools.verify(path))
-    log(f"cache verify: {path} is complete and undamaged")
-
-
-@cache.command()
-@click.argument("run", type=FOLDER)
-@click.option("--samples", default=64, type=Between(1), help="How many.")
-@click.option("--seed", default=0, type=_COUNT, help="Which.")
-@DEEP
-@SET
-def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) -> None:
-    """Compute the targets of some views again, and compare.
-
-    Exit code 1 if the cache has others. RUN is a run folder; its cache, teacher and images must
-    be there.
-    """
-    from deskpro.stages import cache_tools
-
-    advise_on(run)
-    folder = RunFolder.open(run)
-    manifest = RunFolder(folder.upstream).manifest("teacher-cache")
-    options = _options(manifest, overrides, folder.targets, "teacher-cache")
-    with working("cache audit"):
-        report = cache_tools.audit(options, folder, deep=deep, **sampling)
-    summary(f"cache audit: {run}", report.facts)
-    _fail_with(report.differences)
-
-
-@cache.command()
-@click.option("--samples", required=True, type=Whole(), help="How many, such as 4e6.")
-@click.option("--views", type=Whole(), help="Of each sample.  [default: cache.views]")
-@click.option(
-    "--identities",
-    type=Whole(),
-    help="Classes of the logits.  [default: those of the teacher, else of the training set]",
-)
-@CONFIG
-@RUN
-@SET
-def plan(
-    config: Path | None,
-    run: Path | None,
-    overrides: tuple[str, ...],
-    samples: int,
-    views: int | None,
-    identities: int | None,
-) -> None:
-    """Say how large a cache will be.
-
-    Bytes by target, files, memory; and hours, at the rate at which the cache of --run was made.
-    Nothing is written.
-    """
-    from deskpro.stages import cache_plan
-
-    if views is not None:
-        overrides = (*overrides, f"cache.views={views}")
-    options, folder = Recipe(config, run, overrides=overrides).read()
-    facts, rows = cache_plan.run(options, folder, samples, identities)
-    table("targets", ("target", "bytes a view", "files", "on disk"), rows)
-    summary("cache plan", facts)
 
 
 @click.command()
@@ -198,7 +87,7 @@ def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: Any
     log_to(run)
     folder = RunFolder.open(run)
     command = shlex.join(["eval", "--run", str(run)])
-    options = _options(folder.manifest("eval"), overrides, folder.metrics, command)
+    options = options_of(folder.manifest("eval"), overrides, folder.metrics, command)
     with working("report"):
         facts = stage.run(options, folder, out or run / "report.html", **shown)
     summary(f"report: {run}", facts)
@@ -208,7 +97,10 @@ def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: Any
 @CONFIG
 @RUN
 @SET
-def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--explain", is_flag=True, help="Show how names are read, and what is left out.")
+def check_data(
+    config: Path | None, run: Path | None, overrides: tuple[str, ...], explain: bool
+) -> None:
     """List every problem of a dataset.
 
     Exit code 2 where there are any.
@@ -217,7 +109,9 @@ def check_data(config: Path | None, run: Path | None, overrides: tuple[str, ...]
 
     options, folder = Recipe(config, run, overrides=overrides).open()
     with working("check-data"):
-        problems, facts = stage.run(options, folder)
+        problems, facts, checked = stage.run(options, folder)
+    if explain:
+        explain_names(options, checked)
     for problem in problems:
         click.echo(str(problem))
     summary(f"check-data: {len(problems)} problems in {options.data.root}", facts)
@@ -324,7 +218,7 @@ def export(
     try:
         facts = exporting.export(run, out, Ask(streams=names, **chosen), overrides, force)
     except DiffersError as error:
-        _fail_with(error.args)
+        fail_with(error.args)
     else:
         summary(f"export: {run}", facts)
 
@@ -383,7 +277,7 @@ def make_benchmark(out: Path, workers: int | None, overrides: tuple[str, ...]) -
 
 
 COMMANDS = (
-    cache,
+    cache_cli.cache,
     check_data,
     compare,
     embed,

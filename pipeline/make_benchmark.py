@@ -18,7 +18,7 @@ from deskpro.stages.data import benchmark
 
 def draw_missing(options: Options) -> None:
     """Draw the benchmark of a recipe that is about it, where its folder does not exist."""
-    if options.data_train == "benchmark" and not options.data.root.exists():
+    if options.train_set == "benchmark" and not options.data.root.exists():
         start("make-benchmark", output=options.data.root)
         make_benchmark(options.data.root)
 

@@ -14,7 +14,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import chance, rank_gallery
 
@@ -31,7 +31,7 @@ def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[st
     student: the rows of a student; the references are measured on its queries: of `face`
     and `face_hr` those that have one.
     """
-    layout = LAYOUTS[options.data_test or options.data_train]
+    layout = layout_of(options.test_root, options.test_set)
     index = read_index(options.test_root, layout, ("query", "gallery"))[0]
     if options.eval.unit == "tracklet":
         index = index.drop_duplicates(["split", "pid", "camid", "tracklet"])

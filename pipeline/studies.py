@@ -215,7 +215,7 @@ def _training_table(options: Options) -> pd.DataFrame:
     from deskpro.stages.data.identities import Identities, training_index
 
     chosen = Identities(*options.data.chosen)
-    return training_index(options.data.root, options.data_train, chosen)
+    return training_index(options.data.root, options.train_set, chosen)
 
 
 STUDIES: dict[str, Study] = {

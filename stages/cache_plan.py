@@ -99,7 +99,7 @@ def _training_set(options: Options) -> tuple[list[str], list[str]]:
         return [], []
     try:
         index = training_index(
-            options.data.root, options.data_train, Identities(*options.data.chosen)
+            options.data.root, options.train_set, Identities(*options.data.chosen)
         )
     except InputError:
         return [], []

@@ -228,7 +228,7 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
     root, weights = folder.targets, options.pre_train or folder.teacher
     store, files = TargetStore(root), provenance.TeacherFiles(options, weights)
     data = options.data
-    index = training_index(data.root, options.data_train, Identities(*data.chosen), data.unlabelled)
+    index = training_index(data.root, options.train_set, Identities(*data.chosen), data.unlabelled)
     groups, every = store.groups(), all_targets(options)
     there = {name: target for name, target in every.items() if target.group in groups}
     found = describe([

@@ -12,23 +12,26 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import CheckedData, check_data
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import Problem
-from deskpro.stages.data.layouts import KINDS, LAYOUTS
+from deskpro.stages.data.layouts import KINDS, layout_of
 from deskpro.stages.losses.terms import targets_needed
 
 
-def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, object]]:
-    """Every problem of `data.root`, and the facts of its splits beside the published counts.
+def run(
+    options: Options, folder: RunFolder
+) -> tuple[list[Problem], dict[str, object], CheckedData]:
+    """Every problem of `data.root`, the facts of its splits beside the published counts, and what
+    was checked.
 
     Raises:
         InputError: the recipe prepares the dataset, and that has not been done.
     """
-    root, layout = options.data.root, LAYOUTS[options.data_train]
+    root, layout = options.data.root, layout_of(options.data.root, options.train_set)
     if options.prepare is not None and not (root / ".prepare").exists():
         raise InputError(f"{root}: not prepared yet", command="prepare")
-    prepared = layout.prepared(root)
+    prepared = not layout.bodies_only(root)
     checked = check_data(
         root,
-        options.data_train,
+        options.train_set,
         needs=KINDS if prepared else ("imgs",),
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
@@ -62,7 +65,7 @@ def run(options: Options, folder: RunFolder) -> tuple[list[Problem], dict[str, o
             f"train {images:,} images of {identities} identities, query {layout.counts.query:,}, "
             f"gallery {layout.counts.gallery:,}"
         )
-    return problems, facts
+    return problems, facts, checked
 
 
 def _too_few(options: Options, checked: CheckedData) -> list[Problem]:

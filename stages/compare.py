@@ -14,7 +14,7 @@ from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table, warn
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.evaluation.paired import LEVEL, Run, common, compared, differences, open_run
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import cells, figures, results
@@ -210,10 +210,10 @@ def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
 def _page(runs: Sequence[Run]) -> str:
     data = runs[0].report["data"]
     root, images = Path(data["root"]), dict[str, str]()
-    if root.is_dir() and data["dataset"] in LAYOUTS:
-        index = read_index(root, LAYOUTS[data["dataset"]], ("query", "gallery"))[0]
+    try:
+        index = read_index(root, layout_of(root, data["dataset"]), ("query", "gallery"))[0]
         images = dict(zip(index["sample_id"], index["imgs"], strict=True))
-    else:
+    except InputError:
         warn(f"{root}: no such folder here, so compare.html has no pictures")
     return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], images)
 

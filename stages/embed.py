@@ -34,7 +34,7 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
     table = (
         check_data(
             data.root,
-            options.data_train,
+            options.train_set,
             splits=(split,),
             test_needs=extractor.needs,
             training=False,

@@ -15,7 +15,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
-from deskpro.stages.data.layouts import LAYOUTS, image_folders, require_bodies
+from deskpro.stages.data.layouts import image_folders, layout_of, require_bodies
 from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
 from deskpro.stages.losses.terms import targets_needed
 
@@ -48,6 +48,7 @@ class Evaluate(Stage):
     name = "eval"
     params = (
         "data_train",
+        "data.name",
         "data_test",
         "data.face_size",
         "data.body_size",
@@ -84,7 +85,7 @@ class Evaluate(Stage):
 
     @property
     def dataset(self) -> str:
-        return self.options.data_test or self.options.data_train
+        return self.options.test_set
 
     @property
     def teacher(self) -> Path | None:
@@ -121,16 +122,20 @@ class Evaluate(Stage):
         return made and bool(targets_needed(options, options.streams))
 
     def deps(self) -> list[Dep]:
-        root, layout = self.options.test_root, LAYOUTS[self.dataset]
+        root, dataset = self.options.test_root, self.dataset
         # A teacher sees HR faces.
         kinds = ("imgs", "lr_face", "hr_face") if self.alone else ("imgs", "lr_face")
-        folders = image_folders(root, self.dataset, kinds, ("query", "gallery"))
+        folders = image_folders(root, dataset, kinds, ("query", "gallery"))
         if self.teacher is not None:
-            folders |= image_folders(root, self.dataset, ("hr_face",), ("gallery",))
+            folders |= image_folders(root, dataset, ("hr_face",), ("gallery",))
         return [
             Dep("the network" if self.alone else "the student", self.weights),
             *(Dep("the teacher", path) for path in (self.teacher,) if path is not None),
-            *(Dep(name, root / name) for name in layout.side_files if name not in folders),
+            *(
+                Dep(name, root / name)
+                for name in layout_of(root, dataset).side_files
+                if name not in folders
+            ),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 

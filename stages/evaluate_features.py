@@ -14,7 +14,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start, warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
-from deskpro.stages.data.layouts import LAYOUTS, image_folders, require_bodies
+from deskpro.stages.data.layouts import image_folders, layout_of, require_bodies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,8 @@ class EvaluateFeatures(Stage):
 
     name = "eval"
     params = (
-        "data_train", "data_test", "eval.protocols", "eval.rerank", "eval.enrich", "eval.ranks",
+        "data_train", "data.name", "data_test", "eval.protocols", "eval.rerank", "eval.enrich",
+        "eval.ranks",
         "eval.unit",
     )  # fmt: skip
 
@@ -79,7 +80,7 @@ class EvaluateFeatures(Stage):
 
     @property
     def dataset(self) -> str:
-        return self.options.data_test or self.options.data_train
+        return self.options.test_set
 
     def check(self) -> None:
         from deskpro.stages.evaluation.feature_files import require_file
@@ -101,15 +102,19 @@ class EvaluateFeatures(Stage):
     def deps(self) -> list[Dep]:
         from deskpro.stages.evaluation.feature_files import sources
 
-        root, layout = self.options.test_root, LAYOUTS[self.dataset]
-        folders = image_folders(root, self.dataset, ("imgs",), ("query", "gallery"))
+        root, dataset = self.options.test_root, self.dataset
+        folders = image_folders(root, dataset, ("imgs",), ("query", "gallery"))
         files = [
             Dep(f"{FEATURES}{path.suffix if number else ''}", path, pattern)
             for number, (path, pattern) in enumerate(sources(self.file))
         ]
         return [
             *files,
-            *(Dep(name, root / name) for name in layout.side_files if name not in folders),
+            *(
+                Dep(name, root / name)
+                for name in layout_of(root, dataset).side_files
+                if name not in folders
+            ),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
 
@@ -184,7 +189,7 @@ class EvaluateFeatures(Stage):
         require_names(file, found.parts, images.columns)
         require_faces(self.options, [*found.parts])
         weights = choose_weights([*found.parts], self.weights)
-        matched = match_rows(file, found, images, root, LAYOUTS[self.dataset].bodies(root))
+        matched = match_rows(file, found, images, root, layout_of(root, self.dataset).bodies(root))
         features = {
             name: used_values(file, name, values, matched.rows, found.paths)
             for name, values in found.parts.items()

@@ -14,6 +14,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table, working
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
+from deskpro.stages.data.layouts import dataset_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -300,7 +301,8 @@ def _recipe(options: Options, settings: Settings) -> dict[str, object]:
     """What the model card says of the training."""
     student, training = options.student, options.train_student
     return {
-        "training images": f"`{options.data_train}`, {settings.student['identities']} people",
+        "training images": f"`{dataset_name(options.data.root, options.train_set)}`, "
+        f"{settings.student['identities']} people",
         "network": f"LMBN on {student.backbone}, width {student.width:g}, features of "
         f"{student.feature_dim}",
         "starts from": student.pre_train.name if student.pre_train else "random weights",

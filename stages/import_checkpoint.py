@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import KINDS, class_order, read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
 
 
 def _classes(root: Path, dataset: str) -> list[str]:
-    table, problems = read_index(root, LAYOUTS[dataset], ("train",))
+    table, problems = read_index(root, layout_of(root, dataset), ("train",))
     if problems:
         raise InputError("\n".join(map(str, problems)))
     return class_order(table.loc[table[list(KINDS)].notna().all(axis=1), "pid"])

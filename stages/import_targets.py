@@ -22,7 +22,7 @@ from deskpro.stages.base.progress import bar
 from deskpro.stages.base.training_options import require_teacher_name
 from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import class_order, content_hashes
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.targets import importing
 from deskpro.stages.targets.foreign import HASHES, TARGETS, Foreign, read_foreign
 from deskpro.stages.targets.kinds import OF_TEACHERS
@@ -75,10 +75,12 @@ class Known:
             raise InputError(
                 f"{self.store.root}: does not name its identities; give its run folder with --run"
             )
-        layout = LAYOUTS[self.options.data_train]
+        root = self.options.data.root
+        layout = layout_of(root, self.options.train_set)
+        lists = layout.read_lists(root, ("train",))
         labels = self.columns["label"].values.tolist()
         rows = zip(self.sample_ids, labels, strict=True)
-        names = [layout.parse(sample_id) for sample_id, label in rows if label != NO_LABEL]
+        names = [layout.parse(sample_id, lists) for sample_id, label in rows if label != NO_LABEL]
         return class_order(name.pid for name in names if name is not None)
 
     def hashes(self, kind: str) -> np.ndarray | None:
@@ -92,7 +94,7 @@ class Known:
             return None
         data = self.options.data
         chosen = Identities(*data.chosen)
-        index = training_index(data.root, self.options.data_train, chosen, data.unlabelled)
+        index = training_index(data.root, self.options.train_set, chosen, data.unlabelled)
         here = index.set_index("sample_id").reindex(self.sample_ids)[kind]
         return content_hashes(here.where(here.notna(), None).tolist(), FileIndex())
 

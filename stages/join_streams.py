@@ -30,7 +30,10 @@ class JoinStreams(Stage):
     of a recipe leaves them: the student is the one that trains both side by side."""
 
     name = "join-streams"
-    params = ("forward_mode", "data.validation", "data.identities", "data.incomplete", "data_train")
+    params = (
+        "forward_mode", "data.validation", "data.identities", "data.incomplete", "data_train",
+        "data.name",
+    )  # fmt: skip
 
     def __init__(self, options: Options, folder: RunFolder, parts: Mapping[str, Path]) -> None:
         """parts: stream → the weights of a student that has it."""
@@ -79,7 +82,7 @@ class JoinStreams(Stage):
         held_out = (
             check_data(
                 options.data.root,
-                options.data_train,
+                options.train_set,
                 splits=("train",),
                 needs=("imgs", "lr_face"),
                 incomplete="keep",

@@ -18,7 +18,8 @@ from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.index import Problem, refuse
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import SPLITS, layout_of
+from deskpro.stages.data.listings import OWN_LIST
 from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
@@ -51,7 +52,7 @@ class PrepareData(Stage):
     """Prepares every image of the raw dataset; files that are up to date are kept."""
 
     name = "prepare"
-    params = ("data_train", "prepare")
+    params = ("data_train", "data.name", "prepare")
     incremental = True
     required = True
 
@@ -76,17 +77,16 @@ class PrepareData(Stage):
             )
 
     def deps(self) -> list[Dep]:
-        settings, dataset = self.settings, self.options.data_train
+        settings, dataset = self.settings, self.options.train_set
         raw, parsing, restoration = settings.root, settings.parsing, settings.restoration
-        places = list[tuple[str, Path | None, str | None]]()
+        places = list[tuple[str, Path | None, str | tuple[str, ...] | None]]()
         if raw is not None and is_own_folder(raw, dataset):
             places += [("the raw images", raw, "**/*")]
         elif raw is not None:
-            files = LAYOUTS[dataset].files.items()
-            bodies = LAYOUTS[dataset].bodies(raw)
-            places += [(f"the raw images of {split}", bodies, pattern) for split, pattern in files]
+            found = layout_of(raw, dataset).places(raw, ("imgs",), SPLITS)
+            places += [(f"the raw images of {split}", *at) for (_, split), at in found.items()]
         if raw is not None:
-            places += [(name, raw / name, None) for name in LAYOUTS[dataset].side_files]
+            places += [(name, raw / name, None) for name in layout_of(raw, dataset).side_files]
         if parsing.method == "labels":
             places += [("the label maps", parsing.labels, "**/*")]
         if parsing.model is not None:
@@ -111,7 +111,7 @@ class PrepareData(Stage):
         settings, root = self.settings, self.root
         methods = [METHODS[name][getattr(settings, name).method] for name in settings.steps]
         require_files(methods, settings)
-        found = find_samples(settings.root or root, self.options.data_train, settings.own)
+        found = find_samples(settings.root or root, self.options.train_set, settings.own)
         refuse(found.problems, "can't be prepared")
         samples, page, [out] = found.samples, root / "prepare.html", self.outs()
         if settings.root is not None:
@@ -134,12 +134,14 @@ class PrepareData(Stage):
             self._perform(step, samples, todo, records[step.name])
         samples.sort(key=lambda sample: sample.id)
         self._refuse_unusable(samples)
+        if any(sample.problem is not None for sample in samples):
+            self._copy_lists(samples, job.index)  # a list must not name what was left out
         removed = set()
         for own in (records[step.name] for step in steps):
             removed |= own.ids() - {sample.id for sample in samples}
             own.keep([sample.id for sample in samples if sample.problem is None])
         table = listing.table(samples, settings.root or root)
-        contact_sheet.write(page, table, settings, root, self.options.data_train)
+        contact_sheet.write(page, table, settings, root, self.options.train_set)
         write_text(out, table.to_csv(index=False))
         return PrepareResult(
             summary=listing.summary(samples),
@@ -205,12 +207,19 @@ class PrepareData(Stage):
 
     def _copy_lists(self, samples: Sequence[Sample], index: FileIndex) -> None:
         """Copy the lists beside the raw images; write clothes.csv for clothes in names."""
-        raw, dataset, files = self.settings.root, self.options.data_train, dict[Path, bytes]()
+        raw, dataset, files = self.settings.root, self.options.train_set, dict[Path, bytes]()
         if raw is None:
             return
         if not is_own_folder(raw, dataset):
-            names = [name for name in LAYOUTS[dataset].side_files if (raw / name).is_file()]
+            layout = layout_of(raw, dataset)
+            names = [name for name in layout.side_files if (raw / name).is_file()]
             files = {self.root / Path(name).name: (raw / name).read_bytes() for name in names}
+            good = [sample for sample in samples if sample.problem is None]
+            if OWN_LIST in names and len(good) < len(samples):
+                lists = layout.read_lists(raw, SPLITS)
+                facts = lists.facts if lists else {}
+                rows = [{"path": s.id, "split": s.split, **facts[s.id]} for s in good]
+                files[self.root / OWN_LIST] = pd.DataFrame(rows).to_csv(index=False).encode()
         worn = sorted((sample.id, sample.clothes) for sample in samples if sample.clothes)
         if worn:
             table = pd.DataFrame(worn, columns=["path", "clothes"]).to_csv(index=False)

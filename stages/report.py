@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from deskpro.cache.errors import CacheError
-from deskpro.cache.files import write_aside
+from deskpro.cache.files import write_text
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
@@ -17,7 +17,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.evaluation.paired import LEVEL, gain
 from deskpro.stages.reporting import decisions, histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
@@ -62,26 +62,26 @@ def run(
     root = Path(metrics["data"]["root"])
     root = root if root.is_dir() else options.test_root  # the images may have moved since
     show = Thumbnails(SHRUNK)
-    cards, no_cards = _cards(metrics, root, folder.path, show, good, failed)
+    test = _index(root, metrics["data"]["dataset"], "query", "gallery")
+    cameras = _has_cameras(metrics, test)
+    cards, no_cards = _cards(metrics, test, folder.path, show, good, failed)
     comparisons, no_comparisons = _comparisons(options, folder, samples)
     parts = {
         **_gains(folder, against),
         "title": folder.path.resolve().name,
         "metrics": metrics,
-        **_results(metrics, folder.path),
+        **_results(metrics, folder.path, cameras),
         "cards": cards,
         "no_cards": no_cards,
         "comparisons": comparisons,
         "no_comparisons": no_comparisons,
         **_training(options, folder),
-        **_provenance(options, metrics, root, folder),
+        **_provenance(options, test, folder, cameras),
     }
     page = render("report", parts)
-    with write_aside(out) as aside:
-        aside.write_text(page, encoding="utf-8")
-    outcomes = [card["outcome"] for card in cards]
+    write_text(out, page)
     facts: dict[str, object] = {
-        "queries": no_cards or f"{outcomes.count('good')} good  {outcomes.count('failed')} failed",
+        "queries": no_cards or _outcomes(cards),
         "training samples": no_comparisons or len(comparisons),
     }
     if show.missing:
@@ -91,12 +91,11 @@ def run(
     return facts | {"report": f"{out} ({len(page.encode()) / 1e6:.1f} MB)"}
 
 
-def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _results(metrics: Mapping[str, Any], folder: Path, cameras: bool) -> dict[str, Any]:
     name, protocol = next(iter(metrics["protocols"].items()))
     protocols = results.merged(metrics["protocols"])
     stream = results.widest(protocol["streams"])
     table = record.read_table(folder / "breakdown.csv")
-    cameras = _has_cameras(metrics)
     return {
         "primary": name,
         "widest": stream,
@@ -117,6 +116,11 @@ def _results(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _outcomes(cards: Sequence[Mapping[str, Any]]) -> str:
+    found = [card["outcome"] for card in cards]
+    return f"{found.count('good')} good  {found.count('failed')} failed"
+
+
 _STUDIED = {"plain": "the same student without targets", "teacher": "the teacher, on HR faces"}
 """Folders of a study (`pipeline.students`, `pipeline.references`), and what they hold."""
 
@@ -135,14 +139,24 @@ def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
     return {"gains": found, "no_gains": refused, "level": LEVEL}
 
 
-def _has_cameras(metrics: Mapping[str, Any]) -> bool:
-    """Whether the dataset names cameras; if not, each image counts as a camera."""
+def _has_cameras(metrics: Mapping[str, Any], test: pd.DataFrame) -> bool:
+    """Whether the dataset names cameras; if not, each image counts as a camera.
+
+    test: its images; without rows where they are gone, and what its layout reads decides.
+    """
+    if not test.empty:
+        return bool(test["camid"].duplicated().any())
     layout = LAYOUTS.get(metrics["data"]["dataset"])
     return layout is None or any("camid" in rule.groupindex for rule in layout.rules)
 
 
 def _cards(
-    metrics: Mapping[str, Any], root: Path, folder: Path, show: Thumbnails, good: int, failed: int
+    metrics: Mapping[str, Any],
+    test: pd.DataFrame,
+    folder: Path,
+    show: Thumbnails,
+    good: int,
+    failed: int,
 ) -> tuple[list[dict[str, Any]], str]:
     """The ranked lists of the first protocol's widest stream, or why there are none."""
     queries, lists = (record.read_table(folder / name) for name in ("queries.csv", "ranked.csv"))
@@ -156,17 +170,17 @@ def _cards(
     outfits = "share" in protocol["streams"][stream].get("mistakes", {}).get("outfit", {})
     queries = mine.drop_duplicates("sample_id")
     chosen = ranked.choose(queries, lists, good, failed, outfits=outfits)
-    index = _index(root, metrics["data"]["dataset"], "query", "gallery")
-    paths: dict[str, Any] = {row["sample_id"]: row for row in index.to_dict("records")}
+    paths: dict[str, Any] = {row["sample_id"]: row for row in test.to_dict("records")}
     cards = ranked.cards(chosen, lists, paths, show)
     return cards, "" if cards else "No queries were requested."
 
 
 def _index(root: Path, dataset: str, *splits: str) -> pd.DataFrame:
     """The table of images; without rows where they are not at `root`."""
-    if not root.is_dir() or dataset not in LAYOUTS:
+    try:
+        return read_index(root, layout_of(root, dataset), splits)[0]
+    except InputError:
         return pd.DataFrame({"split": [], "pid": []})
-    return read_index(root, LAYOUTS[dataset], splits)[0]
 
 
 def _comparisons(
@@ -182,7 +196,7 @@ def _comparisons(
     sizes, floor = (data.face_size, data.body_size), options.mse.floor
     try:
         compared = compare(
-            folder.targets, folder.student, data.root, options.data_train, sizes, samples, floor
+            folder.targets, folder.student, data.root, options.train_set, sizes, samples, floor
         )
     except (InputError, CacheError) as error:
         return [], f"{error}."
@@ -222,12 +236,11 @@ def _finished(stages: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _provenance(
-    options: Options, metrics: Mapping[str, Any], test_root: Path, folder: RunFolder
+    options: Options, test: pd.DataFrame, folder: RunFolder, cameras: bool
 ) -> dict[str, Any]:
     """The data, the options and what everything was made from."""
-    train = _index(options.data.root, options.data_train, "train")
+    train = _index(options.data.root, options.train_set, "train")
     train = Identities(*options.data.chosen).choose(train)
-    test = _index(test_root, metrics["data"]["dataset"], "query", "gallery")
     tables = [
         (str(name), rows)
         for table in (train, test)
@@ -247,7 +260,7 @@ def _provenance(
     stages = record.stages(folder.manifest("eval").parent)
     left_out = record.read_table(folder.left_out)
     return {
-        "splits": record.splits(tables, used, _has_cameras(metrics)),
+        "splits": record.splits(tables, used, cameras),
         "left_out": [] if left_out is None else left_out.to_dict("records"),
         "stages": stages,
         "evaluated": _finished(stages, "eval"),

@@ -55,6 +55,7 @@ class TeacherCache(Stage):
     name = "teacher-cache"
     params = (
         "data_train",
+        "data.name",
         "data.incomplete",
         "data.validation",
         "data.identities",
@@ -89,7 +90,7 @@ class TeacherCache(Stage):
 
     def _images(self) -> list[Dep]:
         options = self.options
-        folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
+        folders = image_folders(options.data.root, options.train_set, KINDS, ("train",))
         if (root := options.data.unlabelled) is not None:
             folders |= {f"{kind} without labels": (root / kind, "**/*") for kind in KINDS}
         return [Dep(role, *place) for role, place in folders.items()]
@@ -175,7 +176,7 @@ class TeacherCache(Stage):
         options = self.options
         data = options.data
         index = training_index(
-            data.root, options.data_train, Identities(*data.chosen), data.unlabelled
+            data.root, options.train_set, Identities(*data.chosen), data.unlabelled
         )
         store = TargetStore(self.folder.targets)
         differing = provenance.image_differences(
@@ -196,7 +197,7 @@ class TeacherCache(Stage):
         from deskpro.stages.targets.worker import Worker
 
         options, data, settings = self.options, self.options.data, self.options.cache
-        incomplete, dataset = data.incomplete, options.data_train
+        incomplete, dataset = data.incomplete, options.train_set
         checked = check_data(
             data.root,
             dataset,

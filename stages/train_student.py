@@ -66,6 +66,7 @@ class TrainStudent(Stage):
         "batchid",
         "batchimage",
         "data_train",
+        "data.name",
         "data.incomplete",
         "data.validation",
         "data.identities",
@@ -124,7 +125,7 @@ class TrainStudent(Stage):
         if options.student.pre_train is not None:
             found.append(Dep("student.pre_train", options.student.pre_train))
         kinds = [*STREAM_IMAGES.values()]
-        folders = image_folders(options.data.root, options.data_train, kinds, ("train",))
+        folders = image_folders(options.data.root, options.train_set, kinds, ("train",))
         if self._unlabelled is not None:
             folders |= {
                 f"{kind} without labels": (self._unlabelled / kind, "**/*") for kind in kinds
@@ -257,7 +258,7 @@ class TrainStudent(Stage):
         valid = {name: reader.valid & used_rows for name, reader in readers.items()}
         needed = self._needed(used_rows, valid)
         table = samples.in_order(table, store, needed)
-        classes, labels = samples.classes_and_labels(store, table, readers, options.data_train)
+        classes, labels = samples.classes_and_labels(store, table, readers, options.train_set)
         stored = store.column("views")
         count = recipe.views or stored.shape[1]
         if count > stored.shape[1]:
@@ -336,7 +337,7 @@ class TrainStudent(Stage):
             seen += kinds_seen(every[name] for name in targets_needed(options, self.streams))
         return check_data(
             options.data.root,
-            options.data_train,
+            options.train_set,
             splits=("train",),
             needs=tuple(dict.fromkeys(("imgs", *seen))),
             incomplete=incomplete,

@@ -29,6 +29,7 @@ class TrainTeacher(Stage):
     name = "train-teacher"
     params = (
         "data_train",
+        "data.name",
         "data.incomplete",
         "data.validation",
         "data.identities",
@@ -48,7 +49,7 @@ class TrainTeacher(Stage):
     def _images(self) -> list[Dep]:
         """All kinds: which samples and identities are used depends on all four."""
         options = self.options
-        folders = image_folders(options.data.root, options.data_train, KINDS, ("train",))
+        folders = image_folders(options.data.root, options.train_set, KINDS, ("train",))
         return [Dep(role, *place) for role, place in folders.items()]
 
     def deps(self) -> list[Dep]:
@@ -86,7 +87,7 @@ class TrainTeacher(Stage):
         with distributed.rank_zero_first():
             # All kinds and splits: nothing must be found wrong after hours of work.
             incomplete = options.data.incomplete
-            root, dataset = options.data.root, options.data_train
+            root, dataset = options.data.root, options.train_set
             checked = check_data(
                 root,
                 dataset,

@@ -198,6 +198,7 @@ OPTIONS = [
     option("a root of a number", "data.root=5", "data.root"),
     option("unknown dataset", "data_train=nosuch", "data_train"),
     option("unknown test set", "data_test=nosuch", "data_test"),
+    option("a rule without pid", "data.name=(.*)_x", "data.name: needs the group (?P<pid>"),
     option("unknown protocol", "eval.protocols=[nosuch]", "protocols: nosuch must be one of"),
     option("no protocol", "eval.protocols=[]", "eval.protocols"),
     option("rank 0", "eval.ranks=[0]", "eval.ranks"),

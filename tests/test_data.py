@@ -16,8 +16,9 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.check import check_data
+from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.index import class_order, read_index
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLITS, Layout, list_images
+from deskpro.stages.data.layouts import LAYOUTS, SPLITS, Layout
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
 
@@ -314,7 +315,7 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
     sets = ("--set", f"data.root={root}", "--set", "data_train=market1501")
     result = project("train-teacher", *sets)
     assert result.code == 2
-    assert "market1501 brings body images only" in result.err
+    assert "has body images only, lr_face" in result.err
     assert "Type: deskpro train-student" in result.err  # a teacher would be refused again
     assert "forward_mode=body" in result.err
     body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0")

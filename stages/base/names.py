@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 FACE_HR = "face_hr"
@@ -27,3 +29,18 @@ class Name(NamedTuple):
     """What a protocol of the dataset takes for the camera."""
     tracklet: str | None = None
     """The images of a person that one camera took one after the other."""
+
+
+def require_groups(rule: str, optional: Sequence[str], example: str) -> str:
+    """A regular expression for the names of images, whose groups are pid and some of `optional`.
+
+    Raises ValueError for any other text; the message has the example.
+    """
+    needed = f"needs the group (?P<pid>…), may have {', '.join(optional)}, as in {example}"
+    try:
+        groups = {*re.compile(rule).groupindex}
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"must be a regular expression ({error}); {needed}") from None
+    if "pid" not in groups or groups - {"pid", *optional}:
+        raise ValueError(f"{needed}; it has {', '.join(sorted(groups)) or 'none'}")
+    return rule

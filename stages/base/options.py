@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from pydantic.fields import FieldInfo
 
 from deskpro.stages.base import training_options as training
+from deskpro.stages.base.names import Name, require_groups
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.section import (
     CONTENT,
@@ -39,7 +40,12 @@ class Data(Section):
     """Where the images lie and how large the networks see them."""
 
     root: Annotated[FilePath, CONTENT] = Path("data/benchmark")
-    """Folder in the prepared layout: {imgs,lr_face,hr_face,mask}/{bounding_box_train,query,…}."""
+    """Folder in the prepared layout: {imgs,lr_face,hr_face,mask}/{bounding_box_train,query,…}; or
+    of body images alone. Its dataset.csv, where it has one, says how it is read."""
+    name: str | None = None
+    """How names are read, in the place of `data_train`: a regular expression that the whole path of
+    an image below its split's folder (train, query, gallery) must match. Group pid, and
+    optionally camid, clothes, scene, tracklet."""
     test_root: Source = None
     """Folder whose query and gallery are evaluated; `root` where not given."""
     body_size: Size = (384, 128)
@@ -61,6 +67,12 @@ class Data(Section):
     unlabelled: Source = None
     """Folder of prepared images of people whom nobody named, `imgs/` and what targets are made of
     beside it. Their targets are cached; `train_student.unlabelled` of them are in each batch."""
+
+    @field_validator("name")
+    @classmethod
+    def _known_groups(cls, name: str | None) -> str | None:
+        example = r"(?P<pid>\d+)/c(?P<camid>\d)_.*"
+        return None if name is None else require_groups(name, Name._fields[1:], example)
 
     @property
     def chosen(self) -> tuple[float, int | None]:
@@ -228,7 +240,7 @@ class Options(Section):
                     f"{name} {path} and data.root {made}: one lies in the other; set one of them "
                     "to a folder of its own"
                 )
-            counted = raw if self.data_train == "own" and name != "prepare.root" else None
+            counted = raw if self.train_set == "own" and name != "prepare.root" else None
             if counted is not None and _within(path, counted):
                 raise ValueError(
                     f"{name} {path}: lies in prepare.root {raw}, where every image counts as a "
@@ -279,6 +291,16 @@ class Options(Section):
         shared = "unlabelled", "ema", "sync_batch_norm", "gather_triplets"
         across = {name: getattr(student, name) for name in shared}
         return training.Recipe(student, self, self.views, *batch, **across)
+
+    @property
+    def train_set(self) -> str:
+        """How the names of `data.root` are read: the name of a layout, or a rule of its own."""
+        return self.data.name or self.data_train
+
+    @property
+    def test_set(self) -> str:
+        """How the names of `test_root` are read."""
+        return self.data_test or self.train_set
 
     @property
     def test_root(self) -> Path:
@@ -341,12 +363,14 @@ WITHOUT_EFFECT = {
 def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
     """The options that `params` name and that have an effect, by dotted name, as JSON has them.
 
-    A section stands for all of its options.
+    A section stands for all of its options. `data.name` is absent where it isn't given: runs that
+    were made before it existed stay fresh.
     """
     flat = flatten(options.model_dump(mode="json"))
     return {
         name: value
         for name, value in flat.items()
         if leaf_of(name) not in WITHOUT_EFFECT
+        and (name, value) != ("data.name", None)
         and any(names_option(param, name) for param in params)
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from deskpro.stages.base.names import require_groups
 from deskpro.stages.base.section import (
     SHOWN,
     Count,
@@ -38,16 +38,7 @@ class Own(Section):
     @field_validator("name")
     @classmethod
     def _known_groups(cls, name: str) -> str:
-        try:
-            groups = set(re.compile(name).groupindex)
-        except re.error as error:
-            raise ValueError(f"must be a regular expression: {error}") from None
-        if "pid" not in groups or groups - {"pid", "camid", "clothes", "split"}:
-            raise ValueError(
-                "needs the group (?P<pid>…), and may have camid, clothes, split; it has "
-                + (", ".join(sorted(groups)) or "none")
-            )
-        return name
+        return require_groups(name, ("camid", "clothes", "split"), r"(?P<pid>[^/]+)/.*")
 
 
 class Parsing(Section):

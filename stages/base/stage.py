@@ -30,11 +30,12 @@ class Reason(NamedTuple):
 
 
 class Dep(NamedTuple):
-    """A file that a stage reads, or with `pattern` the files of a folder that match it."""
+    """A file that a stage reads, or of a folder the files that match a pattern, or have one of some
+    paths below it."""
 
     role: str
     path: Path
-    pattern: str | None = None
+    pattern: str | tuple[str, ...] | None = None
 
 
 Record = Mapping[str, Any]
@@ -47,7 +48,9 @@ class Digests:
 
     index: FileIndex
     deep: bool = False
-    _known: dict[tuple[Path, str | None], str | None] = field(default_factory=dict)
+    _known: dict[tuple[Path, str | tuple[str, ...] | None], str | None] = field(
+        default_factory=dict
+    )
 
     def of(self, dep: Dep) -> str | None:
         """SHA-256 of a file's content, or over the names and contents of the files of a folder.
@@ -64,10 +67,11 @@ class Digests:
         """A stage has written files: read them again."""
         self._known.clear()
 
-    def _compute(self, path: Path, pattern: str | None) -> str:
+    def _compute(self, path: Path, pattern: str | tuple[str, ...] | None) -> str:
         if pattern is None:
             return self.index.probe([path], deep=self.deep)[str(path)].sha256
-        files = sorted(str(file) for file in path.glob(pattern) if file.is_file())
+        named = path.glob(pattern) if isinstance(pattern, str) else map(path.joinpath, pattern)
+        files = sorted(str(file) for file in named if file.is_file())
         digest = hashlib.sha256()
         for name, facts in self.index.probe(files, deep=self.deep).items():
             line = f"{name.removeprefix(f'{path}/')}\0{facts.sha256}\n"

@@ -21,7 +21,7 @@ from deskpro.stages.base.progress import bar
 from deskpro.stages.data import masks
 from deskpro.stages.data.identities import EVERYBODY, HELD_OUT, Identities
 from deskpro.stages.data.index import Problem, read_index, refuse
-from deskpro.stages.data.layouts import KINDS, LAYOUTS, SPLITS, unfinished
+from deskpro.stages.data.layouts import KINDS, SPLITS, layout_of, unfinished
 from deskpro.stages.data.unlabelled import UNLABELLED, read_unlabelled
 from deskpro.stages.data.unused import find_unused, warn_of_unused
 
@@ -107,11 +107,11 @@ def check_data(
 
     Images that `index` knows (this user's file index, if not given) aren't read again.
     """
-    layout = LAYOUTS[dataset]
-    if training and not layout.prepared(root) and set(needs) - {"imgs"}:
+    layout = layout_of(root, dataset)
+    if training and root.is_dir() and layout.bodies_only(root) and set(needs) - {"imgs"}:
         raise InputError(
-            f"{dataset} brings body images only, {', '.join(needs[1:])} would be needed. Prepare "
-            "faces and masks for it (make prepare), or train the body stream without targets",
+            f"{root}: has body images only, {', '.join(needs[1:])} would be needed beside imgs/, "
+            "under the same paths. Prepare them (make prepare), or train the body stream alone",
             command="train-student --set forward_mode=body --set kd_loss.enable=false "
             "--set mse.mse_weight=0",
         )

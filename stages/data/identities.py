@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.data.unlabelled import read_unlabelled
 
 HELD_OUT = "validation"
@@ -61,7 +61,7 @@ def training_index(
 ) -> pd.DataFrame:
     """Every image that is here of the identities that are trained on; unlabelled: and of this
     folder, whose pid is None."""
-    index, _ = read_index(root, LAYOUTS[dataset], ("train",))
+    index, _ = read_index(root, layout_of(root, dataset), ("train",))
     index = identities.choose(index)
     index = index[index["split"] == "train"]
     if unlabelled is not None:

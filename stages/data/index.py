@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.base.progress import bar, log
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
+from deskpro.stages.data.listings import Listing
 
 _LISTED = 40
 """Problems in one error message."""
@@ -73,7 +74,6 @@ def read_index(
         problems += [Problem(*problem) for problem in lists.problems]
         if lists.about:
             log(f"{root}: {lists.about}")
-    facts = lists.facts if lists else {}
     for split in splits:
         scenes, wrong = read_scenes(root, layout.scenes.get(split))
         problems += wrong
@@ -86,8 +86,7 @@ def read_index(
         if not images:
             place = folder / layout.files[split].split("*")[0].split("[")[0]
             problems.append(Problem(place, f"empty split: no {split} images"))
-        for sample_id in images:
-            name = layout.parse(sample_id)
+        for sample_id, name in read_names(layout, images, lists, clothes, scenes):
             if not is_text(sample_id):
                 what = f"its name isn't UTF-8 ({sample_id!r}); rename it"
                 problems.append(Problem(folder / sample_id, what))
@@ -95,9 +94,7 @@ def read_index(
                 what = f"name doesn't parse as {layout.example}"
                 problems.append(Problem(folder / sample_id, what))
             elif name.pid not in layout.junk:
-                known = {"clothes": clothes.get(sample_id), **facts.get(sample_id, {})}
-                scene = scenes.get(PurePath(sample_id).name)
-                name = _with_lists(name, known, scene, len(rows))
+                name = name._replace(camid=len(rows) if name.camid is None else name.camid)
                 paths = {kind: found.get(stem(sample_id)) for kind, found in files.items()}
                 row = {"split": split, "sample_id": sample_id, **name._asdict()}
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
@@ -107,16 +104,26 @@ def read_index(
     return table.where(table.notna(), None), problems
 
 
-def _with_lists(name: Name, known: Mapping[str, Any], scene: str | None, row: int) -> Name:
-    """A name with what lists beside the images say; camera `row` where there is none."""
-    said = {key: value for key, value in name._asdict().items() if value not in (None, "")}
-    # The camera that a list says is told apart more finely than that of the name.
-    name = Name(**{**known, **said, **({"camid": known["camid"]} if "camid" in known else {})})
-    return name._replace(
-        camid=row if name.camid is None else name.camid,
-        scene=name.scene or scene,
-        tracklet=name.tracklet or scene,  # a list of scenes is one of tracklets (DeepChange)
-    )
+def read_names(
+    layout: Layout,
+    images: Iterable[str],
+    lists: Listing | None,
+    clothes: Mapping[str, str],
+    scenes: Mapping[str, str],
+) -> Iterator[tuple[str, Name | None]]:
+    """Images with what their names say, and lists beside them; None where no rule reads one."""
+    for sample_id in images:
+        name = layout.parse(sample_id, lists)
+        if name is not None:
+            facts = lists.facts.get(sample_id, {}) if lists else {}
+            said = {key: value for key, value in name._asdict().items() if value not in (None, "")}
+            # The camera that a list says is told apart more finely than that of the name.
+            camera = {"camid": facts["camid"]} if "camid" in facts else {}
+            name = Name(**{"clothes": clothes.get(sample_id), **facts, **said, **camera})
+            scene = name.scene or scenes.get(PurePath(sample_id).name)
+            # A list of scenes is one of tracklets (DeepChange).
+            name = name._replace(scene=scene, tracklet=name.tracklet or scene)
+        yield sample_id, name
 
 
 def content_hashes(

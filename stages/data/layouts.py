@@ -9,25 +9,28 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.names import Name
+from deskpro.stages.base.names import Name, require_groups
+from deskpro.stages.data.files import list_images
 from deskpro.stages.data.listings import (
     CCVID_LISTS,
-    IMAGE_SUFFIXES,
     MEVID_LISTS,
+    OWN_LIST,
     Listing,
     Read,
     read_ccvid,
     read_mevid,
+    read_own_list,
 )
 
 SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")
 """The four images of a sample, by the name of their folder."""
+Files = str | tuple[str, ...]
+"""Of a folder: a pattern, or paths, below it."""
 PREPARED = {
     "train": "bounding_box_train/*",
     "query": "query/*",
@@ -66,6 +69,8 @@ class Layout:
     example: str = "<pid>_c<camid>_<frame>.jpg"
     rules: tuple[re.Pattern[str], ...] = _BY_CAMERA
     files: Mapping[str, str] = field(default_factory=lambda: PREPARED)
+    below_split: bool = False
+    """Whether a rule must match the path below the folder of the split."""
     always_prepared: bool = False
     """Exists in the prepared layout alone."""
     junk: frozenset[str] = frozenset()
@@ -88,6 +93,10 @@ class Layout:
     def prepared(self, root: Path) -> bool:
         """Whether the root has lr_face/, hr_face/ and mask/ beside imgs/, not bodies only."""
         return self.always_prepared or (root / "imgs").is_dir()
+
+    def bodies_only(self, root: Path) -> bool:
+        """Whether there is no folder of faces or masks beside one of body images."""
+        return not self.prepared(root) or not any((root / kind).is_dir() for kind in KINDS[1:])
 
     def bodies(self, root: Path) -> Path:
         """The folder below which the paths of body images are counted."""
@@ -121,39 +130,43 @@ class Layout:
         """Files beside the images that say something of them, if there are any; below the root."""
         return "clothes.csv", *self.scenes.values(), *self.lists
 
-    def parse(self, path: str) -> Name | None:
-        """What a path below `bodies` says; None where it doesn't follow the rule."""
-        match = next(filter(None, (rule.fullmatch(path) for rule in self.rules)), None)
+    def places(
+        self, root: Path, kinds: Sequence[str], splits: Sequence[str]
+    ) -> dict[tuple[str, str], tuple[Path, Files]]:
+        """Kind and split → where the images lie: a folder, and their pattern below it, or, where
+        this is of no fixed depth, their paths."""
+        prepared, deep = self.prepared(root), any("**" in self.files[split] for split in splits)
+        lists = self.read_lists(root, splits) if deep else None
+        return {
+            (kind, split): (
+                root / kind if prepared else root,
+                tuple(self.images(root, split, kind, lists)) if deep else self.files[split],
+            )
+            for kind in kinds
+            for split in splits
+            if prepared or kind == "imgs"
+        }
+
+    def parse(self, path: str, lists: Listing | None = None) -> Name | None:
+        """What the lists, or else a path below `bodies`, say; None where it doesn't follow the
+        rule."""
+        known = lists.facts.get(path, {}) if lists else {}
+        if "pid" in known:
+            return Name(**known)
+        text = path.partition("/")[2] if self.below_split else path
+        match = next(filter(None, (rule.fullmatch(text) for rule in self.rules)), None)
         if match is None:
             return None
         groups = match.groupdict()
-        camera = groups.pop("camid", None)
-        if camera is not None and camera.isalpha():
+        no_camera, camera = "camid" not in groups, groups.pop("camid", None)
+        if camera is not None and re.fullmatch("[A-Z]", camera):
             camera = str(ord(camera) - ord("A") + 1)
+        if not groups["pid"] or not (no_camera or re.fullmatch(r"\d{1,9}", camera or "")):
+            return None
         name = Name(**groups, camid=None if camera is None else int(camera))
         if name.clothes is None and name.camid is not None:
             name = name._replace(clothes=self.outfits.get(name.camid))
         return name
-
-
-def list_images(
-    folder: Path, pattern: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
-) -> list[str]:
-    """The image files of a folder that match a pattern: paths below it, sorted part by part.
-
-    Each part of the pattern matches one part of the path. Links are followed, hidden files and
-    folders are passed over.
-    """
-    part, _, rest = pattern.partition("/")
-    try:
-        found = sorted(name for name in os.listdir(folder) if fnmatchcase(name, part))  # noqa: PTH208
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = [name for name in found if not name.startswith(".")]
-    if rest:
-        inside = {name: list_images(folder / name, rest, suffixes) for name in names}
-        return [f"{name}/{below}" for name, files in inside.items() for below in files]
-    return [name for name in names if name.lower().endswith(suffixes)]
 
 
 _CELEB = Counts((632, 20_208), 2_972, 11_006)
@@ -178,6 +191,14 @@ LAYOUTS: dict[str, Layout] = {
     "own": Layout(
         rules=_name(r"(?P<pid>[^/]+?)_c(?P<camid>\d{1,9})_[^/]*"),
         always_prepared=True,
+        protocols=_CHANGING,
+    ),
+    "csv": Layout(
+        f"a row of {OWN_LIST}",
+        (),
+        dict.fromkeys(SPLITS, "**/*"),
+        listing=read_own_list,
+        lists=(OWN_LIST,),
         protocols=_CHANGING,
     ),
     "celeb-raw": Layout("<pid>_<n>_0.jpg", _NO_CAMERA, RAW, counts=_CELEB, protocols=_CELEB_RULES),
@@ -261,26 +282,71 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+_FOLDERS = {
+    "train": ("train", "bounding_box_train"),
+    "query": ("query",),
+    "gallery": ("gallery", "bounding_box_test"),
+}
+
+
+def layout_of(root: Path, dataset: str) -> Layout:
+    """How the images of a folder are read: as its dataset.csv says, where it has one.
+
+    Args:
+        root: the folder; it need not exist.
+        dataset: a name in `LAYOUTS`, or a regular expression (`data.name`) that the path of an
+            image below the folder of its split must match.
+
+    Raises:
+        InputError: it is neither; there are a dataset.csv and an expression; or there are two
+            folders of one split.
+    """
+    name, folder = dataset_name(root, dataset), root / "imgs" if (root / "imgs").is_dir() else root
+    if name != dataset and dataset not in LAYOUTS:
+        raise InputError(
+            f"{root}: has {OWN_LIST}, and data.name is {dataset!r}; only one of them can say how "
+            "images are read. Move the list away, or --set data.name=null"
+        )
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    try:
+        rule = re.compile(require_groups(name, Name._fields[1:], "(?P<pid>.+)_.*"))
+    except ValueError as error:
+        known = ", ".join(LAYOUTS)
+        raise InputError(f"dataset {name!r} is none of {known}, and no rule: {error}") from None
+    files = dict[str, str]()
+    for split, names in _FOLDERS.items():
+        found = [name for name in names if (folder / name).is_dir()] or [names[0]]
+        if len(found) > 1:
+            raise InputError(f"{folder}: has both {' and '.join(found)}; merge them, or rename one")
+        files[split] = f"{found[0]}/**/*"
+    example = f"data.name {name} (camid: digits, or one letter A to Z)"
+    return Layout(example, (rule,), below_split=True, files=files, protocols=_CHANGING)
+
+
+def dataset_name(root: Path, dataset: str) -> str:
+    """What says how the images of a folder are read: `csv` where it has a dataset.csv, or
+    `dataset`."""
+    return "csv" if os.path.lexists(root / OWN_LIST) else dataset
+
+
 def image_folders(
     root: Path, dataset: str, kinds: Sequence[str], splits: Sequence[str]
-) -> dict[str, tuple[Path, str]]:
+) -> dict[str, tuple[Path, Files]]:
     """Where the images of some kinds and splits lie, and the lists that say which these are.
 
-    By role, a folder and a pattern below it.
+    By role, a folder, and a pattern or the paths below it.
     """
-    layout = LAYOUTS[dataset]
-    prepared = layout.prepared(root)
+    layout = layout_of(root, dataset)
     return {name: (root, name) for name in layout.lists} | {
-        f"{kind} of {split}": (root / kind if prepared else root, layout.files[split])
-        for kind in kinds
-        for split in splits
-        if prepared or kind == "imgs"
+        f"{kind} of {split}": place
+        for (kind, split), place in layout.places(root, kinds, splits).items()
     }
 
 
 def require_bodies(root: Path, dataset: str) -> None:
     """Raise InputError where a set that is evaluated has no folder of body images."""
-    if not LAYOUTS[dataset].bodies(root).is_dir():
+    if not layout_of(root, dataset).bodies(root).is_dir():
         raise InputError(
             f"{root}: no such folder, or none of body images in it. Set data.test_root, or "
             "data.root"

@@ -6,20 +6,27 @@ re-identification with RGB modality only", CVPR 2022; MEVID: Davila et al., WACV
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from deskpro.cache.files import read_text
+from deskpro.stages.data.files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MEVID = "annotation/mevid-v1-annotation-data"
 CCVID_LISTS = ("train.txt", "query.txt", "gallery.txt")
 _MEVID_NAMES = ("train_name", "track_train_info", "test_name", "track_test_info", "query_IDX")
 MEVID_LISTS = tuple(f"{place}{name}.txt" for place in (f"{_MEVID}/", "") for name in _MEVID_NAMES)
 """Where they are published; at the root where the images were unpacked beside them, or prepared."""
+
+OWN_LIST = "dataset.csv"
+"""At the root of a dataset of one's own: which images there are, in the place of names."""
+_NEEDED, _KNOWN = ("path", "split", "pid"), ("path", "split", "pid", "camid", "clothes", "tracklet")
+_COLUMNS = "its columns must be path, split, pid and, where known, camid, clothes, tracklet"
 
 
 class Listing(NamedTuple):
@@ -82,6 +89,88 @@ def _ccvid_tracklet(path: Path, place: str, line: str) -> tuple[str, dict[str, A
         raise _WrongError(path, f"{place}: identity {parts[1]} in a folder of {match[2]}")
     camera = int(match[3]) + 12 * (match[1] == "3")
     return parts[0], {"camid": camera, "clothes": f"{parts[1]}_{parts[2]}", "tracklet": parts[0]}
+
+
+def read_own_list(root: Path, folder: Path, splits: Collection[str]) -> Listing:
+    """dataset.csv: a row for each image, with its path below the root or below imgs/.
+
+    Each row that can't be used is a problem of its own. The images of other splits than `splits`
+    need not exist.
+    """
+    path, seen = root / OWN_LIST, dict[str, str]()
+    images: dict[str, list[str]] = {"train": [], "query": [], "gallery": []}
+    facts, problems = dict[str, Mapping[str, Any]](), list[tuple[Path, str]]()
+    there = dict[str, set[str]]()
+    try:
+        for place, row, wrong in _own_rows(path):
+            image = PurePosixPath(row["path"].replace("\\", "/")).as_posix()
+            image = image if folder == root else image.removeprefix("imgs/")
+            parent, wanted = image.rpartition("/")[0], row["split"] in splits
+            wrong += _wrong_in(row, image)
+            if image in seen:
+                wrong.append(f"the path is that of {seen[image]}, too")
+            if wanted and not wrong:
+                there[parent] = there.get(parent) or {*_images(folder, parent)}
+                if image not in there[parent]:
+                    wrong.append(f"{folder / image} is missing")
+            seen.setdefault(image, place.partition(":")[0])
+            if wrong:
+                problems.append((path, f"{place}: {'; '.join(wrong)}"))
+                facts.setdefault(image, {})  # it is listed, though not used
+            elif wanted:
+                images[row["split"]].append(image)
+                known = {k: row[k] for k in ("pid", "clothes", "tracklet") if row.get(k)}
+                facts[image] = known | ({"camid": int(row["camid"])} if "camid" in row else {})
+    except _WrongError as error:
+        problems.append(error.problem)
+    by_part = {name: sorted(found, key=lambda i: i.split("/")) for name, found in images.items()}
+    return Listing(by_part, facts, problems)
+
+
+def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+    """The rows of a dataset.csv: where they are in it, their cells by column, what is wrong.
+
+    A spreadsheet writes a byte-order mark, and semicolons or tabs in the place of commas.
+    """
+    columns, sign = list[str](), ","
+    for _, place, line in _lines(path):
+        if not columns:
+            head = line.removeprefix("\ufeff")
+            sign = next((sign for sign in ",;\t" if sign in head), ",")
+            columns = [cell.strip() for cell in next(csv.reader([head], delimiter=sign))]
+            lacks = [name for name in _NEEDED if name not in columns]
+            extra = {name for name in columns if name not in _KNOWN or columns.count(name) > 1}
+            if lacks or extra:
+                what = [f"column {name!r} is unknown or there twice" for name in sorted(extra)]
+                what += [f"column {name!r} is missing" for name in lacks]
+                raise _WrongError(path, f"{place}: {'; '.join(what)}; {_COLUMNS}")
+            continue
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=sign))]
+        except csv.Error as error:
+            raise _WrongError(path, f"{place}: {error}") from None
+        # Tabs at the end of a line are gone with its spaces.
+        row = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
+        beyond = len(cells) > len(columns)
+        yield place, row, [f"{len(cells)} cells, {len(columns)} columns"] * beyond
+    if not columns:
+        raise _WrongError(path, f"has no rows; {_COLUMNS}")
+
+
+def _wrong_in(row: Mapping[str, str], image: str) -> list[str]:
+    """What is wrong with the cells of a row of dataset.csv."""
+    camera, split, found = row.get("camid", "0"), row["split"], list[str]()
+    if image.startswith("/") or ".." in image.split("/") or "\0" in image:
+        found.append(f"path {row['path']!r} must be below the folder of dataset.csv")
+    elif not image.lower().endswith(IMAGE_SUFFIXES):
+        found.append(f"path {row['path']!r} is no image file ({', '.join(IMAGE_SUFFIXES)})")
+    if split not in ("train", "query", "gallery"):
+        found.append(f"split {split!r} must be train, query or gallery")
+    if not row["pid"]:
+        found.append("pid is empty")
+    if not (camera.isascii() and camera.isdecimal() and len(camera) < 10):
+        found.append(f"camid {camera!r} must be a whole number from 0, of at most 9 digits")
+    return found
 
 
 def read_mevid(root: Path, folder: Path, splits: Collection[str]) -> Listing:

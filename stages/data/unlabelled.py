@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import pandas as pd
 
 from deskpro.stages.base.names import Name
+from deskpro.stages.data.files import list_images
 from deskpro.stages.data.index import Problem, is_text, stem
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS
+from deskpro.stages.data.layouts import KINDS
 
 UNLABELLED = "unlabelled"
 """Their split, and the beginning of their sample_id."""
@@ -22,7 +22,7 @@ def read_unlabelled(root: Path) -> tuple[pd.DataFrame, list[Problem]]:
     unlabelled/ and the path below imgs. Other kinds are found by the same path, whatever its
     extension; they may be absent.
     """
-    paths = {kind: _images(root / kind) for kind in KINDS}
+    paths = {kind: list_images(root / kind, "**/*") for kind in KINDS}
     problems = [
         Problem(root / kind / path, f"differs from {files[stem(path)]} in the extension alone")
         for kind, images in paths.items()
@@ -45,17 +45,3 @@ def read_unlabelled(root: Path) -> tuple[pd.DataFrame, list[Problem]]:
     columns = ["split", "sample_id", *Name._fields, *KINDS]
     table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
     return table.where(table.notna(), None), problems
-
-
-def _images(folder: Path) -> list[str]:
-    """The images below a folder: paths, sorted part by part; hidden ones are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = PurePath(os.path.relpath(parent, folder))
-        found += [
-            (below / name).as_posix()
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(found, key=lambda path: path.split("/"))

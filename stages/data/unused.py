@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from deskpro.stages.base.progress import warn
+from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, KINDS, SPLITS, Layout, list_images
+from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 from deskpro.stages.data.listings import Listing
 
 Found = tuple[list[Problem], list[Problem]]
@@ -27,10 +28,10 @@ def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
     images; rows of `clothes.csv` and lines of the lists of scenes without an image. A row of an
     image that exists in another split is used there.
     """
-    unused, problems, ids = list[Problem](), list[Problem](), set[str]()
+    unused, problems, ids, splits = list[Problem](), list[Problem](), set[str](), [*splits]
     # Where lists say the splits, these share folders.
     lists = layout.read_lists(root, SPLITS)
-    listed = {stem(i) for images in (lists.images if lists else {}).values() for i in images}
+    listed = {*map(stem, lists.facts)} if lists else set[str]()
     for split in splits:
         images = layout.images(root, split, lists=lists)
         ids.update(images)
@@ -43,6 +44,11 @@ def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
             unused += idle
             problems += wrong
     folder = layout.bodies(root)
+    if layout.below_split and {*splits} == {*SPLITS}:
+        known = {pattern.partition("/")[0] for pattern in layout.files.values()} | {*KINDS}
+        others = {path.partition("/")[0] for path in list_images(folder, "**/*")} - known
+        what = "neither train, query nor gallery; images in it are not read"
+        unused += [Problem(folder / name, what) for name in sorted(others)]
     path = root / "clothes.csv"
     idle, wrong = rows_without_image(path, read_clothes(path)[0], ids, partial(is_file, folder))
     return [*dict.fromkeys(unused), *idle], problems + wrong
@@ -102,6 +108,7 @@ def _files_without_body(
                 Problem(folder / name, "there is no body image of this name") for name in idle
             ]
         others = {*list_images(folder, layout.files[split], suffixes=("",))} - {*files}
+        others -= {*layout.side_files}
         for name in sorted(others):
             if PurePath(name).name not in _LITTER and stem(name) not in listed:
                 what = f"not an image file ({', '.join(IMAGE_SUFFIXES)})"

@@ -15,7 +15,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import dataset_name, layout_of
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
 from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
@@ -63,7 +63,7 @@ def score(
         },
     }
     add_pairs(report, measures, query, gallery)
-    layout = LAYOUTS[options.data_test or options.data_train]
+    layout = layout_of(options.test_root, options.test_set)
     add_mistakes(report, scores, measures, query, gallery, layout.shared_clothes)
     add_transductive(report, options, measures, query, gallery)
     write_scores(report, scores, query, gallery, faces, metrics)
@@ -90,7 +90,7 @@ def about_data(
         digests[kind] = hashlib.sha256(found.tobytes()).hexdigest()
     return {
         "root": str(options.test_root),
-        "dataset": options.data_test or options.data_train,
+        "dataset": dataset_name(options.test_root, options.test_set),
         "digests": digests,
         "unit": options.eval.unit,
         **count_images(images, faces),
@@ -128,7 +128,8 @@ def choose_protocols(
     Raises:
         InputError: one that is asked for can't be computed, or none can.
     """
-    names = options.eval.protocols or LAYOUTS[options.data_test or options.data_train].protocols
+    layout = layout_of(options.test_root, options.test_set)
+    names = options.eval.protocols or layout.protocols
     chosen, refused = [], []
     for protocol in (PROTOCOLS[name] for name in names):
         why = _impossible(protocol, query, gallery)

@@ -20,7 +20,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.identities import HELD_OUT, Identities
 from deskpro.stages.data.index import content_hashes, read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.data.loader import ImageDataset, batched, images_of
 from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatures
 from deskpro.stages.evaluation.features import extract_batches
@@ -49,7 +49,7 @@ def training_images(
     """
     checked = check_data(
         options.data.root,
-        options.data_train,
+        options.train_set,
         splits=("train",),
         needs=student.needs,
         incomplete="keep",
@@ -160,9 +160,8 @@ class Sizes:
         Raises:
             CacheError: images have changed since.
         """
-        store, dataset = FeatureStore(features, torch.device("cpu"), np.inf), options.data_test
-        layout = LAYOUTS[dataset or options.data_train]
-        table, _ = read_index(options.test_root, layout, ("query", "gallery"))
+        store, root = FeatureStore(features, torch.device("cpu"), np.inf), options.test_root
+        table, _ = read_index(root, layout_of(root, options.test_set), ("query", "gallery"))
         known = store.contents()
         keys = np.concatenate([*known.values()], axis=1)
         places = {key.tobytes(): row for row, key in enumerate(keys)}

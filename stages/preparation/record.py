@@ -15,8 +15,8 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import below
 from deskpro.cache.journal import Journal
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.data.files import IMAGE_SUFFIXES
 from deskpro.stages.data.index import Problem, refuse
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import Outcome, Step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import pandas as pd
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.prepare_options import Own
+from deskpro.stages.data.files import IMAGE_SUFFIXES, walk
 from deskpro.stages.data.index import (
     SPLITS,
     Problem,
@@ -24,7 +24,7 @@ from deskpro.stages.data.index import (
     read_clothes,
     read_index,
 )
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES, LAYOUTS, PREPARED, Layout
+from deskpro.stages.data.layouts import PREPARED, Layout, dataset_name, layout_of
 from deskpro.stages.data.unused import find_unused, is_file, rows_without_image, warn_of_unused
 
 _LONGEST = 200
@@ -81,7 +81,7 @@ def find_samples(root: Path, dataset: str, own: Own) -> Found:
             f"{root}: no such folder. Set prepare.root to the raw dataset, in the layout of "
             f"{dataset}"
         )
-    layout = LAYOUTS[dataset]
+    layout = layout_of(root, dataset)
     if is_own_folder(root, dataset):
         found = _own_folder(root, own, layout)
     else:
@@ -103,7 +103,7 @@ def find_samples(root: Path, dataset: str, own: Own) -> Found:
 
 def is_own_folder(root: Path, dataset: str) -> bool:
     """Whether the names below `root` follow prepare.own, not a dataset's layout."""
-    return dataset == "own" and not (root / "imgs").is_dir()
+    return dataset_name(root, dataset) == "own" and not (root / "imgs").is_dir()
 
 
 def _published(root: Path, layout: Layout) -> Found:
@@ -122,7 +122,7 @@ def _published(root: Path, layout: Layout) -> Found:
 def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     clothes, problems = read_clothes(root / "clothes.csv")
     rows, skipped = list[dict[str, Any]](), Counter[str]()
-    for path in _files(root):
+    for path in walk(root):
         below, kind = path.relative_to(root).as_posix(), path.suffix or path.name
         if path.suffix.lower() in IMAGE_SUFFIXES:
             try:
@@ -149,17 +149,6 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     problems += _set_ids(samples, layout)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
     return Found(samples, problems, skipped)
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Every file that isn't hidden, sorted; links to folders are followed, each folder once."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
-        if real not in seen:
-            yield from (Path(folder, name) for name in sorted(files) if name[0] != ".")
-        seen.add(real)
 
 
 def _parse(path: Path, below: str, rule: str) -> dict[str, str | None]:

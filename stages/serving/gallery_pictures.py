@@ -17,7 +17,7 @@ from PIL import Image
 from deskpro.cache.files import read_bytes, read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.images import UNREADABLE, read_image
-from deskpro.stages.data.layouts import IMAGE_SUFFIXES
+from deskpro.stages.data.files import IMAGE_SUFFIXES
 
 COLUMNS = ("path", "person", "camera", "time", "face")
 """Of a CSV file; all but the first may be left out."""

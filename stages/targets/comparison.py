@@ -13,7 +13,7 @@ from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.overlay import overlay
 from deskpro.stages.data.views import StoredViews
@@ -70,7 +70,7 @@ def compare(
     classes = list(readers["logits"].fingerprint["classes"])
     if info.num_classes != len(classes) or info.classes not in (None, classes):
         raise InputError(f"{weights}: its training identities differ from those of {cache}")
-    index, _ = read_index(root, LAYOUTS[dataset], ("train",))
+    index, _ = read_index(root, layout_of(root, dataset), ("train",))
     sample_ids = store.column("sample_id").tolist()
     rows = _choose(sample_ids, store.column("label"), index, samples)
     if not rows:

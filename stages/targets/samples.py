@@ -121,7 +121,7 @@ def require_match(
     """
     data = options.data
     others = data.unlabelled if options.train_student.unlabelled else None
-    index = training_index(data.root, options.data_train, Identities(*data.chosen), others)
+    index = training_index(data.root, options.train_set, Identities(*data.chosen), others)
     found = option_differences(store.root, options, weights, targets)
     whole = data.incomplete == "leave-out"
     used = None if others is not None else store.column("label") != NO_LABEL
@@ -209,8 +209,8 @@ def classes_and_labels(
     named = labels != NO_LABEL
     if [classes[label] for label in labels[named]] != table["pid"][named].tolist():
         raise CacheError(
-            f"{store.root}: its labels differ from the identities that data_train={dataset} reads "
-            "in the names of its samples. Set the data_train that the cache was made with"
+            f"{store.root}: its labels differ from the identities that {dataset} reads in the "
+            "names of its samples. Set the data_train, or data.name, that the cache was made with"
         )
     return classes, labels
 

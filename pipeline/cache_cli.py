@@ -1,4 +1,4 @@
-"""The commands by which other programs see a cache's views and give it targets."""
+"""The commands that plan, inspect, extend and pack a cache of targets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from pathlib import Path
 import click
 
 from deskpro.pipeline import config
-from deskpro.pipeline.arguments import FOLDER, PATH, advise_on
+from deskpro.pipeline.arguments import (
+    CONFIG,
+    DEEP,
+    FOLDER,
+    PATH,
+    RUN,
+    SET,
+    Recipe,
+    advise_on,
+    fail_with,
+    options_of,
+)
+from deskpro.pipeline.command_help import Between, Whole
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import summary, warn, working
+from deskpro.stages.base.progress import log, summary, table, warn, working
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 
 
@@ -160,4 +172,94 @@ def unpack(file: Path, run: Path, force: bool) -> None:
     summary(f"cache unpack: {file}", facts)
 
 
-COMMANDS = (import_targets, pack, render, unpack, views)
+@click.group(commands=(import_targets, pack, render, unpack, views))
+def cache() -> None:
+    """Plan a target cache, inspect it, extend it, pack it.
+
+    PATH is a run folder, or the store itself.
+    """
+
+
+@cache.command()
+@click.argument("path", type=PATH)
+def info(path: Path) -> None:
+    """Show what it holds, its size, and how sure the teacher is."""
+    from deskpro.stages import cache_tools
+
+    advise_on(path)
+    facts, tables = cache_tools.info(path)
+    for title, columns, rows in tables:
+        table(title, columns, rows)
+    summary(f"cache info: {path}", facts)
+
+
+@cache.command()
+@click.argument("path", type=PATH)
+def verify(path: Path) -> None:
+    """Check every byte against its checksum.
+
+    Exit code 1 if anything is damaged.
+    """
+    from deskpro.stages import cache_tools
+
+    advise_on(path)
+    fail_with(cache_tools.verify(path))
+    log(f"cache verify: {path} is complete and undamaged")
+
+
+@cache.command()
+@click.argument("run", type=FOLDER)
+@click.option("--samples", default=64, type=Between(1), help="How many.")
+@click.option("--seed", default=0, type=Between(0), help="Which.")
+@DEEP
+@SET
+def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) -> None:
+    """Compute the targets of some views again, and compare.
+
+    Exit code 1 if the cache has others. RUN is a run folder; its cache, teacher and images must
+    be there.
+    """
+    from deskpro.stages import cache_tools
+
+    advise_on(run)
+    folder = RunFolder.open(run)
+    manifest = RunFolder(folder.upstream).manifest("teacher-cache")
+    options = options_of(manifest, overrides, folder.targets, "teacher-cache")
+    with working("cache audit"):
+        report = cache_tools.audit(options, folder, deep=deep, **sampling)
+    summary(f"cache audit: {run}", report.facts)
+    fail_with(report.differences)
+
+
+@cache.command()
+@click.option("--samples", required=True, type=Whole(), help="How many, such as 4e6.")
+@click.option("--views", type=Whole(), help="Of each sample.  [default: cache.views]")
+@click.option(
+    "--identities",
+    type=Whole(),
+    help="Classes of the logits.  [default: those of the teacher, else of the training set]",
+)
+@CONFIG
+@RUN
+@SET
+def plan(
+    config: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    samples: int,
+    views: int | None,
+    identities: int | None,
+) -> None:
+    """Say how large a cache will be.
+
+    Bytes by target, files, memory; and hours, at the rate at which the cache of --run was made.
+    Nothing is written.
+    """
+    from deskpro.stages import cache_plan
+
+    if views is not None:
+        overrides = (*overrides, f"cache.views={views}")
+    options, folder = Recipe(config, run, overrides=overrides).read()
+    facts, rows = cache_plan.run(options, folder, samples, identities)
+    table("targets", ("target", "bytes a view", "files", "on disk"), rows)
+    summary("cache plan", facts)
