@@ -214,7 +214,7 @@ def root_files(columns: Columns, samples: int) -> dict[str, bytes]:
     store, group = _new_group("What is known of samples, and targets of them (deskpro)", about)
     for name, column in columns.items():
         _put(group, name, column)
-    return {path: content.to_bytes() for path, content in store.items()}
+    return _bytes(store)
 
 
 def group_files(
@@ -236,7 +236,12 @@ def group_files(
             serializer=BytesCodec(endian="little"),
         )
     _put(group, VALID, Column(valid, ("sample",), "1", "whether the sample has targets"))
-    return {path: content.to_bytes() for path, content in store.items()}
+    return _bytes(store)
+
+
+def _bytes(store: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a store in memory, which gives them away: columns may fill half of it."""
+    return {path: store.pop(path).to_bytes() for path in [*store]}
 
 
 def _new_group(description: str, about: Mapping[str, Any]) -> tuple[dict[str, Any], zarr.Group]:

@@ -52,6 +52,7 @@ from deskpro.stages.targets.plan import settings_for
 from deskpro.stages.targets.teachers import LiveTeacher
 from deskpro.stages.teacher_cache import TeacherCache
 from deskpro.stages.train_student import TrainStudent
+from tests import scale as scaling
 
 OUT = Path("runs/bench/bench.json")
 
@@ -319,15 +320,17 @@ def loader(folder: Path) -> Iterator[Row]:
 
 
 def training(folder: Path) -> Iterator[Row]:
-    """A full-size student's step with cached targets / without any; the same / with the live
-    teacher and four images per sample. Batches of 8; the second epoch of two, 5 steps each."""
+    """A full-size student's step with cached targets / without any; the same with embeddings, too;
+    an epoch with cached targets / with the live teacher and four images per sample. Batches of 8;
+    the second epoch of two, 5 steps each."""
     samples, face, body = 40, 224, (384, 128)
     root = prepared(folder, samples, face, body, lr_face=face)
     weights = folder / "full.safetensors"
     network = {"width": 1.0, "block": "osnet", "feature_dim": 512}
     random_teacher(weights, -(-samples // 10), face, **network)
     student = {"epochs": 2, "warmup_epochs": 1}
-    options = recipe(root, face, body, cache={"views": 2}, batchid=4, batchimage=2,
+    options = recipe(root, face, body, batchid=4, batchimage=2,
+                     cache={"views": 2, "targets": [*TARGETS]},
                      train_student=student, tensorboard={"enable": False},
                      pre_train=str(weights))  # fmt: skip
     run_alone(TeacherCache(options, RunFolder(folder)))
@@ -341,9 +344,12 @@ def training(folder: Path) -> Iterator[Row]:
 
     plain: dict[str, object] = {"kd_loss.enable": False, "mse.mse_weight": 0.0}
     live: dict[str, object] = {"train_student.live_teacher": True}
-    turns = [tuple(seconds_a_step(changes) for changes in (plain, {}, live)) for _ in range(3)]
-    yield row("student_step", [(cached, without) for without, cached, _ in turns], "s/step")
-    yield row("epoch", [(cached, online) for _, cached, online in turns], "s/step")
+    every: dict[str, object] = {"embedding.weight": 10.0}
+    sides = (plain, {}, every, live)
+    turns = [tuple(seconds_a_step(changes) for changes in sides) for _ in range(3)]
+    yield row("student_step", [(cached, without) for without, cached, _, _ in turns], "s/step")
+    yield row("step, all targets", [(whole, without) for without, _, whole, _ in turns], "s/step")
+    yield row("epoch", [(cached, online) for _, cached, _, online in turns], "s/step")
 
 
 def peak_memory(folder: Path) -> Iterator[Row]:
@@ -536,6 +542,15 @@ def gallery(folder: Path, count: int = 100_000) -> Iterator[Row]:
         yield compare(f"gallery, {queries} of {count:,}", ours, theirs, 5)
 
 
+def scale(folder: Path) -> Iterator[Row]:
+    """A store of 400,000 samples × 4 views / 4 times one of 100,000, teacher and images null."""
+    pairs = [(scaling.measure(400_000), scaling.measure(100_000)) for _ in range(3)]
+    for part in scaling.PARTS:
+        for what, unit in (("first", "s"), ("peak", "GB")):
+            found = [(large[part][what], 4 * small[part][what]) for large, small in pairs]
+            yield row(f"scale, {part}, {what}", found, unit)
+
+
 ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
     part.__name__: part
     for part in (
@@ -549,6 +564,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
         million,
         serving,
         gallery,
+        scale,
         help_start,
     )
 }
