@@ -272,6 +272,17 @@ def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
         pid = Path(row["query"]).name.split("_")[0]
         assert row["positive"] == (pid == Path(row["sample_id"]).name.split("_")[0])
     assert ranked.groupby("query")["distance"].is_monotonic_increasing.all()
+    faces = {path.stem for path in project.data.glob("lr_face/*/*")}
+    has = [
+        {Path(row[name]).stem for name in ("query", "sample_id")} <= faces
+        for row in ranked.to_dict("records")
+    ]
+    assert (ranked["distance_face"].notna() == has).all()
+    both = ranked[has]
+    assert both["distance"].to_numpy() == pytest.approx(
+        both[["distance_face", "distance_body"]].mean(axis=1).to_numpy(), abs=1e-5
+    )
+    assert 0 < len(both) < len(ranked)
 
 
 def test_an_interrupted_process_ends_with_one_line(project: Project) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import FACTS
 from deskpro.stages.metrics.protocols import Protocol
-from deskpro.stages.metrics.ranking import Ranking, rank_gallery
+from deskpro.stages.metrics.ranking import BLOCK, Ranking, rank_gallery
 from deskpro.stages.reporting.results import widest
 
 NEAREST = 10
@@ -61,3 +63,35 @@ def rank_all(
             "a positive in the gallery. Check faces and names: deskpro check-data"
         )
     return scores
+
+
+def with_streams(
+    lists: pd.DataFrame,
+    measures: Mapping[str, Compared],
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+) -> pd.DataFrame:
+    """Lists of nearest images with `distance_STREAM`, by each stream that `all` is made of.
+
+    NaN where a stream doesn't see the query or the image; no such columns where a network has one
+    stream alone.
+
+    Args:
+        lists: of `Ranking`, of the widest stream.
+        query, gallery: tables with sample_id and what the measures read.
+    """
+    asked = pd.Index(query["sample_id"]).get_indexer(lists["query"])
+    shown = pd.Index(gallery["sample_id"]).get_indexer(lists["sample_id"])
+    rows, place = np.unique(asked, return_inverse=True)
+    queries, size = query.iloc[rows], max(1, BLOCK // (4 * max(len(gallery), 1)))
+    for stream in [name for name in measures if name not in (widest(measures), FACE_HR)]:
+        compared, found = measures[stream], np.full(len(lists), np.nan, np.float32)
+        distances = compared.measure(queries, gallery)
+        for start in range(0, len(rows), size):
+            mine = np.flatnonzero((place >= start) & (place < start + size))
+            block = distances(slice(start, min(start + size, len(rows))))
+            found[mine] = block[place[mine] - start, shown[mine]]
+        seen = query[compared.asked].notna().any(axis=1).to_numpy()[asked]
+        seen &= gallery[compared.shown].notna().any(axis=1).to_numpy()[shown]
+        lists = lists.assign(**{f"distance_{stream}": np.where(seen, found, np.nan)})
+    return lists

@@ -164,4 +164,5 @@ def _lists(scores: Mapping[str, Mapping[str, Ranking]], gallery: pd.DataFrame) -
     who = gallery.set_index("sample_id")[["pid", "camid", "clothes"]]
     listed = ranking.lists.join(who, on="sample_id").sort_values("query", kind="stable")
     listed["rank"] = [f"{rank:g}" for rank in listed["rank"]]  # 2.5 where two are equally near
-    return listed[["query", "rank", "sample_id", *who.columns, "distance", "positive"]]
+    distances = [name for name in listed if str(name).startswith("distance")]
+    return listed[["query", "rank", "sample_id", *who.columns, *distances, "positive"]]

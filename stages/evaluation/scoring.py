@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from deskpro.stages.data.layouts import dataset_name, layout_of
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
 from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
-from deskpro.stages.evaluation.rankings import rank_all
+from deskpro.stages.evaluation.rankings import rank_all, with_streams
 from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
 from deskpro.stages.evaluation.transductive import (
     add_transductive,
@@ -66,6 +67,10 @@ def score(
     layout = layout_of(options.test_root, options.test_set)
     add_mistakes(report, scores, measures, query, gallery, layout.shared_clothes)
     add_transductive(report, options, measures, query, gallery)
+    first, stream = scores[protocols[0].name], results.widest(measures)
+    if stream in first:
+        lists = with_streams(first[stream].lists, measures, query, gallery)
+        first[stream] = replace(first[stream], lists=lists)
     write_scores(report, scores, query, gallery, faces, metrics)
     _show(report, options)
     show_transductive(report)

@@ -85,6 +85,11 @@ def cards(
         for hit in hits:
             hit["match"] = hit["positive"] == "True"
             hit["further"] = hit is hits[-1] and len(hits) > 1 and float(hit["rank"]) > len(hits)
+            hit["parts"] = [
+                f"{str(key).removeprefix('distance_')} {float(value):.3f}" if value else ""
+                for key, value in hit.items()
+                if str(key).startswith("distance_")
+            ]
             hit["image"] = show("gallery", paths.get(hit["sample_id"], {}).get("imgs"))
         kinds = {"imgs": "query", "lr_face": "face", "hr_face": "face"}
         shown = {kind: show(size, images.get(kind)) for kind, size in kinds.items()}
