@@ -201,6 +201,7 @@ def small_study(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.finished("eval")
+@pytest.mark.slow
 def test_replicates_are_trained_once_resumed_and_kept_in_the_file(
     project: Project, tmp_path: Path, small_study: list[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_student_learns_from_every_teacher_and_drops_the_projections(
     assert "embedding_faces" not in pd.read_csv(project.run / "student_history.csv").columns
 
 
+@pytest.mark.slow
 def test_a_student_of_the_store_is_that_of_live_teachers(
     project: Project, others: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
