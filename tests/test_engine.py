@@ -72,6 +72,17 @@ def test_threads_of_the_driver_are_as_before() -> None:
 
 
 @pytest.mark.slow
+def make_place() -> Callable[[int], int]:
+    return lambda _: int(os.environ["LOCAL_RANK"])
+
+
+@pytest.mark.parametrize(("share", "gpus"), [(1.0, {0, 1, 2}), (0.5, {0, 1}), (1 / 3, {0})])
+def test_workers_share_gpus(share: float, gpus: set[int]) -> None:
+    launch = Launch(workers=3, threads=1, gpus_per_worker=share)
+    # A worker has one item before any has two.
+    assert {found for _, found in map_items(launch, make_place, range(3))} == gpus
+
+
 @pytest.mark.parametrize("launch", [Launch(), LOCAL])
 def test_an_input_error_of_a_worker_is_the_driver_s(launch: Launch) -> None:
     with pytest.raises(InputError, match=r"^image 5 can't be read$"):

@@ -89,8 +89,10 @@ def pick_device(name: str) -> torch.device:
             "device=cpu"
         )
     if index >= count:
+        share = "--set launch.gpus_per_worker=0.25 lets workers share one"
         raise InputError(
-            f"device {name}: this machine has {count} CUDA devices; allowed is cpu or auto"
+            f"device {name}: this machine has {count} CUDA devices, number {index} is wanted; "
+            + ("allowed is cpu or auto" if device.index is not None else share)
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -137,7 +137,7 @@ class _Worker:
 
 @contextmanager
 def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
-    """Processes with a pipe each; the worker's number is its LOCAL_RANK, so its GPU.
+    """Processes with a pipe each; LOCAL_RANK of a worker is the number of its GPU.
 
     `ProcessPoolExecutor` waits forever for a worker that is killed while it sends a result, and
     leaves its workers behind when the driver is killed.
@@ -163,7 +163,8 @@ def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterato
     try:
         for number in range(launch.workers):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, number, made, threads))
+            gpu = int(number * launch.gpus_per_worker + 1e-9)
+            process = context.Process(target=_serve, args=(theirs, gpu, made, threads))
             process.start()
             atexit.register(process.kill)  # multiprocessing would wait for it
             theirs.close()
@@ -181,10 +182,10 @@ def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterato
             pipe.close()
 
 
-def _serve(pipe: Connection, number: int, make_worker: bytes, threads: int) -> None:
+def _serve(pipe: Connection, gpu: int, make_worker: bytes, threads: int) -> None:
     """Life of a worker process: it ends with the driver, which alone decides about Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"LOCAL_RANK": str(number)}
+    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"LOCAL_RANK": str(gpu)}
     threading.Thread(target=_end_with_driver, daemon=True).start()
     worker, lock = _Worker(make_worker, threads), threading.Lock()
 
@@ -234,9 +235,9 @@ def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Work
         ray.init(launch.address or "local", log_to_driver=False, logging_level=logging.ERROR)
         gpus = ray.cluster_resources().get("GPU", 0)
         actor = ray.remote(_Worker).options(
-            num_gpus=min(1, int(100 * gpus / launch.workers) / 100),
-            max_restarts=3,
-            max_task_retries=3,
+            num_gpus=min(launch.gpus_per_worker, int(100 * gpus / launch.workers) / 100),
+            max_restarts=launch.max_restarts,
+            max_task_retries=launch.max_restarts,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": dict.fromkeys(_THREADS, str(threads))},
         )

@@ -178,6 +178,10 @@ class Launch(Section):
     """CPU threads of each worker; where not given, several share this machine's cores."""
     address: Annotated[Annotated[str, Field(pattern=r"^\S+:\d+$")] | None, _PLACE] = None
     """HOST:PORT of a Ray cluster; where not given, Ray starts on this machine."""
+    gpus_per_worker: Annotated[Annotated[float, Field(gt=0, le=1)], _PLACE] = 1.0
+    """Share of a GPU that a worker takes: small networks may share one, at 0.25 four of them."""
+    max_restarts: Annotated[Annotated[int, Field(ge=0, le=1000)], _PLACE] = 3
+    """How often Ray starts a worker that died again; a local one ends the command."""
 
 
 class Options(Section):
