@@ -19,6 +19,7 @@ from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.evaluation.paired import LEVEL, gain
+from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import decisions, histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
@@ -66,8 +67,9 @@ def run(
     cameras = _has_cameras(metrics, test)
     cards, no_cards = _cards(metrics, test, folder.path, show, good, failed)
     comparisons, no_comparisons = _comparisons(options, folder, samples)
+    gains = _gains(folder, against)
     parts = {
-        **_gains(folder, against),
+        **gains,
         "title": folder.path.resolve().name,
         "metrics": metrics,
         **_results(metrics, folder.path, cameras),
@@ -84,6 +86,8 @@ def run(
         "queries": no_cards or _outcomes(cards),
         "training samples": no_comparisons or len(comparisons),
     }
+    if gains["no_gains"]:
+        facts["not compared"] = "; ".join(gains["no_gains"])
     if show.missing:
         facts["missing"] = f"{show.missing} images cannot be read and are shown as placeholders"
     if not root.is_dir():
@@ -126,7 +130,8 @@ _STUDIED = {"plain": "the same student without targets", "teacher": "the teacher
 
 
 def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
-    """The differences from other runs, each with its `name`; and why others have none."""
+    """The differences from other runs, each with its `name`, and p adjusted for their number, as
+    `compare` has it; and why others have none."""
     studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
     there = [path for path in studied if (path / folder.metrics.name).exists()]
     found, refused = [], []
@@ -136,6 +141,8 @@ def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
             found.append(gain(folder.path, path) | {"name": name})
         except InputError as error:
             refused.append(f"{name}: {error}")
+    for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
+        each["p"] = float(p)
     return {"gains": found, "no_gains": refused, "level": LEVEL}
 
 
