@@ -198,6 +198,9 @@ def test_the_first_names_and_what_is_left_out_are_explained(
 def test_faceless_images_are_explained(project: Project) -> None:
     out = project("check-data", "--explain").out
     assert "no face to evaluate the stream face by: no lr_face: query/" in " ".join(out.split())
+    next((project.data / "mask/bounding_box_train").iterdir()).unlink()
+    out = project("check-data", "--explain", "--set", "data.incomplete=keep").out
+    assert "1 not in the loss of the attention: " in " ".join(out.split())
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
