@@ -108,8 +108,8 @@ def differences(one: Run, other: Run) -> list[str]:
 def common(runs: Sequence[Run], protocol: str, stream: str) -> list[str]:
     """The queries that all runs have under a protocol and stream, in the order of the first."""
     tables = [run.queries.get((protocol, stream)) for run in runs]
-    first, *others = [pd.Index([]) if table is None else table.index for table in tables]
-    shared = set.intersection({*first}, *others)
+    first, *others = [list[str]() if table is None else [*table.index] for table in tables]
+    shared = set(first).intersection(*others)
     return [query for query in first if query in shared]
 
 
