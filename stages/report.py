@@ -14,6 +14,7 @@ from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
@@ -67,9 +68,8 @@ def run(
     cameras = _has_cameras(metrics, test)
     cards, no_cards = _cards(metrics, test, folder.path, show, good, failed)
     comparisons, no_comparisons = _comparisons(options, folder, samples)
-    gains = _gains(folder, against)
     parts = {
-        **gains,
+        **_gains(folder, against),
         "title": folder.path.resolve().name,
         "metrics": metrics,
         **_results(metrics, folder.path, cameras),
@@ -86,8 +86,6 @@ def run(
         "queries": no_cards or _outcomes(cards),
         "training samples": no_comparisons or len(comparisons),
     }
-    if gains["no_gains"]:
-        facts["not compared"] = "; ".join(gains["no_gains"])
     if show.missing:
         facts["missing"] = f"{show.missing} images cannot be read and are shown as placeholders"
     if not root.is_dir():
@@ -141,6 +139,7 @@ def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
             found.append(gain(folder.path, path) | {"name": name})
         except InputError as error:
             refused.append(f"{name}: {error}")
+            warn(f"not compared with {refused[-1]}")
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
         each["p"] = float(p)
     return {"gains": found, "no_gains": refused, "level": LEVEL}
