@@ -38,6 +38,15 @@ def _cache_of(run: Path) -> tuple[Path, Options | None]:
     return root, None if record is None else config.load(record["config"])
 
 
+def _refuse_given(folder: RunFolder, what: str) -> None:
+    """Raise InputError where the cache was unpacked, so that recipe and teacher aren't known."""
+    if (given := RunFolder(folder.upstream).given()) is not None:
+        raise InputError(
+            f"{folder.targets}: unpacked from {given['file']}, without the recipe and teacher that "
+            f"{what} needs. Do that where the cache was made; deskpro cache verify checks its bytes"
+        )
+
+
 @click.command("import")
 @click.argument("file", type=PATH)
 @click.option("--teacher", required=True, metavar="NAME", help="What these targets are called.")
@@ -125,6 +134,7 @@ def render(
 
     root, options = _cache_of(run)
     if options is None:
+        _refuse_given(RunFolder.open(run), "cache render")
         raise InputError(f"{run}: no run folder with a finished cache", command="teacher-cache")
     names = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     with working("cache render"):
@@ -223,6 +233,7 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
 
     advise_on(run)
     folder = RunFolder.open(run)
+    _refuse_given(folder, "cache audit")
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = options_of(manifest, overrides, folder.targets, "teacher-cache")
     with working("cache audit"):

@@ -89,6 +89,11 @@ def stale_reasons(stage: Stage, digests: Digests) -> list[Reason]:
     return stage.stale(read_manifest(stage.home.manifest(stage.name)), digests)
 
 
+def refuse_stale(stage: Stage, digests: Digests) -> None:
+    """Raise InputError where the output of a stage is there and stale, as `run_stage` would."""
+    _decide(stage, digests, force=False, update=False)
+
+
 def _decide(
     stage: Stage, digests: Digests, force: bool, update: bool
 ) -> Literal["fresh", "run", "resume", "force"]:

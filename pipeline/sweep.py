@@ -11,14 +11,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_aside
 from deskpro.pipeline import config, runner, students, tables
+from deskpro.pipeline.stages import make
 from deskpro.pipeline.studies import Changes, Variants, same_cells
 from deskpro.pipeline.summaries import draw_sweep, summarise
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import LEAVES, Options, flatten
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.base.stage import Digests
 
 
 class Base(NamedTuple):
@@ -62,18 +65,28 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
     """A shell command for each student of `sweep`, for a scheduler's array of jobs.
 
     Teacher and caches are made first; each student's folder gets its recipe. The commands may run
-    at once, in any order and on other machines that see the same folders; `sweep` of the same
-    grids then finds the students and writes the table.
+    at once, in any order and on other machines that see the same folders: none locks the folder
+    that they share. `sweep` of the same grids then finds the students and writes the table.
+
+    Raises:
+        InputError: a student is there that was trained by another recipe.
     """
     variants, _ = _variants(base, grids)
     runner.run_stage("teacher-cache", base.options, base.folder, chain=True)
     places = dict[Path, students.Task]()
     for task in _tasks(base, variants).values():
         places.setdefault(task.folder.path, task)
+    digests = Digests(FileIndex())
+    for task in places.values():  # before any recipe is replaced
+        try:
+            runner.refuse_stale(make("train-student", task.options, task.folder), digests)
+        except InputError as error:
+            again = "The same sweep with --force in the place of --print-commands trains all again"
+            raise InputError(f"{error}. {again}") from None
     for path, task in places.items():
         path.mkdir(parents=True, exist_ok=True)
         runner.record_recipe(task.options, task.folder)
-    return [shlex.join(["deskpro", "all", "--run", str(path)]) for path in places]
+    return [shlex.join(["deskpro", "eval", "--run", str(path)]) for path in places]
 
 
 def _variants(base: Base, grids: Iterable[str]) -> tuple[Variants, str]:

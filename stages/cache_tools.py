@@ -68,7 +68,7 @@ def unpack(file: Path, folder: RunFolder, *, force: bool) -> dict[str, object]:
 
     Raises:
         CacheError: the file can't be used, or a command works on the run folder.
-        InputError: a cache is there, or the run uses that of another.
+        InputError: another cache is there, or this one and damaged; the run uses that of another.
     """
     root, new = folder.targets, not folder.path.exists()
     if folder.source is not None:
@@ -84,6 +84,8 @@ def unpack(file: Path, folder: RunFolder, *, force: bool) -> dict[str, object]:
             "cache": root,
         }
         if not force and (folder.given() or {}).get("digest") == digest:
+            if found := damages(root):
+                raise InputError(f"{found[0]}. Replace this cache with --force")
             return facts | {"cache": f"{root} was there"}
         if root.is_symlink():
             raise InputError(f"{root}: is a link. Remove it, or give another folder with --run")

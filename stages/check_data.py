@@ -91,5 +91,6 @@ def _listed(unused: Sequence[Problem], path: Path) -> str:
     """Files and rows that belong to no image, in a few words; all of them in a CSV."""
     import pandas as pd
 
-    write_text(path, pd.DataFrame(unused, columns=["path", "reason"]).to_csv(index=False))
+    table = pd.DataFrame(unused, columns=["path", "reason"]).to_csv(index=False)
+    write_text(path, table.encode(errors="backslashreplace").decode())  # names may be no UTF-8
     return f"{len(unused)} files or rows of lists, listed in {path}, e.g. {unused[0]}"

@@ -85,11 +85,13 @@ class EvaluateFeatures(Stage):
     def check(self) -> None:
         from deskpro.stages.evaluation.feature_files import require_file
 
-        if self.options.eval.rerank.enable and self.metric != "cosine":
-            raise InputError(
-                f"--metric {self.metric}: eval.rerank.enable needs cosine. Turn one of them off",
-                command="eval --set eval.rerank.enable=false",
-            )
+        for rule in ("rerank", "enrich"):
+            if getattr(self.options.eval, rule).enable and self.metric != "cosine":
+                raise InputError(
+                    f"--metric {self.metric}: eval.{rule}.enable needs cosine. Turn one of them "
+                    "off",
+                    command=f"eval --set eval.{rule}.enable=false",
+                )
         require_bodies(self.options.test_root, self.dataset)
         require_file(self.file)
         if not self.folder.path.exists():

@@ -14,11 +14,13 @@ from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.evaluation.paired import LEVEL, gain
+from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import decisions, histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
@@ -126,7 +128,8 @@ _STUDIED = {"plain": "the same student without targets", "teacher": "the teacher
 
 
 def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
-    """The differences from other runs, each with its `name`; and why others have none."""
+    """The differences from other runs, each with its `name`, and p adjusted for their number, as
+    `compare` has it; and why others have none."""
     studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
     there = [path for path in studied if (path / folder.metrics.name).exists()]
     found, refused = [], []
@@ -136,6 +139,9 @@ def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
             found.append(gain(folder.path, path) | {"name": name})
         except InputError as error:
             refused.append(f"{name}: {error}")
+            warn(f"not compared with {refused[-1]}")
+    for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
+        each["p"] = float(p)
     return {"gains": found, "no_gains": refused, "level": LEVEL}
 
 

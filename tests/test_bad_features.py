@@ -198,6 +198,8 @@ ROWS = [
         more=("--set", "eval.enrich.enable=true")),
     Bad("re-ranking of Euclidean distances", "eval.rerank.enable needs cosine",
         more=(*EUCLIDEAN, "--set", "eval.rerank.enable=true")),
+    Bad("enrichment by Euclidean distances", "eval.enrich.enable needs cosine",
+        more=(*EUCLIDEAN, "--set", "eval.enrich.enable=true")),
     Bad("weights of another part", "no part face", more=("--weights", "face=1")),
     Bad("weights without a part", "no weight for body", lambda a: {"body": a["embedding"]},
         more=("--weights", "embedding=1")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,21 @@ def test_the_first_names_and_what_is_left_out_are_explained(
 def test_faceless_images_are_explained(project: Project) -> None:
     out = project("check-data", "--explain").out
     assert "no face to evaluate the stream face by: no lr_face: query/" in " ".join(out.split())
+    next((project.data / "mask/bounding_box_train").iterdir()).unlink()
+    out = project("check-data", "--explain", "--set", "data.incomplete=keep").out
+    assert "1 not in the loss of the attention: " in " ".join(out.split())
+
+
+def test_an_unlisted_image_may_have_any_name(
+    tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    listed(tmp_path / "mine")
+    draw(tmp_path / "mine/more.png", 1)
+    (tmp_path / "mine/more.png").rename(os.fsdecode(os.fsencode(tmp_path / "mine") + b"/\xff.png"))
+    words = ("check-data", "--config", "demo", "--run", str(tmp_path / "run"), *BODY, "--explain")
+    result = command(*words, "--set", f"data.root={tmp_path / 'mine'}")
+    assert "an image that no list names: " in result.out
+    assert "\\udcff.png" in (tmp_path / "run" / "unused.csv").read_text()
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:

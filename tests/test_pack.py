@@ -342,6 +342,33 @@ def test_a_student_of_an_unpacked_cache_is_that_of_its_maker(
     assert (other.run / "student.safetensors").read_bytes() == wanted
 
 
+def test_what_needs_the_maker_of_an_unpacked_cache_is_refused(
+    project: Project, packed: Path, tmp_path: Path
+) -> None:
+    given(project, packed)
+    run = str(project.run)
+    for words in (["audit", run], ["render", run, str(tmp_path / "out")]):
+        result = project.command("cache", *words)
+        assert result.code == 2
+        assert f"unpacked from t.zip, without the recipe and teacher that cache {words[0]}" in (
+            result.err
+        )
+
+
+def test_the_same_file_again_names_damage_and_force_replaces_it(
+    project: Project, packed: Path
+) -> None:
+    given(project, packed)
+    chunk = next((project.run / "targets.zarr/teachers/default/logits/logits").glob("c.*"))
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    unpack = ("cache", "unpack", str(packed), "--run", str(project.run))
+    result = project.command(*unpack)
+    assert result.code == 2
+    assert f"{chunk.name}: block " in result.err
+    assert project.command(*unpack, "--force").code == 0
+    assert not verify(project.run / "targets.zarr")
+
+
 def test_other_images_or_another_recipe_than_its_makers_are_refused(
     project: Project, packed: Path
 ) -> None:

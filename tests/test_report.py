@@ -305,7 +305,13 @@ def test_the_answers_come_first_and_are_those_of_compare(run: Path, tmp_path: Pa
     assert answer is not None
     mine = queries[(queries["protocol"] == "market") & (queries["stream"] == "all")]
     assert float(answer[1]) == pytest.approx(100 * mine["ap"].mean() / 2, abs=0.051)
+    again = make(run, "--against", str(plain), "--against", str(plain), "--samples", "0")
+    alone, *both = re.findall(r", p ([\d.e-]+)</li>", head + again.read_text())
+    assert [float(p) for p in both] == pytest.approx([2 * float(alone)] * 2, rel=0.1)
 
+    # One that has fewer streams is compared by those.
+    queries[queries["stream"] == "body"].to_csv(other / "queries.csv", index=False)
+    assert "difference from other</b>: 0.0 mAP" in make(run, "--against", str(other)).read_text()
     metrics = json.loads((other / "metrics.json").read_text())
     metrics["data"]["digests"]["imgs"] = "0" * 64
     (other / "metrics.json").write_text(json.dumps(metrics))

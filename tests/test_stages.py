@@ -522,11 +522,20 @@ def test_printed_commands_train_the_students_of_a_sweep(project: Project) -> Non
     lines = project.ok(*asked, "--print-commands").out.splitlines()
     assert len(lines) == 2
     assert not (project.run / "student.safetensors").exists()
+    lock = project.run.with_name(f".{project.run.name}.lock")
     for line in reversed(lines):
+        lock.unlink(missing_ok=True)
         program, *words = shlex.split(line)
         assert program == "deskpro"
         assert project.command(*words).code == 0
+        # They run at once, so that only the run's own student may lock the run.
+        assert lock.exists() == (Path(words[-1]) == project.run)
     assert project.ok(*asked, "--print-commands").out.splitlines() == lines
+    recipes = [Path(shlex.split(line)[-1], "config.yaml").read_text() for line in lines]
+    other = project(*asked, "--set", "train_student.lr=0.5", "--print-commands")
+    assert other.code == 2
+    assert "train_student.lr" in other.err
+    assert recipes == [Path(shlex.split(line)[-1], "config.yaml").read_text() for line in lines]
     done = logs(project.run).count("train-student: done")
     project.ok(*asked)
     assert logs(project.run).count("train-student: done") == done

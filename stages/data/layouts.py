@@ -304,8 +304,9 @@ def layout_of(root: Path, dataset: str) -> Layout:
     name, folder = dataset_name(root, dataset), root / "imgs" if (root / "imgs").is_dir() else root
     if name != dataset and dataset not in LAYOUTS:
         raise InputError(
-            f"{root}: has {OWN_LIST}, and data.name is {dataset!r}; only one of them can say how "
-            "images are read. Move the list away, or --set data.name=null"
+            f"{root}: has {OWN_LIST}, and data.name is {dataset}; only one of them can say how "
+            "images are read. Move the list away, or --set data.name=null; where it is of "
+            "data.test_root alone, --set data_test=csv"
         )
     if name in LAYOUTS:
         return LAYOUTS[name]

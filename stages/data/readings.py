@@ -15,6 +15,13 @@ from deskpro.stages.data.layouts import SPLITS, Layout
 SHOWN = 5
 """Names of each split, and of each reason."""
 
+_UNTRAINED = {
+    "all": "",
+    "body": "not in the loss of the attention: ",
+    "face": "not trained on in the stream face: ",
+}
+"""Stream of left_out.csv → what its images aren't used for."""
+
 
 class Reading(NamedTuple):
     """The images of a split: where they lie, how many, the first of them and what each says."""
@@ -49,8 +56,7 @@ def left_out(root: Path, layout: Layout, checked: CheckedData) -> Mapping[str, S
                 found[f"pid {name.pid} stands for nobody"].append(image)
     for row in checked.left_out.to_dict("records"):
         reason = row["reason"].replace(f"identity {row['pid']} ", "its identity ")
-        stream = "" if row["stream"] == "all" else f"not trained on in the stream {row['stream']}: "
-        found[stream + reason].append(row["sample_id"])
+        found[_UNTRAINED[row["stream"]] + reason].append(row["sample_id"])
     if not layout.bodies_only(root):
         tested = checked.table[checked.table["split"].isin(["query", "gallery"])]
         faceless = tested.loc[tested["lr_face"].isna(), "sample_id"]

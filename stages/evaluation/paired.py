@@ -108,9 +108,9 @@ def differences(one: Run, other: Run) -> list[str]:
 def common(runs: Sequence[Run], protocol: str, stream: str) -> list[str]:
     """The queries that all runs have under a protocol and stream, in the order of the first."""
     tables = [run.queries.get((protocol, stream)) for run in runs]
-    parts = [set[str]() if table is None else {*table.index} for table in tables]
-    common = set.intersection(*parts)
-    return [query for query in runs[0].queries[protocol, stream].index if query in common]
+    first, *others = [list[str]() if table is None else [*table.index] for table in tables]
+    shared = set(first).intersection(*others)
+    return [query for query in first if query in shared]
 
 
 def compared(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, object]]:

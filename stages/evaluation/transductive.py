@@ -112,7 +112,8 @@ def least_score(options: Options, face: Compared) -> float:
     case = face.calibration.get("face-face")
     known = None if case is None else case.threshold(settings.far)
     if known is None:
-        lowest = f"it has them down to {case.lowest_far:.2g}" if case else "it has none"
+        some = case is not None and case.lowest_far <= 1
+        lowest = f"it has them down to {case.lowest_far:.2g}" if case and some else "it has none"
         raise InputError(
             f"eval.enrich.far {settings.far:g}: needs a threshold of face scores from held-out "
             f"people, {lowest}. Give the least score of two faces, 0.6 for example: --set "

@@ -44,10 +44,11 @@ def enriched(distances: Distances, among: Distances, pairs: np.ndarray) -> Dista
     asked, images = pairs.T
 
     def new(rows: slice) -> np.ndarray:
-        found = np.array(distances(rows))
-        theirs = among(rows)[:, asked]
-        theirs[asked == np.arange(rows.start, rows.stop)[:, None]] = np.inf
-        np.minimum.at(found.T, images, theirs.T)
+        found, theirs = np.array(distances(rows)), np.array(among(rows))
+        np.fill_diagonal(theirs[:, rows.start :], np.inf)
+        size = max(1, found.shape[1])  # of equal faces there may be as many pairs as of images
+        for some in (slice(start, start + size) for start in range(0, len(pairs), size)):
+            np.minimum.at(found.T, images[some], theirs[:, asked[some]].T)
         return found
 
     return new
