@@ -98,6 +98,8 @@ def with_cache(
     earlier variant that needs the same; a teacher that would be the run's isn't trained again.
     """
     changed = config.override(options, changes)
+    if not targets_needed(changed, changed.streams):
+        return changed, folder.upstream
     teacher, cache = (stage_class(name).params for name in ("train-teacher", "teacher-cache"))
     given = options.pre_train is not None or folder.source is not None
     params = cache if given else (*teacher, *cache)

@@ -22,6 +22,7 @@ from deskpro.stages.base.options import LEAVES, Options, flatten
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.base.stage import Digests
+from deskpro.stages.losses.terms import targets_needed
 
 
 class Base(NamedTuple):
@@ -47,7 +48,7 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     """
     options = base.options
     variants, first = _variants(base, grids)
-    runner.run_stage("teacher-cache", options, base.folder, chain=True)
+    _make_inputs(base, variants)
     found = summarise(
         _train(base, variants), lambda _: first, same_cells(options, variants, lambda _: first)
     )
@@ -72,7 +73,7 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
         InputError: a student is there that was trained by another recipe.
     """
     variants, _ = _variants(base, grids)
-    runner.run_stage("teacher-cache", base.options, base.folder, chain=True)
+    _make_inputs(base, variants)
     places = dict[Path, students.Task]()
     for task in _tasks(base, variants).values():
         places.setdefault(task.folder.path, task)
@@ -87,6 +88,15 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
         path.mkdir(parents=True, exist_ok=True)
         runner.record_recipe(task.options, task.folder)
     return [shlex.join(["deskpro", "eval", "--run", str(path)]) for path in places]
+
+
+def _make_inputs(base: Base, variants: Variants) -> None:
+    """Bring the run to where its students can train: images, and targets where any learns some."""
+    every = (config.override(base.options, changes) for changes in variants.values())
+    learns = any(targets_needed(each, each.streams) for each in every)
+    if learns or base.options.prepare is not None:
+        name = "teacher-cache" if learns else "prepare"
+        runner.run_stage(name, base.options, base.folder, chain=True)
 
 
 def _variants(base: Base, grids: Iterable[str]) -> tuple[Variants, str]:
@@ -163,7 +173,10 @@ def _tasks(base: Base, variants: Variants) -> dict[tuple[str, int], students.Tas
             own = config.override(changed, {"train_student.seed": seed})
             shared = own == config.override(options, {"train_student.seed": seed})
             name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
-            place = folder if own == options else RunFolder(below / name, source)
+            of_run = (
+                source if RunFolder(source).targets.exists() else None
+            )  # no student learns any targets
+            place = folder if own == options else RunFolder(below / name, of_run)
             parts = dict.fromkeys(own.streams, place)
             tasks[variant, seed] = students.Task(f"{variant}, seed {seed}", own, place, parts=parts)
     return tasks

@@ -515,6 +515,19 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
 
 
+def test_students_without_targets_are_swept_without_a_teacher(project: Project) -> None:
+    body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0",
+            "train_student.max_steps=1")  # fmt: skip
+    asked = ["sweep", *(word for each in body for word in ("--set", each)), "--seeds", "1",
+             "--grid", "loss.triplet_body=0,0.1"]  # fmt: skip
+    for line in project.ok(*asked, "--print-commands").out.splitlines():
+        assert project.command(*shlex.split(line)[1:]).code == 0
+    project.ok(*asked)
+    assert len(pd.read_csv(project.run / "sweep.csv")) == 2
+    assert not (project.run / "teacher.safetensors").exists()
+    assert logs(project.run).count("train-student: done") == 2
+
+
 @pytest.mark.finished("teacher-cache")
 def test_printed_commands_train_the_students_of_a_sweep(project: Project) -> None:
     asked = ["sweep", "--set", "train_student.max_steps=1", "--seeds", "1",

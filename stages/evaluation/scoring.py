@@ -25,6 +25,7 @@ from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
 from deskpro.stages.evaluation.transductive import (
     add_transductive,
     chosen,
+    least_score,
     show_transductive,
 )
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
@@ -52,6 +53,8 @@ def score(
     Returns:
         What metrics.json holds.
     """
+    if options.eval.enrich.enable and "face" in measures:
+        least_score(options, measures["face"])  # refused before it takes long
     scores, settings = rank_all(options, measures, protocols, query, gallery), options.eval
     report = {
         **about,

@@ -24,6 +24,9 @@ from deskpro.stages.metrics.ranking import Distances, rank_gallery
 from deskpro.stages.metrics.reranking import reranked
 from deskpro.stages.reporting import results
 
+_ROUNDING = 1e-6
+"""By how much a cosine of equal features may differ from 1."""
+
 
 class Asked(NamedTuple):
     """What a protocol asks of a stream."""
@@ -76,7 +79,7 @@ def _enrich(asked: Asked) -> Found:
     def faces(rows: slice) -> np.ndarray:
         return np.where(has[rows, None] & shows, distances(rows), np.float32(np.inf))
 
-    furthest = face.highest - least_score(asked.options, face)
+    furthest = face.highest - least_score(asked.options, face) + _ROUNDING
     pairs = enrolled(faces, len(query), len(gallery), furthest)
     pids = query["pid"].to_numpy()[pairs[:, 0]], gallery["pid"].to_numpy()[pairs[:, 1]]
     about = {
