@@ -6,11 +6,13 @@ import errno
 import io
 import os
 import resource
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +22,7 @@ from deskpro.cache.files import system_error
 from deskpro.pipeline import messages
 from deskpro.stages.base import distributed, progress
 from deskpro.stages.base.errors import InputError, Stopped
+from deskpro.stages.base.run_folder import RunFolder, read_json
 
 _RESUME = "finished work is kept, run the same command to resume"
 _AGAIN = "and type the same command: finished work is kept"
@@ -68,7 +71,7 @@ def report_errors() -> Iterator[None]:
         _show(error)
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
-        advice = f". Type: {messages.command(error.command)}" if error.command else ""
+        advice = f". Type: {_advised(error)}" if error.command else ""
         if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names
             advice = f". {_ADVICE[errno.EMFILE]}"
         _fail(f"{error}{advice}")
@@ -115,6 +118,20 @@ def _texts(error: BaseException | None) -> str:
         found.append(str(error))
         error = error.__cause__ or error.__context__
     return "\n".join(found)
+
+
+def _advised(error: InputError | CacheError) -> str:
+    """The command that an error advises: of a cache that was unpacked, to unpack it again."""
+    named = dict(zip(messages.OPTIONS, messages.OPTIONS[1:], strict=False))
+    run = named.get("--from") or named.get("--run")
+    if isinstance(error, CacheError) and run is not None:
+        with suppress(InputError):
+            folder = RunFolder(RunFolder.open(Path(run)).upstream)
+            record = read_json(folder.unpacked)
+            if record is not None and not folder.manifest("teacher-cache").exists():
+                words = ["cache", "unpack", str(record.get("file")), "--run", str(folder.path)]
+                return shlex.join(["deskpro", *words, "--force"])
+    return messages.command(error.command)
 
 
 class _Quiet:

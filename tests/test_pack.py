@@ -365,6 +365,8 @@ def test_the_same_file_again_names_damage_and_force_replaces_it(
     result = project.command(*unpack)
     assert result.code == 2
     assert f"{chunk.name}: block " in result.err
+    again = f"Type: deskpro cache unpack t.zip --run {project.run} --force"
+    assert project("train-student").err.strip().endswith(again)
     assert project.command(*unpack, "--force").code == 0
     assert not verify(project.run / "targets.zarr")
 
