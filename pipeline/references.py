@@ -11,6 +11,7 @@ from deskpro.pipeline.results_file import measured, world_facts
 from deskpro.pipeline.tables import CHANCE, CLOTHES, TEACHER
 from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
 from deskpro.stages.data.index import read_index
@@ -62,7 +63,10 @@ def _clothes(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> 
 
 
 def _teacher(options: Options, folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """The scores of the teacher, which sees HR faces."""
+    """The scores of the teacher, which sees HR faces; none where only its targets are here."""
+    if options.pre_train is None and RunFolder(folder.upstream).given() is not None:
+        log(f"{folder.path}: the teacher is where its targets were made; its row is left out")
+        return
     from deskpro.stages.evaluate import Evaluate
 
     home = RunFolder(folder.path / "ablation" / "teacher", folder.upstream)
