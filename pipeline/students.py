@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from deskpro.pipeline.stages import stage_class
 from deskpro.pipeline.studies import Changes, Variants, changes_of
 from deskpro.pipeline.study_bars import StudyBars
 from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch, Options, relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
@@ -133,12 +135,23 @@ def run_tasks(
             yield task
 
 
+@contextmanager
+def _of_study() -> Iterator[None]:
+    """A stage advises commands for the run; a stale student of a study is another one's."""
+    try:
+        yield
+    except InputError as error:
+        if error.command not in ("train-student --force", "eval --force"):
+            raise
+        raise InputError(f"{error}. The same command with --force makes it again") from None
+
+
 def trainer(mode: Mode) -> Callable[[Task], None]:
     """A worker that trains a student, or a stream of it."""
     from deskpro.stages.train_student import TrainStudent
 
     def work(task: Task) -> None:
-        with captured(task.folder.path):
+        with captured(task.folder.path), _of_study():
             log(f"{task.name}, in {task.folder.path}")
             stage = TrainStudent(task.options, task.folder, only=task.stream or None)
             update = mode.update or bool(task.stream)
@@ -155,7 +168,7 @@ def evaluator(mode: Mode) -> Callable[[Task], None]:
     def work(task: Task) -> None:
         _, options, home, _, parts = task
         weights = {stream: part.student for stream, part in parts.items()}
-        with captured(home.path):
+        with captured(home.path), _of_study():
             if {*weights.values()} == {home.student}:
                 runner.run_stage("eval", options, home, force=mode.force, update=mode.update)
                 return

@@ -526,6 +526,9 @@ def test_students_without_targets_are_swept_without_a_teacher(project: Project) 
     assert len(pd.read_csv(project.run / "sweep.csv")) == 2
     assert not (project.run / "teacher.safetensors").exists()
     assert logs(project.run).count("train-student: done") == 2
+    stale = project(*asked, "--set", "train_student.lr=1e-3")
+    assert stale.code == 2
+    assert stale.err.strip().endswith("The same command with --force makes it again")
 
 
 @pytest.mark.finished("teacher-cache")
