@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +89,8 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
     for path, task in places.items():
         path.mkdir(parents=True, exist_ok=True)
         runner.record_recipe(task.options, task.folder)
-    return [shlex.join(["deskpro", "eval", "--run", str(path)]) for path in places]
+    program = ["deskpro"] if shutil.which("deskpro") else [sys.executable, "-m", "deskpro"]
+    return [shlex.join([*program, "eval", "--run", str(path)]) for path in places]
 
 
 def _make_inputs(base: Base, variants: Variants) -> None:

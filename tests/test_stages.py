@@ -521,7 +521,8 @@ def test_students_without_targets_are_swept_without_a_teacher(project: Project) 
     asked = ["sweep", *(word for each in body for word in ("--set", each)), "--seeds", "1",
              "--grid", "loss.triplet_body=0,0.1"]  # fmt: skip
     for line in project.ok(*asked, "--print-commands").out.splitlines():
-        assert project.command(*shlex.split(line)[1:]).code == 0
+        words = shlex.split(line)
+        assert project.command(*words[words.index("eval") :]).code == 0
     project.ok(*asked)
     assert len(pd.read_csv(project.run / "sweep.csv")) == 2
     assert not (project.run / "teacher.safetensors").exists()
@@ -541,8 +542,10 @@ def test_printed_commands_train_the_students_of_a_sweep(project: Project) -> Non
     lock = project.run.with_name(f".{project.run.name}.lock")
     for line in reversed(lines):
         lock.unlink(missing_ok=True)
-        program, *words = shlex.split(line)
-        assert program == "deskpro"
+        words = shlex.split(line)
+        program, words = words[: words.index("eval")], words[words.index("eval") :]
+        done = subprocess.run([*program, "--version"], capture_output=True, text=True)
+        assert done.stdout.startswith("deskpro"), done.stderr
         assert project.command(*words).code == 0
         # They run at once, so that only the run's own student may lock the run.
         assert lock.exists() == (Path(words[-1]) == project.run)
