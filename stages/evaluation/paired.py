@@ -58,7 +58,7 @@ def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def gain(folder: Path, first: Path) -> dict[str, Any]:
-    """The paired difference in mAP of a run from another one, as `run` computes it.
+    """The paired difference in mAP of a run from another one, as `compare` shows it.
 
     It is of the first protocol and the widest stream that both have: protocol, stream, queries,
     identities, difference with its ends, and p.
@@ -68,18 +68,18 @@ def gain(folder: Path, first: Path) -> dict[str, Any]:
     """
     runs = [open_run(path, path.resolve().name, anyway=False) for path in (first, folder)]
     shared = [pair for pair in runs[1].queries if common(runs, *pair)]
-    differing = differences(*runs)
     # A teacher and a student rank other queries: those that have a face of its kind.
-    kept = [line for line in differing if "evaluated queries differ" not in line]
-    if kept or not shared:
-        raise InputError(f"they cannot be compared: {'; '.join(kept) or 'no queries in common'}")
+    differing = differences(*runs, of_queries=False)
+    if differing or not shared:
+        why = "; ".join(differing) or "no queries in common"
+        raise InputError(f"they cannot be compared: {why}")
     protocol = shared[0][0]
     stream = results.widest(stream for name, stream in shared if name == protocol)
     return compared(runs, protocol, stream)[1]
 
 
-def differences(one: Run, other: Run) -> list[str]:
-    """How protocols and data of two runs differ."""
+def differences(one: Run, other: Run, *, of_queries: bool = True) -> list[str]:
+    """How protocols and data of two runs differ; of_queries: also which queries are ranked."""
     data, theirs = one.report["data"], other.report["data"]
     lines = [
         f"{what} is {data.get(what)} and {theirs.get(what)}"
@@ -90,7 +90,7 @@ def differences(one: Run, other: Run) -> list[str]:
     changed = [kind for kind in digests if others.get(kind, digests[kind]) != digests[kind]]
     if changed and not lines:
         lines.append(f"{', '.join(changed)} differ")
-    for (protocol, stream), queries in one.queries.items():
+    for (protocol, stream), queries in one.queries.items() if of_queries else ():
         found = other.queries.get((protocol, stream), queries)
         if {*found.index} != {*queries.index}:
             lines.append(f"evaluated queries differ ({protocol}, {stream})")

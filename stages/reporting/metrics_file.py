@@ -141,9 +141,8 @@ class Mistakes(_Closed):
     changed: Changed | Refused | None = None
 
 
-class Transductive(_Part):
-    """What a rule finds that looks at other queries, too; of `enrich` how many are enrolled, and
-    the share of matched images that are of the query's person."""
+class Ranked(_Part):
+    """The figures of a ranking, as shares in 0..1, and `rankR` of each rank asked for."""
 
     __pydantic_extra__: dict[str, Share] = Field(init=False)
     queries: Annotated[int, Field(ge=1)]
@@ -152,14 +151,19 @@ class Transductive(_Part):
     mINP: Share
     cmc: Annotated[list[Share], Field(min_length=1)]
     interval: Intervals
+
+
+class Transductive(Ranked):
+    """What a rule finds that looks at other queries, too; of `enrich` how many are enrolled, and
+    the share of matched images that are of the query's person."""
+
     enrolled: Count | None = None
     right: Share | None = None
 
 
-class Stream(_Part):
-    """The figures of a stream, as shares in 0..1, and `rankR` of each rank asked for."""
+class Stream(Ranked):
+    """The figures of a stream, and what else is said of it."""
 
-    __pydantic_extra__: dict[str, Share] = Field(init=False)
     with_face: Group | None = Field(None, alias="with face")
     without_face: Group | None = Field(None, alias="without face")
     sd: Spread | None = None
@@ -167,12 +171,6 @@ class Stream(_Part):
     """By face case."""
     mistakes: Mistakes | None = None
     transductive: dict[str, Transductive] = {}
-    queries: Annotated[int, Field(ge=1)]
-    identities: Annotated[int, Field(ge=1)]
-    mAP: Share
-    mINP: Share
-    cmc: Annotated[list[Share], Field(min_length=1)]
-    interval: Intervals
 
 
 class Protocol(_Part):
