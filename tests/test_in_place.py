@@ -12,10 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deskpro.pipeline import config
 from deskpro.pipeline.config import load
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import relevant
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, SPLITS, layout_of
@@ -319,10 +317,3 @@ def test_features_of_any_network_are_scored_in_place(
     assert result.code == 0, result.err
     report = json.loads((run / "metrics.json").read_text())
     assert report["protocols"]["market"]["streams"]["mine"]["mAP"] == 1
-
-
-def test_an_option_that_was_added_leaves_old_runs_fresh() -> None:
-    options = load(None)
-    assert "data.name" not in relevant(options, ("data.name", "data_train"))
-    given = config.override(options, {"data.name": RULE})
-    assert relevant(given, ("data.name",)) == {"data.name": RULE}

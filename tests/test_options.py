@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from deskpro.stages.base import training_options
 from deskpro.stages.base.options import (
     LEAVES,
     WITHOUT_EFFECT,
-    Data,
+    Enrich,
+    Evaluation,
     Options,
+    Rerank,
     flatten,
     leaf_of,
     names_option,
@@ -31,10 +34,17 @@ NAME = r"(?P<pid>\d+)_.*"
 OTHERS = {"other": training_options.OtherTeacher(weights=Path("other.safetensors"))}
 
 
+EVERYTHING = Options(
+    prepare=Prepare(),
+    teachers=OTHERS,
+    eval=Evaluation(rerank=Rerank(enable=True), enrich=Enrich(enable=True)),
+)
+"""Each part is on, and there is a further teacher."""
+
+
 def declared(stage: str) -> set[str]:
-    """The options that a stage declares, of a recipe with a further teacher."""
-    options = Options(prepare=Prepare(), teachers=OTHERS, data=Data(name=NAME))
-    return {*relevant(options, stage_class(stage).params)}
+    """The options that a stage declares."""
+    return {*relevant(EVERYTHING, stage_class(stage).params)}
 
 
 def test_every_option_is_of_a_stage_or_has_no_effect() -> None:
@@ -141,7 +151,7 @@ def test_every_param_that_changes_is_a_reason(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_options, "BACKBONE_NAMES", ("osnet", "other"))
-    options, folder = Options(teachers=OTHERS), RunFolder(tmp_path)
+    options, folder = EVERYTHING.model_copy(update={"prepare": None}), RunFolder(tmp_path)
     digests = Digests(FileIndex(tmp_path / "index"))
     for name in sorted(declared(stage)):
         value = flatten(options.model_dump())[name]
@@ -158,3 +168,52 @@ def test_every_param_that_changes_is_a_reason(
         assert not made.stale(record, digests)
         reasons = make(stage, changed, folder).stale(record, digests)
         assert name in {reason.name for reason in reasons}, name
+
+
+# Records that lack an option
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> tuple[Callable[..., list[str]], dict[str, Any]]:
+    """`reasons(change)`, why an evaluation is stale for other options; and its record."""
+    folder, digests = RunFolder(tmp_path), Digests(FileIndex(tmp_path / "index"))
+    made = make("eval", Options(), folder)
+    record = {"outs": made.out_digests(digests), "deps": made.digests(digests)}
+    record["params"] = relevant(Options(), made.params)
+
+    def reasons(**changes: Any) -> list[str]:
+        options = config.override(Options(), {n.replace("__", "."): v for n, v in changes.items()})
+        return [reason.name for reason in make("eval", options, folder).stale(record, digests)]
+
+    return reasons, record
+
+
+def test_the_options_of_a_part_that_is_off_have_no_effect(
+    evaluated: tuple[Callable[..., list[str]], dict[str, Any]],
+) -> None:
+    reasons, _ = evaluated
+    assert reasons(eval__rerank__k1=7, eval__enrich__far=0.1) == []
+    on = {"eval__rerank__enable": True}
+    assert reasons(**on) == ["eval.rerank.enable"]
+    assert {*reasons(**on, eval__rerank__k1=7)} == {"eval.rerank.enable", "eval.rerank.k1"}
+    kd = config.override(Options(), {"kd_loss.enable": False, "kd_loss.T": 9})
+    assert [*relevant(kd, ("kd_loss",))] == ["kd_loss.enable"]
+
+
+def test_a_record_of_before_an_option_was_added_means_its_default(
+    evaluated: tuple[Callable[..., list[str]], dict[str, Any]],
+) -> None:
+    reasons, record = evaluated
+    for name in ("data.name", "eval.flip", "eval.ranks", "data.body_size"):
+        record["params"].pop(name)
+    assert reasons() == []
+    assert reasons(eval__flip=False) == ["eval.flip"]
+    assert reasons(data__body_size=[64, 32]) == ["data.body_size"]
+
+
+def test_a_record_with_an_option_that_was_removed_is_stale(
+    evaluated: tuple[Callable[..., list[str]], dict[str, Any]],
+) -> None:
+    reasons, record = evaluated
+    record["params"]["eval.dtype"] = "float32"
+    assert reasons() == ["eval.dtype"]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from deskpro.stages.base import training_options as training
 from deskpro.stages.base.names import Name, require_groups
@@ -367,14 +368,38 @@ WITHOUT_EFFECT = {
 def relevant(options: Options, params: Iterable[str]) -> dict[str, Any]:
     """The options that `params` name and that have an effect, by dotted name, as JSON has them.
 
-    A section stands for all of its options. `data.name` is absent where it isn't given: runs that
-    were made before it existed stay fresh.
+    A section stands for all of its options; those beside an `enable` that is off have no effect.
     """
     flat = flatten(options.model_dump(mode="json"))
+    off = {name.removesuffix("enable") for name, value in flat.items() if _is_off(name, value)}
     return {
         name: value
         for name, value in flat.items()
         if leaf_of(name) not in WITHOUT_EFFECT
-        and (name, value) != ("data.name", None)
         and any(names_option(param, name) for param in params)
+        and (_is_off(name, value) or not name.startswith((*off,)))
+    }
+
+
+def _is_off(name: str, value: object) -> bool:
+    return name.endswith(".enable") and value is False
+
+
+def both_named(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two records of options by name, each with the defaults of what only the other has.
+
+    An option that a record lacks had no effect when it was written, or did not exist: both mean its
+    default. Names that are no options stay as they are.
+    """
+    return {**_defaults(now), **before}, {**_defaults(before), **now}
+
+
+def _defaults(names: Iterable[str]) -> dict[str, Any]:
+    fields = {name: LEAVES[name] for name in names if name in LEAVES}
+    return {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+        if not field.is_required()
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.stages.base.options import Options, relevant
+from deskpro.stages.base.options import Options, both_named, relevant
 from deskpro.stages.base.run_folder import RunFolder
 
 
@@ -156,7 +156,7 @@ class Stage(ABC):
         if outs != record["outs"]:
             return [Reason("out", str(self.outs()[0]), record["outs"], outs)]
         return [
-            *_changes("param", record["params"], self.param_values()),
+            *_changes("param", *both_named(record["params"], self.param_values())),
             *_changes("dep", record["deps"], self.digests(digests)),
         ]
 

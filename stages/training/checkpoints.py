@@ -13,6 +13,7 @@ import torch
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.distributed import world_size
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import both_named
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.training_options import Checkpointing
 
@@ -119,9 +120,9 @@ class Checkpoints:
             )
         warn(f"{what}; the weights will not be those of {before}")
 
-    def _differences(self, before: Mapping[str, Any]) -> list[str]:
-        names = sorted(before.keys() | self.provenance.keys())
-        pairs = [(name, before.get(name), self.provenance.get(name)) for name in names]
+    def _differences(self, found: Mapping[str, Any]) -> list[str]:
+        before, now = both_named(found, self.provenance)
+        pairs = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
         return [f"{n} was {_short(old)}, is {_short(new)}" for n, old, new in pairs if old != new]
 
 
