@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from deskpro.cache.files import read_text
 from deskpro.pipeline import recipes
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options, names_option
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES, names_option
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.targets.kinds import TARGETS

@@ -11,7 +11,8 @@ import yaml
 from deskpro.pipeline import stages
 from deskpro.pipeline.config import REGISTRIES, nearest
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, WITHOUT_EFFECT, Options, names_option
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES, WITHOUT_EFFECT, names_option
 
 Schema = Mapping[str, Any]
 """JSON schema of an option, as pydantic makes it."""

@@ -16,7 +16,8 @@ from deskpro.cache.files import read_json, sha256, write_aside
 from deskpro.pipeline.stages import STAGES, stage_class
 from deskpro.pipeline.studies import LONGER, PLAIN
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options, relevant
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
 
 COLUMNS = {

@@ -16,7 +16,8 @@ from deskpro.pipeline.studies import Changes, Variants, changes_of
 from deskpro.pipeline.study_bars import StudyBars
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Launch, Options, relevant
+from deskpro.stages.base.options import Launch, Options
+from deskpro.stages.base.params import relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.losses.terms import targets_needed

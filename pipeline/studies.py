@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import FACE_HR
-from deskpro.stages.base.options import WITHOUT_EFFECT, Options, flatten, names_option
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import WITHOUT_EFFECT, flatten, names_option
 from deskpro.stages.losses.terms import TERMS, params
 
 if TYPE_CHECKING:

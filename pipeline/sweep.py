@@ -20,7 +20,8 @@ from deskpro.pipeline.stages import make
 from deskpro.pipeline.studies import Changes, Variants, same_cells
 from deskpro.pipeline.summaries import draw_sweep, summarise
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options, flatten
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES, flatten
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.base.stage import Digests

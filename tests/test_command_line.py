@@ -15,7 +15,8 @@ import yaml
 
 from deskpro.pipeline import command_help, config, option_table, recipes
 from deskpro.pipeline.cli import deskpro
-from deskpro.stages.base.options import LEAVES, WITHOUT_EFFECT, Options
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES, WITHOUT_EFFECT
 from tests.conftest import REPOSITORY, Project, Result
 
 COMMANDS = command_help.walk(deskpro)

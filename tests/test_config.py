@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import LEAVES, Options, flatten
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES, flatten
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.training_options import OtherTeacher
 from tests.conftest import REPOSITORY

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config
-from deskpro.stages.base.options import WITHOUT_EFFECT, flatten, names_option
+from deskpro.stages.base.params import WITHOUT_EFFECT, flatten, names_option
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job
 from deskpro.stages.data.index import read_index

@@ -12,13 +12,10 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config, runner
 from deskpro.pipeline.stages import STAGES, make, stage_class
 from deskpro.stages.base import training_options
-from deskpro.stages.base.options import (
+from deskpro.stages.base.options import Enrich, Evaluation, Options, Rerank
+from deskpro.stages.base.params import (
     LEAVES,
     WITHOUT_EFFECT,
-    Enrich,
-    Evaluation,
-    Options,
-    Rerank,
     flatten,
     leaf_of,
     names_option,

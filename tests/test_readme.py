@@ -16,7 +16,8 @@ import yaml
 from deskpro.pipeline import config
 from deskpro.pipeline.cli import deskpro
 from deskpro.pipeline.studies import STUDIES
-from deskpro.stages.base.options import LEAVES, Options
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import LEAVES
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.losses.terms import TERMS, Term, params
 from deskpro.stages.metrics.protocols import PROTOCOLS

@@ -21,7 +21,8 @@ from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
 from deskpro.pipeline.summaries import draw_curves, summarise
 from deskpro.pipeline.sweep import combinations
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options, relevant
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
 from deskpro.stages.targets.kinds import TARGETS

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.stages.base.options import Options, both_named, relevant
+from deskpro.stages.base.options import Options
+from deskpro.stages.base.params import both_named, relevant
 from deskpro.stages.base.run_folder import RunFolder
 
 

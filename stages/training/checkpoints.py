@@ -13,7 +13,7 @@ import torch
 from deskpro.cache.files import write_aside
 from deskpro.stages.base.distributed import world_size
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import both_named
+from deskpro.stages.base.params import both_named
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.training_options import Checkpointing
 

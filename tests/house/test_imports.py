@@ -45,7 +45,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """Library → the only rooms or modules that import it."""
 
 TORCH_FREE = ("cache", "pipeline", *(f"stages/base/{name}.py" for name in
-              ("stage", "options", "prepare_options", "training_options", "section",
+              ("stage", "options", "params", "prepare_options", "training_options", "section",
                "run_folder")))  # fmt: skip
 """Rooms and modules that never import torch."""
 
