@@ -36,6 +36,7 @@ def run(
         test_needs=("imgs", "lr_face") if prepared else ("imgs",),
         incomplete=options.data.incomplete,
         identities=Identities(*options.data.chosen),
+        unlabelled=options.data.unlabelled,
     )
     problems = [*checked.problems, *_too_few(options, checked)]
     data = checked.facts(folder.left_out)
@@ -44,10 +45,15 @@ def run(
     }
     if data["held_out"]:
         facts["held out"] = f"{data['held_out']} identities, for validation"
+    facts |= {"without labels": f"{data['unlabelled']} images"} if data["unlabelled"] else {}
     facts |= {"left out": data["left_out"]} if data["left_out"] else {}
     facts |= {"vanished": data["vanished"]} if data["vanished"] else {}
     if checked.unused:
-        facts["not used"] = _listed(checked.unused, folder.left_out.with_name("unused.csv"))
+        found = _listed(checked.unused, folder.left_out.with_name("unused.csv"))
+        facts["not used"] = f"{len(checked.unused)} files or rows of lists, {found}"
+    if checked.leaks:
+        found = _listed(checked.leaks, folder.left_out.with_name("leaks.csv"))
+        facts["on two sides"] = f"{len(checked.leaks)} people or images, {found}"
     for split in ("query", "gallery"):
         rows = checked.split(split)
         faceless = int(rows["lr_face"].isna().sum())
@@ -87,10 +93,10 @@ def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     ]
 
 
-def _listed(unused: Sequence[Problem], path: Path) -> str:
-    """Files and rows that belong to no image, in a few words; all of them in a CSV."""
+def _listed(found: Sequence[Problem], path: Path) -> str:
+    """Where a CSV lists all of them, and the first."""
     import pandas as pd
 
-    table = pd.DataFrame(unused, columns=["path", "reason"]).to_csv(index=False)
+    table = pd.DataFrame(found, columns=["path", "reason"]).to_csv(index=False)
     write_text(path, table.encode(errors="backslashreplace").decode())  # names may be no UTF-8
-    return f"{len(unused)} files or rows of lists, listed in {path}, e.g. {unused[0]}"
+    return f"listed in {path}, e.g. {found[0]}"

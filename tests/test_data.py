@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
+from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import class_order, read_index
 from deskpro.stages.data.layouts import LAYOUTS, SPLITS, Layout
 from deskpro.stages.metrics.protocols import PROTOCOLS
@@ -498,3 +500,84 @@ def test_lines_of_scenes_that_match_nothing_are_named(tmp_path: Path) -> None:
     listing.write_text("a.jpg,a\n")
     [problem] = check_data(tmp_path, "deepchange", **read).problems  # type: ignore[arg-type]
     assert "none of its 1 rows names an image" in problem.what
+
+
+# What is on two sides of a split
+
+
+def copied(image: Path, name: str) -> Path:
+    """A copy of a body image beside the images of another split, or under another name."""
+    target = image.parents[1] / name
+    target.write_bytes(image.read_bytes())
+    return target
+
+
+def leaks_of(data: Path, **options: Any) -> list[str]:
+    checked = check_data(data, "benchmark", **{"incomplete": "keep"} | options)
+    return [str(leak) for leak in checked.leaks]
+
+
+def test_a_benchmark_has_no_leaks(data: Path) -> None:
+    assert leaks_of(data) == []
+
+
+def test_images_and_people_of_training_in_the_test_are_named(data: Path) -> None:
+    image = first(data, "imgs")
+    pid = image.name.partition("_")[0]
+    copy = copied(image, "query/9999_c1_0.jpg")
+    assert leaks_of(data) == [
+        f"{copy}: query image, its content is trained on as {image}",
+    ]
+    copy.unlink()
+    copy = copied(image, f"query/{pid}_c7_0.jpg")
+    assert leaks_of(data) == [
+        f"{copy}: query image of {pid}, who is in train, too",
+        f"{copy}: query image, its content is trained on as {image}",
+    ]
+    assert leaks_of(data, splits=("train",)) == []
+    copy.unlink()
+    other = copied(image, f"{TRAIN}/0002_c1_0.jpg")
+    assert leaks_of(data) == [
+        f"{other}: train image, its content is of 0002, and of {pid} as {image}"
+    ]
+
+
+@pytest.mark.parametrize(("camera", "found"), [("c1", 0), ("c9", 1)])
+def test_a_copy_of_a_query_in_the_gallery_is_named_unless_its_camera_makes_it_junk(
+    camera: str, found: int, data: Path
+) -> None:
+    query = next((data / "imgs" / "query").glob("*_c1_*"))
+    copy = copied(query, f"bounding_box_test/{query.name.partition('_')[0]}_{camera}_777.jpg")
+    assert (
+        leaks_of(data) == [f"{query}: query image, its content is in the gallery as {copy}"] * found
+    )
+
+
+def test_held_out_people_and_images_without_labels_are_compared_with_the_test_too(
+    data: Path, tmp_path: Path
+) -> None:
+    query = first(data, "imgs", "query")
+    (tmp_path / "crowd" / "imgs").mkdir(parents=True)
+    same = tmp_path / "crowd" / "imgs" / "somebody.jpg"
+    same.write_bytes(query.read_bytes())
+    found = leaks_of(data, unlabelled=tmp_path / "crowd", identities=Identities(0.5))
+    assert found == [f"{query}: query image, its content is trained on as {same}"]
+
+
+def test_leaks_are_counted_listed_and_warned_of(project: Project) -> None:
+    image = first(project.data, "imgs", "query")
+    copy = copied(image, f"bounding_box_test/{image.name.replace('_c', '_c9')}")
+    result = project.ok("check-data")
+    assert f"1 people or images, listed in {project.run / 'leaks.csv'}" in result.err
+    assert str(copy) in (project.run / "leaks.csv").read_text()
+    checked = check_data(project.data, "benchmark", splits=("query", "gallery"), training=False)
+    assert [leak.path for leak in checked.leaks] == [image]
+
+
+def test_check_data_reads_images_without_labels(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "crowd" / "imgs").mkdir(parents=True)
+    (tmp_path / "crowd" / "imgs" / "1.jpg").write_text("no image")
+    crowd = f"data.unlabelled={tmp_path / 'crowd'}"
+    result = project("check-data", "--set", crowd)
+    assert result.code == 2
+    assert "1.jpg: unreadable image" in result.out

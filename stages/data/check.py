@@ -20,10 +20,11 @@ from deskpro.stages.base.images import read_image
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data import masks
 from deskpro.stages.data.identities import EVERYBODY, HELD_OUT, Identities
-from deskpro.stages.data.index import Problem, read_index, refuse
+from deskpro.stages.data.index import Problem, read_index, refuse, warn_of
 from deskpro.stages.data.layouts import KINDS, SPLITS, layout_of, unfinished
+from deskpro.stages.data.leaks import find_leaks
 from deskpro.stages.data.unlabelled import UNLABELLED, read_unlabelled
-from deskpro.stages.data.unused import find_unused, warn_of_unused
+from deskpro.stages.data.unused import NOT_USED, find_unused
 
 _WORDS = {
     "all": "samples",
@@ -47,6 +48,8 @@ class CheckedData:
     problems: list[Problem]
     unused: list[Problem]
     """Files, and rows of lists, that belong to no image."""
+    leaks: list[Problem]
+    """People and images on two sides of a split."""
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of one split, numbered from 0."""
@@ -74,8 +77,10 @@ class CheckedData:
 
     def require(self) -> CheckedData:
         """Itself, or InputError with a line per problem. A warning names what isn't used."""
-        refuse(self.problems, more="; deskpro check-data lists all")
-        warn_of_unused(self.unused, "; deskpro check-data lists all")
+        more = "; deskpro check-data lists all"
+        refuse(self.problems, more=more)
+        warn_of(self.unused, NOT_USED, more)
+        warn_of(self.leaks, "people or images are on two sides of a split", more)
         return self
 
 
@@ -129,21 +134,26 @@ def check_data(
         table, problems, roots = pd.concat([table, others]), problems + wrong, [root, unlabelled]
     kinds = {s: needs if s in trained else test_needs for s in (*splits, UNLABELLED)}
     kinds |= {"gallery": (*test_needs, *gallery_needs)}
-    parts = [table.loc[table["split"] == split, [*wanted]] for split, wanted in kinds.items()]
-    paths = [path for part in parts for kind in part for path in part[kind].dropna()]
-    files, unreadable = _read(paths, roots, index or FileIndex())
+    files, unreadable = _read(_paths(table, kinds), roots, index or FileIndex())
     problems += unreadable
     if training and "mask" in needs:
         masked = table[table["split"].isin(trained) & table["mask"].notna()]
         problems += _mask_problems(masked, files, root)
+    leaks = find_leaks(table, {path: facts.sha256 for path, facts in files.items()})
     table = identities.choose(table)
     problems += [Problem(root, what) for what in identities.lacks(table)]
-    return CheckedData(table, left_out, problems, unused)
+    return CheckedData(table, left_out, problems, unused, leaks)
 
 
 def _unfinished(root: Path) -> list[Problem]:
     what = "its preparation is not complete: run prepare again"
     return [Problem(root, what)] if unfinished(root) else []
+
+
+def _paths(table: pd.DataFrame, kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """The files of a table; kinds: split → those that are looked at."""
+    parts = [table.loc[table["split"] == split, [*wanted]] for split, wanted in kinds.items()]
+    return [path for part in parts for kind in part for path in part[kind].dropna()]
 
 
 def _read(

@@ -14,12 +14,14 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import read_bytes, read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
-from deskpro.stages.base.progress import bar, log
+from deskpro.stages.base.progress import bar, log, warn
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 from deskpro.stages.data.listings import Listing
 
 _LISTED = 40
 """Problems in one error message."""
+_SHOWN = 3
+"""Problems in one warning."""
 
 
 class Problem(NamedTuple):
@@ -44,6 +46,14 @@ def refuse(problems: Sequence[Problem], what: str = "", more: str = "") -> None:
         if len(problems) > _LISTED:
             lines.append(f"… and {len(problems) - _LISTED} more{more}")
         raise InputError("\n  ".join(lines))
+
+
+def warn_of(found: Sequence[Problem], what: str, more: str = "") -> None:
+    """Log how many there are of what may stay as it is, and the first; more: how to see all."""
+    if found:
+        shown = "; ".join(map(str, found[:_SHOWN]))
+        rest = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        warn(f"{len(found)} {what}: {shown}{rest}{more}")
 
 
 def read_index(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path, PurePath
 
-from deskpro.stages.base.progress import warn
 from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
@@ -16,9 +15,9 @@ from deskpro.stages.data.listings import Listing
 Found = tuple[list[Problem], list[Problem]]
 """What isn't used, and what is wrong: where nothing at all is used, names differ by mistake."""
 
+NOT_USED = "files or rows of lists are not used"
 _LITTER = {"Thumbs.db", "desktop.ini"}
 """Files that a file manager leaves behind."""
-_SHOWN = 3
 
 
 def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
@@ -70,14 +69,6 @@ def rows_without_image(
         what = f"none of its {len(idle)} rows names an image: {idle[0]} must be as {example}"
         return [], [Problem(path, what)]
     return [Problem(path, f"{name}: no such image") for name in idle], []
-
-
-def warn_of_unused(unused: Sequence[Problem], more: str = "") -> None:
-    """Log how many files and rows aren't used, and the first of them; more: how to see all."""
-    if unused:
-        shown = "; ".join(map(str, unused[:_SHOWN]))
-        rest = f"; and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
-        warn(f"{len(unused)} files or rows of lists are not used: {shown}{rest}{more}")
 
 
 def is_file(folder: Path, name: str) -> bool:

@@ -23,9 +23,10 @@ from deskpro.stages.data.index import (
     is_text,
     read_clothes,
     read_index,
+    warn_of,
 )
 from deskpro.stages.data.layouts import PREPARED, Layout, dataset_name, layout_of
-from deskpro.stages.data.unused import find_unused, is_file, rows_without_image, warn_of_unused
+from deskpro.stages.data.unused import NOT_USED, find_unused, is_file, rows_without_image
 
 _LONGEST = 200
 """Bytes of a file's name: file systems allow 255, and a file written aside has a longer name."""
@@ -110,7 +111,7 @@ def _published(root: Path, layout: Layout) -> Found:
     splits = [split for split in SPLITS if any(layout.images(root, split))]
     table, problems = read_index(root, layout, splits)
     unused, unmatched = find_unused(root, layout, splits)
-    warn_of_unused(unused)
+    warn_of(unused, NOT_USED)
     problems += unmatched
     samples = [
         Sample(row["sample_id"], Path(row["imgs"]), row["split"], row["pid"], row["camid"])
@@ -136,7 +137,7 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
             skipped[kind if is_text(kind) else "a name that isn't UTF-8"] += 1
     listed, images = root / "clothes.csv", {row["id"] for row in rows}
     unused, unmatched = rows_without_image(listed, clothes, images, lambda id_: is_file(root, id_))
-    warn_of_unused(unused)
+    warn_of(unused, NOT_USED)
     problems += unmatched
     table = pd.DataFrame(rows, columns=_FIELDS, dtype=object)
     table["split"] = table["split"].fillna("")
