@@ -168,42 +168,24 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         sampler.set_epoch(epoch, start)
         return iterate(loader)
 
-    steps = len(sampler) * recipe.training.epochs
-    steps = min(steps, recipe.training.max_steps or steps)
-    peak = recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage)
-    rate = partial(learning_rate, peak=peak, training=recipe.training, epoch_steps=len(sampler))
-    start(
-        f"train-{setup.kind}",
-        device=setup.device,
-        samples=int((data.labels >= 0).sum()),
-        steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images"
-        + (f" and {recipe.unlabelled} without labels" if recipe.unlabelled else ""),
-        output=setup.files.weights,
-    )
-    with (
-        stop_requests() as stop,
-        bar(f"train-{setup.kind}", steps, "steps") as seen,
-        open_loggers(
-            setup.files.history,
-            setup.files.tensorboard,
-            options.tensorboard,
-            lambda: setup.image(*last[0]) if last else None,
-        ) as loggers,
-    ):
+    def shown() -> torch.Tensor | None:
+        return setup.image(*last[0]) if last else None
+
+    steps = _announce(setup, recipe, len(sampler))
+    files, alike = setup.files, recipe.sync_batch_norm and recipe.gather_triplets
+    checkpoints = Checkpoints(files.checkpoints, job.provenance, options.checkpoints, alike=alike)
+    logs = open_loggers(files.history, files.tensorboard, options.tensorboard, shown)
+    progress = bar(f"train-{setup.kind}", steps, "steps")
+    with stop_requests() as stop, progress as seen, logs as loggers:
         history = fit(
             setup.network,
             batches,
             _losses(setup, recipe, forward, last),
             training=recipe.training,
-            updates=Updates(rate, setup.scaled, recipe.ema),
+            updates=Updates(_rate(recipe, len(sampler)), setup.scaled, recipe.ema),
             device=setup.device,
             bar=seen,
-            checkpoints=Checkpoints(
-                setup.files.checkpoints,
-                job.provenance,
-                options.checkpoints,
-                alike=recipe.sync_batch_norm and recipe.gather_triplets,
-            ),
+            checkpoints=checkpoints,
             sample_ids=lambda batch: data.table["sample_id"].iloc[batch["row"].tolist()].tolist(),
             stop=stop,
             loggers=loggers,
@@ -212,15 +194,36 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         )
     if distributed.is_main():
         save(setup.files.weights, setup.network, _info(setup))
-    last_row = history.rows[-1]
+    row = history.rows[-1]
     return {
         "steps": history.steps,
         "batch": (recipe.batchid, recipe.batchimage),
-        "losses": {name: value for name, value in last_row.items() if is_loss(name)},
-        "mAP": {n.removeprefix("mAP_"): v for n, v in last_row.items() if n.startswith("mAP_")},
+        "losses": {name: value for name, value in row.items() if is_loss(name)},
+        "mAP": {n.removeprefix("mAP_"): v for n, v in row.items() if n.startswith("mAP_")},
         "short_identities": sampler.short_identities(),
         "start": setup.start,
     }
+
+
+def _announce(setup: Setup, recipe: Recipe, epoch_steps: int) -> int:
+    """Say what will be trained; its number of steps."""
+    steps = epoch_steps * recipe.training.epochs
+    steps = min(steps, recipe.training.max_steps or steps)
+    start(
+        f"train-{setup.kind}",
+        device=setup.device,
+        samples=int((setup.data.labels >= 0).sum()),
+        steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images"
+        + (f" and {recipe.unlabelled} without labels" if recipe.unlabelled else ""),
+        output=setup.files.weights,
+    )
+    return steps
+
+
+def _rate(recipe: Recipe, epoch_steps: int) -> Callable[[int], float]:
+    """Steps before → learning rate."""
+    peak = recipe.training.lr or default_peak(recipe.batchid * recipe.batchimage)
+    return partial(learning_rate, peak=peak, training=recipe.training, epoch_steps=epoch_steps)
 
 
 def _validate(setup: Setup, recipe: Recipe) -> Callable[[int], Mapping[str, float]]:
