@@ -46,8 +46,8 @@ def export(
         evaluated = RunFolder(aside / ".evaluation")
         # Files of projected vectors see the mirrored image themselves, and are compared by image.
         own = () if ask.dim is None else ("eval.flip=false", "eval.unit=picture")
-        asked = config.load(record["config"], (*overrides, *own))
-        Evaluate(asked, evaluated, settings, "student").run(Job(index))
+        recipe = config.load(record["config"], (*overrides, *own))
+        Evaluate(recipe, evaluated, settings, "student").run(Job(index))
         facts = stage.finish(folder, settings, evaluated, options, sizes)
         shutil.rmtree(evaluated.path)
     return facts | {"folder": out}

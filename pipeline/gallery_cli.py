@@ -199,15 +199,15 @@ def search(
         digests = examine(pictures)
         encoder, identity = _load(student, device, faces, detector)
         opened.require(identity, student)
-        asked = describe(encoder, pictures, digests, detect=faces == _DETECT)
+        features = describe(encoder, pictures, digests, detect=faces == _DETECT)
         started = time.monotonic()
         least = threshold if far is None else encoder.threshold(far)
-        hits = opened.search(encoder, asked, top, chosen, least, memory)
+        hits = opened.search(encoder, features, top, chosen, least, memory)
         seconds = time.monotonic() - started
     found = dict(zip([str(picture.path) for picture in pictures], hits, strict=True))
     about = f"{len(found)} queries, {opened.table.count(chosen.sql)} pictures"
     if isinstance(least, dict):
-        about += _rates(far, least, opened.cases(asked, chosen))
+        about += _rates(far, least, opened.cases(features, chosen))
     _show_hits(found, form, out, str(folder), about)
     log(f"gallery search: {about}, {seconds:.2f} s" + (f", written: {out}" if out else ""))
 

@@ -54,8 +54,8 @@ def compare(
     if len(runs) < 2:
         raise click.UsageError(f"{len(runs)} run given, two are needed: deskpro compare RUN RUN …")
     with working("compare"):
-        asked = {"tex": latex, "md": markdown, "html": html}
-        formats = [name for name, wanted in asked.items() if wanted]
+        given = {"tex": latex, "md": markdown, "html": html}
+        formats = [name for name, wanted in given.items() if wanted]
         facts = stage.run(runs, out, formats=formats, anyway=anyway)
     summary("compare: done", facts)
 

@@ -110,7 +110,7 @@ def train(replicate: Replicate, variants: Variants, *, force: bool, jobs: int = 
         make_worker = functools.partial(work, mode)
         for task in students.run_tasks(tasks, make_worker, options.launch, jobs, replicate.name):
             if task.parts:
-                log(students.said(task))
+                log(students.result_line(task))
     rows = [row for task in joined for row in students.rows(task)]
     of_first = [row for row in rows if row["variant"] == joined[0].name]
     found = pd.DataFrame([*rows, *references.rows(options, folder, of_first)])

@@ -193,6 +193,6 @@ def rows(task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def said(task: Task) -> str:
+def result_line(task: Task) -> str:
     """What was measured of a student, in a line."""
     return messages.student_result(task.name, rows(task))

@@ -153,7 +153,7 @@ def _train(base: Base, variants: Variants) -> pd.DataFrame:
     tasks = _tasks(base, variants)
     make_worker, launch = functools.partial(_worker, students.Mode(base.force)), base.options.launch
     for task in students.run_tasks([*tasks.values()], make_worker, launch, base.jobs, "sweep"):
-        log(students.said(task))
+        log(students.result_line(task))
     rows = []
     for (variant, seed), task in tasks.items():
         manifest = read_manifest(task.folder.manifest("train-student")) or {"result": {}}

@@ -81,15 +81,15 @@ def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     found = {"batchid": of_student["pid"].nunique()}
     if targets_needed(options, options.streams) and options.pre_train is None:
         found["train_teacher.batchid"] = train.loc[train["hr_face"].notna(), "pid"].nunique()
-    asked = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}
+    batch = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}
     return [
         Problem(
             options.data.root,
-            f"{count} training identities make no batch of {name} {asked[name]}: "
+            f"{count} training identities make no batch of {name} {batch[name]}: "
             + (f"--set {name}={count} or less" if count > 1 else "training needs two"),
         )
         for name, count in found.items()
-        if count < asked[name]
+        if count < batch[name]
     ]
 
 

@@ -200,9 +200,9 @@ def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
         if not pd.isna(row["p"]):
             ends = (row["difference"], row["difference_low"], row["difference_high"])
             verdict = "better" if row["difference"] > 0 else "worse"
-            says = f", {verdict}" if row["p_holm"] < LEVEL else ""
+            marked = f", {verdict}" if row["p_holm"] < LEVEL else ""
             gap = cells.difference(*(100 * end for end in ends))
-            lines += [gap, f"p {row['p_holm']:.3g}{says}"]
+            lines += [gap, f"p {row['p_holm']:.3g}{marked}"]
         found.append(lines)
     return found
 

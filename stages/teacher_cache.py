@@ -342,15 +342,15 @@ def _items(writers: Mapping[str, GroupWriter], teachers: Mapping[str, str]) -> l
     teacher; those of no teacher go with the recipe's own."""
     from deskpro.stages.targets.worker import Item
 
-    lacking: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
+    missing: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
     for name, writer in writers.items():
         for block, views in writer.missing.items():
             key = block, tuple(views), teachers[name] or OWN_TEACHER
-            lacking.setdefault(key, []).append(name)
+            missing.setdefault(key, []).append(name)
     schema = next(iter(writers.values())).schema
     items = [
         Item(block, range(*schema.rows(block).indices(schema.samples)), views, tuple(names))
-        for (block, views, _), names in lacking.items()
+        for (block, views, _), names in missing.items()
     ]
     return sorted(items, key=lambda item: (item.names, item.block))
 

@@ -152,6 +152,7 @@ def test_what_it_is_made_of_makes_it_stale(project: Project, tmp_path: Path) -> 
     assert "Type: deskpro train-teacher --config" in gone.err
 
 
+@pytest.mark.slow
 def test_report_and_tables_have_it(project: Project, tmp_path: Path) -> None:
     evaluated(project)
     page = tmp_path / "report.html"

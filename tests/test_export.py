@@ -361,6 +361,7 @@ def body_accuracy(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: p["streams"]["body"]["mAP"] for name, p in metrics["protocols"].items()}
 
 
+@pytest.mark.slow
 def test_an_export_is_evaluated_as_it_is_and_kept_only_if_it_is_right(
     evaluated: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -406,6 +407,7 @@ def test_an_export_is_evaluated_as_it_is_and_kept_only_if_it_is_right(
     assert read_settings(out / "encoder.json").fusion is None
 
 
+@pytest.mark.slow
 def test_projections_are_of_training_images_and_their_cost_is_told(
     evaluated: Project, tmp_path: Path
 ) -> None:

@@ -564,6 +564,7 @@ def kill_while_adding(folder: Path, run: Path, photos: Path, commits: int, after
     adding.communicate()
 
 
+@pytest.mark.slow
 def test_killed_while_adding_the_same_command_completes(
     run: Path, photos: Path, command: Callable[..., Result]
 ) -> None:

@@ -19,6 +19,9 @@ from tests.conftest import Project
 STREAMS = ("face", "body")
 
 
+WITHOUT_TARGETS = ("kd_loss.enable=false", "mse.mse_weight=0")
+
+
 def joined(project: Project, folder: Path, *settings: str) -> RunFolder:
     """Both streams trained apart from the run's cache, and joined."""
     options = config.load(project.config, settings)
@@ -32,7 +35,7 @@ def joined(project: Project, folder: Path, *settings: str) -> RunFolder:
 
 
 @pytest.mark.finished("teacher-cache")
-@pytest.mark.parametrize("settings", [(), ("kd_loss.enable=false", "mse.mse_weight=0")])
+@pytest.mark.parametrize("settings", [(), pytest.param(WITHOUT_TARGETS, marks=pytest.mark.slow)])
 def test_streams_that_are_trained_apart_are_those_trained_together(
     project: Project, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

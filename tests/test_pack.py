@@ -324,6 +324,7 @@ def given(project: Project, packed: Path) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_a_student_of_an_unpacked_cache_is_that_of_its_maker(
     project: Project, packed: Path, finished_run: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_run_folder_alone_brings_its_recipe(project: Project) -> None:
     assert "config.yaml" in nowhere.err
 
 
+@pytest.mark.slow
 def test_another_student_of_the_same_targets(project: Project, tmp_path: Path) -> None:
     other = tmp_path / "runs" / "T1"
     words = ("--config", str(project.config), "--run", str(other), "--set", "kd_loss.T=1")
@@ -116,6 +117,7 @@ def test_a_source_that_is_no_run_is_refused(project: Project, tmp_path: Path) ->
     assert "no run folder" in refused.err
 
 
+@pytest.mark.slow
 def test_update_rebuilds_what_is_stale_and_says_so(project: Project) -> None:
     project.ok("all")
     assert project("all", "--set", "kd_loss.T=1").code == 2
@@ -220,6 +222,7 @@ def test_a_stage_is_added_by_its_module_and_its_row(
     assert needed(options)[-1] == "count-tensors"
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_a_half_trained_run_resumes_on_a_copied_dataset(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

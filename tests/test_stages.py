@@ -160,7 +160,8 @@ def test_a_refused_run_leaves_the_resolved_options_alone(project: Project) -> No
     assert (project.run / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("size", [(61, 31), pytest.param((38, 45), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(61, 31), (38, 45)])
 def test_images_of_any_size_go_through_every_stage(size: tuple[int, int], project: Project) -> None:
     sets = (f"data.body_size={list(size)}", "train_student.max_steps=1",
             "train_teacher.max_steps=1", "data.face_size=[33, 47]")  # fmt: skip
@@ -203,6 +204,7 @@ def test_an_interrupt_is_one_line(project: Project) -> None:
     assert not (project.run / "teacher.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-student")
 def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
     project: Project, tmp_path: Path
@@ -532,6 +534,7 @@ def test_students_without_targets_are_swept_without_a_teacher(project: Project) 
     assert stale.err.strip().endswith("The same command with --force makes it again")
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_printed_commands_train_the_students_of_a_sweep(project: Project) -> None:
     asked = ["sweep", "--set", "train_student.max_steps=1", "--seeds", "1",

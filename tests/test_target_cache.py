@@ -301,6 +301,7 @@ def rebuilt(project: Project, folder: Path, *options: str) -> dict[str, bytes]:
     return content(folder / "targets.zarr")
 
 
+@pytest.mark.slow
 def test_a_killed_stage_resumes(project: Project, tmp_path: Path) -> None:
     kill_at_work(project, blocks=2)
     found, total = there(project.ok("teacher-cache"))

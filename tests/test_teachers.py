@@ -80,6 +80,7 @@ def test_teachers_are_added_to_a_finished_cache_and_leave_its_bytes(
     assert student.streams["body"].feature_dim == 16
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_every_teacher_and_drops_the_projections(
     project: Project, others: list[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_student_of_the_store_is_that_of_live_teachers(
     assert all(torch.equal(stored[name], live[name]) for name in stored)
 
 
+@pytest.mark.slow
 def test_targets_of_the_mirror_image_and_of_checkpoints_are_averaged(
     project: Project, tmp_path: Path
 ) -> None:
@@ -193,7 +195,7 @@ def test_a_teacher_whose_targets_are_not_there_is_named_with_the_command(project
     assert "cache import" in result.err
 
 
-@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_student_learns_from_imported_targets(
     views: int, project: Project, tmp_path: Path
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_student_learns_from_imported_targets(
     assert audit.code == 0, audit.out
 
 
+@pytest.mark.slow
 def test_imported_logits_are_distilled_until_the_cache_has_other_samples(
     project: Project, unlabelled: list[str], tmp_path: Path
 ) -> None:

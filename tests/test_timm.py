@@ -266,7 +266,10 @@ def test_every_head_learns_from_the_one_of_a_teacher() -> None:
 
 @pytest.mark.parametrize(
     ("heads", "teacher", "student"),
-    [("lmbn", "test_resnet", "test_vit"), ("global", "test_vit", "test_resnet")],
+    [
+        ("lmbn", "test_resnet", "test_vit"),
+        pytest.param("global", "test_vit", "test_resnet", marks=pytest.mark.slow),
+    ],
 )
 def test_all_stages(heads: str, teacher: str, student: str, project: Project) -> None:
     """A student of a teacher of the other kind; both its targets and its attention are used."""
@@ -310,7 +313,7 @@ def test_all_stages_with_networks_of_common_size(
 
 
 @pytest.mark.finished("teacher-cache")
-@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+@pytest.mark.parametrize("name", ["resnet10t", pytest.param("test_vit", marks=pytest.mark.slow)])
 def test_a_network_of_timm_is_one_more_teacher(name: str, project: Project, tmp_path: Path) -> None:
     """Its embeddings are timm's own pooled features of images normalised as timm says."""
     network = timm.create_model(name, pretrained=False, num_classes=5)

@@ -310,6 +310,7 @@ def test_the_number_of_workers_does_not_matter(
     pd.testing.assert_frame_equal(history(project), rows, check_exact=True)
 
 
+@pytest.mark.slow
 def test_identities_with_too_few_pictures_repeat_them_and_are_counted(project: Project) -> None:
     assert "repeated" not in project.ok("train-student").err
     result = project.ok("train-student", "--force", *sets("batchimage=6"))

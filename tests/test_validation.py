@@ -126,6 +126,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_test_set_is_looked_at_for_no_choice(project: Project, tmp_path: Path) -> None:
     """The weights of networks and streams are those of a run whose test images are noise."""
     more = ("--set", HELD_OUT, "--set", "eval.face_weight=fitted")
@@ -177,6 +178,7 @@ def test_one_held_out_identity_is_too_few(project: Project) -> None:
     assert not project.run.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_the_average_of_the_weights_is_what_is_saved(project: Project, tmp_path: Path) -> None:
     decay = 0.6

@@ -116,8 +116,8 @@ def _outfits(
         return {"refused": "nobody else wears a query's outfit"}
     parts = np.stack([misled, expected, wrong], axis=1)
     means = resampled_means(parts, who["pid"].to_numpy())
-    told = means[:, 1] > 0  # a resample without any wrong image says nothing
-    lifts = means[told, 0] / means[told, 1]
+    defined = means[:, 1] > 0  # a resample without any wrong image has no lift
+    lifts = means[defined, 0] / means[defined, 1]
     return {
         "share": float(misled.sum() / wrong.sum()),
         "expected": float(expected.sum() / wrong.sum()),
@@ -140,18 +140,18 @@ def _cameras(
 ) -> dict[str, Any]:
     """Wrong first images by camera of the query and of the image, and how many there would be if
     each of others' images were as likely: numbers of queries."""
-    asked, shown = sorted(who["camid"].unique()), sorted(gallery["camid"].unique())
+    query_cams, gallery_cams = sorted(who["camid"].unique()), sorted(gallery["camid"].unique())
     rows = firsts[firsts["fact"] == "camid"]
-    rows = rows.assign(asked=who["camid"].reindex(rows["query"]).to_numpy())
-    table = rows.pivot_table("share", "asked", "value", "sum", fill_value=0.0)
-    observed = table.reindex(index=asked, columns=shown, fill_value=0.0)
+    rows = rows.assign(query_cam=who["camid"].reindex(rows["query"]).to_numpy())
+    table = rows.pivot_table("share", "query_cam", "value", "sum", fill_value=0.0)
+    observed = table.reindex(index=query_cams, columns=gallery_cams, fill_value=0.0)
     chance = pd.DataFrame(
-        {c: wrong * _shares_of_others(who.assign(camid=c), gallery, "camid") for c in shown}
+        {c: wrong * _shares_of_others(who.assign(camid=c), gallery, "camid") for c in gallery_cams}
     )
-    expected = chance.groupby(who["camid"]).sum().reindex(asked)
+    expected = chance.groupby(who["camid"]).sum().reindex(query_cams)
     return {
-        "query": [int(camera) for camera in asked],
-        "gallery": [int(camera) for camera in shown],
+        "query": [int(camera) for camera in query_cams],
+        "gallery": [int(camera) for camera in gallery_cams],
         "wrong": observed.to_numpy().tolist(),
         "expected": expected.to_numpy().tolist(),
     }

@@ -2,7 +2,7 @@
 
 Pairs are those that a protocol compares: all images of a query that counts with the gallery, but
 for those of its person that the rule removes. Drawn galleries count whole. Scores are as
-`Encoder.similarity` gives them; each face case is a world of its own, and `all` is all of them.
+`Encoder.similarity` gives them; each face case is counted apart, and `all` is all of them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _IN_REPORT_ALONE = ("protocol", "of one", "of two")
 class Pairs(NamedTuple):
     """Query and gallery as a stream and a protocol compare them.
 
-    scores: of some queries with the gallery, float32 [rows, G], larger is more alike; asked, shown:
-    which images of each count as having a face, bool [Q] and [G].
+    scores: of some queries with the gallery, float32 [rows, G], larger is more alike; query_face,
+    gallery_face: which images of each count as having a face, bool [Q] and [G].
     """
 
     query: pd.DataFrame
     gallery: pd.DataFrame
     scores: Block
-    asked: np.ndarray
-    shown: np.ndarray
+    query_face: np.ndarray
+    gallery_face: np.ndarray
     protocol: Protocol
 
 
@@ -66,8 +66,8 @@ def add_pairs(
             )
             scores = _as_scores(compared.measure(mine, others), compared.highest)
             faces = compared.faces or (None, None)
-            asked, shown = map(_faces, (mine, others), faces)
-            pairs = Pairs(mine, others, scores, asked, shown, protocol)
+            query_face, gallery_face = map(_faces, (mine, others), faces)
+            pairs = Pairs(mine, others, scores, query_face, gallery_face, protocol)
             numbers["streams"][stream]["verification"] = pair_numbers(pairs, compared.calibration)
 
 
@@ -105,18 +105,20 @@ def pair_numbers(pairs: Pairs, calibration: Mapping[str, Case]) -> dict[str, Any
             blocks = [scores]
     genuine = pd.concat(found, ignore_index=True)
     people = np.unique(pd.concat([pairs.query["pid"], pairs.gallery["pid"]]))
-    asked, shown = (np.searchsorted(people, part["pid"]) for part in (pairs.query, pairs.gallery))
-    worlds = [_World(place, genuine, calibration, pairs, people) for place in range(len(CASES))]
+    query_pid, gallery_pid = (
+        np.searchsorted(people, part["pid"]) for part in (pairs.query, pairs.gallery)
+    )
+    cases = [_FaceCase(place, genuine, calibration, pairs, people) for place in range(len(CASES))]
     for number, part in enumerate(parts):
         scores = np.array(blocks[0] if blocks else pairs.scores(parts[number]))
         for i, row in enumerate(part.tolist()):
             scores[i, tasks[row].positive] = scores[i, tasks[row].junk] = -np.inf
         for place, row, column in _quarters(pairs, part):
             block = scores[np.ix_(row, column)]
-            worlds[place].add(block, part[row], asked[part[row]], shown[column])
-    worlds = [world for world in worlds if len(world.genuine) or world.counted.total]
-    tables = {world.name: _numbers(world) for world in worlds}
-    return {"all": _numbers(_together(worlds, genuine))} | tables if len(tables) > 1 else tables
+            cases[place].add(block, part[row], query_pid[part[row]], gallery_pid[column])
+    cases = [case for case in cases if len(case.genuine) or case.counted.total]
+    tables = {case.name: _numbers(case) for case in cases}
+    return {"all": _numbers(_together(cases, genuine))} | tables if len(tables) > 1 else tables
 
 
 def _genuine(pairs: Pairs, scores: np.ndarray, task: Task) -> pd.DataFrame:
@@ -126,7 +128,7 @@ def _genuine(pairs: Pairs, scores: np.ndarray, task: Task) -> pd.DataFrame:
     others = pairs.gallery["clothes"].iloc[task.positive]
     unknown = others.isna() | pd.isna(worn)
     same = np.where(unknown, -1, (others == worn).astype(int))
-    case = 2 - pairs.shown[task.positive].astype(int) - int(pairs.asked[task.query])
+    case = 2 - pairs.gallery_face[task.positive].astype(int) - int(pairs.query_face[task.query])
     pid = pairs.query["pid"].iloc[task.query]
     score = scores[task.positive]
     return pd.DataFrame(
@@ -137,15 +139,14 @@ def _genuine(pairs: Pairs, scores: np.ndarray, task: Task) -> pd.DataFrame:
 def _quarters(pairs: Pairs, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Queries and gallery with and without a face: place in `CASES`, positions among the rows, and
     in the gallery."""
-    for asked in (True, False):
-        row = np.flatnonzero(pairs.asked[rows] == asked)
-        for shown in (True, False):
-            column = np.flatnonzero(pairs.shown == shown)
-            if len(row) and len(column):
-                yield 2 - asked - shown, row, column
+    for query, gallery in itertools.product((True, False), repeat=2):
+        row = np.flatnonzero(pairs.query_face[rows] == query)
+        column = np.flatnonzero(pairs.gallery_face == gallery)
+        if len(row) and len(column):
+            yield 2 - query - gallery, row, column
 
 
-class _World:
+class _FaceCase:
     """A face case: its pairs of one person, and those of two, of which only numbers are kept."""
 
     def __init__(
@@ -159,9 +160,9 @@ class _World:
         self.name, self.place = CASES[place], place
         self.genuine = genuine[genuine["case"] == place]
         self.calibration = calibration
-        self.case = calibration.get(self.name)
-        known = self.case is not None and self.case.slope is not None
-        self.lacking = [] if known else [self.name]
+        self.calibrated = calibration.get(self.name)
+        known = self.calibrated is not None and self.calibrated.slope is not None
+        self.uncalibrated = [] if known else [self.name]
         """Face cases whose scores have no known meaning."""
         # At the scores of all cases, so that they can be added up.
         self.counted, self.evidence = Counter(genuine["score"].to_numpy()), Evidence()
@@ -170,7 +171,7 @@ class _World:
         self.images = np.zeros(len(pairs.query), np.int64)
         self.limits = dict[float, float]()
         for far in verification.FARS:
-            limit = None if self.case is None else self.case.threshold(far)
+            limit = None if self.calibrated is None else self.calibrated.threshold(far)
             if limit is not None:
                 self.limits[far] = limit
         self.accepted = {far: np.zeros((2, len(people)), np.int64) for far in self.limits}
@@ -179,21 +180,25 @@ class _World:
         self._weigh(self.genuine["score"].to_numpy(), True)
 
     def add(
-        self, scores: np.ndarray, queries: np.ndarray, asked: np.ndarray, shown: np.ndarray
+        self,
+        scores: np.ndarray,
+        queries: np.ndarray,
+        query_pid: np.ndarray,
+        gallery_pid: np.ndarray,
     ) -> None:
-        """Count a block, where −inf is no pair. asked, shown: the people of its two sides."""
+        """Count a block, where −inf is no pair; of each side, whose images they are, as numbers."""
         there = scores > -np.inf
         values = scores[there]
         self.counted.add(values)
         self._weigh(values, False)
         best = self.best[queries] = scores.max(1)
         self.images[queries] = ((scores == best[:, None]) & there).sum(1)
-        _by_person(self.pairs, there, asked, shown)
+        _by_person(self.pairs, there, query_pid, gallery_pid)
         for far, limit in self.limits.items():
-            _by_person(self.accepted[far], scores >= np.float32(limit), asked, shown)
+            _by_person(self.accepted[far], scores >= np.float32(limit), query_pid, gallery_pid)
 
     def _weigh(self, scores: np.ndarray, same: bool) -> None:
-        if not self.lacking:
+        if not self.uncalibrated:
             self.evidence.add(log_ratios(self.calibration, scores, self.place), same)
 
     def probes(self) -> Probes:
@@ -208,32 +213,34 @@ class _World:
         return Probes(mate, other, right)
 
 
-def _by_person(totals: np.ndarray, which: np.ndarray, asked: np.ndarray, shown: np.ndarray) -> None:
+def _by_person(
+    totals: np.ndarray, which: np.ndarray, query_pid: np.ndarray, gallery_pid: np.ndarray
+) -> None:
     """Add a block's pairs to those of each person in both roles, [2, people]."""
     people = totals.shape[1]
-    totals[0] += np.bincount(asked, which.sum(1), people).astype(np.int64)
-    totals[1] += np.bincount(shown, which.sum(0), people).astype(np.int64)
+    totals[0] += np.bincount(query_pid, which.sum(1), people).astype(np.int64)
+    totals[1] += np.bincount(gallery_pid, which.sum(0), people).astype(np.int64)
 
 
-def _together(worlds: Sequence[_World], genuine: pd.DataFrame) -> _World:
+def _together(cases: Sequence[_FaceCase], genuine: pd.DataFrame) -> _FaceCase:
     """All pairs as one case; made of the first, which has its own numbers by now."""
-    whole = copy.copy(worlds[0])
-    whole.name, whole.genuine, whole.case, whole.limits = "all", genuine, None, {}
+    whole = copy.copy(cases[0])
+    whole.name, whole.genuine, whole.calibrated, whole.limits = "all", genuine, None, {}
     whole.counted, whole.evidence = Counter(genuine["score"].to_numpy()), Evidence()
-    whole.best = np.max([world.best for world in worlds], axis=0)
-    equal = [world.images * (world.best == whole.best) for world in worlds]
+    whole.best = np.max([case.best for case in cases], axis=0)
+    equal = [case.images * (case.best == whole.best) for case in cases]
     whole.images = np.sum(equal, axis=0)
-    for world in worlds:
-        whole.counted += world.counted
-        whole.evidence += world.evidence
-    whole.lacking = [name for world in worlds for name in world.lacking]
+    for case in cases:
+        whole.counted += case.counted
+        whole.evidence += case.evidence
+    whole.uncalibrated = [name for case in cases for name in case.uncalibrated]
     return whole
 
 
-def _numbers(world: _World) -> dict[str, Any]:
+def _numbers(case: _FaceCase) -> dict[str, Any]:
     """What metrics.json holds of a face case; shares in 0..1."""
-    genuine, total = world.genuine, world.counted.total
-    roc = Roc.counted(genuine["score"].to_numpy(), world.counted)
+    genuine, total = case.genuine, case.counted.total
+    roc = Roc.counted(genuine["score"].to_numpy(), case.counted)
     found = {
         "genuine": len(genuine),
         "impostors": total,
@@ -241,13 +248,13 @@ def _numbers(world: _World) -> dict[str, Any]:
         "EER": roc.eer(),
         "ROC": _curve(roc, genuine),
         "TAR": {f"{far:g}": _accepted(roc, genuine, far) for far in verification.FARS},
-        "DIR": {f"{far:g}": _identified(world, far) for far in verification.PROBE_FARS},
-        "calibration": _calibration(world),
+        "DIR": {f"{far:g}": _identified(case, far) for far in verification.PROBE_FARS},
+        "calibration": _calibration(case),
     }
-    if world.name != "all":
-        found["held_out"] = {f"{far:g}": _held_out(world, far) for far in verification.FARS}
+    if case.name != "all":
+        found["held_out"] = {f"{far:g}": _held_out(case, far) for far in verification.FARS}
     worn = {"same": genuine[genuine["same"] == 1], "changed": genuine[genuine["same"] == 0]}
-    found["clothes"] = {name: _of_clothes(part, world) for name, part in worn.items() if len(part)}
+    found["clothes"] = {name: _of_clothes(part, case) for name, part in worn.items() if len(part)}
     return found
 
 
@@ -289,15 +296,15 @@ def _share(genuine: pd.DataFrame, threshold: float | None) -> list[float]:
     return interval(accepted, genuine["pid"].to_numpy())
 
 
-def _identified(world: _World, far: float) -> dict[str, Any]:
+def _identified(case: _FaceCase, far: float) -> dict[str, Any]:
     """Queries whose first image is of their person and is accepted."""
-    probes = world.probes()
+    probes = case.probes()
     why = verification.refusal(far, len(probes.mate), "searches")
     result = probes.at(far)
     if why or result is None:
         return {"refused": why or "no searches"}
     rate, parts = result
-    people = world.genuine.drop_duplicates("query").sort_values("query")["pid"].to_numpy()
+    people = case.genuine.drop_duplicates("query").sort_values("query")["pid"].to_numpy()
     return {
         "threshold": rate.threshold,
         "FAR": rate.far,
@@ -306,46 +313,46 @@ def _identified(world: _World, far: float) -> dict[str, Any]:
     }
 
 
-def _held_out(world: _World, far: float) -> dict[str, Any]:
+def _held_out(case: _FaceCase, far: float) -> dict[str, Any]:
     """Both rates at the threshold that held-out people gave."""
-    if world.case is None:
+    if case.calibrated is None:
         return {"refused": "the network has no calibration of these scores"}
-    limit, known = world.limits.get(far), world.case.impostors
+    limit, known = case.limits.get(far), case.calibrated.impostors
     why = verification.refusal(far, known, "pairs of two held-out people") or (
-        verification.refusal(far, world.counted.total)
+        verification.refusal(far, case.counted.total)
     )
-    if why or limit is None or not len(world.genuine):
+    if why or limit is None or not len(case.genuine):
         return {"refused": why or "no pairs of one person"}
-    accepted = world.accepted[far]
-    share = float(accepted[0].sum() / world.counted.total)
-    spread, stated = pair_interval(accepted, world.pairs), world.case.interval(far)
+    accepted = case.accepted[far]
+    share = float(accepted[0].sum() / case.counted.total)
+    spread, stated = pair_interval(accepted, case.pairs), case.calibrated.interval(far)
     return {
         "threshold": limit,
         "FAR": share,
         "far_interval": combined(share, spread, *([stated] if stated else [])),
-        "rate": float((world.genuine["score"] >= np.float32(limit)).mean()),
-        "interval": _share(world.genuine, limit),
+        "rate": float((case.genuine["score"] >= np.float32(limit)).mean()),
+        "interval": _share(case.genuine, limit),
     }
 
 
-def _calibration(world: _World) -> dict[str, Any]:
-    if world.lacking:
-        why = "" if world.case is None else f": {world.case.reason}"
-        return {"refused": f"no calibration of {' and '.join(world.lacking)}{why}"}
-    if not world.evidence.complete:
+def _calibration(case: _FaceCase) -> dict[str, Any]:
+    if case.uncalibrated:
+        why = "" if case.calibrated is None else f": {case.calibrated.reason}"
+        return {"refused": f"no calibration of {' and '.join(case.uncalibrated)}{why}"}
+    if not case.evidence.complete:
         return {"refused": "pairs of one person and of two are needed"}
     return {
-        "Cllr": world.evidence.cllr(),
-        "ECE": world.evidence.error(),
-        "bins": world.evidence.bins().tolist(),
+        "Cllr": case.evidence.cllr(),
+        "ECE": case.evidence.error(),
+        "bins": case.evidence.bins().tolist(),
     }
 
 
-def _of_clothes(genuine: pd.DataFrame, world: _World) -> dict[str, Any]:
+def _of_clothes(genuine: pd.DataFrame, case: _FaceCase) -> dict[str, Any]:
     """Pairs of one person in the same, or in changed, clothes, against all pairs of two people: so
     the thresholds are those of all."""
-    roc = Roc.counted(genuine["score"].to_numpy(), world.counted)
-    whole = Roc.counted(world.genuine["score"].to_numpy(), world.counted)
+    roc = Roc.counted(genuine["score"].to_numpy(), case.counted)
+    whole = Roc.counted(case.genuine["score"].to_numpy(), case.counted)
     rates = {}
     for far in verification.FARS:
         rate, why = whole.at(far), verification.refusal(far, roc.impostors)

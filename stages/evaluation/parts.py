@@ -34,8 +34,8 @@ def choose_weights(names: list[str], given: Mapping[str, float] | None) -> dict[
         raise InputError(
             f"--weights: no part {some(unknown)}, there is {', '.join(names)}. {advice}"
         )
-    if lacking := [name for name in names if name not in given]:
-        raise InputError(f"--weights: no weight for {some(lacking)}. {advice}")
+    if missing := [name for name in names if name not in given]:
+        raise InputError(f"--weights: no weight for {some(missing)}. {advice}")
     if not any(given.values()):
         raise InputError(f"--weights: all are 0. {advice}")
     return {name: given[name] for name in names}
@@ -93,13 +93,13 @@ def _distances(
     query: pd.DataFrame,
     gallery: pd.DataFrame,
 ) -> Block:
-    asked = place[query["row"].to_numpy()]
+    query_rows = place[query["row"].to_numpy()]
     needed, shown = np.unique(place[gallery["row"].to_numpy()], return_inverse=True)
     theirs = features[torch.from_numpy(needed).to(features.device)]
     squares = (theirs * theirs).sum(1)
 
     def block(rows: slice | np.ndarray) -> np.ndarray:
-        mine = features[torch.from_numpy(asked[rows]).to(features.device)]
+        mine = features[torch.from_numpy(query_rows[rows]).to(features.device)]
         found = mine @ theirs.T
         if metric == "cosine":
             found = 1 - found

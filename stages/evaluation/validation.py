@@ -74,8 +74,8 @@ class Validation(NamedTuple):
         found = {}
         for stream, similarity in self._similarities().items():
             rows = self._seen(stream)
-            asked, distances = self.table[rows].reset_index(drop=True), 1 - similarity[rows]
-            ranking = rank_gallery(asked, self.table, distances.__getitem__, self.protocol)
+            query, distances = self.table[rows].reset_index(drop=True), 1 - similarity[rows]
+            ranking = rank_gallery(query, self.table, distances.__getitem__, self.protocol)
             found[f"mAP_{stream}"] = ranking.mAP
         return found
 

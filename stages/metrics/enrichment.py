@@ -41,14 +41,14 @@ def enriched(distances: Distances, among: Distances, pairs: np.ndarray) -> Dista
         among: of some queries to all queries, float [rows, Q].
         pairs: as `enrolled` gives them. No query is enrolled for itself.
     """
-    asked, images = pairs.T
+    queries, images = pairs.T
 
     def new(rows: slice) -> np.ndarray:
         found, theirs = np.array(distances(rows)), np.array(among(rows))
         np.fill_diagonal(theirs[:, rows.start :], np.inf)
         size = max(1, found.shape[1])  # of equal faces there may be as many pairs as of images
         for some in (slice(start, start + size) for start in range(0, len(pairs), size)):
-            np.minimum.at(found.T, images[some], theirs[:, asked[some]].T)
+            np.minimum.at(found.T, images[some], theirs[:, queries[some]].T)
         return found
 
     return new

@@ -66,16 +66,18 @@ class Fusion:
         """Scores from similarities of each stream, float32 [Q, G]; seen: as for `below`."""
         return np.float32(self.highest) - self.below(1 - face, 1 - body, seen)
 
-    def distances(self, face: Block, body: Block, asked: np.ndarray, shown: np.ndarray) -> Block:
+    def distances(
+        self, face: Block, body: Block, query_face: np.ndarray, gallery_face: np.ndarray
+    ) -> Block:
         """`below`, a block of queries at a time, in the memory of the distances of both streams.
 
-        asked, shown: which queries, and which images of the gallery, have a face: bool [Q], [G].
+        query_face, gallery_face: which images have a face, bool [Q], [G].
         """
 
         def block(rows: slice | np.ndarray) -> np.ndarray:
             of_face, found = face(rows), body(rows).astype(np.float32, copy=False)
-            for i, query in enumerate(asked[rows]):
-                found[i] = self.below(of_face[i], found[i], shown & query)
+            for i, query in enumerate(query_face[rows]):
+                found[i] = self.below(of_face[i], found[i], gallery_face & query)
             return found
 
         return block
@@ -114,9 +116,9 @@ def fit_fusion(face: np.ndarray, body: np.ndarray, seen: np.ndarray, same: np.nd
     if not (seen & same).any() or not (seen & ~same).any():
         raise ValueError("pairs of one person and of two, each with faces, are needed")
     bias, weights = _logistic(np.stack([face, body], 1)[seen], same[seen])
-    # Without such pairs the body says without a face what it says in all pairs.
-    lacking = ~seen if (~seen & same).any() and (~seen & ~same).any() else np.ones_like(seen)
-    bias_alone, alone = _logistic(body[lacking][:, None], same[lacking])
+    # Without such pairs the body counts without a face as it does in all pairs.
+    faceless = ~seen if (~seen & same).any() and (~seen & ~same).any() else np.ones_like(seen)
+    bias_alone, alone = _logistic(body[faceless][:, None], same[faceless])
     return Fusion(*map(float, (*weights, bias, *alone, bias_alone)))
 
 

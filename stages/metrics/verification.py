@@ -246,8 +246,8 @@ class Evidence:
         """Of each bin that has pairs: its weight, of 1 in all, the mean probability that ratios
         say at even priors, and the share of pairs of one person: float64 [k, 3]."""
         weights = 0.5 / np.maximum(self.counts.sum(1), 1)
-        weight, said = weights @ self.counts, weights @ self.probabilities
-        found = np.stack([weight, said, weights[1] * self.counts[1]], 1)[weight > 0]
+        weight, stated = weights @ self.counts, weights @ self.probabilities
+        found = np.stack([weight, stated, weights[1] * self.counts[1]], 1)[weight > 0]
         found[:, 1:] /= found[:, :1]
         return found
 
@@ -256,5 +256,5 @@ class Evidence:
         share of pairs of one person that have them, in the mean; nan as above."""
         if not self.complete:
             return float("nan")
-        weight, said, true = self.bins().T
-        return float((weight * np.abs(said - true)).sum())
+        weight, stated, true = self.bins().T
+        return float((weight * np.abs(stated - true)).sum())

@@ -106,9 +106,9 @@ def warm_start(network: LMBN | Student, path: Path, classes: Sequence[str]) -> W
         if "backbone" in name and name not in fitting and not name.endswith("num_batches_tracked")
     ]
     if wrong:
-        looks = "; it looks like OSNet-IBN or -AIN" * any(".IN." in name for name in tensors)
+        hint = "; it looks like OSNet-IBN or -AIN" * any(".IN." in name for name in tensors)
         raise InputError(
-            f"{path}: doesn't fit this network{looks}. Its backbone, width or feature_dim "
+            f"{path}: doesn't fit this network{hint}. Its backbone, width or feature_dim "
             "differs:\n  "
             + "\n  ".join(wrong[:5])
             + f"\n  … and {len(wrong) - 5} more" * (len(wrong) > 5)

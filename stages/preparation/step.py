@@ -179,8 +179,8 @@ def each(work: Callable[[Sample], T], samples: Sequence[Sample]) -> list[T | Unu
 
 def require_files(methods: Iterable[type[Step]], settings: Prepare) -> None:
     """InputError with a line for each file or folder that any of the methods lacks."""
-    lacking = [need.lacks(settings) for method in methods for need in method.files]
-    if lines := [*dict.fromkeys(filter(None, lacking))]:
+    missing = [need.lacks(settings) for method in methods for need in method.files]
+    if lines := [*dict.fromkeys(filter(None, missing))]:
         raise InputError("\n".join(lines))
 
 

@@ -69,10 +69,10 @@ def _reliability(bins: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     ends = {}
     for name, found in bins.items():
         colour, line = _style(name)
-        said, true = ([100 * row[i] for row in found] for i in (1, 2))
-        axes.plot(said, true, line, color=colour, linewidth=2.25)
+        stated, true = ([100 * row[i] for row in found] for i in (1, 2))
+        axes.plot(stated, true, line, color=colour, linewidth=2.25)
         sizes = [8 + 120 * row[0] for row in found]
-        axes.scatter(said, true, sizes, color=colour, zorder=3, clip_on=False)
+        axes.scatter(stated, true, sizes, color=colour, zorder=3, clip_on=False)
         ends[name] = 100.0, true[-1]
     axes.set(xlabel="probability of one person at even priors, %", xlim=(0, 100), ylim=(0, 100))
     axes.set_ylabel("pairs of one person, %")

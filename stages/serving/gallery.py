@@ -195,7 +195,7 @@ class Gallery:
     def search(
         self,
         encoder: Encoder,
-        asked: Features,
+        queries: Features,
         top: int,
         where: Filter,
         threshold: float | Mapping[str, float] | None = None,
@@ -219,7 +219,7 @@ class Gallery:
         comparison = Comparison(encoder.parts, encoder.source.fusion, encoder.similarity)
         by_case = isinstance(threshold, Mapping)
         find: Callable[..., list[Hits]] = search_by_case if by_case else search
-        hits = find(self.table, comparison, asked, top, where.sql, threshold, memory)
+        hits = find(self.table, comparison, queries, top, where.sql, threshold, memory)
         calibration = encoder.calibration_if_any()
         numbers = sorted({int(number) for each in hits for number in each.numbers})
         facts = self.table.read_numbers(FACTS, numbers)
@@ -237,17 +237,17 @@ class Gallery:
                     zip(each.numbers, each.scores, ratios, cases, strict=True), 1
                 )
             ]
-            for each, face in zip(hits, asked.has_face, strict=True)
+            for each, face in zip(hits, queries.has_face, strict=True)
             for cases in [face_cases(np.array([face]), each.has_face)[0]]
             for ratios in [log_ratios(calibration, each.scores, cases)]
         ]
 
-    def cases(self, asked: Features, where: Filter) -> dict[str, int]:
+    def cases(self, queries: Features, where: Filter) -> dict[str, int]:
         """The pairs that a search compares, by face case."""
         total = self.table.count(where.sql)
         shown = int(self.table.read(("has_face",), where.sql)["has_face"].sum())
         of_gallery = np.array([total - shown, shown])
-        of_queries = np.bincount(asked.has_face.astype(int), minlength=2)
+        of_queries = np.bincount(queries.has_face.astype(int), minlength=2)
         pairs = np.outer(of_queries, of_gallery)
         return dict(zip(CASES, (pairs[1, 1], pairs[0, 1] + pairs[1, 0], pairs[0, 0]), strict=True))
 

@@ -57,7 +57,7 @@ _NONE = Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
 def search(
     table: PictureTable,
     comparison: Comparison,
-    asked: Features,
+    queries: Features,
     top: int,
     where: str | None = None,
     threshold: float | None = None,
@@ -72,13 +72,12 @@ def search(
             own buffers come on top.
     """
     # float16 and float32 of a row and its mask, scores and their terms of a block.
-    queries = max(1, min(_QUERIES, memory * 2**20 // (16 * 256)))
-    width = 6 * asked.vectors.shape[1] + 12 * min(len(asked), queries)
+    step = max(1, min(_QUERIES, memory * 2**20 // (16 * 256)))
+    width = 6 * queries.vectors.shape[1] + 12 * min(len(queries), step)
     rows = max(1, min(_ROWS, memory * 2**20 // width))
     found: list[Hits] = []
-    for start in range(0, len(asked), queries):
-        some = asked[start : start + queries]
-        best = _Best(comparison, some, top, threshold)
+    for start in range(0, len(queries), step):
+        best = _Best(comparison, queries[start : start + step], top, threshold)
         for block in table.batches(("number", "has_face", *comparison.parts), where, rows):
             best.add(block)
         found += best.hits()
@@ -88,7 +87,7 @@ def search(
 def search_by_case(
     table: PictureTable,
     comparison: Comparison,
-    asked: Features,
+    queries: Features,
     top: int,
     where: str | None,
     thresholds: Mapping[str, float],
@@ -100,15 +99,15 @@ def search_by_case(
 
     thresholds: name of a case (`metrics.calibration.CASES`) → the least score.
     """
-    found = [[_NONE] for _ in range(len(asked))]
-    for face, shown in product((True, False), repeat=2):
-        threshold = thresholds.get(CASES[2 - face - shown])
-        queries = np.flatnonzero(asked.has_face == face)
-        if threshold is None or not len(queries):
+    found = [[_NONE] for _ in range(len(queries))]
+    for query_face, picture_face in product((True, False), repeat=2):
+        threshold = thresholds.get(CASES[2 - query_face - picture_face])
+        chosen = np.flatnonzero(queries.has_face == query_face)
+        if threshold is None or not len(chosen):
             continue
-        of_case = " AND ".join(filter(None, (where and f"({where})", f"has_face = {shown}")))
-        some = search(table, comparison, asked[queries], top, of_case, threshold, memory)
-        for query, hits in zip(queries.tolist(), some, strict=True):
+        of_case = " AND ".join(filter(None, (where and f"({where})", f"has_face = {picture_face}")))
+        some = search(table, comparison, queries[chosen], top, of_case, threshold, memory)
+        for query, hits in zip(chosen.tolist(), some, strict=True):
             found[query].append(hits)
     return [_best_of(hits, top) for hits in found]
 
@@ -123,22 +122,27 @@ class _Best:
     """The best rows so far of some queries."""
 
     def __init__(
-        self, comparison: Comparison, asked: Features, top: int, threshold: float | None
+        self, comparison: Comparison, queries: Features, top: int, threshold: float | None
     ) -> None:
-        self.comparison, self.asked, self.top, self.threshold = comparison, asked, top, threshold
+        self.comparison, self.features, self.top, self.threshold = (
+            comparison,
+            queries,
+            top,
+            threshold,
+        )
         fusion = comparison.fusion
         self.margin = _ROUNDING * (
             1 if fusion is None else 1 + sum(map(abs, fusion.facts().values()))
         )
         least = -np.inf if threshold is None else threshold - self.margin
-        self.floor = torch.full((len(asked),), least)
+        self.floor = torch.full((len(queries),), least)
         """Of each query, the score that a row needs."""
-        self.counts = np.zeros(len(asked), np.int64)
+        self.counts = np.zeros(len(queries), np.int64)
         self.queries = {
-            name: torch.from_numpy(np.ascontiguousarray(asked.vectors[:, part]))
+            name: torch.from_numpy(np.ascontiguousarray(queries.vectors[:, part]))
             for name, part in comparison.parts.items()
         }
-        self.has_face = torch.from_numpy(asked.has_face)
+        self.has_face = torch.from_numpy(queries.has_face)
         self.kept: dict[str, np.ndarray] = {}
 
     def add(self, block: Mapping[str, np.ndarray]) -> None:
@@ -172,17 +176,17 @@ class _Best:
             ((name, values),) = rows.items()
             return self.queries[name] @ values.T
         scores = self.queries["body"] @ rows["body"].T
-        shown = torch.from_numpy(block["has_face"])
-        if not (self.has_face.any() and shown.any()):
+        picture_face = torch.from_numpy(block["has_face"])
+        if not (self.has_face.any() and picture_face.any()):
             return scores.mul_(fusion.body_alone).add_(fusion.bias_alone)
         if (fusion.body, fusion.bias) == (fusion.body_alone, fusion.bias_alone):
             # One formula for all pairs: a face that isn't there is 0.
             query, weights = self.queries["face"], {"beta": fusion.body, "alpha": fusion.face}
             return scores.addmm_(query, rows["face"].T, **weights).add_(fusion.bias)
         face = self.queries["face"] @ rows["face"].T
-        seen = self.has_face[:, None] & shown
+        both = self.has_face[:, None] & picture_face
         together = face.mul_(fusion.face).add_(scores, alpha=fusion.body).add_(fusion.bias)
-        return torch.where(seen, together, scores.mul_(fusion.body_alone).add_(fusion.bias_alone))
+        return torch.where(both, together, scores.mul_(fusion.body_alone).add_(fusion.bias_alone))
 
     def _merge(self, new: dict[str, np.ndarray]) -> None:
         """Keep what may be among the best of each query, and raise the floors."""
@@ -190,8 +194,8 @@ class _Best:
         both = {n: np.concatenate([kept[n], new[n]]) if kept else new[n] for n in new}
         order = np.lexsort((both["number"], -both["score"], both["query"]))
         query, score = both["query"][order], both["score"][order]
-        starts = np.searchsorted(query, np.arange(len(self.asked)))
-        counts = np.bincount(query, minlength=len(self.asked))
+        starts = np.searchsorted(query, np.arange(len(self.features)))
+        counts = np.bincount(query, minlength=len(self.features))
         last = np.flatnonzero(counts >= self.top)
         places = score[starts[last] + self.top - 1] - self.margin
         self.floor[last] = torch.maximum(self.floor[last], torch.from_numpy(places).float())
@@ -200,12 +204,12 @@ class _Best:
             good &= self._few(both["number"][order], query, score, good)
         chosen = order[good]
         self.kept = {name: values[chosen] for name, values in both.items()}
-        self.counts = np.bincount(self.kept["query"], minlength=len(self.asked))
+        self.counts = np.bincount(self.kept["query"], minlength=len(self.features))
 
     def _few(
         self, number: np.ndarray, query: np.ndarray, score: np.ndarray, good: np.ndarray
     ) -> np.ndarray:
-        """Of rows that can't be told from the last place, the first added; the better, all."""
+        """Of rows that may equal the last place, the first added; of the better, all."""
         clear = score > self.floor.numpy()[query] + 2 * self.margin
         keep = good & clear
         close = np.flatnonzero(good & ~clear)
@@ -217,21 +221,21 @@ class _Best:
     def hits(self) -> list[Hits]:
         """What is found, scored by `similarity` in double precision: equal rows score equally."""
         found = []
-        for i in range(len(self.asked)):
+        for i in range(len(self.features)):
             rows = np.flatnonzero(self.kept["query"] == i) if self.kept else np.zeros(0, np.int64)
             if not len(rows):
                 found.append(_NONE)
                 continue
             parts = [self.kept[name][rows].astype(np.float64) for name in self.comparison.parts]
-            shown = Features(np.concatenate(parts, 1), self.kept["has_face"][rows])
-            query = self.asked[i : i + 1]
-            asked = Features(query.vectors.astype(np.float64), query.has_face)
-            scores = self.comparison.similarity(asked, shown)[0].astype(np.float32)
+            pictures = Features(np.concatenate(parts, 1), self.kept["has_face"][rows])
+            one = self.features[i : i + 1]
+            query = Features(one.vectors.astype(np.float64), one.has_face)
+            scores = self.comparison.similarity(query, pictures)[0].astype(np.float32)
             numbers = self.kept["number"][rows]
             order = np.lexsort((numbers, -scores))[: self.top]
             if self.threshold is not None:
                 order = order[scores[order] >= self.threshold]
-            found.append(Hits(numbers[order], scores[order], shown.has_face[order]))
+            found.append(Hits(numbers[order], scores[order], pictures.has_face[order]))
         return found
 
 

@@ -90,9 +90,9 @@ def place_rows(
     width = int(view[valid].max()) + 1
     place = np.full((len(sample_ids), width), -1, np.int64)
     place[samples[valid], view[valid]] = np.flatnonzero(valid)
-    lacking = (place < 0) & (place >= 0).any(axis=1, keepdims=True)
-    if lacking.any():
-        holes = [f"{sample_ids[row]}, view {column}" for row, column in np.argwhere(lacking)]
+    partial = (place < 0) & (place >= 0).any(axis=1, keepdims=True)
+    if partial.any():
+        holes = [f"{sample_ids[row]}, view {column}" for row, column in np.argwhere(partial)]
         raise InputError(
             f"{len(holes)} views are missing of samples that have others: {some(holes)}. A sample "
             f"needs a target for each of the views 0 to {width - 1}, or for none"
@@ -135,10 +135,10 @@ def class_positions(names: Sequence[str], count: int, classes: Sequence[str]) ->
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"classes names {some(twice)} several times")
     place = {name: i for i, name in enumerate(names)}
-    if lacking := [name for name in classes if name not in place]:
+    if missing := [name for name in classes if name not in place]:
         raise InputError(
-            f"classes lacks {len(lacking)} of the cache's {len(classes)} identities: "
-            f"{some(lacking)}; the cache names them as {classes[0]}"
+            f"classes lacks {len(missing)} of the cache's {len(classes)} identities: "
+            f"{some(missing)}; the cache names them as {classes[0]}"
         )
     if more := sorted(place.keys() - {*classes}):
         raise InputError(f"classes has {len(more)} identities that the cache lacks: {some(more)}")

@@ -85,12 +85,12 @@ def require_targets(
     """
     every = all_targets(options)
     there = finished(store, every)
-    if lacking := [name for name in names if name not in there]:
-        imported = [every[name].teacher for name in lacking if is_imported(every[name], options)]
-        added = " ".join(f"--add {name}" for name in lacking if name in TARGETS)
+    if missing := [name for name in names if name not in there]:
+        imported = [every[name].teacher for name in missing if is_imported(every[name], options)]
+        added = " ".join(f"--add {name}" for name in missing if name in TARGETS)
         what = (
             f"{store.root}: holds {', '.join(there) or 'no finished target'}; the student needs "
-            f"{', '.join(lacking)}, too. "
+            f"{', '.join(missing)}, too. "
         )
         if imported:
             program = "deskpro cache import FILE --teacher"

@@ -35,8 +35,8 @@ Batch = Mapping[str, Any]
 Values = dict[str, torch.Tensor]
 """Scalars by name, on the device."""
 
-LOOK_EVERY = 10
-"""Steps between two looks at the losses: reading them makes a GPU wait."""
+READ_EVERY = 10
+"""Steps between two readings of the losses: each makes a GPU wait."""
 
 
 class Losses(NamedTuple):
@@ -115,12 +115,12 @@ def fit(
         Stopped: `stop` has a signal; a checkpoint is written first.
     """
     run = _Run(network, training, updates, device)
-    look = _Look(network, bar, loggers, checkpoints.folder, training.epochs)
+    monitor = _StepMonitor(network, bar, loggers, checkpoints.folder, training.epochs)
     history = run.restore(_checkpoint(checkpoints, job), device)
     bar.restart(history.steps)
 
     def save() -> None:
-        look.before_checkpoint()
+        monitor.before_checkpoint()
         run.epoch.share()
         if is_main():
             checkpoints.save(history.steps, run.state())
@@ -130,14 +130,14 @@ def fit(
         for batch in batches(run.epoch.number, run.epoch.done):
             found = run.step(batch, compute_losses)
             run.epoch.seconds = before + time.perf_counter() - started
-            look.add(history.steps, run.epoch.number, found, sample_ids(batch))
+            monitor.add(history.steps, run.epoch.number, found, sample_ids(batch))
             if history.steps == training.max_steps:
                 break
             number = max(all_gather_object(stop.signal or 0))
             if number or history.steps % checkpoints.options.every == 0:
                 save()
             _stop_if(number, history.steps, checkpoints.folder, job.again)
-        look.end_epoch()
+        monitor.end_epoch()
         run.end_epoch(loggers, validate)
         save()
     run.finish()
@@ -288,7 +288,7 @@ class _Run:
         return self.history
 
 
-class _Look:
+class _StepMonitor:
     """Reads what the last steps gave, logs it, and ends a training that diverged."""
 
     def __init__(
@@ -297,7 +297,7 @@ class _Look:
         self.network, self.bar, self.loggers, self.folder = network, bar, loggers, folder
         self.epochs = epochs
         self.steps: list[tuple[int, int, Sequence[str]]] = []
-        """Of each step since the last look: its number, epoch and samples."""
+        """Of each step not read yet: its number, epoch and samples."""
         self.values: list[torch.Tensor] = []
         self.last: tuple[int, int, Sequence[str]] | None = None
 
@@ -308,11 +308,11 @@ class _Look:
         self.values.append(torch.stack([value.detach().float() for value in values]))
         self.last = (step, epoch, samples)
         self.steps.append(self.last)
-        if len(self.steps) >= LOOK_EVERY:
-            self.at_losses()
+        if len(self.steps) >= READ_EVERY:
+            self.read_losses()
 
-    def at_losses(self) -> None:
-        """Look at every step since the last look; raises InputError for a non-finite loss."""
+    def read_losses(self) -> None:
+        """Read what the steps since the last reading gave; InputError for a non-finite loss."""
         own = torch.stack(self.values).tolist() if self.values else []
         rows = mean_of_ranks(torch.stack(self.values)).tolist() if self.values else []
         steps, self.steps, self.values = self.steps, [], []
@@ -332,13 +332,13 @@ class _Look:
                 logger.step(step, values)
 
     def end_epoch(self) -> None:
-        """Look at the last steps' losses, and say how far the training is."""
-        self.at_losses()
+        """Read the last steps' losses, and say how far the training is."""
+        self.read_losses()
         self.bar.epoch_ends()
 
     def before_checkpoint(self) -> None:
-        """Look at the losses and the weights; raises InputError for a non-finite one."""
-        self.at_losses()
+        """Check the losses and the weights; raises InputError for a non-finite one."""
+        self.read_losses()
         for logger in self.loggers:
             logger.flush()
         if self.last is None:

@@ -25,5 +25,5 @@ def clothes_distances(query: pd.DataFrame, gallery: pd.DataFrame) -> Callable[[s
 
     For `rank_gallery`, whose numbers are expectations over ties.
     """
-    asked, worn = query["clothes"].to_numpy(), gallery["clothes"].to_numpy()
-    return lambda rows: (asked[rows, None] != worn).astype(np.float32)
+    query_outfit, gallery_outfit = query["clothes"].to_numpy(), gallery["clothes"].to_numpy()
+    return lambda rows: (query_outfit[rows, None] != gallery_outfit).astype(np.float32)
