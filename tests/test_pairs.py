@@ -59,7 +59,7 @@ def listed(pairs: Pairs, scores: np.ndarray) -> pd.DataFrame:
                 removed |= asked["clothes"] == shown["clothes"]
             if person and removed:
                 continue
-            faces = int(pairs.asked[q]) + int(pairs.shown[g])  # type: ignore[index, call-overload]
+            faces = int(pairs.query_face[q]) + int(pairs.gallery_face[g])  # type: ignore[index, call-overload]
             worn = None if pd.isna(asked["clothes"]) else asked["clothes"] == shown["clothes"]
             mine.append((q, g, asked["pid"], shown["pid"], person, CASES[2 - faces], worn))
         if any(row[4] for row in mine):  # a query without a positive left is not counted
@@ -180,7 +180,7 @@ def detected(own: np.ndarray, others: np.ndarray, threshold: float) -> float:
 
 def test_one_case_is_not_repeated_and_no_positive_is_nothing() -> None:
     pairs, scores = some_pairs(2, "market")
-    alone = pairs._replace(asked=np.ones(ASKED, bool), shown=np.ones(SHOWN, bool))
+    alone = pairs._replace(query_face=np.ones(ASKED, bool), gallery_face=np.ones(SHOWN, bool))
     assert [*pair_numbers(alone, {})] == ["face-face"]
     strangers = pairs.gallery.assign(pid="nobody")
     assert pair_numbers(pairs._replace(gallery=strangers), {}) == {}
