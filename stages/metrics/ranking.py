@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.names import Name
+from deskpro.stages.metrics.gaps import Near
 from deskpro.stages.metrics.nearest import Nearest
 from deskpro.stages.metrics.protocols import Codes, Protocol
 
@@ -129,19 +130,23 @@ def rank_gallery(
     which it is counted what a wrong first image shows.
 
     Raises:
-        ValueError: a distance is not a number.
+        ValueError: a distance is not a number, or nearest images or facts are wanted where other
+            people's images are removed.
     """
+    if protocol.gap_of_others and (nearest or facts):
+        raise ValueError("nearest images and facts are not collected under a gap of time")
     draws = [tasks_of(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
     queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
     shown = gallery if draws[0][0] is None else gallery.iloc[draws[0][0]]
-    near_by = Nearest(shown, nearest, facts)
+    near_by, soon = Nearest(shown, nearest, facts), Near(query, gallery, protocol.gap_of_others)
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
             if np.isnan(rows).any():  # it would compare as nearer than everything
                 raise ValueError("a distance is not a number")
+            rows = soon.without_others(rows, part.start)
             for draw, (members, tasks) in enumerate(draws):
                 near = rows if members is None else rows[:, members]
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
@@ -164,12 +169,17 @@ def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
 
 
 def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
-    """mAP of a random order: of a gallery whose images are all equally near; 0..1."""
+    """mAP of a random order, 0..1."""
+    return rank_equal(query, gallery, protocol).mAP
+
+
+def rank_equal(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> Ranking:
+    """The ranking of a random order: of a gallery whose images are all equally near."""
 
     def equal(rows: slice) -> np.ndarray:
         return np.zeros((rows.stop - rows.start, len(gallery)), np.float32)
 
-    return rank_gallery(query, gallery, equal, protocol).mAP
+    return rank_gallery(query, gallery, equal, protocol)
 
 
 def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None) -> Ties:
@@ -261,7 +271,7 @@ def tasks_of(
         gallery = gallery.iloc[rows]
     query_codes, gallery_codes = _codes(query, gallery)
     members = gallery.groupby("pid", sort=False).indices
-    pids = query["pid"].tolist()
+    pids, soon = query["pid"].tolist(), Near(query, gallery, protocol.gap)
     tasks = {}
     for q in np.flatnonzero(protocol.query_mask(query)):
         same = np.asarray(members.get(pids[q], ()), np.int64)
@@ -269,6 +279,7 @@ def tasks_of(
             {name: codes[q : q + 1] for name, codes in query_codes.items()},
             {name: codes[same] for name, codes in gallery_codes.items()},
         )
+        junk = junk | soon.of(int(q), same)
         if not junk.all():
             tasks[int(q)] = Task(int(q), same[~junk], same[junk])
     return rows, tasks
