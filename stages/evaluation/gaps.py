@@ -10,17 +10,18 @@ of others that the longest gap leaves: there the gap of their own images is all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.evaluation.measures import Compared, Measure
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import rank_equal, rank_gallery, tasks_of
+from deskpro.stages.metrics.ranking import Distances, random_order, rank_gallery, tasks_of
 from deskpro.stages.reporting import gap_rows
 
 GAPS = {
@@ -88,29 +89,50 @@ def gap_numbers(
         least = few["none"]["identities"]
         return {"refused": f"{least} identities have a positive, {LEAST} are needed"}
     asked, most = int(protocol.query_mask(query).sum()), GAPS[gaps[-1]]
-    rows, first = list[dict[str, Any]](), None
-    for name in gaps:
-        rule = replace(protocol, gap=GAPS[name])
-        own = _by_query(query, gallery, measure, replace(rule, gap_of_others=rule.gap))
-        same = _by_query(scored, gallery, measure, replace(rule, gap_of_others=most))
-        first = same if first is None else first
-        change = (same["ap"] - first["ap"]).to_numpy()
-        numbers = _numbers(same) | {"difference": float(change.mean())}
-        numbers["interval"]["difference"] = interval(change, same["pid"].to_numpy())
-        about = {"gap": name, "seconds": rule.gap, "skipped": asked - len(own)}
-        rows.append(about | _numbers(own) | {"same": numbers})
+    rules = {name: replace(protocol, gap=GAPS[name]) for name in gaps}
+    own = _by_query(
+        query, gallery, measure, [replace(r, gap_of_others=r.gap) for r in rules.values()]
+    )
+    same = _by_query(
+        scored, gallery, measure, [replace(r, gap_of_others=most) for r in rules.values()]
+    )
+    rows = []
+    for name, mine, shared in zip(gaps, own, same, strict=True):
+        change = (shared["ap"] - same[0]["ap"]).to_numpy()
+        numbers = _numbers(shared) | {"difference": float(change.mean())}
+        numbers["interval"]["difference"] = interval(change, shared["pid"].to_numpy())
+        about = {"gap": name, "seconds": GAPS[name], "skipped": asked - len(mine)}
+        rows.append(about | _numbers(mine) | {"same": numbers})
     return {"rows": rows, "few": few}
 
 
 def _by_query(
-    query: pd.DataFrame, gallery: pd.DataFrame, measure: Measure, rule: Protocol
-) -> pd.DataFrame:
-    """ap, rank1, pid, ap by chance, and how many gallery images are left, of each scored query."""
-    ranking = rank_gallery(query, gallery, measure(query, gallery), rule)
-    found = ranking.queries.set_index("sample_id")
-    equal = rank_equal(query, gallery, rule).queries.set_index("sample_id")
-    pids = query.set_index("sample_id")["pid"].loc[found.index]
-    return found[["ap", "rank1"]].assign(pid=pids, chance=equal["ap"], gallery=equal["tied"])
+    query: pd.DataFrame, gallery: pd.DataFrame, measure: Measure, rules: Sequence[Protocol]
+) -> list[pd.DataFrame]:
+    """By each rule of each query that it scores: ap, rank1, pid, ap by chance, and how many gallery
+    images are left."""
+    distances, found = _kept(measure(query, gallery)), []
+    pids = query.set_index("sample_id")["pid"]
+    for rule in rules:
+        rows = rank_gallery(query, gallery, distances, rule).queries.set_index("sample_id")
+        equal = random_order(query, gallery, rule).set_index("sample_id")
+        rows = rows[["ap", "rank1"]].assign(pid=pids, chance=equal["ap"], gallery=equal["images"])
+        found.append(rows)
+    return found
+
+
+def _kept(distances: Distances) -> Distances:
+    """The last block is kept: where all queries are one, it is computed once for all rules."""
+    kept = dict[tuple[int, int], np.ndarray]()
+
+    def block(rows: slice) -> np.ndarray:
+        key = rows.start, rows.stop
+        if key not in kept:
+            kept.clear()
+            kept[key] = distances(rows)
+        return kept[key]
+
+    return block
 
 
 def _numbers(queries: pd.DataFrame) -> dict[str, Any]:

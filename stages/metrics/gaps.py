@@ -31,6 +31,11 @@ class Near:
         first, last = (each[images] for each in self.gallery)
         return np.asarray((first - end < self.gap) & (start - last < self.gap))
 
+    def others(self, query: int, images: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Which of them show other people: bool [images]."""
+        near = self.of(query, images)
+        return near & (self.shown[images] != self.asked[query]) if self.gap else near
+
     def without_others(self, distances: np.ndarray, first: int) -> np.ndarray:
         """Distances of queries from `first` on, [rows, G], NaN for near images of other people.
 
@@ -40,7 +45,7 @@ class Near:
             return distances
         found = np.array(distances)
         for row, each in enumerate(found, first):
-            each[self.of(row) & (self.shown != self.asked[row])] = np.nan
+            each[self.others(row)] = np.nan
         return found
 
 

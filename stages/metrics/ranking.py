@@ -169,17 +169,42 @@ def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
 
 
 def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
-    """mAP of a random order, 0..1."""
-    return rank_equal(query, gallery, protocol).mAP
+    """mAP of a random order, 0..1; nan where no query counts."""
+    return float(random_order(query, gallery, protocol)["ap"].mean())
 
 
-def rank_equal(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> Ranking:
-    """The ranking of a random order: of a gallery whose images are all equally near."""
+def random_order(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """What a random order of the gallery gives each query that counts, in each draw.
 
-    def equal(rows: slice) -> np.ndarray:
-        return np.zeros((rows.stop - rows.start, len(gallery)), np.float32)
+    Returns:
+        Columns sample_id, images (that it is compared with), ap (its expectation), as of a
+        `Ranking` in which all images are equally near.
+    """
+    soon, names, rows = Near(query, gallery, protocol.gap_of_others), query["sample_id"], []
+    for members in _drawn(gallery, protocol, 0):
+        for task in tasks_of(query, gallery, protocol, members)[1].values():
+            images = len(gallery if members is None else members) - len(task.junk)
+            images -= int(
+                soon.others(task.query, slice(None) if members is None else members).sum()
+            )
+            rows.append((task.query, images, len(task.positive)))
+    found = np.array(rows, np.int64).reshape(-1, 3)
+    ap = _random_ap(found[:, 1], found[:, 2], trapezoidal=protocol.trapezoidal)
+    who = names.iloc[found[:, 0]].to_numpy()
+    return pd.DataFrame({"sample_id": who, "images": found[:, 1], "ap": ap})
 
-    return rank_gallery(query, gallery, equal, protocol)
+
+def _random_ap(images: np.ndarray, positives: np.ndarray, *, trapezoidal: bool) -> np.ndarray:
+    """Expected average precision of random orders; positives ≥ 1 among images, int64 [n] each.
+
+    A place k holds a positive with probability p / n, and each place before it then one of the
+    others with probability (p − 1) / (n − 1).
+    """
+    harmonic = np.cumsum(1 / np.arange(1, images.max(initial=1) + 1))[images - 1]
+    others = (positives - 1) / np.maximum(images - 1, 1)
+    ap = (harmonic + others * (images - harmonic)) / images
+    # Just before a hit precision is that of the others' share, at the first place 1.
+    return (ap + (1 + others * (images - 1)) / images) / 2 if trapezoidal else ap
 
 
 def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None) -> Ties:
