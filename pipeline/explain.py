@@ -53,7 +53,7 @@ def _as_table(names: Sequence[tuple[str, Name | None]]) -> list[str]:
     heads = [head for head in Name._fields if any(fact.get(head) is not None for fact in facts)]
     rows = [heads, *([_cut(fact.get(head), _CELL) for head in heads] for fact in facts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = _WIDTH - 2 - sum(width + 2 for width in widths)
+    room = max(_WIDTH - 2 - sum(width + 2 for width in widths), _CELL)
     paths = ["name", *(_cut(path, room) for path, _ in names)]
     room = max(map(len, paths))
     return [

@@ -21,7 +21,7 @@ from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.evaluation.paired import LEVEL, gain
 from deskpro.stages.metrics.intervals import holm
-from deskpro.stages.reporting import decisions, histories, ranked, record, results
+from deskpro.stages.reporting import decisions, gap_rows, histories, ranked, record, results
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
 from deskpro.stages.targets.comparison import compare
@@ -105,6 +105,9 @@ def _results(metrics: Mapping[str, Any], folder: Path, cameras: bool) -> dict[st
         "accuracy_chart": results.accuracy_chart(protocols),
         "pairs": results.pair_rows(protocols),
         "pair_columns": results.PAIR_COLUMNS,
+        "gaps": [*gap_rows.widest_gaps(protocols)],
+        "gap_rows": gap_rows,
+        "gap_chart": gap_rows.chart(protocols),
         "transductive": results.transductive_rows(protocols),
         "transductive_columns": results.TRANSDUCTIVE_COLUMNS,
         "cmc_charts": results.cmc_charts(protocols),

@@ -113,6 +113,7 @@ BROKEN = {
     "no pid": ("train/ann/cam1_7-1.png,train, ,1", "pid is empty"),
     "a camera by name": ("train/ann/cam1_7-1.png,train,ann,c1", "camid 'c1' must be a whole"),
     "a cut row": ("train/ann/cam1_7-1.png,train", "pid is empty; camid '' must be"),
+    "a time of no form": ("train/ann/cam1_7-1.png,train,ann,1,noon", "'noon' must be seconds"),
     "a cell too many": ("train/ann/cam1_7-1.png,train,ann,1,2", "5 cells, 4 columns"),
 }  # fmt: skip
 
@@ -122,7 +123,8 @@ def test_every_broken_row_of_a_list_is_named_by_its_line(what: str, tmp_path: Pa
     row, expected = BROKEN[what]
     named(tmp_path)
     good = "train/ann/cam1_7-0.png,train,ann,1"
-    (tmp_path / OWN_LIST).write_text(f"path,split,pid,camid\n{good}\n\n{row}\n{row}x\n")
+    head = "path,split,pid,camid" + ",time" * ("time" in what)
+    (tmp_path / OWN_LIST).write_text(f"{head}\n{good}\n\n{row}\n{row}x\n")
     checked = check_data(tmp_path, "celeb", needs=("imgs",), test_needs=("imgs",))
     assert tmp_path / row.partition(",")[0] not in {found.path for found in checked.unused}
     lines = [str(problem) for problem in checked.problems if problem.path == tmp_path / OWN_LIST]
@@ -141,7 +143,9 @@ def test_columns_of_a_list_are_checked(head: str, expected: str, tmp_path: Path)
     (tmp_path / OWN_LIST).write_text(f"{head}\nx.png,train,a,1\n" if head else "\n")
     [problem, *_] = read_index(tmp_path, LAYOUTS["csv"])[1]
     assert expected in str(problem)
-    assert "must be path, split, pid and, where known, camid, clothes, tracklet" in str(problem)
+    assert "must be path, split, pid and, where known, camid, clothes, tracklet, time" in str(
+        problem
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_columns_of_a_list_are_checked(head: str, expected: str, tmp_path: Path)
 def test_a_rule_that_cannot_be_is_refused_at_once(rule: str) -> None:
     with pytest.raises(InputError) as error:
         load({"data": {"name": rule}})
-    needed = "(?P<pid>…), may have camid, clothes, scene, tracklet, as in (?P<pid>"
+    needed = "(?P<pid>…), may have camid, clothes, scene, tracklet, time, as in (?P<pid>"
     assert needed in str(error.value)
     assert f"found {rule!r}" in str(error.value)
 

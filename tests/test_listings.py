@@ -349,6 +349,7 @@ def test_tracklets_are_pooled_over_the_images_that_have_the_part(seed: int, metr
             "camid": random.integers(1, 3, 20),
             "clothes": None,
             "tracklet": random.choice(["1", "2"], 20),
+            "time": random.choice([5, 8, 13, None], 20, p=[0.32, 0.32, 0.32, 0.04]),
             "row": random.permutation(20),
         }
     )
@@ -362,6 +363,9 @@ def test_tracklets_are_pooled_over_the_images_that_have_the_part(seed: int, metr
     for row, mean in zip(table.itertuples(), found, strict=True):
         same = images[(images[key] == [getattr(row, name) for name in key]).all(axis=1)]
         assert row.sample_id == same["sample_id"].min()
+        known = same["time"].notna().all()  # a tracklet with an image of no time has none
+        lasts = (min(same["time"]), max(same["time"])) if known else (None, None)
+        assert (row.time, row.time_end) == lasts
         used = [values[r] for r in same["row"] if values[r].any()]
         if metric == "cosine":
             used = [value / np.linalg.norm(value) for value in used]

@@ -29,6 +29,8 @@ class Name(NamedTuple):
     """What a protocol of the dataset takes for the camera."""
     tracklet: str | None = None
     """The images of a person that one camera took one after the other."""
+    time: str | None = None
+    """When it was taken, as it is written (`data.times`); for the evaluation alone."""
 
 
 def require_groups(rule: str, optional: Sequence[str], example: str) -> str:

@@ -42,7 +42,7 @@ class Data(Section):
     name: str | None = None
     """How names are read, in the place of `data_train`: a regular expression that the whole path of
     an image below its split's folder (train, query, gallery) must match. Group pid, and
-    optionally camid, clothes, scene, tracklet."""
+    optionally camid, clothes, scene, tracklet, time."""
     test_root: Source = None
     """Folder whose query and gallery are evaluated; `root` where not given."""
     body_size: Size = (384, 128)

@@ -17,6 +17,7 @@ from deskpro.stages.base.names import Name
 from deskpro.stages.base.progress import bar, log, warn
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 from deskpro.stages.data.listings import Listing
+from deskpro.stages.data.times import read_times
 
 _LISTED = 40
 """Problems in one error message."""
@@ -64,9 +65,10 @@ def read_index(
     Returns:
         A table with the columns `split`; `sample_id` (path below the folder of body images,
         unique); the fields of `Name`, None where unknown, with camid a number of its own for each
-        image where no camera exists; and for each of `KINDS` the path as a string, or None where
-        the file is absent. Problems: an empty split, a name that the layout's rule doesn't parse
-        (such a file gets no row), a mistake in a list beside the images.
+        image where no camera exists, and time in microseconds; and for each of `KINDS` the path as
+        a string, or None where the file is absent. Problems: an empty split, a name that the
+        layout's rule doesn't parse (such a file gets no row), a mistake in a list beside the
+        images, times that can't be read.
 
     Raises:
         InputError: `root` is no folder.
@@ -110,8 +112,20 @@ def read_index(
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
     problems += duplicate_ids({str(row["pid"]) for row in rows}, folder)
     columns = ["split", "sample_id", *Name._fields, *KINDS]
+    rows, wrong = _with_times(rows, folder)
+    problems += wrong
     table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
     return table.where(table.notna(), None), problems
+
+
+def _with_times(
+    rows: Sequence[Mapping[str, object]], folder: Path
+) -> tuple[list[dict[str, object]], list[Problem]]:
+    """Rows of the table with their times as numbers."""
+    written = [None if row["time"] is None else str(row["time"]) for row in rows]
+    times, wrong = read_times([str(row["sample_id"]) for row in rows], written)
+    timed = [{**row, "time": time} for row, time in zip(rows, times, strict=True)]
+    return timed, [Problem(folder, wrong)] * bool(wrong)
 
 
 def read_names(

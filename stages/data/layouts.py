@@ -174,6 +174,8 @@ _CELEB_LIGHT = Counts((490, 9_021), 887, 934)
 _PRCC = Counts((150, 17_896), 3_873 + 3_543, 3_384)
 _MARKET = _name(r"(?P<pid>-?\d+)_c(?P<camid>\d{1,9})(?:s\d+)?_[^/]*")
 _NO_CAMERA = _name(r"(?P<pid>\d+)_(?P<scene>\d)\d*_\d+")
+_DEEPCHANGE = r"P(?P<pid>[^_/]+)_C(?P<camid>\d{1,9})_"
+_DAY, _CLOCK = r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
 _CHANGING = ("market", "cloth-changing")
 _CLOTHES_RULES = (*_CHANGING, "same-clothes")
 _CELEB_RULES = ("celeb-plain", "celeb-official")
@@ -240,8 +242,12 @@ LAYOUTS: dict[str, Layout] = {
         ),
     ),
     "deepchange": Layout(
-        "P<pid>_C<camid>_*.jpg",
-        _name(r"P(?P<pid>[^_/]+)_C(?P<camid>\d{1,9})_[^/]*"),
+        "P<pid>_C<camid>_<date>_<time of day>_*.jpg",
+        # Times as public code reads them; a name that has none is read without.
+        (
+            *_name(rf"{_DEEPCHANGE}(?P<time>{_DAY}_{_CLOCK})_[^/]*"),
+            *_name(rf"{_DEEPCHANGE}[^/]*"),
+        ),
         {"train": "train-set/*", "query": "test-set-query/*", "gallery": "test-set-gallery/*"},
         scenes={
             "train": "train-set-bbox.txt",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from deskpro.cache.files import read_text
 from deskpro.stages.data.files import IMAGE_SUFFIXES
+from deskpro.stages.data.times import READABLE, is_time
 
 _MEVID = "annotation/mevid-v1-annotation-data"
 CCVID_LISTS = ("train.txt", "query.txt", "gallery.txt")
@@ -25,8 +26,9 @@ MEVID_LISTS = tuple(f"{place}{name}.txt" for place in (f"{_MEVID}/", "") for nam
 
 OWN_LIST = "dataset.csv"
 """At the root of a dataset of one's own: which images there are, in the place of names."""
-_NEEDED, _KNOWN = ("path", "split", "pid"), ("path", "split", "pid", "camid", "clothes", "tracklet")
-_COLUMNS = "its columns must be path, split, pid and, where known, camid, clothes, tracklet"
+_NEEDED = ("path", "split", "pid")
+_FACTS = ("camid", "clothes", "tracklet", "time")
+_COLUMNS = f"its columns must be path, split, pid and, where known, {', '.join(_FACTS)}"
 
 
 class Listing(NamedTuple):
@@ -119,7 +121,7 @@ def read_own_list(root: Path, folder: Path, splits: Collection[str]) -> Listing:
                 facts.setdefault(image, {})  # it is listed, though not used
             elif wanted:
                 images[row["split"]].append(image)
-                known = {k: row[k] for k in ("pid", "clothes", "tracklet") if row.get(k)}
+                known = {k: row[k] for k in ("pid", *_FACTS[1:]) if row.get(k)}
                 facts[image] = known | ({"camid": int(row["camid"])} if "camid" in row else {})
     except _WrongError as error:
         problems.append(error.problem)
@@ -139,7 +141,11 @@ def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
             sign = next((sign for sign in ",;\t" if sign in head), ",")
             columns = [cell.strip() for cell in next(csv.reader([head], delimiter=sign))]
             lacks = [name for name in _NEEDED if name not in columns]
-            extra = {name for name in columns if name not in _KNOWN or columns.count(name) > 1}
+            extra = {
+                name
+                for name in columns
+                if name not in (*_NEEDED, *_FACTS) or columns.count(name) > 1
+            }
             if lacks or extra:
                 what = [f"column {name!r} is unknown or there twice" for name in sorted(extra)]
                 what += [f"column {name!r} is missing" for name in lacks]
@@ -170,6 +176,8 @@ def _wrong_in(row: Mapping[str, str], image: str) -> list[str]:
         found.append("pid is empty")
     if not (camera.isascii() and camera.isdecimal() and len(camera) < 10):
         found.append(f"camid {camera!r} must be a whole number from 0, of at most 9 digits")
+    if row.get("time") and not is_time(row["time"]):
+        found.append(f"time {row['time']!r} must be {READABLE}")
     return found
 
 

@@ -17,6 +17,7 @@ from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.data.layouts import dataset_name, layout_of
+from deskpro.stages.evaluation.gaps import add_gaps, show_gaps
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
 from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
@@ -69,6 +70,7 @@ def score(
     add_pairs(report, measures, query, gallery)
     layout = layout_of(options.test_root, options.test_set)
     add_mistakes(report, scores, measures, query, gallery, layout.shared_clothes)
+    add_gaps(report, measures, query, gallery)
     add_transductive(report, options, measures, query, gallery)
     first, stream = scores[protocols[0].name], results.widest(measures)
     if stream in first:
@@ -79,6 +81,7 @@ def score(
     show_transductive(report)
     show_pairs(report)
     show_mistakes(report)
+    show_gaps(report)
     return report
 
 
@@ -92,7 +95,9 @@ def about_data(
         contents: kind of image → SHA-256 of each file, uint8 [N, 32].
         faces: columns of the face images that the network sees, none or one.
     """
-    labels = images[["sample_id", *Name._fields]].to_csv(index=False)
+    # Without times the digest is that of before they could be known.
+    facts = [name for name in Name._fields if name != "time" or images[name].notna().any()]
+    labels = images[["sample_id", *facts]].to_csv(index=False)
     digests = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
     for kind, found in contents.items():
         digests[kind] = hashlib.sha256(found.tobytes()).hexdigest()

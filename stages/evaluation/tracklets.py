@@ -71,7 +71,8 @@ def pool_tracklets(
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """A row for each tracklet, named by its first image; and the values of `row` of its images.
 
-    kinds: columns of images; a tracklet has one where any of its images has, the first.
+    kinds: columns of images; a tracklet has one where any of its images has, the first. A tracklet
+    lasts from `time` to `time_end`, None where one of its images has no time.
 
     Raises:
         InputError: the dataset knows no tracklets, or an image is of none, or one wears several
@@ -96,6 +97,12 @@ def pool_tracklets(
     table = groups.head(1).drop(columns=[*kinds, "row"]).reset_index(drop=True)
     for kind in kinds:
         table[kind] = groups[kind].first().to_numpy()
+    lasts = [_first_and_last(times) for _, times in groups["time"]]
+    table[["time", "time_end"]] = pd.DataFrame(lasts, table.index, dtype=object)
     table = table.astype(object).where(table.notna(), None).astype({"camid": "int64"})
     members = [np.sort(rows.to_numpy(np.int64)) for _, rows in groups["row"]]
     return table.assign(row=np.arange(len(table))), members
+
+
+def _first_and_last(times: pd.Series) -> tuple[int | None, int | None]:
+    return (None, None) if times.isna().any() else (min(times), max(times))

@@ -21,7 +21,7 @@ Codes = Mapping[str, np.ndarray]
 """Of some images: the fields of `Name` as int64 codes that query and gallery share."""
 Junk = Callable[[Codes, Codes], np.ndarray]
 """(codes of a query, [1]; of the n gallery images of its identity) → bool [n], which are removed.
-Images of other identities are never removed."""
+No such rule removes images of other identities."""
 
 
 def no_junk(query: Codes, same: Codes) -> np.ndarray:
@@ -60,6 +60,11 @@ class Protocol:
     """More than one: the gallery is one random image of each identity, drawn so many times."""
     trapezoidal: bool = False
     """AP is the trapezoidal area under precision and recall, not the mean precision at each hit."""
+    gap: int = 0
+    """Gallery images of a query's person that were taken less than so many seconds before or after
+    it are removed, too. Then the time of every image must be known (`gaps.Near`)."""
+    gap_of_others: int = 0
+    """The same of other people's images."""
 
     def query_mask(self, query: pd.DataFrame) -> np.ndarray:
         """Which images are queries: bool [Q]."""

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.names import Name
+from deskpro.stages.metrics.gaps import Near
 from deskpro.stages.metrics.nearest import Nearest
 from deskpro.stages.metrics.protocols import Codes, Protocol
 
@@ -129,19 +130,23 @@ def rank_gallery(
     which it is counted what a wrong first image shows.
 
     Raises:
-        ValueError: a distance is not a number.
+        ValueError: a distance is not a number, or nearest images or facts are wanted where other
+            people's images are removed.
     """
+    if protocol.gap_of_others and (nearest or facts):
+        raise ValueError("nearest images and facts are not collected under a gap of time")
     draws = [tasks_of(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
     size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
     found: dict[tuple[int, int], np.ndarray] = {}
     queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
     shown = gallery if draws[0][0] is None else gallery.iloc[draws[0][0]]
-    near_by = Nearest(shown, nearest, facts)
+    near_by, soon = Nearest(shown, nearest, facts), Near(query, gallery, protocol.gap_of_others)
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
             if np.isnan(rows).any():  # it would compare as nearer than everything
                 raise ValueError("a distance is not a number")
+            rows = soon.without_others(rows, part.start)
             for draw, (members, tasks) in enumerate(draws):
                 near = rows if members is None else rows[:, members]
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
@@ -164,12 +169,42 @@ def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
 
 
 def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
-    """mAP of a random order: of a gallery whose images are all equally near; 0..1."""
+    """mAP of a random order, 0..1; nan where no query counts."""
+    return float(random_order(query, gallery, protocol)["ap"].mean())
 
-    def equal(rows: slice) -> np.ndarray:
-        return np.zeros((rows.stop - rows.start, len(gallery)), np.float32)
 
-    return rank_gallery(query, gallery, equal, protocol).mAP
+def random_order(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """What a random order of the gallery gives each query that counts, in each draw.
+
+    Returns:
+        Columns sample_id, images (that it is compared with), ap (its expectation), as of a
+        `Ranking` in which all images are equally near.
+    """
+    soon, names, rows = Near(query, gallery, protocol.gap_of_others), query["sample_id"], []
+    for members in _drawn(gallery, protocol, 0):
+        for task in tasks_of(query, gallery, protocol, members)[1].values():
+            images = len(gallery if members is None else members) - len(task.junk)
+            images -= int(
+                soon.others(task.query, slice(None) if members is None else members).sum()
+            )
+            rows.append((task.query, images, len(task.positive)))
+    found = np.array(rows, np.int64).reshape(-1, 3)
+    ap = _random_ap(found[:, 1], found[:, 2], trapezoidal=protocol.trapezoidal)
+    who = names.iloc[found[:, 0]].to_numpy()
+    return pd.DataFrame({"sample_id": who, "images": found[:, 1], "ap": ap})
+
+
+def _random_ap(images: np.ndarray, positives: np.ndarray, *, trapezoidal: bool) -> np.ndarray:
+    """Expected average precision of random orders; positives ≥ 1 among images, int64 [n] each.
+
+    A place k holds a positive with probability p / n, and each place before it then one of the
+    others with probability (p − 1) / (n − 1).
+    """
+    harmonic = np.cumsum(1 / np.arange(1, images.max(initial=1) + 1))[images - 1]
+    others = (positives - 1) / np.maximum(images - 1, 1)
+    ap = (harmonic + others * (images - harmonic)) / images
+    # Just before a hit precision is that of the others' share, at the first place 1.
+    return (ap + (1 + others * (images - 1)) / images) / 2 if trapezoidal else ap
 
 
 def tie_groups(distances: np.ndarray, positive: np.ndarray, junk: np.ndarray | None = None) -> Ties:
@@ -261,7 +296,7 @@ def tasks_of(
         gallery = gallery.iloc[rows]
     query_codes, gallery_codes = _codes(query, gallery)
     members = gallery.groupby("pid", sort=False).indices
-    pids = query["pid"].tolist()
+    pids, soon = query["pid"].tolist(), Near(query, gallery, protocol.gap)
     tasks = {}
     for q in np.flatnonzero(protocol.query_mask(query)):
         same = np.asarray(members.get(pids[q], ()), np.int64)
@@ -269,6 +304,7 @@ def tasks_of(
             {name: codes[q : q + 1] for name, codes in query_codes.items()},
             {name: codes[same] for name, codes in gallery_codes.items()},
         )
+        junk = junk | soon.of(int(q), same)
         if not junk.all():
             tasks[int(q)] = Task(int(q), same[~junk], same[junk])
     return rows, tasks

@@ -141,6 +141,59 @@ class Mistakes(_Closed):
     changed: Changed | Refused | None = None
 
 
+class OfQueries(_Closed):
+    """Figures of some queries; gallery: images that a query is compared with, on average; chance:
+    mAP of a random order."""
+
+    queries: Annotated[int, Field(ge=1)]
+    identities: Annotated[int, Field(ge=1)]
+    gallery: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    mAP: Share
+    rank1: Share
+    chance: Share
+
+
+class SameIntervals(_Closed):
+    """Of 95 %, over identities."""
+
+    mAP: Interval
+    rank1: Interval
+    difference: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class SameQueries(OfQueries):
+    """Over the queries that the longest gap scores, among the images of others that it leaves;
+    difference: in mAP from no gap."""
+
+    difference: Annotated[float, Field(ge=-1, le=1)]
+    interval: SameIntervals
+
+
+class Gap(OfQueries):
+    """Over the queries that are scored where images of a shorter gap of time are removed; skipped:
+    how many have no positive left."""
+
+    gap: str
+    seconds: Count
+    skipped: Count
+    interval: Intervals
+    same: SameQueries
+
+
+class Few(_Closed):
+    """Queries with a positive, and their identities."""
+
+    queries: Count
+    identities: Count
+
+
+class Gaps(_Closed):
+    """Rows by gap of time, and gaps at which too few are scored."""
+
+    rows: Annotated[list[Gap], Field(min_length=1)]
+    few: dict[str, Few]
+
+
 class Ranked(_Part):
     """The figures of a ranking, as shares in 0..1, and `rankR` of each rank asked for."""
 
@@ -170,6 +223,8 @@ class Stream(Ranked):
     verification: dict[str, PairsOfCase] | None = None
     """By face case."""
     mistakes: Mistakes | None = None
+    gaps: Gaps | Refused | None = None
+    """Where times are known."""
     transductive: dict[str, Transductive] = {}
 
 
