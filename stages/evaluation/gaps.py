@@ -61,7 +61,7 @@ def add_gaps(
                 of_stream["gaps"] = {"refused": f"{why} for one"}
                 continue
             compared = measures[stream]
-            seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
+            seen = query[compared.query_mask(query)].reset_index(drop=True)
             rule = PROTOCOLS[name]
             of_stream["gaps"] = gap_numbers(seen, gallery, compared.measure, rule)
 
@@ -88,7 +88,7 @@ def gap_numbers(
     if not gaps:
         least = few["none"]["identities"]
         return {"refused": f"{least} identities have a positive, {LEAST} are needed"}
-    asked, most = int(protocol.query_mask(query).sum()), GAPS[gaps[-1]]
+    queries, most = int(protocol.query_mask(query).sum()), GAPS[gaps[-1]]
     rules = {name: replace(protocol, gap=GAPS[name]) for name in gaps}
     own = _by_query(
         query, gallery, measure, [replace(r, gap_of_others=r.gap) for r in rules.values()]
@@ -101,7 +101,7 @@ def gap_numbers(
         change = (shared["ap"] - same[0]["ap"]).to_numpy()
         numbers = _numbers(shared) | {"difference": float(change.mean())}
         numbers["interval"]["difference"] = interval(change, shared["pid"].to_numpy())
-        about = {"gap": name, "seconds": GAPS[name], "skipped": asked - len(mine)}
+        about = {"gap": name, "seconds": GAPS[name], "skipped": queries - len(mine)}
         rows.append(about | _numbers(mine) | {"same": numbers})
     return {"rows": rows, "few": few}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -24,9 +25,9 @@ teacher's store the gallery has `hr_row`, the place in that."""
 class Compared(NamedTuple):
     """What a stream compares, and how."""
 
-    asked: list[str]
+    query_kinds: list[str]
     """The kinds of images that it sees of a query, which has one of them or isn't ranked."""
-    shown: list[str]
+    gallery_kinds: list[str]
     """The same of the gallery, whose images without any are at a cosine of 0."""
     measure: Measure
     highest: float = 1.0
@@ -35,6 +36,14 @@ class Compared(NamedTuple):
     """The columns by which an image of query and gallery counts as having a face; else none has."""
     calibration: Mapping[str, Case] = {}
     """Face case → what scores mean, where that is known."""
+
+    def query_mask(self, query: pd.DataFrame) -> np.ndarray:
+        """Of which queries it sees an image: bool [Q]."""
+        return query[self.query_kinds].notna().any(axis=1).to_numpy()
+
+    def gallery_mask(self, gallery: pd.DataFrame) -> np.ndarray:
+        """Of which images of the gallery it sees something: bool [G]."""
+        return gallery[self.gallery_kinds].notna().any(axis=1).to_numpy()
 
 
 def measures_of(
@@ -105,5 +114,5 @@ def _together(
 ) -> Block:
     """Distances of both streams; kind: that of face images."""
     face, body = (measures[stream](query, gallery) for stream in ("face", "body"))
-    asked, shown = (part[kind].notna().to_numpy() for part in (query, gallery))
-    return fusion.distances(face, body, asked, shown)
+    has_face = (part[kind].notna().to_numpy() for part in (query, gallery))
+    return fusion.distances(face, body, *has_face)

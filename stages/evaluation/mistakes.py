@@ -45,7 +45,7 @@ def add_mistakes(
         for stream, ranking in streams.items():
             found = mistake_numbers(ranking, query, shown, shared_clothes, protocol.draws > 1)
             compared = measures[stream]
-            seen = query[query[compared.asked].notna().any(axis=1)].reset_index(drop=True)
+            seen = query[compared.query_mask(query)].reset_index(drop=True)
             distances = compared.measure(seen, gallery)
             found["changed"] = changed_clothes(seen, gallery, distances, protocol)
             report["protocols"][name]["streams"][stream]["mistakes"] = found

@@ -58,12 +58,10 @@ def add_pairs(
             if stream not in numbers["streams"]:
                 continue
             protocol = PROTOCOLS[name]
-            masks = protocol.query_mask(query), protocol.gallery_mask(gallery)
-            kinds = compared.asked, compared.shown
-            mine, others = (
-                part[mask & part[seen].notna().any(axis=1)].reset_index(drop=True)
-                for part, mask, seen in zip((query, gallery), masks, kinds, strict=True)
-            )
+            kept = protocol.query_mask(query) & compared.query_mask(query)
+            mine = query[kept].reset_index(drop=True)
+            kept = protocol.gallery_mask(gallery) & compared.gallery_mask(gallery)
+            others = gallery[kept].reset_index(drop=True)
             scores = _as_scores(compared.measure(mine, others), compared.highest)
             faces = compared.faces or (None, None)
             query_face, gallery_face = map(_faces, (mine, others), faces)

@@ -37,18 +37,17 @@ def rank_all(
     """
     scores: dict[str, dict[str, Ranking]] = {protocol.name: {} for protocol in protocols}
     for stream, compared in measures.items():
-        asked, kinds, measure = compared.asked, compared.shown, compared.measure
-        seen, shown = query[asked].notna().any(axis=1), gallery[kinds].notna().any(axis=1)
+        seen, kinds = compared.query_mask(query), (compared.query_kinds, compared.gallery_kinds)
         if not seen.all() and not quiet:
-            without = f"{(~seen).sum()} of {len(seen)} queries have no {asked[0]}"
+            without = f"{(~seen).sum()} of {len(seen)} queries have no {kinds[0][0]}"
             log(f"eval: {stream}: {without}; they are not counted")
-        if not seen.any() or not shown.any():
-            absent = " or ".join(dict.fromkeys((asked[0], kinds[0])))
+        if not seen.any() or not compared.gallery_mask(gallery).any():
+            absent = " or ".join(dict.fromkeys(kind for kind, *_ in kinds))
             if not quiet:
                 log(f"eval: {stream}: queries or gallery have no {absent}; it is left out")
             continue
         queries = query[seen]
-        distances = measure(queries, gallery)
+        distances = compared.measure(queries, gallery)
         for protocol in protocols:
             listed = protocol is protocols[0] and stream == widest(measures)
             ranking = rank_gallery(
@@ -80,9 +79,9 @@ def with_streams(
         lists: of `Ranking`, of the widest stream.
         query, gallery: tables with sample_id and what the measures read.
     """
-    asked = pd.Index(query["sample_id"]).get_indexer(lists["query"])
-    shown = pd.Index(gallery["sample_id"]).get_indexer(lists["sample_id"])
-    rows, place = np.unique(asked, return_inverse=True)
+    query_rows = pd.Index(query["sample_id"]).get_indexer(lists["query"])
+    gallery_rows = pd.Index(gallery["sample_id"]).get_indexer(lists["sample_id"])
+    rows, place = np.unique(query_rows, return_inverse=True)
     queries, size = query.iloc[rows], max(1, BLOCK // (4 * max(len(gallery), 1)))
     for stream in [name for name in measures if name not in (widest(measures), FACE_HR)]:
         compared, found = measures[stream], np.full(len(lists), np.nan, np.float32)
@@ -90,8 +89,8 @@ def with_streams(
         for start in range(0, len(rows), size):
             mine = np.flatnonzero((place >= start) & (place < start + size))
             block = distances(slice(start, min(start + size, len(rows))))
-            found[mine] = block[place[mine] - start, shown[mine]]
-        seen = query[compared.asked].notna().any(axis=1).to_numpy()[asked]
-        seen &= gallery[compared.shown].notna().any(axis=1).to_numpy()[shown]
+            found[mine] = block[place[mine] - start, gallery_rows[mine]]
+        seen = compared.query_mask(query)[query_rows]
+        seen &= compared.gallery_mask(gallery)[gallery_rows]
         lists = lists.assign(**{f"distance_{stream}": np.where(seen, found, np.nan)})
     return lists

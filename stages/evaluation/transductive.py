@@ -28,8 +28,8 @@ _ROUNDING = 1e-6
 """By how much a cosine of equal features may differ from 1."""
 
 
-class Asked(NamedTuple):
-    """What a protocol asks of a stream."""
+class Task(NamedTuple):
+    """What a stream ranks under a protocol."""
 
     options: Options
     measures: Mapping[str, Compared]
@@ -46,17 +46,17 @@ class Found(NamedTuple):
     about: dict[str, Any]
 
 
-def _rerank(asked: Asked) -> Found:
-    options, compared = asked.options, asked.measures[asked.stream]
-    picked = pd.concat([asked.query, asked.gallery])
-    shown = asked.gallery[compared.shown].notna().any(axis=1)
+def _rerank(task: Task) -> Found:
+    options, compared = task.options, task.measures[task.stream]
+    picked = pd.concat([task.query, task.gallery])
+    shown = compared.gallery_mask(task.gallery)
     settings = options.eval.rerank
     try:
         distances = reranked(
             compared.measure(picked, picked),
-            len(asked.query),
-            len(asked.gallery),
-            known=np.concatenate([np.ones(len(asked.query), bool), shown]),
+            len(task.query),
+            len(task.gallery),
+            known=np.concatenate([np.ones(len(task.query), bool), shown]),
             k1=settings.k1,
             k2=settings.k2,
             weight=settings.weight,
@@ -70,16 +70,16 @@ def _rerank(asked: Asked) -> Found:
     return Found(distances, {})
 
 
-def _enrich(asked: Asked) -> Found:
-    query, gallery = asked.query, asked.gallery
-    face, measure = asked.measures["face"], asked.measures[asked.stream].measure
-    distances, (column,) = face.measure(query, gallery), face.asked
+def _enrich(task: Task) -> Found:
+    query, gallery = task.query, task.gallery
+    face, measure = task.measures["face"], task.measures[task.stream].measure
+    distances, (column,) = face.measure(query, gallery), face.query_kinds
     has, shows = (part[column].notna().to_numpy() for part in (query, gallery))
 
     def faces(rows: slice) -> np.ndarray:
         return np.where(has[rows, None] & shows, distances(rows), np.float32(np.inf))
 
-    furthest = face.highest - least_score(asked.options, face) + _ROUNDING
+    furthest = face.highest - least_score(task.options, face) + _ROUNDING
     pairs = enrolled(faces, len(query), len(gallery), furthest)
     pids = query["pid"].to_numpy()[pairs[:, 0]], gallery["pid"].to_numpy()[pairs[:, 1]]
     about = {
@@ -89,7 +89,7 @@ def _enrich(asked: Asked) -> Found:
     return Found(enriched(measure(query, gallery), measure(query, query), pairs), about)
 
 
-RULES: Mapping[str, Callable[[Asked], Found]] = {"rerank": _rerank, "enrich": _enrich}
+RULES: Mapping[str, Callable[[Task], Found]] = {"rerank": _rerank, "enrich": _enrich}
 """Section of the options → how it ranks. To add one: its section, and a row."""
 
 
@@ -158,11 +158,10 @@ def add_transductive(
                 if stream == FACE_HR:
                     log(f"eval: {name} needs one network for all images; {stream} has two")
                     continue
-                seen = queries[measures[stream].asked].notna().any(axis=1)
-                asked = queries[seen].reset_index(drop=True)
-                found = RULES[name](Asked(options, measures, stream, asked, others))
-                ranking = rank_gallery(asked, others, found.distances, protocol)
-                each = ranking_numbers(ranking, asked, options.eval.ranks) | found.about
+                seen = queries[measures[stream].query_mask(queries)].reset_index(drop=True)
+                found = RULES[name](Task(options, measures, stream, seen, others))
+                ranking = rank_gallery(seen, others, found.distances, protocol)
+                each = ranking_numbers(ranking, seen, options.eval.ranks) | found.about
                 numbers.setdefault("transductive", {})[name] = each
 
 

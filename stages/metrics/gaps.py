@@ -21,7 +21,7 @@ class Near:
         if gap:
             self.query, self.gallery = _ends(query), _ends(gallery)
             pids = pd.factorize(pd.concat([query["pid"], gallery["pid"]]))[0]
-            self.asked, self.shown = pids[: len(query)], pids[len(query) :]
+            self.query_pid, self.gallery_pid = pids[: len(query)], pids[len(query) :]
 
     def of(self, query: int, images: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Which of some gallery images are near to a query, whoever they show: bool [images]."""
@@ -34,7 +34,7 @@ class Near:
     def others(self, query: int, images: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Which of them show other people: bool [images]."""
         near = self.of(query, images)
-        return near & (self.shown[images] != self.asked[query]) if self.gap else near
+        return near & (self.gallery_pid[images] != self.query_pid[query]) if self.gap else near
 
     def without_others(self, distances: np.ndarray, first: int) -> np.ndarray:
         """Distances of queries from `first` on, [rows, G], NaN for near images of other people.
