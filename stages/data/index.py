@@ -140,10 +140,10 @@ def read_names(
         name = layout.parse(sample_id, lists)
         if name is not None:
             facts = lists.facts.get(sample_id, {}) if lists else {}
-            said = {key: value for key, value in name._asdict().items() if value not in (None, "")}
-            # The camera that a list says is told apart more finely than that of the name.
+            own = {key: value for key, value in name._asdict().items() if value not in (None, "")}
+            # The camera of a list is finer than that of the name.
             camera = {"camid": facts["camid"]} if "camid" in facts else {}
-            name = Name(**{"clothes": clothes.get(sample_id), **facts, **said, **camera})
+            name = Name(**{"clothes": clothes.get(sample_id), **facts, **own, **camera})
             scene = name.scene or scenes.get(PurePath(sample_id).name)
             # A list of scenes is one of tracklets (DeepChange).
             name = name._replace(scene=scene, tracklet=name.tracklet or scene)

@@ -94,7 +94,7 @@ def compare(
     wanted = attention_target(targets["parsing"], floor)
     target = overlay(shown, wanted).numpy()
     teacher = _predictions(targets["logits"], classes)
-    says = None if heads is None else _predictions(logits[:, heads], classes)
+    predicted = None if heads is None else _predictions(logits[:, heads], classes)
     seen, apart = None, None
     if attention is not None:
         seen = overlay(shown, attention).numpy()
@@ -114,7 +114,7 @@ def compare(
             lr_face=face_of(i, "lr_face"),
             hr_face=face_of(i, "hr_face"),
             teacher=teacher[i],
-            student=None if says is None else says[i],
+            student=None if predicted is None else predicted[i],
         )
         for i, row in enumerate(rows)
     ]
