@@ -65,7 +65,9 @@ def compare(
 @click.option("--out", type=PATH, help="File.  [default: RUN/report.html]")
 @click.option("--good", default=6, type=_COUNT, help="Good queries to show.")
 @click.option("--failed", default=12, type=_COUNT, help="Failed queries.")
-@click.option("--samples", default=8, type=_COUNT, help="Training samples.")
+@click.option(
+    "--samples", default=8, type=_COUNT, help="Queries, and training samples, with attention."
+)
 @click.option(
     "--against",
     type=FOLDER,
@@ -79,8 +81,8 @@ def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: Any
     """Write the report of a run: one HTML file.
 
     The difference from other runs, figures with their intervals, what goes wrong, curves, ranked
-    lists of good and failed queries, the student's attention beside its target, and the provenance
-    of everything. It needs no network, and RUN must have been evaluated.
+    lists of good and failed queries, the student's attention on queries and training samples, and
+    the provenance of everything. It needs no network, and RUN must have been evaluated.
     """
     from deskpro.stages import report as stage
 

@@ -190,11 +190,22 @@ def _eval(result: Any) -> Facts:
         "rules": "; ".join(result.rules),
         "features": _blocks(result.kept, result.blocks, result.features),
         "teacher": of_teacher and _blocks(*(of_teacher[k] for k in ("kept", "blocks", "features"))),
+        "attention": result.attention and _attention(result.attention),
         "without face": "  ".join(f"{k} {v}" for k, v in result.without_face.items()) or none,
         "without HR face": of_teacher and f"gallery {of_teacher['without_face']}",
         "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
         "metrics": _written(result.metrics),
     }
+
+
+def _attention(found: Mapping[str, Any]) -> str:
+    if "refused" in found:
+        return f"head IoU not measured: {found['refused']}"
+    low, high = (100 * end for end in found["interval"])
+    return (
+        f"head IoU {100 * found['head_iou']:.1f} [{low:.1f}, {high:.1f}] % on {found['queries']} "
+        f"queries with a mask; {100 * found['uniform_iou']:.1f} if it were the same everywhere"
+    )
 
 
 def _eval_features(result: Any) -> Facts:

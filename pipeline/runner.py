@@ -17,6 +17,7 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256, write_text
 from deskpro.cache.lock import hold
 from deskpro.pipeline import config, messages, stages
+from deskpro.pipeline.commit import commit
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
@@ -191,6 +192,7 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
 def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:
     main, start = distributed.is_main(), time.monotonic()
     started, new = stage.home.started(stage.name), not stage.home.path.exists()
+    code = commit() if main else None  # it may be another one when a long stage ends
     if main:
         write_text(started, json.dumps(inputs) + "\n")
         if not _home(stage).config.exists():  # so that a command on the folder resumes this run
@@ -204,7 +206,7 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     digests.forget()
     if main:
         seconds = time.monotonic() - start
-        _write_manifest(stage, result, seconds, inputs, digests)
+        _write_manifest(stage, result, seconds, inputs, digests, code)
         _tidy(stage)
         summary(messages.done(stage, seconds), messages.facts(stage, result))
     distributed.barrier()
@@ -225,11 +227,19 @@ def record_recipe(options: Options, folder: RunFolder, home: RunFolder | None = 
 
 
 def _write_manifest(
-    stage: Stage, result: Result, seconds: float, inputs: Mapping[str, Any], digests: Digests
+    stage: Stage,
+    result: Result,
+    seconds: float,
+    inputs: Mapping[str, Any],
+    digests: Digests,
+    code: str | None,
 ) -> None:
-    """The manifest is written last: without it the output is not known to be finished."""
+    """The manifest is written last: without it the output is not known to be finished.
+
+    code: the commit that the stage started with, if it is known; it makes nothing stale.
+    """
     record_recipe(stage.options, stage.folder, _home(stage))
-    versions = {name: version(name) for name in _VERSIONS}
+    versions = {name: version(name) for name in _VERSIONS} | ({"commit": code} if code else {})
     manifest = {
         "stage": stage.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

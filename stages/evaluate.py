@@ -13,7 +13,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import FEATURES
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import start
-from deskpro.stages.base.run_folder import RunFolder, read_manifest
+from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import image_folders, layout_of, require_bodies
 from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EvaluateResult(Result):
     """rules: of the protocols; kept: blocks of features that were there, of `blocks`; of_teacher:
-    what was done for the gallery's features by the teacher, if any; without_face: split → images,
-    empty without a face stream; skipped: protocol → queries without a positive."""
+    what was done for the gallery's features by the teacher, if any; attention: as metrics.json has
+    it; without_face: split → images, empty without a face stream; skipped: protocol → queries
+    without a positive."""
 
     rules: Sequence[str]
     kept: int
     blocks: int
     features: Path
     of_teacher: Mapping[str, Any]
+    attention: Mapping[str, Any] | None
     without_face: Mapping[str, int]
     skipped: Mapping[str, int]
     metrics: Path
@@ -126,6 +128,8 @@ class Evaluate(Stage):
         # A teacher sees HR faces.
         kinds = ("imgs", "lr_face", "hr_face") if self.alone else ("imgs", "lr_face")
         folders = image_folders(root, dataset, kinds, ("query", "gallery"))
+        if self._may_attend():
+            folders |= image_folders(root, dataset, ("mask",), ("query",))
         if self.teacher is not None:
             folders |= image_folders(root, dataset, ("hr_face",), ("gallery",))
         return [
@@ -138,6 +142,12 @@ class Evaluate(Stage):
             ),
             *(Dep(role, *place) for role, place in folders.items()),
         ]
+
+    def _may_attend(self) -> bool:
+        """Whether it may have an attention, which the queries' masks are compared with."""
+        if self.alone:
+            return self.kind != "teacher" and self.weights.name != ENCODER
+        return "body" in self.options.streams
 
     def outs(self) -> list[Path]:
         return [self.folder.metrics]
@@ -169,7 +179,7 @@ class Evaluate(Stage):
         # In the order of their contents: then no number depends on file names.
         images = images.assign(row=made.rows).sort_values(["row", "sample_id"], ignore_index=True)
         faces = [kind for stream, kind in extractor.kinds.items() if stream == "face"]
-        about = self._about(extractor, stored, images.sort_values("sample_id"), faces)
+        about = self._about(extractor, stored, images.sort_values("sample_id"), faces, job)
         if options.eval.unit == "tracklet":
             images, members = pool_tracklets(images, [*extractor.kinds.values()])
             stored = Pooled(stored, members)
@@ -194,6 +204,7 @@ class Evaluate(Stage):
             blocks=made.blocks,
             features=folder.features,
             of_teacher=seen.facts() if seen else {},
+            attention=about["attention"],
             without_face=report["data"]["without face"],
             skipped={name: part["skipped"] for name, part in report["protocols"].items()},
             metrics=folder.metrics,
@@ -224,12 +235,20 @@ class Evaluate(Stage):
         stored: FeatureStore,
         images: pd.DataFrame,
         faces: Sequence[str],
+        job: Job,
     ) -> dict[str, Any]:
         """What metrics.json holds beside the scores."""
-        from deskpro.stages.evaluation.scoring import about_data
+        from deskpro.stages.evaluation.attention import score_attention
+        from deskpro.stages.evaluation.scoring import about_data, split
 
         settings, rows = self.options.eval, images["row"].to_numpy()
         contents = {kind: found[rows] for kind, found in stored.contents().items()}
+        attention = None
+        if self._may_attend():
+            made = self.folder.attention, extractor, self.weights
+            attention = score_attention(
+                *made, split(images)[0], self.options, job.index, stored.device
+            )
         return {
             "network": {
                 "file": self.weights.name,
@@ -237,6 +256,7 @@ class Evaluate(Stage):
                 "kind": extractor.info.kind,
             },
             "gallery_network": None,
+            "attention": attention,
             "data": about_data(self.options, images, contents, faces),
             "flip": settings.flip,
             "face_weight": settings.face_weight,

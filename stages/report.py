@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, layout_of
+from deskpro.stages.evaluation.attention import Seen, seen_queries
 from deskpro.stages.evaluation.paired import LEVEL, gain
 from deskpro.stages.metrics.intervals import holm
-from deskpro.stages.reporting import decisions, gap_rows, histories, ranked, record, results
+from deskpro.stages.reporting import (
+    decisions,
+    gap_rows,
+    heatmap,
+    histories,
+    ranked,
+    record,
+    results,
+)
 from deskpro.stages.reporting.images import Thumbnails, from_pixels
 from deskpro.stages.reporting.page import render
 from deskpro.stages.targets.comparison import compare
@@ -49,7 +59,7 @@ def run(
     Args:
         options: those that the run was evaluated with.
         good, failed: number of queries to show with their ranked lists.
-        samples: number of training samples on which student and teacher are compared.
+        samples: number of queries, and of training samples, that are shown with attention.
         against: evaluated runs that the page says the difference from; where none is given, the
             student without targets and the teacher, if a study of the run has evaluated them.
         anyway: report the evaluation of another student than the folder's.
@@ -77,11 +87,11 @@ def run(
         "no_cards": no_cards,
         "comparisons": comparisons,
         "no_comparisons": no_comparisons,
+        **_attention(options, metrics, folder, test, samples, against),
         **_training(options, folder),
         **_provenance(options, test, folder, cameras),
     }
-    page = render("report", parts)
-    write_text(out, page)
+    write_text(out, page := render("report", parts))
     facts: dict[str, object] = {
         "queries": no_cards or _outcomes(cards),
         "training samples": no_comparisons or len(comparisons),
@@ -133,11 +143,8 @@ _STUDIED = {"plain": "the same student without targets", "teacher": "the teacher
 def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
     """The differences from other runs, each with its `name`, and p adjusted for their number, as
     `compare` has it; and why others have none."""
-    studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
-    there = [path for path in studied if (path / folder.metrics.name).exists()]
     found, refused = [], []
-    for path in against or there:
-        name = studied.get(path, path.resolve().name)
+    for path, name in _named(folder, against):
         try:
             found.append(gain(folder.path, path) | {"name": name})
         except InputError as error:
@@ -146,6 +153,20 @@ def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
         each["p"] = float(p)
     return {"gains": found, "no_gains": refused, "level": LEVEL}
+
+
+def _named(folder: RunFolder, against: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The runs that this one is compared with, and what they are called."""
+    studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
+    there = [path for path in studied if (path / folder.metrics.name).exists()]
+    return [(path, studied.get(path, path.resolve().name)) for path in against or there]
+
+
+def _others(folder: RunFolder, against: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and figures of attention of the others; `_gains` says why one can't be read."""
+    for path, name in _named(folder, against):
+        with suppress(InputError):
+            yield name, record.read_metrics(path).get("attention") or {}
 
 
 def _has_cameras(metrics: Mapping[str, Any], test: pd.DataFrame) -> bool:
@@ -217,6 +238,48 @@ def _comparisons(
     ], ""
 
 
+def _attention(
+    options: Options,
+    metrics: Mapping[str, Any],
+    folder: RunFolder,
+    test: pd.DataFrame,
+    samples: int,
+    against: Sequence[Path],
+) -> dict[str, Any]:
+    """The attention on queries: figures of this run and of others, and some of the queries."""
+    figures, digest = metrics.get("attention") or {}, metrics["network"]["sha256"]
+    seen, why = list[Seen](), figures.get("refused", "this network has no attention") + "."
+    if "head_iou" in figures:
+        try:
+            seen, why = seen_queries(folder.attention, digest, test, samples)
+        except (InputError, CacheError) as error:
+            why = f"{error}."
+    top = max((float(each.attention.max()) for each in seen), default=1.0)
+    others = [
+        (name, found, found["digest"] == figures.get("digest"))
+        for name, found in _others(folder, against)
+        if "head_iou" in found
+    ]
+    return {
+        "attention": figures,
+        "other_attention": others,
+        "seen_top": top,
+        "seen_scale": heatmap.scale() if seen else "",
+        "no_seen": why,
+        "held_out": options.data.validation,
+        "seen": [
+            {
+                "sample_id": each.sample_id,
+                "pid": each.pid,
+                "head_iou": each.head_iou,
+                "image": heatmap.outlined(each.image, each.head, each.highest),
+                "map": heatmap.coloured(each.attention, top, each.head),
+            }
+            for each in seen
+        ],
+    }
+
+
 def _training(options: Options, folder: RunFolder) -> dict[str, Any]:
     parts = []
     heads, metrics_table = [], None
@@ -239,9 +302,12 @@ def _training(options: Options, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _finished(stages: Sequence[Mapping[str, Any]], name: str) -> str:
-    """When a stage finished; empty where that isn't known."""
-    return next((str(stage["finished"]) for stage in stages if stage["name"] == name), "")
+def _finished(stages: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
+    """When a stage finished, and by which code; empty where that isn't known."""
+    found: Mapping[str, Any] = next((stage for stage in stages if stage["name"] == name), {})
+    versions = found.get("versions", {})
+    code = [f"{what} {versions[what]}" for what in ("deskpro", "commit") if what in versions]
+    return found.get("finished", ""), ", ".join(code)
 
 
 def _provenance(
@@ -268,12 +334,15 @@ def _provenance(
             problem = str(error)
     stages = record.stages(folder.manifest("eval").parent)
     left_out = record.read_table(folder.left_out)
+    trained, evaluated = (_finished(stages, name) for name in ("train-student", "eval"))
     return {
         "splits": record.splits(tables, used, cameras),
         "left_out": [] if left_out is None else left_out.to_dict("records"),
         "stages": stages,
-        "evaluated": _finished(stages, "eval"),
-        "trained": _finished(stages, "train-student"),
+        "evaluated": evaluated[0],
+        "evaluated_by": evaluated[1],
+        "trained": trained[0],
+        "trained_by": trained[1],
         "versions": stages[-1]["versions"] if stages else {},
         "fingerprint": fingerprint,
         "cache_problem": problem,

@@ -36,6 +36,8 @@ class RunFolder:
         self.features = path / "features.zarr"
         self.gallery_features = path / "gallery_features.zarr"
         """The teacher's features of the gallery's HR faces."""
+        self.attention = path / "attention.zarr"
+        """The student's attention on the queries."""
         self.metrics = path / "metrics.json"
         self.config = path / "config.yaml"
 

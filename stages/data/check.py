@@ -145,6 +145,15 @@ def check_data(
     return CheckedData(table, left_out, problems, unused, leaks)
 
 
+def check_masks(masked: pd.DataFrame, root: Path, index: FileIndex) -> list[Problem]:
+    """What is wrong with the masks of images that all have one: of each that can't be read, or
+    isn't of the size of its body image; or of their folder alone, where almost none has a head."""
+    files, unreadable = _read([*masked["imgs"], *masked["mask"]], [root], index)
+    if lack := masks.lack_of_heads(files[path].note for path in masked["mask"]):
+        return [Problem(root / "mask", lack)]
+    return [*unreadable, *_mismatched_masks(masked, files)]
+
+
 def _unfinished(root: Path) -> list[Problem]:
     what = "its preparation is not complete: run prepare again"
     return [Problem(root, what)] if unfinished(root) else []

@@ -13,6 +13,8 @@ HEAD, NO_HEAD, LABELS = "head", "no head", "labels"
 _LEAST, _SHARE = 5, 0.05
 """So many masks of a set say something of all; the least share of them that must have a head.
 A person seen from behind, or cut off, may have none."""
+LIT = 128
+"""From this value of 0..255 on a pixel of a channel is of its region."""
 _ROWS = 96
 """So many rows of a mask are looked at; the head has several."""
 
@@ -32,7 +34,7 @@ def content(mask: Image.Image) -> str:
     between = flat & (np.abs(planes[:, :, 1:] - 128).min(axis=0) < 80)
     if np.count_nonzero(between) > 0.75 * np.count_nonzero(lit):
         return LABELS
-    return HEAD if (planes[0] >= 128).any() else NO_HEAD
+    return HEAD if (planes[0] >= LIT).any() else NO_HEAD
 
 
 def lack_of_heads(contents: Iterable[str | None]) -> str | None:

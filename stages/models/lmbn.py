@@ -257,6 +257,12 @@ class LMBN(nn.Module):
         self.backbone.train(training)
         return height, width
 
+    def attend(self, images: torch.Tensor) -> torch.Tensor:
+        """The attention that `forward` returns, [B, 1, h, w], without the rest of the network."""
+        assert self.spatial_attn is not None
+        attention: torch.Tensor = self.spatial_attn(map_of(self.backbone(images)))
+        return attention
+
     def forward(self, images: torch.Tensor) -> Output:
         x = self.backbone(images)
         attention = None

@@ -43,7 +43,7 @@ def charts(verification: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
 
 
 def _roc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    figure, axes = figures.new_axes("ROC and its 95 % band over identities", (440, 280))
+    figure, axes = figures.new_axes("ROC and its 95 % band over identities", (figures.PAGE, 280))
     ends = {}
     for name, curve in curves.items():
         colour, line = _style(name)
@@ -64,7 +64,9 @@ def _roc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 
 def _reliability(bins: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    figure, axes = figures.new_axes("Calibration: what scores say, and what is so", (440, 280))
+    figure, axes = figures.new_axes(
+        "Calibration: what scores say, and what is so", (figures.PAGE, 280)
+    )
     axes.plot([0, 100], [0, 100], color=figures.COLOURS["rule"], linewidth=1.5)
     ends = {}
     for name, found in bins.items():
@@ -91,5 +93,5 @@ def _name(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
     for (name, (x, _)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             name, (x, height), (9, 0), "data", "offset points", annotation_clip=False, va="center",
-            fontsize=11, color=_style(name)[0],
+            fontsize=figures.TEXT, color=_style(name)[0],
         )  # fmt: skip

@@ -37,7 +37,12 @@ _DASHES = {"face": ":", "body": "--", "face_hr": "-."}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _PIXEL = 1 / 72
 """Inches: a unit of the SVG."""
-LINE = 13
+PAGE = 316
+"""Width of a chart of the page, in these units: that of a phone's screen, so that text there is as
+large as it is drawn."""
+TEXT = 12
+"""Size of a chart's text, in these units."""
+LINE = 14
 """Height of a line of text in these units."""
 _RANKS = (1, 5, 10, 20)
 """Marks of a CMC."""
@@ -71,13 +76,14 @@ def cmc(
     title: str,
     ranks: Sequence[int] = (),
     labels: Mapping[str, str] | None = None,
+    width: int = 440,
 ) -> Figure:
     """Curves by stream; each is the share (0..1) of queries matched at rank 1, 2, …
 
     ranks: marked on the axis beside 1, 5, 10 and 20; labels: of streams, instead of their names.
     """
     last = max((len(shares) for shares in curves.values()), default=1)
-    figure, axes = new_axes(title, (440, 280))
+    figure, axes = new_axes(title, (width, 280))
     for name, shares in curves.items():
         axes.plot(
             range(1, len(shares) + 1), 100 * np.asarray(shares), linewidth=2.25, clip_on=False,
@@ -89,7 +95,7 @@ def cmc(
     for (name, shares), height in zip(curves.items(), heights, strict=True):
         axes.annotate(
             (labels or {}).get(name, name), (len(shares), height), (7, 0), "data", "offset points",
-            annotation_clip=False, va="center", fontsize=11, color=_colour(name),
+            annotation_clip=False, va="center", fontsize=TEXT, color=_colour(name),
         )  # fmt: skip
     return figure
 
@@ -98,7 +104,7 @@ def history_chart(
     title: str, epochs: Sequence[float], values: Sequence[float], colour: str
 ) -> Figure:
     """A quantity by epoch, on a scale that includes 0; colour: a name of `COLOURS`."""
-    figure, axes = new_axes(title, (300, 190))
+    figure, axes = new_axes(title, (PAGE, 190))
     _curve(axes, epochs, values, colour, linewidth=2.25)
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
@@ -120,33 +126,41 @@ def spark(values: Sequence[float], top: float, colour: str) -> Figure:
 
 
 def intervals(
-    rows: Sequence[Interval], title: str, label: str = "mAP, %", *, zero: bool = False
+    rows: Sequence[Interval],
+    title: str,
+    label: str = "mAP, %",
+    *,
+    zero: bool = False,
+    width: int | None = None,
 ) -> Figure:
     """A row for each value with its interval, under the name of its group.
 
-    zero: values are differences, with a sign, and a line marks 0.
+    zero: values are differences, with a sign, and a line marks 0; width: in which names of groups
+    are wrapped, as wide as names need unless given.
     """
-    groups = [*dict.fromkeys(row.group for row in rows)]
+    longest = max(len(row.name) for row in rows)
+    room = width or 440 + 6 * max(longest - 20, 0)
+    groups = {row.group: textwrap.fill(row.group, round((room - 80) / 6)) for row in rows}
     heights, heads, place = {}, {}, 0.0
-    for group in groups:
-        heads[group], place = place, place + bool(group)
+    for group, text in groups.items():
+        lines = text.count("\n") + bool(group)
+        heads[text], place = place + max(lines - 1, 0) / 2, place + lines
         for row in rows:
             if row.group == group:
                 heights[row], place = place, place + 1
         place += 0.4
-    longest = max(len(row.name) for row in rows)
-    figure, axes = new_axes(title, (440 + 6 * max(longest - 20, 0), round(75 + 1.4 * LINE * place)))
+    figure, axes = new_axes(title, (room, round(75 + 1.4 * LINE * place)))
     for row, height in heights.items():
         colour, ends = _colour(row.stream), np.nan_to_num([row.low, row.high], nan=row.value)
         axes.plot(ends, [height, height], color=colour, linewidth=2.25, solid_capstyle="butt")
         axes.plot([row.value], [height], color=colour, marker="o", markersize=6)
         axes.annotate(
             f"{row.value:{'+' * zero}.1f}", (ends[1], height), (7, 0), "data", "offset points",
-            annotation_clip=False, va="center", fontsize=10, color=COLOURS["ink"],
+            annotation_clip=False, va="center", fontsize=TEXT, color=COLOURS["ink"],
         )  # fmt: skip
     for group, height in heads.items():
         axes.text(
-            0, height, group, transform=axes.get_yaxis_transform(), va="center", fontsize=11,
+            0, height, group, transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT,
             color=COLOURS["ink"], parse_math=False,
         )  # fmt: skip
     if zero:
@@ -255,11 +269,11 @@ def new_axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    title = textwrap.fill(title, round(size[0] / 7))
-    axes.set_title(title, loc="left", fontsize=12, color=COLOURS["ink"], pad=9)
+    title = textwrap.fill(title, round(size[0] / 7.5))
+    axes.set_title(title, loc="left", fontsize=TEXT + 1, color=COLOURS["ink"], pad=9)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(fontsize=11, color=COLOURS["ink"])
-    axes.tick_params(length=0, labelsize=11, labelcolor=COLOURS["soft"])
+        axis.label.set(fontsize=TEXT, color=COLOURS["ink"])
+    axes.tick_params(length=0, labelsize=TEXT, labelcolor=COLOURS["soft"])
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=1)
     axes.set_axisbelow(True)
     return figure, axes

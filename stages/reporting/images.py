@@ -43,12 +43,13 @@ class Thumbnails:
         return _jpeg(image)
 
 
-def from_pixels(pixels: np.ndarray) -> str:
-    """The data URI of uint8 [3, H, W]."""
-    return _jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+def from_pixels(pixels: np.ndarray, *, drawn: bool = False) -> str:
+    """The data URI of uint8 [3, H, W]; drawn: lines in it keep their colours."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return _jpeg(image, subsampling=0 if drawn else -1)
 
 
-def _jpeg(image: Image.Image) -> str:
+def _jpeg(image: Image.Image, subsampling: int = -1) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True, subsampling=subsampling)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -262,11 +262,32 @@ class Network(_Part):
     kind: str
 
 
+class Attention(_Closed):
+    """Of the student's attention on queries with a mask that has a head: mean intersection over
+    union with the head, of the part of the image that is as large (`metrics.overlap`).
+
+    uniform_iou: of an attention that is the same everywhere; mask_iou: of the mask at the
+    attention's resolution; digest: of the images and masks.
+    """
+
+    queries: Annotated[int, Field(ge=1)]
+    identities: Annotated[int, Field(ge=1)]
+    without_mask: Count = Field(alias="without mask")
+    unusable_mask: Count = Field(alias="unusable mask")
+    without_head: Count = Field(alias="without head")
+    digest: str
+    head_iou: Share
+    interval: Interval
+    uniform_iou: Share
+    mask_iou: Share
+
+
 class Metrics(_Part):
     """The whole file."""
 
     network: Network
     gallery_network: Network | None = None
+    attention: Attention | Refused | None = None
     data: Data
     flip: bool | None
     face_weight: Share | Literal["fitted"] | None

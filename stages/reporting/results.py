@@ -119,11 +119,12 @@ def accuracy_chart(protocols: Protocols) -> Markup:
         for stream, numbers in protocol["streams"].items()
     ]  # fmt: skip
     text = "A row for each stream under each protocol. The numbers are in the table above."
-    chart = figures.intervals(rows, "mAP and its 95 % interval over identities")
+    title = "mAP and its 95 % interval over identities"
+    chart = figures.intervals(rows, title, width=figures.PAGE)
     return figures.to_svg(chart, "accuracy", "mAP", text)
 
 
-def cmc_figure(name: str, protocol: Mapping[str, Any]) -> Figure:
+def cmc_figure(name: str, protocol: Mapping[str, Any], width: int = 440) -> Figure:
     """The CMC curves of a protocol; a stream that ranks fewer queries says how many."""
     streams, queries = protocol["streams"], protocol["queries"]
     ranks = [int(key[4:]) for key in next(iter(streams.values())) if re.fullmatch(r"rank\d+", key)]
@@ -136,6 +137,7 @@ def cmc_figure(name: str, protocol: Mapping[str, Any]) -> Figure:
             for stream, numbers in streams.items()
             if numbers["queries"] != queries
         },
+        width,
     )
 
 
@@ -151,7 +153,7 @@ def cmc_charts(protocols: Protocols) -> list[Markup]:
             "Share of queries with a match among the first ranks. "
             f"At rank 1: {firsts}. The numbers are in the table below."
         )
-        chart = cmc_figure(name, protocol)
+        chart = cmc_figure(name, protocol, figures.PAGE)
         drawn.append(figures.to_svg(chart, f"cmc-{i}", f"CMC, {name}", text))
     return drawn
 
