@@ -260,7 +260,7 @@ def test_the_report_shows_queries_from_the_lowest_to_the_highest(project: Projec
     text = page("--samples", "5", "--against", str(other))
     names, fields = stored(project)
     figures = dict(zip(names, fields["figures"][:, 1].tolist(), strict=True))
-    start, end = text.index('id="looks"'), text.index('id="predictions"')
+    start, end = text.index('id="attention-on-queries"'), text.index('id="predictions"')
     shown = re.findall(r"head IoU <b>([\d.]+) %</b>", text[start:end])
     samples = re.findall(r'<p class="soft small">([^<]+)</p>', text[start:end])
     assert len(samples) == 5
