@@ -64,9 +64,12 @@ class Work:
             ),
             "teacher-cache": sets("cache.block=2"),
             "eval": [],
-            "sweep": ["--grid", "kd_loss.T=1,2", "--seeds", "2", "--jobs", "2"],
+            "sweep": [
+                *("--grid", "kd_loss.T=1,2,3", "--seeds", "1", "--jobs", "2"),
+                *sets("train_student.max_steps=2"),
+            ],
         }[name]
-        self.items = {"prepare": 22, "teacher-cache": 10, "eval": 12, "sweep": 4}[name]
+        self.items = {"prepare": 22, "teacher-cache": 10, "eval": 12, "sweep": 3}[name]
         """At least so many."""
         self.made = {
             "prepare": [folder / "prepared"],
@@ -98,7 +101,7 @@ class Work:
 
     def remove(self) -> None:
         for path in self.made:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(params=["prepare", "teacher-cache", "eval", "sweep"])
@@ -110,16 +113,23 @@ def work(
     return Work(request.param, project, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def made_once() -> dict[str, dict[str, str]]:
+    """Stage → the bytes of one process."""
+    return {}
+
+
 @pytest.fixture
-def wanted(work: Work) -> dict[str, str]:
-    """The bytes of one process, which are removed again."""
+def wanted(work: Work, made_once: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The bytes of one process; they are not there any more, and neither is anything else."""
     alone = {"prepare": [], "sweep": ["--jobs", "1"]}.get(work.name, ["--force"])
-    result = work(*alone, *SERIAL)
-    assert result.code == 0, result.err
-    found = work.bytes()
-    assert len(found) >= 4
+    if work.name not in made_once:
+        result = work(*alone, *SERIAL)
+        assert result.code == 0, result.err
+        made_once[work.name] = work.bytes()
+        assert len(made_once[work.name]) >= 4
     work.remove()
-    return found
+    return made_once[work.name]
 
 
 @pytest.fixture
@@ -235,7 +245,7 @@ def test_drivers_of_ray_are_killed(
     forks: BaseContext,
 ) -> None:
     options = sets("launch.engine=ray", f"launch.address={cluster.address}")
-    end_drivers(work, points("received", "written", count=4), forks, [*TWO, *options])
+    end_drivers(work, points("received", "written", count=2), forks, [*TWO, *options])
     assert work.bytes() == wanted
 
 
