@@ -72,7 +72,8 @@ def train_all(
     alone = Launch(threads=launch.threads)
     items = [r._replace(options=r.options.model_copy(update={"launch": alone})) for r in chosen]
     with StudyBars("ablation", len(items), "replicates") as bars:
-        for replicate, rows in map_items(launch, make_worker, bars.starting(items), bars.listen):
+        starting = bars.starting(items)
+        for replicate, rows in map_items(launch, make_worker, starting, bars.listen, len(items)):
             bars.end(replicate)
             yield replicate, rows
 

@@ -35,7 +35,7 @@ _NO_NUMBERS = {
     "stages/base/prepare_options.py", "stages/base/progress.py", "stages/cache_plan.py",
     "stages/cache_tools.py", "stages/check_data.py", "stages/compare.py", "stages/embed.py",
     "stages/export.py", "stages/import_checkpoint.py", "stages/prepare.py",
-    "stages/render_views.py", "stages/report.py", "stages/serving",
+    "stages/render_views.py", "stages/report.py", "stages/serving", "stages/base/workers.py",
 }  # fmt: skip
 """Folders and modules on which no measured number depends: they prepare, display, convert or use
 what is trained."""

@@ -131,7 +131,8 @@ def run_tasks(
     items = [t._replace(options=t.options.model_copy(update={"launch": alone})) for t in tasks]
     launch = launch.model_copy(update={"workers": min(jobs, len(items))})
     with StudyBars(title, len(items), "students") as bars:
-        for task, _ in map_items(launch, make_worker, bars.starting(items), bars.listen):
+        starting = bars.starting(items)
+        for task, _ in map_items(launch, make_worker, starting, bars.listen, len(items)):
             bars.end(task)
             yield task
 

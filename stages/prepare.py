@@ -163,10 +163,10 @@ class PrepareData(Stage):
         """
         size = self.settings.batch
         batches = (samples[i : i + size] for i in range(0, len(samples), size))
-        items = ([sample for sample in batch if sample.id in todo] for batch in batches)
+        items = [[sample for sample in batch if sample.id in todo] for batch in batches]
         title, launch = f"prepare {step.name}", self.options.launch
         with bar(title, len(todo), "images") as progress, ThreadPoolExecutor() as pool:
-            for done, outcomes in map_items(launch, step.worker, filter(None, items)):
+            for done, outcomes in map_items(launch, step.worker, [*filter(None, items)]):
                 paths = [step.path(step.writes, sample) for sample in done]
                 records.add([sample.id for sample in done], paths, outcomes)
                 list(pool.map(_write, paths, [outcome.content for outcome in outcomes]))

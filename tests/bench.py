@@ -11,8 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -27,11 +29,15 @@ from deskpro.cache.files import write_aside
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
+from deskpro.pipeline import runner, students
+from deskpro.pipeline.config import load as load_config
 from deskpro.pipeline.config import override
+from deskpro.stages import teacher_cache
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job, Stage
+from deskpro.stages.data.benchmark import BenchmarkOptions, make_benchmark
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
 from deskpro.stages.data.loader import ImageDataset, batched, load
@@ -542,6 +548,76 @@ def gallery(folder: Path, count: int = 100_000) -> Iterator[Row]:
         yield compare(f"gallery, {queries} of {count:,}", ours, theirs, 5)
 
 
+def demonstration(folder: Path, size: BenchmarkOptions) -> tuple[Options, RunFolder]:
+    """The demonstration on a benchmark drawn here, as far as a teacher that hardly trained: one
+    thread, one process."""
+    make_benchmark(folder / "benchmark", size)
+    changes: dict[str, object] = {"data.root": folder / "benchmark", "launch.threads": 1}
+    changes |= {"train_teacher.max_steps": 2, "device": "cpu"}
+    options = override(load_config(Path("configs/demo.yaml")), changes)
+    run = RunFolder(folder / "run")
+    runner.run_stage("train-teacher", options, run)
+    return options, run
+
+
+def item_seconds(options: Options, weights: Path, folder: Path, **launch: object) -> float:
+    """Stage one, one thread for each worker: seconds an item takes once all workers have one done.
+
+    So nothing counts of the start of Ray, of processes, and of networks.
+    """
+    changes: dict[str, object] = {f"launch.{name}": value for name, value in launch.items()}
+    options = override(options, {**changes, "pre_train": weights})
+    computed, times = teacher_cache._computed, list[float]()
+
+    def timed(*arguments: Any) -> Iterator[Any]:
+        for pair in computed(*arguments):
+            times.append(time.perf_counter())
+            yield pair
+
+    with mock.patch.object(teacher_cache, "_computed", timed):
+        run_alone(TeacherCache(options, RunFolder(folder)))
+    first = options.launch.workers - 1
+    return (times[-1] - times[first]) / (len(times) - 1 - first)
+
+
+def workers(folder: Path, size: BenchmarkOptions | None = None) -> Iterator[Row]:
+    """Stage one of the demonstration: time by a Ray worker / by this process; speed-up of two
+    local workers over one. The same of its students, six of two epochs each. One thread each; the
+    start of workers is left out of stage one, and counts for students."""
+    options, run = demonstration(folder, size or BenchmarkOptions())
+    before, runs = torch.get_num_threads(), iter(range(1000))
+    torch.set_num_threads(1)
+
+    def seconds(block: int, **launch: object) -> float:
+        changed = override(options, {"cache.block": block})
+        return item_seconds(changed, run.teacher, folder / f"stage{next(runs)}", **launch)
+
+    turns = [(seconds(256, engine="ray"), seconds(256)) for _ in range(3)]
+    yield row("teacher-cache, Ray worker", turns, "s/item")
+    turns = [(seconds(64, workers=2), seconds(64)) for _ in range(3)]
+    timed = row("teacher-cache, two workers", turns, "s/item")
+    yield replace(timed, ratio=timed.theirs / timed.ours)
+    runner.run_stage("teacher-cache", options, run)
+    shorter = override(options, {"train_student.epochs": 2, "train_student.warmup_epochs": 1})
+
+    def students_by(jobs: int) -> None:
+        number = next(runs)
+        tasks = [
+            students.Task(
+                f"seed {seed}",
+                override(shorter, {"train_student.seed": seed}),
+                RunFolder(folder / f"students{number}" / f"{seed}", run.path),
+            )
+            for seed in range(6)
+        ]
+        make_worker = partial(students.trainer, students.Mode())
+        assert len([*students.run_tasks(tasks, make_worker, shorter.launch, jobs, "bench")]) == 6
+
+    timed = compare("students, two workers", partial(students_by, 2), partial(students_by, 1), 2)
+    yield replace(timed, ratio=timed.theirs / timed.ours)
+    torch.set_num_threads(before)
+
+
 def scale(folder: Path) -> Iterator[Row]:
     """A store of 400,000 samples × 4 views / 4 times one of 100,000, teacher and images null."""
     pairs = [(scaling.measure(400_000), scaling.measure(100_000)) for _ in range(3)]
@@ -564,6 +640,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
         million,
         serving,
         gallery,
+        workers,
         scale,
         help_start,
     )

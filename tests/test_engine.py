@@ -71,7 +71,6 @@ def test_threads_of_the_driver_are_as_before() -> None:
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.slow
 def make_place() -> Callable[[int], int]:
     return lambda _: int(os.environ["LOCAL_RANK"])
 
@@ -194,6 +193,7 @@ def test_a_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: P
         wait_for(lambda worker=worker: not alive(worker), 5)  # type: ignore[misc]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ray_gives_the_same_and_repeats_what_a_dead_worker_had(tmp_path: Path) -> None:
     assert results(RAY, tmp_path) == EXPECTED
@@ -202,6 +202,7 @@ def test_ray_gives_the_same_and_repeats_what_a_dead_worker_had(tmp_path: Path) -
         list(map_items(RAY, make_refusing, ITEMS))
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_two_ray_nodes_give_the_same() -> None:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -214,6 +215,7 @@ def test_two_ray_nodes_give_the_same() -> None:
         cluster.shutdown()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_ray_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -499,6 +500,39 @@ def test_two_processes_train_one_student(project: Project, tmp_path: Path) -> No
     project.ok("eval", *sets("batchid=4"))
     said = json.loads((project.run / "student.json").read_text())
     assert said["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_machines_train_the_student_of_one(project: Project, tmp_path: Path) -> None:
+    """Two agents of torchrun, which meet at a port, beside one agent with two processes."""
+    project.ok("teacher-cache")
+    where = ["--config", str(project.config), "--run", str(project.run)]
+    command = ["-m", "--", "deskpro", "train-student", *where, "--force", *sets("batchid=4")]
+    done = torchrun(command)
+    assert done.returncode == 0, done.stderr
+    alone = keep(project, tmp_path)[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    agents = []
+    for rank in range(2):
+        program = [Path(sys.executable).with_name("torchrun"), "--nnodes", "2"]
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "one"]
+        own = ["--node-rank", str(rank), "--log-dir", tmp_path / f"agent{rank}"]
+        here = ["--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", "127.0.0.1"]
+        agents.append(
+            subprocess.Popen(
+                [*program, *meeting, *own, *here, *command], cwd=REPOSITORY, text=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            )
+        )  # fmt: skip
+    errors = [agent.communicate(timeout=300)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    assert sum(error.count("train-student: done in") for error in errors) == 1
+    assert same(project.run / "student.safetensors", alone)
+    assert weights(alone)
+    assert json.loads((project.run / "student.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,13 @@ Run = Callable[[Path, Callable[..., Result]], None]
 """(a folder that fills while the workers work, a command that takes `--set` options)."""
 
 
-@pytest.fixture(params=["local", "ray", "nodes", "local-killed", "ray-killed"])
+def of_ray(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.ray)
+
+
+@pytest.fixture(
+    params=["local", of_ray("ray"), of_ray("nodes"), "local-killed", of_ray("ray-killed")]
+)
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """Runs a command with two workers; where it says so one of them is killed at work."""
     engine, _, killed = request.param.partition("-")
@@ -95,7 +102,7 @@ def worker_processes() -> list[int]:
                 return True
         return False
 
-    marks = ("spawn_main", "ray::_Worker.run")
+    marks = ("spawn_main", "ray::_Actor.run")
     return [pid for pid, name in names.items() if any(m in name for m in marks) and ours(pid)]
 
 

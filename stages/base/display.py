@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.columns import Columns
 from rich.console import Console, RenderableType
@@ -104,11 +104,15 @@ def count(task: Task) -> str:
 def rate(task: Task) -> str:
     """Units per second, or per the time that makes it a number to read."""
     unit, speed = task.fields["unit"], task.speed
-    if not speed:
-        return f"- {unit}/s"
-    scales = ((speed * seconds, name) for name, seconds in (("s", 1), ("min", 60)))
-    each, name = next((s for s in scales if s[0] >= 0.1), (speed * 3600, "h"))
-    return f"{each:.{each < 1000:d}f} {unit}/{name}"
+    return rates([speed], unit) if speed else f"- {unit}/s"
+
+
+def rates(speeds: Sequence[float], unit: str, between: str = ", ") -> str:
+    """Some rates, given per second, with one unit for all."""
+    scales = (("s", 1), ("min", 60))
+    name, seconds = next((s for s in scales if min(speeds) * s[1] >= 0.1), ("h", 3600))
+    each = [speed * seconds for speed in speeds]
+    return f"{between.join(f'{one:.{one < 1000:d}f}' for one in each)} {unit}/{name}"
 
 
 def left(task: Task) -> str:

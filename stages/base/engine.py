@@ -11,12 +11,14 @@ import logging
 import multiprocessing
 import os
 import pickle
+import platform
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -24,13 +26,15 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.log_file import printed
 from deskpro.stages.base.options import Launch
-from deskpro.stages.base.progress import Event, forwarded, replay
+from deskpro.stages.base.progress import Event, Printed, Step, forwarded, replay
+from deskpro.stages.base.workers import Died, Workers
 
 MakeWorker = Callable[[], Callable[[Any], Any]]
 Outcome = tuple[Any, Exception | None]
 Listen = Callable[[Any, Event], object]
-Workers = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome | Event]]]
+Pool = tuple[Callable[[int, Any], None], Callable[[], tuple[int, Outcome | Event]]]
 """submit(number, item) gives an item to a worker; ready() waits for the next (number, outcome), or
 for what a worker tells while it works."""
 
@@ -46,11 +50,12 @@ def map_items(
     make_worker: MakeWorker,
     items: Iterable[Any],
     listen: Listen | None = None,
+    count: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Each item with its result, in any order; a worker has one item at a time.
 
     No result depends on engine and number of workers at equal threads. Workers print nothing: this
-    process is told of their lines and bars, but not by Ray.
+    process shows what they send (Ray: no bars), and writes a log of each into the run folder.
 
     Args:
         launch: Which workers, and how many.
@@ -59,13 +64,14 @@ def map_items(
         items: Picklable; the next is read when a worker is free.
         listen: Is given an item and what its worker tells of it. Otherwise lines are logged, and
             the only worker of this process prints by itself.
+        count: How many items there are, where they have no length.
 
     Raises:
         InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
             its traceback as a note.
     """
-    count, threads = launch.workers, launch.threads
-    if launch.engine == "local" and count == 1:
+    threads = launch.threads
+    if launch.engine == "local" and launch.workers == 1:
         worker = make_worker()
         with _torch_threads(threads):
             for item in items:
@@ -73,28 +79,33 @@ def map_items(
                     result = worker(item)
                 yield item, result
         return
-    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    threads = threads or max(1, (os.cpu_count() or 1) // launch.workers)
     start_workers = _ray if launch.engine == "ray" else _processes
     waiting, running = iter(items), dict[int, Any]()
-    listen = listen or replay
+    count = len(items) if count is None and isinstance(items, Sized) else count
+    workers, listen = Workers(launch.workers, count), listen or replay
 
     def start(number: int) -> None:
         for item in itertools.islice(waiting, 1):
             submit(number, item)
             running[number] = item
+            workers.start(number, item)
 
     with start_workers(launch, make_worker, threads) as (submit, ready):
-        for number in range(count):
+        for number in range(launch.workers):
             start(number)
         while running:
-            number, told = ready()
-            if isinstance(told, Event):
-                listen(running[number], told)
+            number, message = ready()
+            if isinstance(message, Event):
+                workers.receive(number, message)
+                if not isinstance(message, Printed):
+                    listen(running[number], message)
                 continue
-            result, error = told
+            result, error = message
             if error is not None:
-                raise error
+                raise workers.failure(number, error)
             done = running.pop(number)
+            workers.end(number)
             start(number)
             yield done, result
 
@@ -125,6 +136,7 @@ class _Worker:
     def run(self, item: Any) -> Outcome:
         try:
             if self._worker is None:
+                print(f"process {os.getpid()} of {platform.node()}")  # for its log
                 self._worker = pickle.loads(self._make)()
                 if "torch" in sys.modules:  # one that loads later reads the environment
                     sys.modules["torch"].set_num_threads(self._threads)
@@ -135,8 +147,45 @@ class _Worker:
             return None, error
 
 
+class _Actor(_Worker):
+    """A worker of Ray."""
+
+    def __init__(self, make_worker: bytes, threads: int) -> None:
+        super().__init__(make_worker, threads)
+        self._events = list[Event]()
+
+    def run_and_tell(self, item: Any) -> tuple[list[Event], Outcome]:
+        """The outcome, and before it the lines."""
+        with _telling(self._tell):
+            outcome = self.run(item)
+        events, self._events = self._events, []
+        return events, outcome
+
+    def _tell(self, event: Event) -> None:
+        if not isinstance(event, Step):  # bars would come too late
+            self._events.append(event)
+
+
 @contextmanager
-def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
+def _telling(tell: Callable[[Event], object]) -> Iterator[None]:
+    """While the block runs, lines, bars and whatever is printed are sent as events.
+
+    A loader's process, which is a fork of this one, prints as before: it has no way to the driver.
+    """
+    own = os.getpid()
+
+    def tell_printed(text: str) -> None:
+        if os.getpid() == own:
+            tell(Printed(text))
+        elif sys.__stderr__ is not None:
+            sys.__stderr__.write(f"{text}\n")
+
+    with forwarded(tell), printed(tell_printed):
+        yield
+
+
+@contextmanager
+def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Pool]:
     """Processes with a pipe each; LOCAL_RANK of a worker is the number of its GPU.
 
     `ProcessPoolExecutor` waits forever for a worker that is killed while it sends a result, and
@@ -155,10 +204,11 @@ def _processes(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterato
             return number, pipes[number].recv()
         except (EOFError, ConnectionResetError):
             processes[number].join()
-            raise InputError(
-                f"worker {number} died with exit code {processes[number].exitcode} "
-                f"(-9: killed, often for lack of memory). {_RESUME}"
-            ) from None
+            code = processes[number].exitcode
+            died = (
+                f"worker {number} died with exit code {code} (-9: killed, often for lack of memory)"
+            )
+            return number, (None, Died(f"{died}. {_RESUME}"))
 
     try:
         for number in range(launch.workers):
@@ -193,9 +243,12 @@ def _serve(pipe: Connection, gpu: int, make_worker: bytes, threads: int) -> None
         with lock:
             pipe.send(message)
 
-    with suppress(EOFError, BrokenPipeError), forwarded(send):
+    with suppress(EOFError, BrokenPipeError):
         while True:
-            send(worker.run(pipe.recv()))
+            item = pipe.recv()
+            with _telling(send):
+                outcome = worker.run(item)
+            send(outcome)
 
 
 def _end_with_driver() -> None:
@@ -206,24 +259,29 @@ def _end_with_driver() -> None:
 
 
 @contextmanager
-def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Workers]:
+def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Pool]:
     """Actors on the nodes of a cluster; Ray restarts a dead one and repeats its item."""
     try:
         import ray
     except ModuleNotFoundError:
         raise InputError("launch.engine ray needs: pip install 'deskpro[cluster]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    running: dict[Any, int] = {}
+    running, messages = dict[Any, int](), deque[tuple[int, Outcome | Event]]()
 
     def submit(number: int, item: Any) -> None:
-        running[actors[number].run.remote(item)] = number
+        running[actors[number].run_and_tell.remote(item)] = number
 
-    def ready() -> tuple[int, Outcome]:
-        done = ray.wait([*running])[0][0]
-        try:
-            return running.pop(done), ray.get(done)
-        except ray.exceptions.RayError as error:
-            raise InputError(f"ray: {' '.join(str(error).split())}. {_RESUME}") from None
+    def ready() -> tuple[int, Outcome | Event]:
+        if not messages:
+            done = ray.wait([*running])[0][0]
+            number = running.pop(done)
+            try:
+                events, outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                text = f"ray: {' '.join(str(error).split())}. {_RESUME}"
+                events, outcome = [], (None, Died(text))
+            messages.extend((number, each) for each in [*events, outcome])
+        return messages.popleft()
 
     if launch.address:  # Ray would try for minutes
         host, _, port = launch.address.rpartition(":")
@@ -234,10 +292,10 @@ def _ray(launch: Launch, make_worker: MakeWorker, threads: int) -> Iterator[Work
     try:
         ray.init(launch.address or "local", log_to_driver=False, logging_level=logging.ERROR)
         gpus = ray.cluster_resources().get("GPU", 0)
-        actor = ray.remote(_Worker).options(
+        actor = ray.remote(_Actor).options(
             num_gpus=min(launch.gpus_per_worker, int(100 * gpus / launch.workers) / 100),
             max_restarts=launch.max_restarts,
-            max_task_retries=launch.max_restarts,
+            max_task_retries=-1,  # by each try to reach a node that is gone, one would be used up
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": dict.fromkeys(_THREADS, str(threads))},
         )

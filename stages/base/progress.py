@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from rich.text import Text
 
 from deskpro.stages.base.display import Display, Note
 from deskpro.stages.base.distributed import is_main
-from deskpro.stages.base.log_file import LogFile
+from deskpro.stages.base.log_file import LogFile, WorkerLog, printed
 
 _SILENT, _SILENT_FILE = 8.0, 60.0
 """Seconds without a line after which one says how far the work is: in a pipe; in a log alone."""
@@ -50,7 +50,13 @@ class Step(NamedTuple):
     unit: str
 
 
-Event = Line | Step
+class Printed(NamedTuple):
+    """What a worker's libraries print; it goes to the worker's log alone."""
+
+    text: str
+
+
+Event = Line | Step | Printed
 Tell = Callable[[Any], object]
 
 
@@ -69,13 +75,14 @@ class _Output:
         Args:
             shown: on standard error.
             file: the log.
-            lines: is told every line.
-            steps: is told the state of every bar.
+            lines: gets every line.
+            steps: gets the state of every bar.
         """
         self.shown, self.file, self.lines, self.steps = shown, file, lines, steps
         self.display: Display | None = None
+        self.bars: list[Bar] = []
         self._lock = threading.RLock()
-        self._last = self._told = -math.inf
+        self._last = self._sent = -math.inf
 
     def write(self, text: str, style: str = "") -> None:
         """A line, or several."""
@@ -116,24 +123,25 @@ class _Output:
             self.display.start()
 
     def tell(self, seconds: float = 0.0) -> None:
-        """Tell what is under way, unless that was told less than so many seconds ago."""
+        """Send what is under way, unless that was sent less than so many seconds ago."""
         tasks = self.display.tasks if self.display else []
-        if self.steps is None or not tasks or time.monotonic() - self._told < seconds:
+        if self.steps is None or not tasks or time.monotonic() - self._sent < seconds:
             return
-        self._told, task = time.monotonic(), tasks[-1]
+        self._sent, task = time.monotonic(), tasks[-1]
         step = Step(task.description, task.completed, task.total, task.fields["unit"])
         self.steps(step)
 
     def how_far(self, seconds: float = 0.0) -> None:
         """Say how far the work is, unless a line came less than so many seconds ago."""
         with self._lock:
-            silent = time.monotonic() - self._last
-            if self.display is None or not is_main() or silent < seconds:
+            silent, display = time.monotonic() - self._last, self.display
+            text = display.describe() if display is not None else ""  # the work ends meanwhile
+            if display is None or not text or not is_main() or silent < seconds:
                 return
-            self._last, text = time.monotonic(), self.display.describe()
+            self._last = time.monotonic()
             if self.file is not None:
                 self.file.write(text)
-            if self.shown and self.display.disable:
+            if self.shown and display.disable:
                 self.print(Text(text))
 
     @contextmanager
@@ -205,14 +213,14 @@ def log_to(folder: Path) -> None:
 
 @contextmanager
 def forwarded(tell: Tell) -> Iterator[None]:
-    """While the block runs, as a worker does, lines and bars are told to the driver: events."""
+    """While the block runs, as a worker does, lines and bars are sent to the driver: events."""
     outer = _outputs[-1]
 
-    def told(event: Event) -> None:
+    def send(event: Event) -> None:
         with _through(outer):
             tell(event)
 
-    with _through(_Output(shown=False, lines=told, steps=told)):
+    with _through(_Output(shown=False, lines=send, steps=send)):
         yield
 
 
@@ -220,11 +228,11 @@ def forwarded(tell: Tell) -> Iterator[None]:
 def captured(folder: Path) -> Iterator[None]:
     """While the block runs, all it prints goes to the log of a run folder alone.
 
-    Whoever listens is still told of its bars.
+    Whoever listens still gets its bars.
     """
     file = LogFile(folder, lambda problem: None)
-    printed, output = _Printed(file), _Output(shown=False, file=file, steps=_outputs[-1].steps)
-    with _through(output), redirect_stdout(printed), redirect_stderr(printed):
+    output = _Output(shown=False, file=file, steps=_outputs[-1].steps)
+    with _through(output), printed(file.write):
         try:
             yield
         except Exception as error:
@@ -233,25 +241,13 @@ def captured(folder: Path) -> Iterator[None]:
             raise
 
 
-class _Printed(io.TextIOBase):
-    """A text file whose lines go to a log."""
-
-    def __init__(self, file: LogFile) -> None:
-        self._file, self._rest = file, ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        if lines:
-            self._file.write("\n".join(lines))
-        return len(text)
-
-
 class Bar:
     """The progress of one piece of work; made by `bar`."""
 
-    def __init__(self, output: _Output, display: Display, number: TaskID) -> None:
+    def __init__(self, output: _Output, display: Display, number: TaskID, title: str) -> None:
         self._output, self._display, self._number = output, display, number
-        self._said = time.monotonic()
+        self.title = title
+        self._reported = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done."""
@@ -283,8 +279,8 @@ class Bar:
 
     def epoch_ends(self) -> None:
         """Say how far the work is, unless the last epoch said so a moment ago."""
-        if time.monotonic() - self._said >= _SILENT:
-            self._said = time.monotonic()
+        if time.monotonic() - self._reported >= _SILENT:
+            self._reported = time.monotonic()
             self._output.how_far()
 
     def _update(self, **changes: Any) -> None:
@@ -299,10 +295,13 @@ def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
     output = _outputs[-1]
     with output.displayed() as display:
         number = display.add(title, total, unit)
+        shown = Bar(output, display, number, title)
+        output.bars.append(shown)
         output.tell()
         try:
-            yield Bar(output, display, number)
+            yield shown
         finally:
+            output.bars.remove(shown)
             display.remove_task(number)
             output.tell()
 
@@ -312,6 +311,18 @@ def working(title: str) -> Iterator[None]:
     """Show that work goes on, also where it has no bar, while the block runs."""
     with bar(title, 0, ""):
         yield
+
+
+def innermost() -> Bar | None:
+    """The bar that was opened last and is under way; None where there is none."""
+    bars = _outputs[-1].bars
+    return bars[-1] if bars else None
+
+
+def worker_log(work: str, number: int) -> WorkerLog | None:
+    """The log of a worker in the run folder; None where the command has none."""
+    file = _outputs[-1].file
+    return None if file is None else WorkerLog(file.path.parent, work, number, warn)
 
 
 def log(text: str, style: str = "") -> None:

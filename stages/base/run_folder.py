@@ -107,7 +107,7 @@ class RunFolder:
         """
         try:
             (self.state / "manifests").rmdir()
-            known = {log_file.NAME, self.config.name, self.state.name}
+            known = {log_file.NAME, self.config.name, self.state.name}  # workers' logs are kept
             if whole and {path.name for path in self.path.iterdir()} <= known:
                 self._from.unlink(missing_ok=True)
                 self.state.rmdir()

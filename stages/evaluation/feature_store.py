@@ -19,6 +19,7 @@ from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import distributed
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
 from deskpro.stages.evaluation.features import extract_batches
@@ -122,12 +123,16 @@ def store_features(
 
 def _computed(
     blocks: list[range], make_worker: Callable[[], FeatureWorker], options: Options
-) -> Iterable[tuple[range, np.ndarray]]:
+) -> Iterator[tuple[range, np.ndarray]]:
     """Blocks with their features; by this process in one stream, which loads images ahead."""
     launch = options.launch
     if launch.engine == "local" and launch.workers == 1:
-        return zip(blocks, make_worker().run(blocks), strict=True)
-    return map_items(launch, make_worker, blocks)
+        yield from zip(blocks, make_worker().run(blocks), strict=True)
+        return
+    with bar("features", sum(map(len, blocks)), "images") as progress:
+        for rows, features in map_items(launch, make_worker, blocks):
+            progress.advance(len(rows))
+            yield rows, features
 
 
 def _wanted(
