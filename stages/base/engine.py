@@ -70,16 +70,10 @@ def map_items(
         InputError: A worker raised it, or died. Other exceptions of a worker are raised too, with
             its traceback as a note.
     """
-    threads = launch.threads
     if launch.engine == "local" and launch.workers == 1:
-        worker = make_worker()
-        with _torch_threads(threads):
-            for item in items:
-                with nullcontext() if listen is None else forwarded(partial(listen, item)):
-                    result = worker(item)
-                yield item, result
+        yield from _map_here(launch.threads, make_worker(), items, listen)
         return
-    threads = threads or max(1, (os.cpu_count() or 1) // launch.workers)
+    threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.workers)
     start_workers = _ray if launch.engine == "ray" else _processes
     waiting, running = iter(items), dict[int, Any]()
     count = len(items) if count is None and isinstance(items, Sized) else count
@@ -108,6 +102,20 @@ def map_items(
             workers.end(number)
             start(number)
             yield done, result
+
+
+def _map_here(
+    threads: int | None,
+    worker: Callable[[Any], Any],
+    items: Iterable[Any],
+    listen: Listen | None,
+) -> Iterator[tuple[Any, Any]]:
+    """Items with their results, by the only worker: this process."""
+    with _torch_threads(threads):
+        for item in items:
+            with nullcontext() if listen is None else forwarded(partial(listen, item)):
+                result = worker(item)
+            yield item, result
 
 
 @contextmanager
