@@ -62,9 +62,10 @@ def test_spoiled_figures_are_refused(project: Project, command: Callable[..., Re
     assert not any("\n" in said for said in refused)
     # What may be anything, be absent, or be any text or number of its kind.
     free = ("skipped", "face", "flip", "sd", "file", "kind", "sha256", "root", "dataset", "rule",
-            "digests", "labels", "imgs", "queries", "gallery", "draws", "identities", "fusion",
+            "digest", "labels", "imgs", "queries", "gallery", "draws", "identities", "fusion",
             "transductive", "verification = ", "mistakes = ", "cameras = ",
-            "changed = ")  # fmt: skip
+            "changed = ", "without attention", "attention = None",
+            " mask = ", "without head = ")  # fmt: skip
     strict = [what for what in accepted if not any(name in what for name in free)]
     assert all(": without " in what for what in strict)
     protocols = {**kept["protocols"], "market": {**kept["protocols"]["market"], "streams": {}}}
