@@ -148,6 +148,16 @@ def test_columns_of_a_list_are_checked(head: str, expected: str, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize("cell", ['"ann\nsmith"', '"ann', '"ann"x'])
+def test_quotes_that_do_not_close_are_one_problem(cell: str, tmp_path: Path) -> None:
+    (tmp_path / OWN_LIST).write_text(f"path,split,pid\nx.png,train,ann\ny.png,train,{cell}\n")
+    [problem] = [
+        each for each in read_index(tmp_path, LAYOUTS["csv"])[1] if "quotes must" in each.what
+    ]
+    assert "line 3" in str(problem)
+    assert "must close at the end of a cell, on the same line" in problem.what
+
+
 @pytest.mark.parametrize(
     "rule", [r"(?P<camid>\d+)_.*", r"(?P<pid>\d+)_(?P<age>\d+).*", r"(?P<pid>\d+", ""]
 )

@@ -152,9 +152,11 @@ def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
                 raise _WrongError(path, f"{place}: {'; '.join(what)}; {_COLUMNS}")
             continue
         try:
-            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=sign))]
+            quoted = csv.reader([line], delimiter=sign, strict=True)
+            cells = [cell.strip() for cell in next(quoted)]
         except csv.Error as error:
-            raise _WrongError(path, f"{place}: {error}") from None
+            what = f"{place}: {error}; quotes must close at the end of a cell, on the same line"
+            raise _WrongError(path, what) from None
         # Tabs at the end of a line are gone with its spaces.
         row = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
         beyond = len(cells) > len(columns)
