@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ class Points(NamedTuple):
 
     folder: Path
     deadly: Mapping[str, Sequence[int]]
+    together: int = 1
+    """The first item waits until so many have started, which are then in as many workers."""
 
     def reach(self, kind: str) -> int:
         """Count a point, and die there where that is wanted; returns its number."""
@@ -67,6 +70,8 @@ class Mortal(NamedTuple):
 
         def work(item: Any) -> Any:
             self.points.reach("start")
+            while not (self.points.folder / f"start-{self.points.together - 1}").exists():
+                time.sleep(0.01)
             result = worker(item)
             self.points.reach("end")
             return result
