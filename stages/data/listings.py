@@ -155,8 +155,8 @@ def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
             quoted = csv.reader([line], delimiter=sign, strict=True)
             cells = [cell.strip() for cell in next(quoted)]
         except csv.Error as error:
-            what = f"{place}: {error}; quotes must close at the end of a cell, on the same line"
-            raise _WrongError(path, what) from None
+            rule = "quotes must close at the end of a cell, on the same line"
+            raise _WrongError(path, f"{place}: {error}; {rule}") from None
         # Tabs at the end of a line are gone with its spaces.
         row = dict(zip_longest(columns, cells[: len(columns)], fillvalue=""))
         beyond = len(cells) > len(columns)
