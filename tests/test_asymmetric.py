@@ -129,6 +129,7 @@ def test_the_students_own_streams_stay_and_so_do_its_features(project: Project) 
     assert metrics(project) == before
 
 
+@pytest.mark.slow
 def test_what_it_is_made_of_makes_it_stale(project: Project, tmp_path: Path) -> None:
     evaluated(project)
     first = metrics(project)["data"]["digests"]

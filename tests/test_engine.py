@@ -75,6 +75,7 @@ def make_place() -> Callable[[int], int]:
     return lambda _: int(os.environ["LOCAL_RANK"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "gpus"), [(1.0, {0, 1, 2}), (0.5, {0, 1}), (1 / 3, {0})])
 def test_workers_share_gpus(share: float, gpus: set[int]) -> None:
     launch = Launch(workers=3, threads=1, gpus_per_worker=share)

@@ -413,6 +413,7 @@ def test_figures_of_a_student_that_is_gone_are_refused(
     assert project.command(*arguments).code == 0
 
 
+@pytest.mark.slow
 def test_runs_on_different_faces_are_refused(project: Project) -> None:
     one = evaluated(project, "one")
     for path in (project.data / "lr_face" / "query").iterdir():

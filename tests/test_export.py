@@ -445,6 +445,7 @@ def test_projections_are_of_training_images_and_their_cost_is_told(
     np.testing.assert_allclose(mine @ mine.T, expected @ expected.T, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_int8_costs_is_told_and_scores_mean_what_its_own_pairs_tell(
     evaluated: Project, tmp_path: Path
 ) -> None:

@@ -351,6 +351,7 @@ def evaluated(command: Callable[..., Result], root: Path, file: Path, *more: str
     return report  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "form"),
     [("rule", str), ("rule", lambda t: since_2024()(t).replace("-", "").replace(":", "")),

@@ -404,6 +404,7 @@ def test_import_refuses_a_set_of_another_number_of_identities(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_published_teacher_goes_straight_into_the_cache(project: Project, tmp_path: Path) -> None:
     path = tmp_path / "celeb_teacher.pth"
     torch.save({"state_dict": small_state(4)}, path)

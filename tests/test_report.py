@@ -464,6 +464,7 @@ def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_pat
     assert again.read_bytes() == page_file.read_bytes()
 
 
+@pytest.mark.slow
 def test_another_process_at_another_time_writes_the_same_bytes(run: Path, tmp_path: Path) -> None:
     before = make(run).read_bytes()
     for path in run.rglob("*"):
@@ -528,6 +529,7 @@ def test_without_an_evaluation_the_error_names_the_command(run: Path) -> None:
         make(run)
 
 
+@pytest.mark.slow
 def test_a_student_of_one_stream_has_a_report(
     project: Project, tiny_run: Path, tiny_benchmark: Path
 ) -> None:

@@ -35,6 +35,7 @@ def digest(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_advice_of_a_refusal_works_when_typed(project: Project) -> None:
     project.ok("train-student")
     refused = project("train-student", "--set", "kd_loss.T=1")

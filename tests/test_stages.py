@@ -293,6 +293,7 @@ def test_a_teacher_without_some_identity_is_refused(project: Project, tmp_path: 
     assert f"doesn't know 1 of the 4 training identities: 9{pid}" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-teacher")
 def test_a_teacher_from_elsewhere_needs_no_training(project: Project, tmp_path: Path) -> None:
     project.ok("train-teacher")

@@ -262,6 +262,7 @@ def _check_rows(results: Path, run: Path, variants: list[str]) -> None:
 # The file of results
 
 
+@pytest.mark.slow
 def test_rows_of_another_study_recipe_or_code_are_kept_and_not_used(tmp_path: Path) -> None:
     path, rows = tmp_path / "below" / "results.csv", rows_of({"plain": [0.25], "both": [1 / 3]})
     file = ResultsFile(path, "parts", Options())

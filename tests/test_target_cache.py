@@ -354,6 +354,7 @@ def test_a_changed_image_costs_its_block_of_the_target_that_sees_it(project: Pro
     assert audit.code == 0, audit.out
 
 
+@pytest.mark.slow
 def test_more_views_are_added_without_force_and_fewer_refused(
     project: Project, tmp_path: Path
 ) -> None:
@@ -562,6 +563,7 @@ def test_the_table_of_bytes_is_that_of_the_code() -> None:
     assert {(name, dtype): count for name, dtype, count, _ in rows[2:]} == expected
 
 
+@pytest.mark.slow
 def test_int8_logits_halve_the_cache_and_their_loss_is_recorded(project: Project) -> None:
     rows, views = [*range(20)] * 3, [0] * 20 + [1] * 20 + [2] * 20
     exact = torch.from_numpy(reader(project).read(rows, views)["logits"])

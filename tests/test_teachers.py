@@ -195,6 +195,7 @@ def test_a_teacher_whose_targets_are_not_there_is_named_with_the_command(project
     assert "cache import" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_student_learns_from_imported_targets(
     views: int, project: Project, tmp_path: Path
