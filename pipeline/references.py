@@ -14,7 +14,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
-from deskpro.stages.data.index import read_index
+from deskpro.stages.data.index import read_index, tracklet_key
 from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import chance, rank_gallery
@@ -35,7 +35,7 @@ def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[st
     layout = layout_of(options.test_root, options.test_set)
     index = read_index(options.test_root, layout, ("query", "gallery"))[0]
     if options.eval.unit == "tracklet":
-        index = index.drop_duplicates(["split", "pid", "camid", "tracklet"])
+        index = index.drop_duplicates(tracklet_key(index))
     query, gallery = (
         index[index["split"] == split].reset_index(drop=True) for split in ("query", "gallery")
     )

@@ -308,6 +308,25 @@ def test_prepare_keeps_how_images_are_read(by: str, project: Project, tmp_path: 
     assert "the raw images of train" in project("prepare", *words).err
 
 
+def test_tracklets_of_a_list_without_cameras_are_pooled(
+    command: Callable[..., Result], tmp_path: Path
+) -> None:
+    root, run = tmp_path / "mine", tmp_path / "run"
+    listed(root)
+    pd.read_csv(root / OWN_LIST).drop(columns="camid").to_csv(root / OWN_LIST, index=False)
+    index = table(root, "csv")
+    test = index[index["split"] != "train"]
+    values = np.eye(2)[(test["pid"] == "leo").astype(int)]
+    np.savez(tmp_path / "mine.npz", paths=test["sample_id"].to_numpy(str), mine=values)
+    words = ("eval", "--features", str(tmp_path / "mine.npz"), "--data", str(root), "--run",
+             str(run), "--set", "eval.unit=tracklet")  # fmt: skip
+    result = command(*words)
+    assert result.code == 0, result.err
+    report = json.loads((run / "metrics.json").read_text())
+    assert (report["data"]["queries"], report["data"]["gallery"]) == (2, 2)  # of 3 images each
+    assert report["protocols"]["market"]["streams"]["mine"]["queries"] == 2
+
+
 @pytest.mark.parametrize("by", ["rule", "list"])
 def test_features_of_any_network_are_scored_in_place(
     by: str, command: Callable[..., Result], tmp_path: Path

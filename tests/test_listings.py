@@ -10,16 +10,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from deskpro import Encoder
+from deskpro.cache.reader import ZarrReader
+from deskpro.cache.schema import Column, Field, Schema
+from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
-from deskpro.stages.evaluation.tracklets import pool_parts, pool_tracklets
+from deskpro.stages.evaluation.feature_store import GROUP, FeatureStore
+from deskpro.stages.evaluation.paired import Run, differences
+from deskpro.stages.evaluation.tracklets import Pooled, pool_parts, pool_tracklets
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from tests.conftest import Project, Result
@@ -371,3 +377,41 @@ def test_tracklets_are_pooled_over_the_images_that_have_the_part(seed: int, metr
             used = [value / np.linalg.norm(value) for value in used]
         np.testing.assert_allclose(mean, np.mean(used, 0) if used else np.zeros(3), atol=1e-12)
         assert (row.face is None) == (not used)
+
+
+def test_tracklets_are_not_compared_with_images() -> None:
+    data = {"dataset": "ccvid", "queries": 2, "gallery": 2, "digests": {}}
+    runs = [
+        Run(unit, Path(unit), {"data": data | {"unit": unit}, "protocols": {}}, {})
+        for unit in ("picture", "tracklet")
+    ]
+    assert differences(*runs) == ["picture and tracklet: unit is picture and tracklet"]
+
+
+def test_tracklets_are_pooled_in_one_pass_over_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, reads = np.random.default_rng(0), list[int]()
+    features = random.standard_normal((20, 1, 3, 4)).astype(np.float32)
+    schema = Schema(20, 1, 4, {"features": Field((3, 4), "float32", ("head", "feature"))})
+    names = Column(np.array([f"{i:02}" for i in range(20)], object), ("sample",))
+    with GroupWriter(tmp_path, GROUP, schema, {"sample_id": names}, {}, depends=[]) as writer:
+        for block in range(5):
+            writer.write(block, {"features": features[4 * block : 4 * block + 4]})
+        writer.seal()
+    members = [np.sort(rows) for rows in np.split(random.permutation(20), [3, 4, 11, 17])]
+    members.append(np.array([2, 2, 7]))  # images of equal content
+    chunk = ZarrReader.chunk
+
+    def counted(reader: ZarrReader, name: str, block: int, view: int) -> np.ndarray:
+        reads.append(block)
+        return chunk(reader, name, block, view)
+
+    monkeypatch.setattr(ZarrReader, "chunk", counted)
+    found = Pooled(FeatureStore(tmp_path, torch.device("cpu"), 0), members)
+    assert reads == [*range(5)]
+    means = np.stack([features[rows, 0].sum(0, dtype=float) for rows in members])
+    means /= np.linalg.norm(means, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found.take(found.rows).numpy(), means, atol=1e-6)
+    kept = Pooled(FeatureStore(tmp_path, torch.device("cpu"), 1e9), members)
+    assert torch.equal(found.take(found.rows), kept.take(kept.rows))

@@ -118,6 +118,16 @@ def read_index(
     return table.where(table.notna(), None), problems
 
 
+def has_cameras(table: pd.DataFrame) -> bool:
+    """Whether a dataset knows cameras; else each image of `read_index` has a number of its own."""
+    return bool(table["camid"].duplicated().any())
+
+
+def tracklet_key(table: pd.DataFrame) -> list[str]:
+    """The columns in which images of one tracklet are equal."""
+    return ["split", "pid", *(["camid"] if has_cameras(table) else []), "tracklet"]
+
+
 def _with_times(
     rows: Sequence[Mapping[str, object]], folder: Path
 ) -> tuple[list[dict[str, object]], list[Problem]]:

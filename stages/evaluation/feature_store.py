@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import distributed
 from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import content_hashes
@@ -81,8 +83,11 @@ def store_features(
     table: pd.DataFrame,
     options: Options,
     index: FileIndex,
+    scores: Path | None = None,
 ) -> Stored:
     """Bring the store to the features of the table's images.
+
+    scores: a file that was made of the features; it is removed before they change.
 
     Images of equal content have one feature, and the store's order is that of the contents: no
     value depends on file names. Blocks that are there of the same network, options and image
@@ -112,6 +117,8 @@ def store_features(
         replace=True,  # features are computed from what is still here; nothing is lost
         deep=True,  # so a damaged block is computed again, too
     ) as writer:
+        if scores is not None and not writer.sealed:
+            scores.unlink(missing_ok=True)
         if writer.missing:
             make = partial(FeatureWorker, network, extractor.info.kind, distinct, options)
             blocks = {range(*schema.rows(b).indices(len(distinct))): b for b in writer.missing}
@@ -138,19 +145,35 @@ def _computed(
 def _wanted(
     extractor: FeatureExtractor, network: Path, images: int, options: Options
 ) -> tuple[Schema, dict[str, Any]]:
-    heads = extractor.info.heads or {}
-    shape = sum(map(len, heads.values())), extractor.info.network["feature_dim"]
     text = "features, each of length 1 or 0"
-    field = Field(shape, "float32", ("head", "feature"), "1", text)
-    fingerprint = {
+    field = Field(extractor.shape, "float32", ("head", "feature"), "1", text)
+    fingerprint = _fingerprint(extractor, network, options.eval.flip)
+    return Schema(images, 1, BLOCK, {"features": field}), fingerprint
+
+
+def _fingerprint(extractor: FeatureExtractor, network: Path, flip: bool) -> dict[str, Any]:
+    return {
         "network": {"weights": sha256(network), "kind": extractor.info.kind},
         "sizes": {kind: list(extractor.sizes[kind]) for kind in extractor.kinds.values()},
-        "flip": options.eval.flip,
+        "flip": flip,
         "heads": {
-            stream: list(part.indices(shape[0])[:2]) for stream, part in extractor.heads.items()
+            stream: list(part.indices(extractor.shape[0])[:2])
+            for stream, part in extractor.heads.items()
         },
     }
-    return Schema(images, 1, BLOCK, {"features": field}), fingerprint
+
+
+def require_features(path: Path, extractor: FeatureExtractor, network: Path, flip: bool) -> None:
+    """Raise InputError where a store's features are of another network, or were made otherwise.
+
+    flip: whether mirror images were added. An evaluation that was stopped leaves such a store.
+    """
+    if ZarrReader(path, GROUP).fingerprint != _fingerprint(extractor, network, flip):
+        raise InputError(
+            f"{path}: holds features of other weights or options (eval.flip, image sizes) than "
+            f"those of {network} under its evaluation. Evaluate it again",
+            command=shlex.join(["eval", "--run", str(path.parent), "--force"]),
+        )
 
 
 class FeatureStore:
@@ -162,12 +185,15 @@ class FeatureStore:
     def __init__(self, path: Path, device: torch.device, budget: float) -> None:
         # Read, not mapped: mapped pages would count as this process's memory, all of them in time.
         self.reader, self.device = ZarrReader(path, GROUP), device
-        field = self.reader.schema.fields["features"]
-        self.heads = field.shape[0]
+        self.shape = self.reader.schema.fields["features"].shape
         self._resident: torch.Tensor | None = None
-        if all_bytes(self.reader) * 4 // np.dtype(field.dtype).itemsize <= budget:
+        if all_bytes(self.reader) <= budget:
             everything = np.arange(self.reader.schema.samples)
             self._resident = torch.cat([part for _, part in self._parts(everything)])
+
+    @property
+    def heads(self) -> int:
+        return self.shape[0]
 
     @property
     def resident(self) -> int:
@@ -198,7 +224,7 @@ class FeatureStore:
         for block in np.flatnonzero(np.diff(starts)).tolist():
             part = slice(int(starts[block]), int(starts[block + 1]))
             chunk = self.reader.chunk("features", block, 0)[rows[part] - block * schema.block]
-            yield part, torch.from_numpy(chunk).to(self.device).float()
+            yield part, torch.from_numpy(chunk).to(self.device)
 
     def distances(
         self,
@@ -237,4 +263,4 @@ class ResidentFeatures(FeatureStore):
     """Features that are in no file; float32 [N, H, D]."""
 
     def __init__(self, features: torch.Tensor) -> None:
-        self.device, self.heads, self._resident = features.device, features.shape[1], features
+        self.device, self.shape, self._resident = features.device, features.shape[1:], features

@@ -83,7 +83,7 @@ def differences(one: Run, other: Run, *, of_queries: bool = True) -> list[str]:
     data, theirs = one.report["data"], other.report["data"]
     lines = [
         f"{what} is {data.get(what)} and {theirs.get(what)}"
-        for what in ("dataset", "queries", "gallery")
+        for what in ("dataset", "unit", "queries", "gallery")
         if data.get(what) != theirs.get(what)
     ]
     digests, others = data["digests"], theirs["digests"]

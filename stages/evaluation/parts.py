@@ -71,18 +71,21 @@ def measures_of_parts(
     return found
 
 
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, or 0; float64 [N, D]."""
+    highest = np.abs(values).max(axis=1, keepdims=True)
+    scaled = values / np.where(highest > 0, highest, 1)  # so that no square is beyond a float
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled / np.where(lengths > 0, lengths, 1)
+
+
 def _measure(values: np.ndarray, metric: Metric, device: torch.device) -> Measure:
     # Equal features once: their distances are equal, bit for bit, whatever a library rounds.
     rows = np.ascontiguousarray(values).view(np.dtype((np.void, values[0].nbytes))).reshape(-1)
     _, first, place = np.unique(rows, return_index=True, return_inverse=True)
     distinct = values[first]
-    if metric == "cosine":
-        size = np.abs(distinct).max(1, keepdims=True)
-        distinct = distinct / np.where(size > 0, size, 1)  # so that no square is beyond a float
-        length = np.linalg.norm(distinct, axis=1, keepdims=True)
-        distinct = distinct / np.where(length > 0, length, 1)
-    else:
-        distinct = distinct - distinct.mean(0)  # distances are as before, rounding is less
+    # Without their mean Euclidean distances are as before, and rounding is less.
+    distinct = unit_rows(distinct) if metric == "cosine" else distinct - distinct.mean(0)
     return partial(_distances, torch.from_numpy(distinct).to(device), place.reshape(-1), metric)
 
 

@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatures
-
-KEY = ["split", "pid", "camid", "tracklet"]
-"""What images of one tracklet have in common."""
+from deskpro.stages.data.index import tracklet_key
+from deskpro.stages.evaluation.feature_store import BLOCK, FeatureStore, ResidentFeatures
+from deskpro.stages.evaluation.parts import unit_rows
 
 
 class Pooled(ResidentFeatures):
@@ -31,15 +30,30 @@ class Pooled(ResidentFeatures):
 
         `rows` is then the row of each tracklet here, int64 [tracklets].
         """
-        parts = [_mean_direction(stored.take(rows)).cpu().numpy() for rows in members]
-        distinct, rows = np.unique(np.stack(parts), axis=0, return_inverse=True)
+        directions = torch.nn.functional.normalize(_sums(stored, members), dim=-1).float()
+        distinct, rows = np.unique(directions.numpy(), axis=0, return_inverse=True)
         self.rows = rows.reshape(-1)
         super().__init__(torch.from_numpy(distinct).to(stored.device))
 
 
-def _mean_direction(features: torch.Tensor) -> torch.Tensor:
-    """Unit vectors, or 0, float32 [n, H, D] → [H, D]."""
-    return torch.nn.functional.normalize(features.double().sum(0), dim=-1).float()
+def _sums(stored: FeatureStore, members: Sequence[np.ndarray]) -> torch.Tensor:
+    """Of each tracklet the sum of its images' features, float64 [tracklets, H, D] on the CPU.
+
+    The store is read once, a block at a time. A tracklet's images are added one after the other in
+    the order of their rows: equal images have equal sums, bit for bit.
+    """
+    rows, owner = np.concatenate(members), np.repeat(np.arange(len(members)), [*map(len, members)])
+    order = np.argsort(rows, kind="stable")
+    rows, owner = rows[order], owner[order]
+    needed, place = np.unique(rows, return_inverse=True)
+    sums = torch.zeros(len(members), *stored.shape, dtype=torch.float64)
+    for start in range(0, len(needed), BLOCK):
+        for part, features in stored.parts(needed[start : start + BLOCK]):
+            first, last = start + part.start, start + part.stop
+            mine = slice(*np.searchsorted(place, [first, last]))
+            added = features.cpu().double()[torch.from_numpy(place[mine] - first)]
+            sums.index_add_(0, torch.from_numpy(owner[mine]), added)
+    return sums
 
 
 def pool_parts(
@@ -52,18 +66,10 @@ def pool_parts(
     found = {}
     for name, values in features.items():
         there = (values != 0).any(axis=1)
-        used = _unit(values) if metric == "cosine" else values
+        used = unit_rows(values) if metric == "cosine" else values
         means = [used[rows].sum(0) / max(there[rows].sum(), 1) for rows in members]
         found[name] = np.stack(means)
     return found
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Rows of length 1, or 0; float64 [N, D]."""
-    highest = np.abs(values).max(axis=1, keepdims=True)
-    scaled = values / np.where(highest > 0, highest, 1)  # so that no square is beyond a float
-    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    return scaled / np.where(lengths > 0, lengths, 1)
 
 
 def pool_tracklets(
@@ -87,8 +93,8 @@ def pool_tracklets(
             "score images",
             command="eval --set eval.unit=picture",
         )
-    ordered = images.sort_values([*KEY, "sample_id"], kind="stable")
-    groups = ordered.groupby(KEY, sort=False)
+    key = tracklet_key(images)
+    groups = images.sort_values([*key, "sample_id"], kind="stable").groupby(key, sort=False)
     clothes = groups["clothes"].nunique(dropna=False)
     if (clothes > 1).any():
         where = str(clothes.index[clothes > 1][0])
