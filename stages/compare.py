@@ -13,8 +13,7 @@ from rich.markup import escape
 from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table, warn
-from deskpro.stages.data.index import read_index
-from deskpro.stages.data.layouts import layout_of
+from deskpro.stages.evaluation.image_digests import evaluated_images
 from deskpro.stages.evaluation.paired import LEVEL, Run, common, compared, differences, open_run
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import cells, figures, results
@@ -68,6 +67,8 @@ def run(
     rows["p_holm"] = tests.transform(lambda values: holm(values.to_numpy()))
     with write_aside(out / "compare.csv") as aside:
         rows.to_csv(aside, index=False)
+    for name in FORMATS:  # no tables or page of another comparison beside these numbers
+        (out / f"compare.{name}").unlink(missing_ok=True)
     _draw(rows, out / "compare")
     _draw_differences(rows, out / "differences", first.name)
     _show(rows)
@@ -208,14 +209,17 @@ def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
 
 
 def _page(runs: Sequence[Run]) -> str:
-    data = runs[0].report["data"]
-    root, images = Path(data["root"]), dict[str, str]()
-    try:
-        index = read_index(root, layout_of(root, data["dataset"]), ("query", "gallery"))[0]
-        images = dict(zip(index["sample_id"], index["imgs"], strict=True))
-    except InputError:
-        warn(f"{root}: no such folder here, so compare.html has no pictures")
-    return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], images)
+    """The page, with the images of the first run that has them still."""
+    paths = dict[str, str]()
+    for run in runs:
+        images, why = evaluated_images(run.report, Path(run.report["data"]["root"]))
+        if not why:
+            paths = dict(zip(images["sample_id"], images["imgs"], strict=True))
+            break
+        warn(f"{run.name}: its images {why}")
+    if not paths:
+        warn("compare.html has no pictures")
+    return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], paths)
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[Run]], str]] = {

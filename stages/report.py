@@ -18,10 +18,12 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.identities import Identities
-from deskpro.stages.data.index import read_index
+from deskpro.stages.data.index import has_cameras, read_index
 from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.evaluation.attention import Seen, seen_queries
+from deskpro.stages.evaluation.image_digests import evaluated_images
 from deskpro.stages.evaluation.paired import LEVEL, gain
+from deskpro.stages.evaluation.study import studied
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import (
     decisions,
@@ -71,23 +73,23 @@ def run(
         InputError: there is no evaluation to report.
     """
     metrics = record.read_metrics(folder.path, anyway=anyway)
-    root = Path(metrics["data"]["root"])
-    root = root if root.is_dir() else options.test_root  # the images may have moved since
     show = Thumbnails(SHRUNK)
-    test = _index(root, metrics["data"]["dataset"], "query", "gallery")
+    test, no_images = evaluated_images(metrics, options.test_root)
     cameras = _has_cameras(metrics, test)
     cards, no_cards = _cards(metrics, test, folder.path, show, good, failed)
     comparisons, no_comparisons = _comparisons(options, folder, samples)
+    others, outdated = _others(options, folder, against)
     parts = {
-        **_gains(folder, against),
+        **_gains(folder, others, outdated),
         "title": folder.path.resolve().name,
         "metrics": metrics,
         **_results(metrics, folder.path, cameras),
+        "no_images": no_images,
         "cards": cards,
         "no_cards": no_cards,
         "comparisons": comparisons,
         "no_comparisons": no_comparisons,
-        **_attention(options, metrics, folder, test, samples, against),
+        **_attention(options, metrics, folder, test, samples, others),
         **_training(options, folder),
         **_provenance(options, test, folder, cameras),
     }
@@ -98,9 +100,14 @@ def run(
     }
     if show.missing:
         facts["missing"] = f"{show.missing} images cannot be read and are shown as placeholders"
-    if not root.is_dir():
-        facts["images"] = f"not found at {root}; to name their folder: --set data.root=DIR"
+    if no_images:
+        facts["images"] = f"{no_images}; to name their folder: --set {_root_of(options)}=DIR"
     return facts | {"report": f"{out} ({len(page.encode()) / 1e6:.1f} MB)"}
+
+
+def _root_of(options: Options) -> str:
+    """The option that says where query and gallery are."""
+    return "data.test_root" if options.data.test_root else "data.root"
 
 
 def _results(metrics: Mapping[str, Any], folder: Path, cameras: bool) -> dict[str, Any]:
@@ -136,35 +143,38 @@ def _outcomes(cards: Sequence[Mapping[str, Any]]) -> str:
     return f"{found.count('good')} good  {found.count('failed')} failed"
 
 
-_STUDIED = {"plain": "the same student without targets", "teacher": "the teacher, on HR faces"}
-"""Folders of a study (`pipeline.students`, `pipeline.references`), and what they hold."""
+Others = Sequence[tuple[Path, str]]
+"""Evaluated runs, and what they are called."""
 
 
-def _gains(folder: RunFolder, against: Sequence[Path]) -> dict[str, Any]:
+def _others(
+    options: Options, folder: RunFolder, against: Sequence[Path]
+) -> tuple[Others, list[str]]:
+    """The runs that are compared with, and why some of the run's study are not."""
+    if against:
+        return [(path, path.resolve().name) for path in against], []
+    return studied(folder, options.pre_train or folder.teacher)
+
+
+def _gains(folder: RunFolder, others: Others, outdated: Sequence[str]) -> dict[str, Any]:
     """The differences from other runs, each with its `name`, and p adjusted for their number, as
-    `compare` has it; and why others have none."""
-    found, refused = [], []
-    for path, name in _named(folder, against):
+    `compare` has it; and why others have none. outdated: such reasons."""
+    found, refused = [], [*outdated]
+    for path, name in others:
         try:
             found.append(gain(folder.path, path) | {"name": name})
         except InputError as error:
             refused.append(f"{name}: {error}")
-            warn(f"not compared with {refused[-1]}")
+    for why in refused:
+        warn(f"not compared with {why}")
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
         each["p"] = float(p)
     return {"gains": found, "no_gains": refused, "level": LEVEL}
 
 
-def _named(folder: RunFolder, against: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The runs that this one is compared with, and what they are called."""
-    studied = {folder.path / "ablation" / name: text for name, text in _STUDIED.items()}
-    there = [path for path in studied if (path / folder.metrics.name).exists()]
-    return [(path, studied.get(path, path.resolve().name)) for path in against or there]
-
-
-def _others(folder: RunFolder, against: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _figures_of(others: Others) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Name and figures of attention of the others; `_gains` says why one can't be read."""
-    for path, name in _named(folder, against):
+    for path, name in others:
         with suppress(InputError):
             yield name, record.read_metrics(path).get("attention") or {}
 
@@ -175,7 +185,7 @@ def _has_cameras(metrics: Mapping[str, Any], test: pd.DataFrame) -> bool:
     test: its images; without rows where they are gone, and what its layout reads decides.
     """
     if not test.empty:
-        return bool(test["camid"].duplicated().any())
+        return has_cameras(test)
     layout = LAYOUTS.get(metrics["data"]["dataset"])
     return layout is None or any("camid" in rule.groupindex for rule in layout.rules)
 
@@ -203,14 +213,6 @@ def _cards(
     paths: dict[str, Any] = {row["sample_id"]: row for row in test.to_dict("records")}
     cards = ranked.cards(chosen, lists, paths, show)
     return cards, "" if cards else "No queries were requested."
-
-
-def _index(root: Path, dataset: str, *splits: str) -> pd.DataFrame:
-    """The table of images; without rows where they are not at `root`."""
-    try:
-        return read_index(root, layout_of(root, dataset), splits)[0]
-    except InputError:
-        return pd.DataFrame({"split": [], "pid": []})
 
 
 def _comparisons(
@@ -244,7 +246,7 @@ def _attention(
     folder: RunFolder,
     test: pd.DataFrame,
     samples: int,
-    against: Sequence[Path],
+    others: Others,
 ) -> dict[str, Any]:
     """The attention on queries: figures of this run and of others, and some of the queries."""
     figures, digest = metrics.get("attention") or {}, metrics["network"]["sha256"]
@@ -255,14 +257,14 @@ def _attention(
         except (InputError, CacheError) as error:
             why = f"{error}."
     top = max((float(each.attention.max()) for each in seen), default=1.0)
-    others = [
+    compared = [
         (name, found, found["digest"] == figures.get("digest"))
-        for name, found in _others(folder, against)
+        for name, found in _figures_of(others)
         if "head_iou" in found
     ]
     return {
         "attention": figures,
-        "other_attention": others,
+        "other_attention": compared,
         "seen_top": top,
         "seen_scale": heatmap.scale() if seen else "",
         "no_seen": why,
@@ -314,11 +316,12 @@ def _provenance(
     options: Options, test: pd.DataFrame, folder: RunFolder, cameras: bool
 ) -> dict[str, Any]:
     """The data, the options and what everything was made from."""
-    train = _index(options.data.root, options.train_set, "train")
-    train = Identities(*options.data.chosen).choose(train)
+    root, train = options.data.root, test[:0]
+    with suppress(InputError):
+        train = read_index(root, layout_of(root, options.train_set), ("train",))[0]
     tables = [
         (str(name), rows)
-        for table in (train, test)
+        for table in (Identities(*options.data.chosen).choose(train), test)
         for name, rows in table.groupby("split", sort=False)
     ]
     fingerprint: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from deskpro.stages.reporting import page as page_module
 from deskpro.stages.reporting.images import Thumbnails
 from deskpro.stages.reporting.page import percent
 from tests.browser import CHROMIUM, Page, browse
-from tests.conftest import Project, run_process, with_cache, write_recipe
+from tests.conftest import Project, Result, run_process, with_cache, write_recipe
 
 BOXES = "Array.from(document.querySelectorAll('.box'))"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -458,6 +459,58 @@ def test_the_answers_come_first_and_are_those_of_compare(run: Path, tmp_path: Pa
     assert "without targets" not in text[: text.index("<nav")]
 
 
+def test_a_study_of_another_student_or_teacher_is_not_compared(run: Path) -> None:
+    none = ("--good", "0", "--failed", "0", "--samples", "0")
+    for name in ("plain", "teacher"):
+        other = run / "ablation" / name
+        ignore = shutil.ignore_patterns("ablation", "*.zarr", "*.safetensors")
+        shutil.copytree(run, other, ignore=ignore)
+    metrics = run / "ablation/teacher/metrics.json"
+    record = json.loads(metrics.read_text())
+    digest = hashlib.sha256((run / "teacher.safetensors").read_bytes()).hexdigest()
+    record["network"] = {"file": "teacher.safetensors", "kind": "teacher", "sha256": digest}
+    metrics.write_text(json.dumps(record))
+    manifest = run / "ablation/plain/.state/manifests/eval.json"
+    config = json.loads(manifest.read_text())
+    config["config"]["kd_loss"] |= {"enable": False, "T": 9.0}  # without targets: no other recipe
+    config["config"]["mse"]["mse_weight"] = 0.0
+    manifest.write_text(json.dumps(config))
+    assert "Not compared" not in make(run, *none).read_text()
+
+    config["config"]["train_student"]["epochs"] = 9
+    manifest.write_text(json.dumps(config))
+    (run / "teacher.safetensors").write_bytes(b"another teacher")
+    text = make(run, *none).read_text()
+    assert (
+        "Not compared with the same student without targets: train_student.epochs is 9, here 2"
+    ) in text
+    assert "Not compared with the teacher, on HR faces: it is of other weights" in text
+    manifest.unlink()
+    assert "how they were trained is not recorded" in make(run, *none).read_text()
+
+
+def test_images_that_were_not_evaluated_are_not_shown(
+    run: Path, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    few = ("--good", "1", "--failed", "1", "--samples", "0")
+    data = Path(json.loads((run / "metrics.json").read_text())["data"]["root"])
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    text = make(run, *few, "--set", f"data.root={other}").read_text()
+    assert "not those that were evaluated" not in text
+    assert "data:image/jpeg" in text
+    one, two, *_ = sorted((other / "imgs" / "query").iterdir())
+    shutil.copy(one, two)
+    text = make(run, *few, "--set", f"data.root={other}").read_text()
+    assert f"The images at {other} are not those that were evaluated (imgs differ)" in text
+    assert "data:image/jpeg" not in text
+    assert "data:image/jpeg" in make(run, *few).read_text()
+    two.unlink()
+    words = ("report", str(run), *few, "--set", f"data.test_root={other}")
+    assert "(labels differ); to name their folder: --set data.test_root=DIR" in " ".join(
+        command(*words).err.split()
+    )
+
+
 def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.html"
     make(evaluated, "--good", "20", "--failed", "20", "--samples", "3", "--out", str(again))
@@ -632,9 +685,9 @@ def test_rows_of_runs_with_any_name_are_labelled(tmp_path: Path) -> None:
     rows = [
         figures.Interval("market", name, "all", 50, math.nan, 60) for name in ("_a", "$b$", "c<")
     ]
-    drawn = figures.to_svg(figures.intervals(rows, "mAP"), "n", "mAP")
+    drawn = figures.to_svg(figures.intervals(rows, "mAP over $b^$"), "n", "mAP")
     texts = {text.text for text in ElementTree.fromstring(drawn).iter("text")}
-    assert {"_a", "$b$", "c<", "market", "50.0"} <= texts
+    assert {"_a", "$b$", "c<", "market", "50.0", "mAP over $b^$"} <= texts
     for name in ("a", "b/a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         figures.write_figure(figures.intervals(rows, "mAP"), tmp_path / name)
@@ -695,5 +748,7 @@ def test_losses_and_metrics_are_known_by_the_order_of_columns() -> None:
     assert agreement["heads"]["part 0"][:2] == ("10.0", "60.0")
     assert divergence["heads"]["part 0"][:2] == ("1", "0.5")
     assert gap["title"] == "gap"
+    blank = histories.heads(history.assign(agree_part_0=math.nan))  # measured in no epoch
+    assert blank[0]["heads"]["part 0"] == ("–", "–", "")
     assert histories.heads(history[["epoch", "total"]]) == []
     assert histories.numbers(history, ["gap"])["rows"] == [["0", "4"], ["1", "5"]]

@@ -270,7 +270,9 @@ def new_axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
     title = textwrap.fill(title, round(size[0] / 7.5))
-    axes.set_title(title, loc="left", fontsize=TEXT + 1, color=COLOURS["ink"], pad=9)
+    axes.set_title(
+        title, loc="left", fontsize=TEXT + 1, color=COLOURS["ink"], pad=9, parse_math=False
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(fontsize=TEXT, color=COLOURS["ink"])
     axes.tick_params(length=0, labelsize=TEXT, labelcolor=COLOURS["soft"])

@@ -62,12 +62,13 @@ def heads(history: pd.DataFrame) -> list[dict[str, Any]]:
     for measure, columns in measures.items():
         title, write = MEASURES.get(measure, (measure, number))
         values = history[[*columns.values()]]
-        top = float(np.nanmax(values.to_numpy()))
+        top = float(np.nanmax(values.to_numpy(), initial=0))
         cells = {}
         for head, column in columns.items():
-            known = values[column].dropna()  # not every epoch has a value
-            curve = to_svg(spark(known.tolist(), top, "ink"), f"head-{column}")
-            cells[head] = (write(known.iloc[0]), write(known.iloc[-1]), curve)
+            known = values[column].dropna().tolist()  # not every epoch has a value
+            curve = to_svg(spark(known, top, "ink"), f"head-{column}") if known else ""
+            first, last = known[:1] or [np.nan], known[-1:] or [np.nan]
+            cells[head] = (write(*first), write(*last), curve)
         found.append({"title": title, "heads": cells})
     return found
 
