@@ -164,16 +164,19 @@ class Evaluate(Stage):
         from deskpro.stages.evaluation.transductive import require_faces
         from deskpro.stages.models.extractor import open_extractor
 
-        options, data, folder = self.options, self.options.data, self.folder
+        options, folder = self.options, self.folder
         device = distributed.pick_device(options.device)
-        extractor = open_extractor(self.weights, self.kind, data.face_size, data.body_size, device)
+        sizes = options.data.face_size, options.data.body_size
+        extractor = open_extractor(self.weights, self.kind, *sizes, device)
+        extractor = extractor.fitted_for(options.eval.flip)
         require_faces(options, [*extractor.heads])
         teacher = GalleryTeacher.open(self.teacher, extractor, options, device)
         query, gallery = self._images(extractor, job)
         protocols = choose_protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
         start(self.name, device=device, samples=len(images), output=folder.metrics)
-        made = store_features(folder.features, extractor, self.weights, images, options, job.index)
+        made_of = extractor, self.weights, images, options, job.index
+        made = store_features(folder.features, *made_of, scores=folder.metrics)
         budget = options.cache.memory * 1e9
         stored = FeatureStore(folder.features, device, budget)
         # In the order of their contents: then no number depends on file names.

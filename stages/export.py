@@ -72,6 +72,7 @@ def write(
     import torch
 
     from deskpro.stages.base.distributed import pick_device
+    from deskpro.stages.evaluation.feature_store import require_features
     from deskpro.stages.evaluation.sizes import Sizes, fit_directions, sample, training_images
     from deskpro.stages.serving import export
     from deskpro.stages.serving.sources import open_source
@@ -80,6 +81,7 @@ def write(
         raise InputError(f"--int8: for ONNX files; --format is {ask.runtime}")
     source, sizes = open_source(folder.path, torch.device("cpu"), None), None
     form, student = export.Form(ask.runtime, ask.normalise), source.extractor
+    require_features(folder.features, student, folder.student, source.flip)
     chosen = export.chosen_streams(student, ask.streams)
     fitted = ask.dim is not None or ask.int8
     if fitted:
@@ -110,7 +112,7 @@ def _refitted(settings: Settings, file: Path, held_out: pd.DataFrame, options: O
         return replace(settings, calibration=None)
     device = pick_device(options.device)
     extractor = open_extractor(file, "student", (0, 0), (0, 0), device)
-    facts = Validation(extractor, held_out, options, device).facts()
+    facts = Validation(extractor, held_out, options, device, settings.mirror).facts()
     weights, fitted = settings.fusion, facts["fusion"]
     if weights is not None and weights == settings.fitted:
         weights = fitted
@@ -280,7 +282,7 @@ def _features(store: Any, rows: list[int]) -> np.ndarray:
 
 def _evaluation(metrics: dict[str, Any]) -> dict[str, Any]:
     """What encoder.json keeps of metrics.json."""
-    numbers = ("queries", "identities", "mAP", "mINP", "rank1", "interval")
+    numbers = ("queries", "identities", "mAP", "mINP", "interval")
     return {
         name: metrics["data"][name] for name in ("dataset", "queries", "gallery", "identities")
     } | {
@@ -288,7 +290,8 @@ def _evaluation(metrics: dict[str, Any]) -> dict[str, Any]:
             name: {
                 "rule": protocol["rule"],
                 "streams": {
-                    stream: {key: found[key] for key in numbers if key in found}
+                    # Of the CMC other ranks may have names (eval.ranks).
+                    stream: {key: found[key] for key in numbers} | {"rank1": found["cmc"][0]}
                     for stream, found in protocol["streams"].items()
                 },
             }

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -322,6 +323,40 @@ def test_a_face_weight_without_calibration_is_refused(student: tuple[Path, pd.Da
     nobody = Features(np.zeros((0, encoder.dim), np.float32), np.zeros(0, bool))
     with pytest.raises(InputError, match=r"no calibration for 0.3; .* for fitted and 0.5"):
         encoder.odds(nobody, nobody)
+
+
+def test_features_without_mirror_images_have_no_calibration(
+    student: tuple[Path, pd.DataFrame],
+    people: Path,
+    run: Path,
+    tmp_path: Path,
+    command: Callable[..., Result],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It was fitted on features with them; so were the weights of the streams, which are kept."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.copy(student[0], copied / "student.safetensors")
+    assert Encoder.load(copied, "cpu").calibration()
+    recipe = yaml.safe_load((copied / "config.yaml").read_text())
+    recipe["eval"] = {"flip": False, "face_weight": "fitted"}
+    (copied / "config.yaml").write_text(yaml.safe_dump(recipe))
+    capfd.readouterr()
+    encoder = Encoder.load(copied, "cpu")
+    assert "eval.flip is false, what held-out people told is of features" in capfd.readouterr().err
+    assert encoder.source.fusion is not None
+    assert not encoder.calibration_if_any()
+    with pytest.raises(InputError, match=r"eval\.flip is off"):
+        encoder.threshold(0.1)
+
+    alone = ("eval", "--checkpoint", str(student[0]), "--data", str(people), "--dataset",
+             "benchmark", "--run", str(tmp_path / "out"), "--set", "device=cpu")  # fmt: skip
+    result = command(*alone, "--set", "eval.flip=false", "--set", "eval.enrich.enable=true")
+    assert "enrich.far 0.001: needs a threshold of face scores from held-out people" in result.err
+    result = command(*alone, "--set", "eval.flip=false")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    pairs = report["protocols"]["market"]["streams"]["face"]["verification"]["face-face"]
+    assert "no calibration" in pairs["held_out"]["0.01"]["refused"]
 
 
 def test_students_of_one_stream_have_one_case(people: Path, run: Path, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from safetensors import safe_open
 
 from deskpro.cache.reader import MappedReader
 from deskpro.pipeline import config
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
-from deskpro.stages.evaluation.feature_store import FeatureWorker
+from deskpro.stages.evaluation.feature_store import FeatureWorker, require_features
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
@@ -103,6 +104,34 @@ def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_
     assert again.returncode == 0, again.stderr
     assert {name: (project.run / name).read_bytes() for name in files} == expected
     assert not [*project.run.glob("*partial*")]
+
+
+@pytest.mark.finished("eval")
+def test_features_of_an_evaluation_that_was_stopped_are_not_taken_for_the_old_ones(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deskpro.stages.evaluation import scoring
+    from deskpro.stages.serving.sources import open_source
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before, student = metrics(project), project.run / "student.safetensors"
+    extractor = open_source(project.run, torch.device("cpu"), None).extractor
+    require_features(project.run / "features.zarr", extractor, student, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "rank_all", stopped)
+        assert project("eval", "--force").code == 130
+        assert metrics(project) == before  # features are as they were
+        assert project("eval", "--force", *sets("eval.flip=false")).code == 130
+    assert not (project.run / "metrics.json").exists()
+    with pytest.raises(InputError, match=r"features\.zarr: holds features of other weights or opt"):
+        require_features(project.run / "features.zarr", extractor, student, True)
+    assert "--run" in project.command("export", str(project.run)).err
+    project.ok("eval", *sets("eval.flip=false"))
+    assert metrics(project)["flip"] is False
+    project.ok("eval", "--force")
+    assert metrics(project)["protocols"] == before["protocols"]
 
 
 def test_a_worker_gives_the_same_features_in_any_order_and_process(project: Project) -> None:
@@ -355,6 +384,13 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
     assert all(f">{sample}<" in shown for sample in alone)
     assert shown.count('class="query"') == len(alone)
     assert result.out.count("market, cloth-changing:") == 2  # equal results, a table a measure
+
+    images = sorted((project.data / "imgs" / "query").iterdir())
+    shutil.copy(images[0], images[1])
+    result = project.command("compare", one, two, "--out", str(out), "--html")
+    assert "are not those that were evaluated (imgs differ)" in result.err
+    assert "data:image/jpeg" not in (out / "compare.html").read_text()
+    assert not [*out.glob("compare.tex"), *out.glob("compare.md")]  # of another comparison
 
 
 @pytest.mark.slow

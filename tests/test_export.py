@@ -357,6 +357,15 @@ def evaluated(
     return with_cache(project, once("shallow", make) / "run", tiny_benchmark)
 
 
+@pytest.mark.finished("eval")
+def test_the_card_has_the_first_rank_whichever_ranks_were_named(project: Project) -> None:
+    metrics = json.loads((project.run / "metrics.json").read_text())
+    numbers = metrics["protocols"]["market"]["streams"]["all"]
+    assert numbers.pop("rank1") == numbers["cmc"][0]  # eval.ranks=[5]
+    kept = stage._evaluation(metrics)["protocols"]["market"]["streams"]["all"]
+    assert kept["rank1"] == numbers["cmc"][0]
+
+
 def body_accuracy(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: p["streams"]["body"]["mAP"] for name, p in metrics["protocols"].items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +47,8 @@ class Validation(NamedTuple):
     """As `read_index` gives it."""
     options: Options
     device: torch.device
+    flip: bool = True
+    """Whether the mirror image is added, as `eval.flip` has it unless set."""
 
     @classmethod
     def of(
@@ -134,7 +135,7 @@ class Validation(NamedTuple):
             self.extractor,
             self.table,
             batched(range(len(self.table)), self.options.eval.batch),
-            flip=True,
+            flip=self.flip,
             workers=0,
             device=self.device,
         )
@@ -155,9 +156,5 @@ class Validation(NamedTuple):
             name: pd.factorize(self.table[name], use_na_sentinel=False)[0]
             for name in ("pid", "camid", "clothes")
         }
-        rows = range(len(self.table))
-        return np.stack([self.protocol.junk(_row(codes, row), codes) for row in rows])
-
-
-def _row(codes: Mapping[str, np.ndarray], row: int) -> Codes:
-    return {name: values[row : row + 1] for name, values in codes.items()}
+        query = {name: values[:, None] for name, values in codes.items()}
+        return self.protocol.junk(query, codes)

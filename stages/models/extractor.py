@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.models.exported import ExportedStudent, read_settings
 from deskpro.stages.models.osnet import OSNet
@@ -49,6 +50,24 @@ class FeatureExtractor:
     """Kind of image → height and width."""
     normalised: bool = True
     """Whether it takes normalised images, float32; else pixels, uint8."""
+    mirrored: bool = True
+    """Whether calibration and fusion of `info` were fitted on features with the mirror image."""
+
+    def fitted_for(self, flip: bool) -> FeatureExtractor:
+        """Without a calibration of other features; flip: whether mirror images are added.
+
+        Fitted weights of the streams are kept: they say how much each counts. A warning says so.
+        """
+        info = self.info
+        if flip == self.mirrored or not (info.calibration or info.fusion):
+            return self
+        kept = "; the fitted weights of the streams are kept" if info.fusion else ""
+        warn(
+            f"eval.flip is {str(flip).lower()}, what held-out people told is of features "
+            f"{'with' if self.mirrored else 'without'} mirror images: scores have no calibration "
+            f"and no thresholds of held-out people{kept}"
+        )
+        return replace(self, info=replace(info, calibration=None))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -164,4 +183,5 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
         {name: KIND_OF[name] for name in streams},
         {KIND_OF[name]: size for name, size in sizes.items()},
         settings.normalise == "outside",
+        settings.mirror,
     )

@@ -235,8 +235,9 @@ class Encoder:
         name = calibration_name(next(iter(self.parts)), self.source.fusion)
         if not facts:
             raise InputError(
-                "the student has no calibration: no identities were held out in its training, or "
-                "an older version trained it. Train with --set data.validation=0.1"
+                "the student has no calibration: no identities were held out in its training, an "
+                "older version trained it, or eval.flip is off, and it was fitted with mirror "
+                "images. Train with --set data.validation=0.1, evaluate with eval.flip=true"
             )
         raise InputError(
             f"face_weight: no calibration for {name.removeprefix('all, ')}; the student has some "

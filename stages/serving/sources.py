@@ -67,7 +67,7 @@ def _opened(
     fusion = choose_fusion(extractor.info.fusion, face_weight) if both else None
     face = FaceBox() if options.prepare is None else options.prepare.face
     flip = options.eval.flip and not isinstance(extractor.network, OSNet)  # as torchreid does
-    return Source(extractor, flip, fusion, face)
+    return Source(extractor.fitted_for(flip), flip, fusion, face)
 
 
 def _exported(path: Path, device: torch.device, face_weight: FaceWeight) -> Source:
