@@ -114,6 +114,39 @@ def test_a_student_scores_as_eval_says(mode: str, project: Project, score: Any) 
     }
 
 
+def test_what_cannot_be_ranked_is_left_out_unless_it_is_asked_for(
+    data: Path, table: pd.DataFrame, command: Command, tmp_path: Path
+) -> None:
+    """One query alone has changed its clothes, and it has no face."""
+    clothes = pd.read_csv(data / "clothes.csv")
+    path, worn = clothes.columns
+    first = table["sample_id"].iloc[0]
+    clothes[worn] = np.where(clothes[path].str.endswith(first), "new", "old")
+    clothes.to_csv(data / "clothes.csv", index=False)
+    values, run = some(table), tmp_path / "scored"
+    face = np.where((table["sample_id"] == first).to_numpy()[:, None], 0, values)
+    words = ("eval", "--data", str(data), "--dataset", "benchmark", "--run", str(run), "--force")
+
+    def streams(*more: str, **parts: np.ndarray) -> tuple[dict[str, list[str]], str]:
+        file = as_npz(tmp_path / "mine", table["sample_id"].tolist(), parts)
+        result = command(*words, "--features", str(file), *more)
+        assert result.code == 0, result.err
+        report = json.loads((run / "metrics.json").read_text())
+        return {name: [*p["streams"]] for name, p in report["protocols"].items()}, result.err
+
+    found, said = streams(face=face, body=values)
+    assert found == {"market": ["face", "body", "all"], "cloth-changing": ["body", "all"]}
+    assert "eval: cloth-changing, face: no query that it sees has a positive" in said
+    found, said = streams(face=face)
+    assert found == {"market": ["face"]}
+    assert "eval: cloth-changing: no query that the network sees has a positive" in said
+    for names in ("[cloth-changing]", "[cloth-changing,market]"):
+        asked = command(*words, "--features", str(tmp_path / "mine.npz"), "--set",
+                        f"eval.protocols={names}")  # fmt: skip
+        assert asked.code == 2
+        assert "protocol cloth-changing: no query that the network sees has a positive" in asked.err
+
+
 # Formats, orders, types
 
 

@@ -24,6 +24,7 @@ from deskpro.stages.data.layouts import LAYOUTS, layout_of
 from deskpro.stages.data.listings import OWN_LIST
 from deskpro.stages.data.times import is_time, read_time, read_times
 from deskpro.stages.evaluation import gaps as module
+from deskpro.stages.evaluation import scores
 from deskpro.stages.evaluation.gaps import GAPS, gap_numbers
 from deskpro.stages.evaluation.measures import Measure
 from deskpro.stages.metrics.protocols import PROTOCOLS
@@ -265,7 +266,8 @@ def test_rows_of_gaps_are_counted_one_by_one(name: str, seed: int, least: int) -
     drawn = world(seed, least)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LEAST", least)
-        patch.setattr(module, "interval", spread)
+        for place in (module, scores):
+            patch.setattr(place, "interval", spread)
         found = gap_numbers(*drawn, PROTOCOLS[name])
     pairs = compared(*drawn[:2], name)
     expected = {gap: scored(drawn, pairs, seconds, seconds) for gap, seconds in GAPS.items()}

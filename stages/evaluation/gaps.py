@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.progress import log, table
-from deskpro.stages.evaluation.measures import Compared, Measure
+from deskpro.stages.evaluation.measures import Measure
+from deskpro.stages.evaluation.scores import intervals
 from deskpro.stages.metrics.intervals import interval
-from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
+from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import Distances, random_order, rank_gallery, tasks_of
 from deskpro.stages.reporting import gap_rows
 
@@ -39,40 +40,25 @@ LEAST = 10
 ten identities covers 90 % in the place of 95, over five 83 %."""
 
 
-def add_gaps(
-    report: Mapping[str, Any],
-    measures: Mapping[str, Compared],
-    query: pd.DataFrame,
-    gallery: pd.DataFrame,
-) -> None:
-    """Add `gaps` to each stream of each protocol of metrics.json; nothing where no time is known.
-
-    What can't be said is `refused`, with the reason.
-    """
+def times_unknown(query: pd.DataFrame, gallery: pd.DataFrame) -> str | None:
+    """Why there are no gaps of time; empty where no time is known, None where all are."""
     images = pd.concat([query, gallery])
     unknown = images["time"].isna()
-    if unknown.all():
-        return
-    for name, numbers in report["protocols"].items():
-        for stream, of_stream in numbers["streams"].items():
-            if unknown.any():
-                example = images.loc[unknown, "sample_id"].iloc[0]
-                why = f"times are not known of {unknown.sum()} of {len(images)} images, {example}"
-                of_stream["gaps"] = {"refused": f"{why} for one"}
-                continue
-            compared = measures[stream]
-            seen = query[compared.query_mask(query)].reset_index(drop=True)
-            rule = PROTOCOLS[name]
-            of_stream["gaps"] = gap_numbers(seen, gallery, compared.measure, rule)
+    if not unknown.any():
+        return None
+    example = images.loc[unknown, "sample_id"].iloc[0]
+    why = f"times are not known of {unknown.sum()} of {len(images)} images, {example} for one"
+    return "" if unknown.all() else why
 
 
 def gap_numbers(
     query: pd.DataFrame, gallery: pd.DataFrame, measure: Measure, protocol: Protocol
 ) -> dict[str, Any]:
-    """`rows` of the gaps at which at least `LEAST` identities have a query with a positive, and of
-    the others how `few` have; shares in 0..1.
+    """`gaps` of a stream and a protocol in metrics.json.
 
-    The queries that a gap scores are among those of each shorter one.
+    They are `rows` of the gaps at which at least `LEAST` identities have a query with a positive,
+    and of the others how `few` have; shares in 0..1; or why there are none, `refused`. The queries
+    that a gap scores are among those of each shorter one.
     """
     if protocol.draws > 1:
         return {"refused": "its galleries are drawn"}
@@ -137,19 +123,11 @@ def _kept(distances: Distances) -> Distances:
 
 def _numbers(queries: pd.DataFrame) -> dict[str, Any]:
     """The figures of some queries."""
+    columns = {"gallery": "gallery", "ap": "mAP", "rank1": "rank1", "chance": "chance"}
+    means = {name: float(queries[column].mean()) for column, name in columns.items()}
     pids = queries["pid"].to_numpy()
-    return {
-        "queries": len(queries),
-        "identities": int(queries["pid"].nunique()),
-        "gallery": float(queries["gallery"].mean()),
-        "mAP": float(queries["ap"].mean()),
-        "rank1": float(queries["rank1"].mean()),
-        "chance": float(queries["chance"].mean()),
-        "interval": {
-            "mAP": interval(queries["ap"].to_numpy(), pids),
-            "rank1": interval(queries["rank1"].to_numpy(), pids),
-        },
-    }
+    people = {"queries": len(queries), "identities": len({*pids})}
+    return people | means | {"interval": intervals(queries, pids)}
 
 
 def show_gaps(report: Mapping[str, Any]) -> None:

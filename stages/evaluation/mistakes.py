@@ -7,7 +7,7 @@ its share. Where galleries are drawn, only their share is said, of the first dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 from deskpro.stages.base.progress import log
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.metrics.intervals import interval, resampled_means
-from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
+from deskpro.stages.metrics.protocols import Codes, Protocol
 from deskpro.stages.metrics.ranking import Distances, Ranking, rank_gallery, tasks_of
 from deskpro.stages.reporting.results import merged, widest
 
@@ -27,28 +27,22 @@ _CAMERAS = 40
 """More are no table that anybody reads; some datasets count each image as a camera."""
 
 
-def add_mistakes(
-    report: Mapping[str, Any],
-    scores: Mapping[str, Mapping[str, Ranking]],
-    measures: Mapping[str, Compared],
+def mistakes_of(
+    ranking: Ranking,
+    compared: Compared,
     query: pd.DataFrame,
     gallery: pd.DataFrame,
+    protocol: Protocol,
     shared_clothes: bool,
-) -> None:
-    """Add `mistakes` to each stream of each protocol of metrics.json.
+) -> dict[str, Any]:
+    """`mistakes` of a stream and a protocol in metrics.json.
 
-    shared_clothes: whether one label of clothes is one outfit, whoever wears it.
+    query: the images that the stream sees; shared_clothes: whether one label of clothes is one
+    outfit, whoever wears it.
     """
-    for name, streams in scores.items():
-        protocol = PROTOCOLS[name]
-        shown = gallery[protocol.gallery_mask(gallery)]
-        for stream, ranking in streams.items():
-            found = mistake_numbers(ranking, query, shown, shared_clothes, protocol.draws > 1)
-            compared = measures[stream]
-            seen = query[compared.query_mask(query)].reset_index(drop=True)
-            distances = compared.measure(seen, gallery)
-            found["changed"] = changed_clothes(seen, gallery, distances, protocol)
-            report["protocols"][name]["streams"][stream]["mistakes"] = found
+    shown, distances = gallery[protocol.gallery_mask(gallery)], compared.measure(query, gallery)
+    found = mistake_numbers(ranking, query, shown, shared_clothes, protocol.draws > 1)
+    return found | {"changed": changed_clothes(query, gallery, distances, protocol)}
 
 
 def show_mistakes(report: Mapping[str, Any]) -> None:
@@ -114,7 +108,7 @@ def _outfits(
         return {"refused": "no first image is wrong"}
     if not expected.sum():
         return {"refused": "nobody else wears a query's outfit"}
-    parts = np.stack([misled, expected, wrong], axis=1)
+    parts = np.stack([misled, expected], axis=1)
     means = resampled_means(parts, who["pid"].to_numpy())
     defined = means[:, 1] > 0  # a resample without any wrong image has no lift
     lifts = means[defined, 0] / means[defined, 1]
@@ -164,7 +158,8 @@ def changed_clothes(
     with the first alone, once with the second, and the difference with its 95 % interval."""
     if query["clothes"].isna().any() or gallery["clothes"].isna().any():
         return {"refused": "clothes are not known of every image"}
-    rules = {"same": _in_others(protocol), "changed": _in_the_same(protocol)}
+    # Without images in other clothes, and without those in the same.
+    rules = {"same": _without(protocol, np.not_equal), "changed": _without(protocol, np.equal)}
     if protocol.draws > 1:
         return {"refused": "its galleries are drawn"}
     shown = gallery[protocol.gallery_mask(gallery)]
@@ -187,19 +182,10 @@ def changed_clothes(
     }
 
 
-def _in_others(protocol: Protocol) -> Protocol:
-    """A protocol without images in other clothes."""
+def _without(protocol: Protocol, unwanted: Callable[..., np.ndarray]) -> Protocol:
+    """A protocol without images whose clothes compare so with those of the query."""
 
     def junk(query: Codes, same: Codes) -> np.ndarray:
-        return protocol.junk(query, same) | (same["clothes"] != query["clothes"])
-
-    return replace(protocol, junk=junk)
-
-
-def _in_the_same(protocol: Protocol) -> Protocol:
-    """A protocol without images in the same clothes."""
-
-    def junk(query: Codes, same: Codes) -> np.ndarray:
-        return protocol.junk(query, same) | (same["clothes"] == query["clothes"])
+        return protocol.junk(query, same) | unwanted(same["clothes"], query["clothes"])
 
     return replace(protocol, junk=junk)

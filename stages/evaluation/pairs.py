@@ -1,7 +1,8 @@
 """What the pairs of query and gallery say: who is accepted at a threshold, and what scores mean.
 
 Pairs are those that a protocol compares: all images of a query that counts with the gallery, but
-for those of its person that the rule removes. Drawn galleries count whole. Scores are as
+for those of its person that the rule removes. Drawn galleries count whole. An image of which a
+stream sees nothing is in no pair; the ranking has it, at a cosine of 0. Scores are as
 `Encoder.similarity` gives them; each face case is counted apart, and `all` is all of them.
 """
 
@@ -22,7 +23,7 @@ from deskpro.stages.metrics import verification
 from deskpro.stages.metrics.calibration import CASES, log_ratios
 from deskpro.stages.metrics.fusion import Block
 from deskpro.stages.metrics.intervals import combined, interval, pair_interval, resampled_means
-from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
+from deskpro.stages.metrics.protocols import Protocol
 from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
 from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
 from deskpro.stages.reporting import results
@@ -46,27 +47,20 @@ class Pairs(NamedTuple):
     protocol: Protocol
 
 
-def add_pairs(
-    report: Mapping[str, Any],
-    measures: Mapping[str, Compared],
-    query: pd.DataFrame,
-    gallery: pd.DataFrame,
-) -> None:
-    """Add `verification` to each stream of each protocol of metrics.json."""
-    for stream, compared in measures.items():
-        for name, numbers in report["protocols"].items():
-            if stream not in numbers["streams"]:
-                continue
-            protocol = PROTOCOLS[name]
-            kept = protocol.query_mask(query) & compared.query_mask(query)
-            mine = query[kept].reset_index(drop=True)
-            kept = protocol.gallery_mask(gallery) & compared.gallery_mask(gallery)
-            others = gallery[kept].reset_index(drop=True)
-            scores = _as_scores(compared.measure(mine, others), compared.highest)
-            faces = compared.faces or (None, None)
-            query_face, gallery_face = map(_faces, (mine, others), faces)
-            pairs = Pairs(mine, others, scores, query_face, gallery_face, protocol)
-            numbers["streams"][stream]["verification"] = pair_numbers(pairs, compared.calibration)
+def pairs_of(
+    compared: Compared, query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol
+) -> dict[str, Any]:
+    """`verification` of a stream and a protocol in metrics.json.
+
+    query: the images that the stream sees.
+    """
+    mine = query[protocol.query_mask(query)].reset_index(drop=True)
+    kept = protocol.gallery_mask(gallery) & compared.gallery_mask(gallery)
+    others = gallery[kept].reset_index(drop=True)
+    scores = _as_scores(compared.measure(mine, others), compared.highest)
+    query_face, gallery_face = map(_faces, (mine, others), compared.faces or (None, None))
+    pairs = Pairs(mine, others, scores, query_face, gallery_face, protocol)
+    return pair_numbers(pairs, compared.calibration)
 
 
 def show_pairs(report: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deskpro.cache.files import write_aside
@@ -54,11 +55,14 @@ def ranking_numbers(ranking: Ranking, query: pd.DataFrame, wanted: Sequence[int]
         "mINP": ranking.mINP,
         **{f"rank{r}": float(cmc[r - 1]) for r in wanted},
         "cmc": cmc.tolist(),
-        "interval": {
-            "mAP": interval(queries["ap"].to_numpy(), identities),
-            "rank1": interval(queries["rank1"].to_numpy(), identities),
-        },
+        "interval": intervals(queries, identities),
     }
+
+
+def intervals(queries: pd.DataFrame, pids: np.ndarray) -> dict[str, list[float]]:
+    """Of mAP and rank1 of queries, over their people; queries: with ap and rank1."""
+    columns = {"mAP": "ap", "rank1": "rank1"}
+    return {name: interval(queries[each].to_numpy(), pids) for name, each in columns.items()}
 
 
 def _by_query(ranking: Ranking) -> pd.DataFrame:
@@ -96,8 +100,10 @@ def write_scores(
 ) -> None:
     """The report as JSON in `metrics`, and beside it: metrics.csv, a row per protocol and stream;
     queries.csv, a row per protocol, stream and query; breakdown.csv, a row per identity and camera;
-    ranked.csv, the nearest images of each query; cmc.png and cmc.svg. The JSON, by which others
-    know that there is an evaluation, is written last."""
+    ranked.csv, the nearest images of each query by the first protocol and its widest stream;
+    cmc.png and cmc.svg. The JSON, by which others know that there is an evaluation, is written
+    last."""
+    metrics.unlink(missing_ok=True)  # no older numbers beside newer files
     first = next(iter(results.merged(report["protocols"]).items()))
     figures.write_figure(results.cmc_figure(*first), metrics.with_name("cmc"))
     queries = _queries(scores, query, faces)
@@ -107,7 +113,6 @@ def write_scores(
         "breakdown.csv": _breakdown(queries),
         "ranked.csv": _lists(scores, gallery),
     }
-    metrics.unlink(missing_ok=True)  # no older numbers beside newer tables
     for name, rows in tables.items():
         with write_aside(metrics.with_name(name)) as aside:
             rows.to_csv(aside, index=False)

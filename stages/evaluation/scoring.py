@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -13,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.names import Name
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.data.layouts import dataset_name, layout_of
-from deskpro.stages.evaluation.gaps import add_gaps, show_gaps
+from deskpro.stages.evaluation.gaps import gap_numbers, show_gaps, times_unknown
+from deskpro.stages.evaluation.image_digests import LABELS, contents_digest, labels_digest
 from deskpro.stages.evaluation.measures import Compared
-from deskpro.stages.evaluation.mistakes import add_mistakes, show_mistakes
-from deskpro.stages.evaluation.pairs import add_pairs, show_pairs
+from deskpro.stages.evaluation.mistakes import mistakes_of, show_mistakes
+from deskpro.stages.evaluation.pairs import pairs_of, show_pairs
 from deskpro.stages.evaluation.rankings import rank_all, with_streams
 from deskpro.stages.evaluation.scores import protocol_numbers, write_scores
 from deskpro.stages.evaluation.transductive import (
@@ -67,15 +66,24 @@ def score(
             for name, of_stream in scores.items()
         },
     }
-    add_pairs(report, measures, query, gallery)
-    layout = layout_of(options.test_root, options.test_set)
-    add_mistakes(report, scores, measures, query, gallery, layout.shared_clothes)
-    add_gaps(report, measures, query, gallery)
+    shared = layout_of(options.test_root, options.test_set).shared_clothes
+    untimed = times_unknown(query, gallery)
+    for name, of_stream in scores.items():
+        for stream, ranking in of_stream.items():
+            compared, rule = measures[stream], PROTOCOLS[name]
+            seen = query[compared.query_mask(query)].reset_index(drop=True)
+            numbers = report["protocols"][name]["streams"][stream]
+            numbers["verification"] = pairs_of(compared, seen, gallery, rule)
+            numbers["mistakes"] = mistakes_of(ranking, compared, seen, gallery, rule, shared)
+            if untimed:
+                numbers["gaps"] = {"refused": untimed}
+            elif untimed is None:
+                numbers["gaps"] = gap_numbers(seen, gallery, compared.measure, rule)
     add_transductive(report, options, measures, query, gallery)
-    first, stream = scores[protocols[0].name], results.widest(measures)
-    if stream in first:
-        lists = with_streams(first[stream].lists, measures, query, gallery)
-        first[stream] = replace(first[stream], lists=lists)
+    first = next(iter(scores.values()))
+    stream = results.widest(first)
+    lists = with_streams(first[stream].lists, stream, measures, query, gallery)
+    first[stream] = replace(first[stream], lists=lists)
     write_scores(report, scores, query, gallery, faces, metrics)
     _show(report, options)
     show_transductive(report)
@@ -95,16 +103,11 @@ def about_data(
         contents: kind of image → SHA-256 of each file, uint8 [N, 32].
         faces: columns of the face images that the network sees, none or one.
     """
-    # Without times the digest is that of before they could be known.
-    facts = [name for name in Name._fields if name != "time" or images[name].notna().any()]
-    labels = images[["sample_id", *facts]].to_csv(index=False)
-    digests = {"labels": hashlib.sha256(labels.encode()).hexdigest()}
-    for kind, found in contents.items():
-        digests[kind] = hashlib.sha256(found.tobytes()).hexdigest()
+    of_contents = {kind: contents_digest(found) for kind, found in contents.items()}
     return {
         "root": str(options.test_root),
         "dataset": dataset_name(options.test_root, options.test_set),
-        "digests": digests,
+        "digests": {LABELS: labels_digest(images)} | of_contents,
         "unit": options.eval.unit,
         **count_images(images, faces),
     }
