@@ -162,7 +162,8 @@ def embed(
 ) -> None:
     """Write the features of a split to an .npz file.
 
-    It has path [n], raw [n, heads, D] and feature [n, heads·D], whose dot products eval ranks by.
+    It has path [n], raw [n, heads, D] and feature [n, heads·D], whose dot products rank as eval
+    does by one stream, or by both at eval.face_weight 0.5.
     """
     from deskpro.stages import embed as stage
 

@@ -14,8 +14,8 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
 
     `out` is an .npz file with, in the order of the index: `path` [n], folder/name; `raw` float32
     [n, H, D], the features of the H heads (face before body; 14 for a student of both) before flip
-    and normalisation; `feature` float32 [n, H·D], whose dot products `eval` ranks by. The heads of
-    a missing image are 0.
+    and normalisation; `feature` float32 [n, H·D], whose dot products rank as `eval` does by one
+    stream, or by both at `eval.face_weight: 0.5`. The heads of a missing image are 0.
 
     Args:
         network: weights of a student or a teacher, ours or published.

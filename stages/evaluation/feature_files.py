@@ -207,7 +207,8 @@ def match_rows(
     """The row of each image of query and gallery.
 
     A path is that of an image below `root`, with or without it, or below `bodies`, its folder of
-    body images; else the end of an image's path that no other image has, such as its name.
+    body images; else the end of an image's path that no other image has, such as its name; or it
+    ends with the path of an image.
 
     Args:
         images: the table of query and gallery.
@@ -281,9 +282,11 @@ def _image_of(
     # Such as an image for training of equal name; os.path takes names that can't be, too.
     if "/" in path and os.path.exists(bodies / path):  # noqa: PTH110
         return None
-    named = ends.get(PurePath(path).name, [])
-    if len(named) > 1:
-        named = [key for key in named if key.endswith(f"/{path}")]
+    named = [
+        key
+        for key in ends.get(PurePath(path).name, [])
+        if f"/{key}".endswith(f"/{path}") or f"/{path}".endswith(f"/{key}")
+    ]
     return known[named[0]] if len(named) == 1 else None
 
 
