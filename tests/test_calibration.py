@@ -352,7 +352,7 @@ def test_features_without_mirror_images_have_no_calibration(
              "benchmark", "--run", str(tmp_path / "out"), "--set", "device=cpu")  # fmt: skip
     result = command(*alone, "--set", "eval.flip=false", "--set", "eval.enrich.enable=true")
     assert "enrich.far 0.001: needs a threshold of face scores from held-out people" in result.err
-    result = command(*alone, "--set", "eval.flip=false")
+    result = command(*alone, "--set", "eval.flip=false", "--set", "eval.enrich.enable=false")
     assert result.code == 0, result.err
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     pairs = report["protocols"]["market"]["streams"]["face"]["verification"]["face-face"]
