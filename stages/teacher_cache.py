@@ -266,9 +266,9 @@ class TeacherCache(Stage):
             provenance.fingerprint(target, options, teachers.facts(target.teacher)) | order,
             depends=provenance.columns(target),
             valid=provenance.valid(train, target),
-            replace=job.force,
+            replace=job.replaces,
             reuse=settings.reuse,
-            deep=job.force,
+            deep=job.replaces,
         )
 
 

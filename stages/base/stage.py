@@ -84,14 +84,13 @@ class Digests:
 class Job:
     """How a stage is run.
 
-    force: existing output may be replaced. again: --force is given: a half-trained network is begun
-    anew. deep: every file is read again. provenance: by name, everything that the output depends
-    on.
+    replaces: existing output may be replaced. anew: a half-trained network is not resumed. deep:
+    every file is read again. provenance: by name, everything that the output depends on.
     """
 
     index: FileIndex
-    force: bool = False
-    again: bool = False
+    replaces: bool = False
+    anew: bool = False
     deep: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -18,9 +18,9 @@ from torch.optim import swa_utils
 
 from deskpro.stages.base.distributed import (
     all_gather_object,
-    barrier,
     is_main,
     mean_of_ranks,
+    rank_zero_first,
     world_size,
 )
 from deskpro.stages.base.errors import InputError, Stopped
@@ -136,7 +136,7 @@ def fit(
             number = max(all_gather_object(stop.signal or 0))
             if number or history.steps % checkpoints.options.every == 0:
                 save()
-            _stop_if(number, history.steps, checkpoints.folder, job.again)
+            _stop_if(number, history.steps, checkpoints.folder, job.anew)
         monitor.end_epoch()
         run.end_epoch(loggers, validate)
         save()
@@ -145,11 +145,11 @@ def fit(
 
 
 def _checkpoint(checkpoints: Checkpoints, job: Job) -> State | None:
-    """The state to go on from, the same on every rank."""
-    if job.again and is_main():
-        checkpoints.clear()
-    barrier()
-    return checkpoints.load(replace=job.force)
+    """The state to go on from, the same on every rank: rank 0 removes what is not."""
+    with rank_zero_first():
+        if job.anew:
+            checkpoints.clear()
+        return checkpoints.load(replace=job.replaces)
 
 
 @dataclass
@@ -361,9 +361,9 @@ class _StepMonitor:
         )
 
 
-def _stop_if(number: int, step: int, folder: Path, again: bool) -> None:
+def _stop_if(number: int, step: int, folder: Path, anew: bool) -> None:
     if number:
-        without = " without --force (FORCE=1)" if again else ""
+        without = " without --force (FORCE=1)" if anew else ""
         raise Stopped(
             f"stopped by {signal.Signals(number).name} after step {step}, saved in {folder}; run "
             f"the same command{without} to resume",
