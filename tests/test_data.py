@@ -15,11 +15,11 @@ from PIL import Image
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.check import check_data
-from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
-from deskpro.stages.data.identities import Identities
-from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.identities import Identities, training_index
+from deskpro.stages.data.index import class_order, read_clothes, read_index
 from deskpro.stages.data.layouts import LAYOUTS, SPLITS, Layout
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
@@ -486,6 +486,20 @@ def test_rows_of_clothes_that_match_nothing_are_named(data: Path) -> None:
 
 
 def test_lines_of_scenes_that_match_nothing_are_named(tmp_path: Path) -> None:
+def test_a_separator_at_the_end_of_every_row_is_no_column(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "clothes.csv", {"a.jpg": "red", "b.jpg": "blue, of wool"}
+    for text in ("path,clothes\n", "path,clothes,\n", ",path,clothes\n"):
+        lead = "," if text[0] == "," else ""
+        path.write_text(f'{text}{lead}a.jpg,red,\n\n{lead}b.jpg,"blue, of wool",\n')
+        assert read_clothes(path) == (wanted, [])
+    for text in ("path,clothes\na.jpg,red,round\n", 'path,clothes\na.jpg,"red\n', "\n",
+                 "path,path,clothes\na,b,c\n"):  # fmt: skip
+        path.write_text(text)
+        found, [problem] = read_clothes(path)
+        assert not found
+        assert "must be a CSV with the columns path and clothes" in problem.what
+
+
     layout = LAYOUTS["deepchange"]
     for split, listing in layout.scenes.items():
         image = tmp_path / layout.files[split].replace("*", "P1_C1_1.jpg")
