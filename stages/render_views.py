@@ -132,7 +132,7 @@ def _require(out: Path, kinds: Sequence[str], views: Sequence[int], stored: int)
 def _images(options: Options, sample_ids: list[str]) -> pd.DataFrame:
     """The images that are here of a cache's samples, in its order; None where one isn't."""
     data = options.data
-    index = training_index(data.root, options.train_set, Identities(*data.chosen))
+    index = training_index(data.root, options.train_set, Identities(*data.chosen), data.unlabelled)
     found = index.set_index("sample_id", drop=False).reindex(sample_ids)
     return found.where(found.notna(), None).reset_index(drop=True)
 
