@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from deskpro.cache.files import open_file, write_aside
-from deskpro.stages.base.calibrated import Calibrated
+from deskpro.stages.base.calibrated import Calibrated, StreamWeights
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.base.training_options import Network
@@ -58,7 +58,7 @@ class ModelInfo:
     """Of the map that attention gates, in pixels of the image."""
     processes: Positive | None = None
     """How many processes trained it."""
-    fusion: dict[str, float] | None = None
+    fusion: StreamWeights | None = None
     """How much each stream counts (`metrics.fusion.Fusion`), where held-out identities told."""
     calibration: Calibrated | None = None
     """What scores mean (`metrics.calibration`), where held-out identities told."""
