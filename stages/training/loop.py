@@ -164,15 +164,31 @@ class _Epoch:
     """Of its last step."""
     sums: Values = field(default_factory=dict)
 
+    gaps: Values = field(default_factory=dict)
+    """By name, the batches that don't tell it: a metric is nan where no sample has it."""
+
+    def add(self, values: Values) -> None:
+        """Add what a batch gives."""
+        # Summed on the device: reading a value here would wait for it at every step.
+        for name, value in values.items():
+            found = value.detach().float()
+            gap = found.isnan()
+            self.sums[name] = self.sums.get(name, 0) + torch.where(gap, 0, found)
+            self.gaps[name] = self.gaps.get(name, 0) + gap.float()
     def share(self) -> None:
-        """Make the sums the means over all ranks."""
-        if self.sums:
-            shared = mean_of_ranks(torch.stack([*self.sums.values()]))
-            self.sums = dict(zip(self.sums, shared, strict=True))
+        """Make sums and gaps the means over all ranks."""
+        for values in (self.sums, self.gaps):
+            if values:
+                shared = mean_of_ranks(torch.stack([*values.values()]))
+                values |= zip(values, shared, strict=True)
 
     def row(self) -> dict[str, float]:
         self.share()
-        means = {name: value.item() / self.done for name, value in self.sums.items()}
+        batches = {name: self.done - gap.item() for name, gap in self.gaps.items()}
+        means = {
+            name: total.item() / count if (count := batches.get(name, self.done)) else math.nan
+            for name, total in self.sums.items()
+        }
         rate = self.images / max(self.seconds, 1e-9)
         return {"epoch": self.number + 1, "lr": self.lr, **means, "images_per_s": rate}
 
@@ -222,9 +238,7 @@ class _Run:
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
         losses, self.epoch.lr = losses | {"total": total}, lr
-        for name, value in (losses | metrics).items():
-            # Summed on the device: reading a value here would wait for it at every step.
-            self.epoch.sums[name] = self.epoch.sums.get(name, 0) + value.detach().float()
+        self.epoch.add(losses | metrics)
         self.history.steps += 1
         self.epoch.done += 1
         self.epoch.images += len(batch["row"]) * world_size()
@@ -283,7 +297,8 @@ class _Run:
             self.averaged.load_state_dict(state["averaged"])
         self.history.steps, self.history.rows = state["steps"], state["rows"]
         self.epoch = _Epoch(**state["epoch"])
-        self.epoch.sums = {name: value.to(device) for name, value in self.epoch.sums.items()}
+        for values in (self.epoch.sums, self.epoch.gaps):
+            values |= {name: value.to(device) for name, value in values.items()}
         log(f"resuming at step {self.history.steps}")
         return self.history
 
