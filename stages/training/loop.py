@@ -24,6 +24,7 @@ from deskpro.stages.base.distributed import (
     world_size,
 )
 from deskpro.stages.base.errors import InputError, Stopped
+from deskpro.stages.base.foreign import some
 from deskpro.stages.base.progress import Bar, log
 from deskpro.stages.base.stage import Job
 from deskpro.stages.base.training_options import Training
@@ -163,7 +164,6 @@ class _Epoch:
     lr: float = 0.0
     """Of its last step."""
     sums: Values = field(default_factory=dict)
-
     gaps: Values = field(default_factory=dict)
     """By name, the batches that don't tell it: a metric is nan where no sample has it."""
 
@@ -175,6 +175,7 @@ class _Epoch:
             gap = found.isnan()
             self.sums[name] = self.sums.get(name, 0) + torch.where(gap, 0, found)
             self.gaps[name] = self.gaps.get(name, 0) + gap.float()
+
     def share(self) -> None:
         """Make sums and gaps the means over all ranks."""
         for values in (self.sums, self.gaps):
@@ -367,10 +368,9 @@ class _StepMonitor:
     def _diverged(
         self, bad: Sequence[str], step: int, epoch: int, samples: Sequence[str]
     ) -> InputError:
-        more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
         return InputError(
             f"training diverged at step {step} (epoch {epoch + 1}): {', '.join(bad)}. Its samples: "
-            f"{', '.join(samples[:8])}{more}. Earlier checkpoints, if any, are kept in "
+            f"{some(samples, 8)}. Earlier checkpoints, if any, are kept in "
             f"{self.folder}; try a lower learning rate or precision float32 "
             "(--set train_student.lr=…, or train_teacher.lr)"
         )
