@@ -13,12 +13,20 @@ class CacheError(Exception):
     """A cache cannot be used; the message says why.
 
     differences: what a refusal is about, as `cache.fingerprint` finds it. command: a stage with
-    the options to add, as `teacher-cache --force`, which makes the cache usable.
+    the options to add, as `teacher-cache --force`, which makes the cache usable. path: the file or
+    folder that is wrong, if it is one.
     """
 
-    def __init__(self, message: str, differences: Sequence[Any] = (), *, command: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        differences: Sequence[Any] = (),
+        *,
+        command: str = "",
+        path: Path | None = None,
+    ) -> None:
         super().__init__(message)
-        self.differences, self.command = list(differences), command
+        self.differences, self.command, self.path = list(differences), command, path
 
 
 class DamagedError(CacheError):
@@ -33,7 +41,7 @@ class UnfinishedError(CacheError):
 
 def damaged(path: Path, why: str) -> DamagedError:
     advice = "Restore this file from a copy, or rebuild (whole chunks are kept)"
-    error = DamagedError(f"{path}: damaged ({why}). {advice}", command=REBUILD)
+    error = DamagedError(f"{path}: damaged ({why}). {advice}", command=REBUILD, path=path)
     error.why = why
     return error
 

@@ -65,11 +65,13 @@ class FileIndex:
 
     def __init__(self, folder: Path | None = None) -> None:
         """folder: of the database; $DESKPRO_CACHE, or ~/.cache/deskpro, unless given."""
-        named = os.environ.get("DESKPRO_CACHE")
-        folder = folder or (Path(named) if named else Path.home() / ".cache" / "deskpro")
+        named = os.environ.get("DESKPRO_CACHE") or os.path.expanduser("~/.cache/deskpro")  # noqa: PTH111 (never raises)
+        folder = folder or Path(named)
         self.path = folder / f"files.{os.getuid()}.{platform.node()}.sqlite"
         self._writes = os.environ.get("RANK", "0") == "0"
         self._memory: dict[str, _Row] | None = None
+        if folder.parts[0] == "~":
+            self._forgo(OSError("this user has no home folder"))
 
     def probe(
         self,
@@ -111,15 +113,17 @@ class FileIndex:
         return {name: found[path].facts for name, path in names.items()}
 
     def _load(self, paths: set[str]) -> dict[str, _Row]:
-        if self._memory is None and self.path.exists():
+        if self._memory is None:
             try:
+                if not self.path.exists():
+                    return {}
                 with self._open() as database:
                     rows = database.execute(
                         "SELECT f.* FROM json_each(?) AS j JOIN files_3 AS f ON f.path = j.value",
                         [json.dumps([*paths])],
                     ).fetchall()
                 return {r[0]: _Row(r[0], r[1:5], Facts(*r[5:9]), bool(r[9]), r[10]) for r in rows}
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 self._forgo(error)
         return {path: row for path, row in (self._memory or {}).items() if path in paths}
 

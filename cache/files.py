@@ -58,8 +58,9 @@ def write_aside(path: Path) -> Iterator[Path]:
 def write_folder_aside(path: Path) -> Iterator[Path]:
     """A new folder to fill; it takes the name `path` when the block succeeds.
 
-    A folder that is there is replaced; a kill at that moment leaves neither. A block that fails
-    leaves the old folder, and nothing else. The files are written by `write_bytes` and its like.
+    A folder that is there is replaced; a kill at that moment leaves neither. A block, or a
+    replacement, that fails leaves the old folder, and nothing else. The files are written by
+    `write_bytes` and its like.
 
     Raises:
         OSError: the system refuses to write.
@@ -77,6 +78,10 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
             path.rename(old)
         aside.rename(path)
         sync(path.parent)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     finally:
         for left in (aside, old):
             shutil.rmtree(left, ignore_errors=True)

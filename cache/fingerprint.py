@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ _NAMED = 5
 class FieldDifference(NamedTuple):
     """A value of the fingerprint that has changed.
 
-    name: dotted where values are nested. before: None where the sealed fingerprint has none.
+    name: dotted where values are nested. before, now: None where the sealed, or the wanted,
+    fingerprint has none.
     """
 
     name: str
@@ -33,16 +34,18 @@ class SampleDifference(NamedTuple):
 Difference = FieldDifference | SampleDifference
 
 
-def differences(sealed: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[FieldDifference]:
-    """Each value of `wanted` that is another in the sealed fingerprint.
+def differences(
+    sealed: Mapping[str, Any], wanted: Mapping[str, Any], unknown: Collection[str] = ()
+) -> list[FieldDifference]:
+    """Each value that is another in the sealed fingerprint, or that only one of both has.
 
-    Nested mappings are compared value by value. Values that only the sealed fingerprint has are not
-    compared: the caller may not know them. Values are compared as JSON stores them (a tuple equals
-    a list).
+    Nested mappings are compared value by value. Values are compared as JSON stores them (a tuple
+    equals a list). unknown: names that the caller may not know: they count only where `wanted` has
+    them.
     """
     found = []
-    for name, value in wanted.items():
-        before = sealed.get(name)
+    for name in [*wanted, *(name for name in sealed if name not in {*wanted, *unknown})]:
+        before, value = sealed.get(name), wanted.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             found += [
                 inner._replace(name=f"{name}.{inner.name}") for inner in differences(before, value)
@@ -104,6 +107,8 @@ def _samples(one: SampleDifference) -> str:
 def _values(before: Any, now: Any) -> str:
     if before is None:
         return f" is {_short(now)}, the cache has no record of it"
+    if now is None:
+        return f" was {_short(before)}, is not set"
     if isinstance(before, list) and isinstance(now, list) and len(before) > _NAMED:
         if len(before) != len(now):
             return f" had {len(before)} entries, has {len(now)}"

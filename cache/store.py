@@ -91,6 +91,7 @@ class TargetStore:
                 f"{found.folder}: blocks {sorted({key.block for key in others})} were made from "
                 "other images or views than the store has now",
                 command=REBUILD,
+                path=found.folder,
             )
         found.records = {k: r for k, r in found.records.items() if k not in others}
         return found

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deskpro.cache.files import write_text
-from deskpro.pipeline import messages, tables
+from deskpro.pipeline import messages, references, runner, tables
 from deskpro.pipeline.make_benchmark import draw_missing
 from deskpro.pipeline.replicates import replicates, require_worlds, train_all
 from deskpro.pipeline.results_file import ResultsFile
@@ -45,6 +45,8 @@ def ablation(base: Base, study: str) -> Path:
     options, folder = base.options, base.folder
     require_parts(options, study)
     draw_missing(options)
+    if options.prepare is not None:  # images tell what was measured
+        runner.run_stage("prepare", options, folder)
     chosen = STUDIES[study]
     variants = chosen.variants(options)
     file = ResultsFile(base.results or folder.path / "results.csv", study, options)
@@ -74,7 +76,8 @@ def ablation(base: Base, study: str) -> Path:
 def _measure(base: Base, variants: Variants, file: ResultsFile) -> None:
     """Train what the file lacks; each replicate is added to it as soon as it is done."""
     every = replicates(base.options, base.folder, base.replicates)
-    done = set[int]() if base.force else file.complete([*variants, *tables.REFERENCES[::2]])
+    wanted = [*variants, *references.always(base.options, base.folder)]
+    done = set[int]() if base.force else file.complete(wanted)
     for each in every:
         if each.number in done:
             log(f"{each.name}: its results are in {file.path} (--force trains it again)")

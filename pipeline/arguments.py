@@ -74,13 +74,15 @@ class Recipe(NamedTuple):
     overrides: tuple[str, ...] = ()
     force: bool = False
 
-    def having(self, override: str) -> Recipe:
-        """With one more `key=value`, which replaces earlier ones."""
-        return self._replace(overrides=(*self.overrides, override))
+    def resolved(self) -> Recipe:
+        """With the recipe of the run folder, or of that of --from, where none is given."""
+        folders = [folder for folder in (self.run, self.source) if folder is not None]
+        known = [path for folder in folders if (path := folder / "config.yaml").is_file()]
+        return self if self.config or not known else self._replace(config=known[0])
 
     def options(self) -> Options:
         """The options, without a run folder."""
-        return load(self.config, self.overrides)
+        return load(self.resolved().config, self.overrides)
 
     def of_dataset(self, root: Path, dataset: str | None) -> Options:
         """The options on another dataset, as --data and --dataset give it."""
@@ -89,35 +91,34 @@ class Recipe(NamedTuple):
         if dataset is not None and (rule or dataset_name(root, dataset) != dataset):
             given = f"data.name {rule}" if rule else f"{root / OWN_LIST}"
             raise InputError(f"--dataset {dataset}: {given} says how images are read. Give one")
-        name = require_dataset(dataset or (options.data_train if self.config else "celeb"))
+        own = options.data_train if self.resolved().config else "celeb"
+        name = require_dataset(dataset or own)
         changes = {"data.root": root, "data.test_root": None, "data_train": name, "data_test": None}
         return override(options, changes)
 
     def read(self) -> tuple[Options, RunFolder | None]:
         """Options, and the run folder where one is given; nothing is written there."""
-        if self.config is None and self.run is None:
-            raise click.UsageError("give a recipe with --config, or a run folder with --run")
+        config = self._config()
         folder = None if self.run is None else RunFolder.open(self.run)
-        config = self.config or Path(f"{self.run}/config.yaml")
-        if self.config is None and not config.is_file():
-            raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
         return load(config, self.overrides), folder
 
     def open(self) -> tuple[Options, RunFolder]:
         """Options and folder of a run: of a recipe, or of a run folder that has its own."""
-        if self.config is None and self.run is None:
-            raise click.UsageError("give a recipe with --config, or a run folder with --run")
+        config = self._config()
         messages.OPTIONS[:] = self.words()
-        folders = [folder for folder in (self.run, self.source) if folder is not None]
-        known = [path for folder in folders if (path := folder / "config.yaml").is_file()]
-        if self.config is None and not known:
-            raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
-        config = self.config or known[0]
         options = load(config, self.overrides)
         name = config.stem + (f"-{options.tag}" if options.tag else "")
         folder = self.run or Path("runs") / name
         log_to(folder)
         return options, RunFolder.open(folder, self.source)
+
+    def _config(self) -> Path:
+        if self.config is None and self.run is None:
+            raise click.UsageError("give a recipe with --config, or a run folder with --run")
+        found = self.resolved().config
+        if found is None:
+            raise click.UsageError(f"{self.run} has no config.yaml; give a recipe with --config")
+        return found
 
     def words(self) -> list[str]:
         """The options of the command line that gave it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -151,7 +152,8 @@ def eval_(
     if weights is not None or metric is not None:
         raise click.UsageError("--weights and --metric need --features")
     if gallery_network is not None:
-        recipe = recipe.having(f"eval.gallery_network={gallery_network}")
+        network = f"eval.gallery_network={gallery_network}"
+        recipe = recipe._replace(overrides=(*recipe.overrides, network))
     if (checkpoint is None) != (root is None):
         raise click.UsageError(
             "--checkpoint needs --data, the dataset, and --data needs --checkpoint"
@@ -168,6 +170,7 @@ def _evaluate_weights(
     """Evaluate a student or teacher on a dataset: no cache, no teacher, no earlier stage."""
     from deskpro.stages.evaluate import Evaluate
 
+    _advise({"--checkpoint": weights, "--data": root, "--dataset": dataset}, recipe)
     options = recipe.of_dataset(root, dataset)
     folder = RunFolder(recipe.run or Path("runs") / f"eval-{weights.stem}")
     if (weights / ENCODER).is_file():
@@ -178,6 +181,14 @@ def _evaluate_weights(
     log_to(folder.path)
     stage, digests = Evaluate(options, folder, weights), Digests(FileIndex(), deep)
     runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
+
+
+def _advise(words: Mapping[str, object], recipe: Recipe) -> None:
+    """Commands that errors advise have these options, too; --from has no meaning here."""
+    if recipe.source is not None:
+        raise click.UsageError("--checkpoint and --features are evaluated alone: leave --from out")
+    given = [(name, str(value)) for name, value in words.items() if value is not None]
+    messages.OPTIONS[:] = [*(word for pair in given for word in pair), *recipe.words()]
 
 
 def _require_own_folder(folder: RunFolder, option: str) -> None:
@@ -200,12 +211,10 @@ def _evaluate_features(
     """Evaluate features that any network gave for a dataset's images."""
     from deskpro.stages.evaluate_features import EvaluateFeatures
 
-    if root is None and (recipe.config is None or dataset is not None):
+    if root is None and (recipe.resolved().config is None or dataset is not None):
         raise click.UsageError("--features needs --data, the dataset, or a recipe with --config")
-    words = {"--features": file, "--weights": weights, "--metric": metric, "--data": root}
-    words |= {"--dataset": dataset}
-    given = [(name, str(value)) for name, value in words.items() if value is not None]
-    messages.OPTIONS[:] = [*(word for pair in given for word in pair), *recipe.words()]
+    words = {"--features": file, "--weights": weights, "--metric": metric}
+    _advise({**words, "--data": root, "--dataset": dataset}, recipe)
     options = recipe.options() if root is None else recipe.of_dataset(root, dataset)
     folder = RunFolder(recipe.run or Path("runs") / f"features-{file.stem}")
     _require_own_folder(folder, "--features")

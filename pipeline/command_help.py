@@ -78,12 +78,21 @@ class Commands(click.Group):
         _add_example(cmd, name or str(cmd.name))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for names in SECTIONS.values() for name in names if name in self.commands]
+        return [name for names in self._sections().values() for name in names]
+
+    def _sections(self) -> dict[str, list[str]]:
+        """As `SECTIONS`; a command that is in none comes last."""
+        found = {
+            title: [name for name in names if name in self.commands]
+            for title, names in SECTIONS.items()
+        }
+        others = self.commands.keys() - {name for names in found.values() for name in names}
+        return found | ({"Others": sorted(others)} if others else {})
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         column = max(map(len, self.commands))
         width = formatter.width - column - 6
-        for title, names in SECTIONS.items():
+        for title, names in self._sections().items():
             with formatter.section(title):
                 helps = [self.commands[name].get_short_help_str(width) for name in names]
                 formatter.write_dl(list(zip((n.ljust(column) for n in names), helps, strict=True)))
@@ -117,18 +126,9 @@ class Whole(click.ParamType):
 
 
 def _add_example(command: click.Command, words: str) -> None:
-    """End the help of a command, and of those below it, with an example."""
-    command.epilog = f"\b\nExample:\n  {EXAMPLES[words]}"
+    """End the help of a command, and of those below it, with an example where there is one."""
+    if words in EXAMPLES:
+        command.epilog = f"\b\nExample:\n  {EXAMPLES[words]}"
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
             _add_example(below, f"{words} {name}")
-
-
-def walk(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
-    """Every command below a group, by the words that call it."""
-    found: dict[str, Any] = {}
-    for name, command in group.commands.items():
-        found[prefix + name] = command
-        if isinstance(command, click.Group):
-            found |= walk(command, f"{prefix}{name} ")
-    return found

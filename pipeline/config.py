@@ -80,7 +80,8 @@ def load(source: Path | Mapping[str, Any] | None, overrides: Iterable[str] = ())
     for override in overrides:
         key, value = assignment("--set", override, "kd_loss.T=1")
         _put(tree, key, parse(value))
-    return _validated(tree, str(source) if isinstance(source, Path) else "--set")
+    recorded = "the recorded options" if source else "--set"
+    return _validated(tree, str(source) if isinstance(source, Path) else recorded)
 
 
 def override(options: Options, changes: Mapping[str, object], title: str = "--set") -> Options:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deskpro.cache.files import write_text
-from deskpro.pipeline.arguments import FOLDER, PATH
+from deskpro.pipeline.arguments import FOLDER, PATH, fail_with
 from deskpro.pipeline.command_help import Between
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, summary, table, working
@@ -183,8 +183,7 @@ def search(
     Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the one added
     first. odds: the logarithm of how many times likelier a score is for one person than for two.
     """
-    if form == "html" and out is None:
-        raise click.UsageError("--format html needs --out FILE")
+    _require_place(form, out)
     if threshold is not None and threshold != threshold:
         raise click.UsageError("--threshold nan; must be a number")
     if threshold is not None and far is not None:
@@ -238,6 +237,13 @@ def _show_hits(
     _show(rows, form, out, _HITS, "Found", short)
 
 
+def _require_place(form: str, out: Path | None) -> None:
+    if form == "html" and out is None:
+        raise click.UsageError("--format html needs --out FILE")
+    if form == "table" and out is not None:
+        raise InputError(f"--out {out}: a table is for the terminal; use --format csv, or json")
+
+
 def _show(
     rows: list[dict[str, Any]],
     form: str,
@@ -256,8 +262,6 @@ def _show(
         columns = tuple(known) or columns
         table(title, columns, (results.cells(row, columns) for row in shown))
         return
-    if form == "table":
-        raise InputError(f"--out {out}: a table is for the terminal; use --format csv, or json")
     text = results.as_json(rows) if form == "json" else results.as_csv(rows, columns)
     if out is None:
         click.echo(text, nl=False)
@@ -303,6 +307,7 @@ def list_(folder: Path, form: str, out: Path | None, **where: Any) -> None:
     """List its pictures, in the order of adding."""
     from deskpro.stages.serving.gallery import Gallery
 
+    _require_place(form, out)
     found = Gallery(folder).rows(_filter(**where))
     found["has_face"] = found["has_face"].tolist()
     rows = [
@@ -333,7 +338,5 @@ def check(folder: Path) -> None:
     opened = Gallery(folder)
     with working("gallery check"):
         problems = opened.check()
-    if problems:
-        click.echo("\n".join(problems))
-        raise click.exceptions.Exit(1)
+    fail_with(problems)
     log(f"gallery check: {folder}: {len(opened.table)} pictures are in, whole and unchanged")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deskpro.stages.base.params import LEAVES
 from deskpro.stages.base.stage import Reason, Result, Stage
 
 Facts = dict[str, object]
@@ -30,6 +31,8 @@ def reason(reason: Reason, stage: str) -> str:
             return name
         case Reason("out"):
             return "differs from its recorded digest"
+        case Reason("param", name) if name in LEAVES:  # None is a value of it
+            pass
         case Reason(kind, name, None, now):
             return f"{name} is new" + f": {_short(now)}" * (kind == "param")
         case Reason(_, name, _, None):
@@ -41,7 +44,7 @@ def reason(reason: Reason, stage: str) -> str:
 
 def _short(value: object) -> str:
     """Long digests by their beginning."""
-    text = str(value)
+    text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 

@@ -52,6 +52,15 @@ def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[st
     yield from _teacher(options, folder)
 
 
+def always(options: Options, folder: RunFolder) -> list[str]:
+    """The references that every replicate has a row of."""
+    return [CHANCE, TEACHER] if _has_teacher(options, folder) else [CHANCE]
+
+
+def _has_teacher(options: Options, folder: RunFolder) -> bool:
+    return options.pre_train is not None or RunFolder(folder.upstream).given() is None
+
+
 def _chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> dict[str, float]:
     return {"mAP": chance(query, gallery, protocol)}
 
@@ -64,7 +73,7 @@ def _clothes(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> 
 
 def _teacher(options: Options, folder: RunFolder) -> Iterator[dict[str, Any]]:
     """The scores of the teacher, which sees HR faces; none where only its targets are here."""
-    if options.pre_train is None and RunFolder(folder.upstream).given() is not None:
+    if not _has_teacher(options, folder):
         log(f"{folder.path}: the teacher is where its targets were made; its row is left out")
         return
     from deskpro.stages.evaluate import Evaluate

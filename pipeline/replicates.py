@@ -14,9 +14,8 @@ from deskpro.pipeline import config, references, runner, students
 from deskpro.pipeline.results_file import world_facts
 from deskpro.pipeline.studies import Variants
 from deskpro.pipeline.study_bars import StudyBars
-from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Launch, Options
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import captured, log, start
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data import benchmark
@@ -39,19 +38,19 @@ class Replicate(NamedTuple):
 def replicates(options: Options, folder: RunFolder, count: int) -> list[Replicate]:
     """The run and its replicates: seeds counted up, worlds beside that of the run.
 
-    Where the teacher is given, all use the run's targets, and the students alone differ.
+    Where the run does not train the teacher, all use its targets, and the students alone differ.
     """
     found, root = [Replicate(0, options, folder)], options.data.root
-    given = options.pre_train is not None or folder.source is not None
-    model = root if not given and world_facts(root) else None
+    fixed = students.fixed_teacher(options, folder)
+    model = root if not fixed and world_facts(root) else None
     for number in range(1, count):
         changes: dict[str, object] = {"train_student.seed": options.train_student.seed + number}
-        if not given:
+        if not fixed:
             changes["train_teacher.seed"] = options.train_teacher.seed + number
         if model is not None:
             changes["data.root"] = root.with_name(f"{root.name}-{number}")
         place = folder.path / "ablation" / f"replicate-{number}"
-        own = RunFolder(place, folder.upstream if given else None)
+        own = RunFolder(place, folder.upstream if fixed else None)
         found.append(Replicate(number, config.override(options, changes), own, model))
     return found
 
@@ -66,16 +65,9 @@ def train_all(
     if len(chosen) < 2:
         yield from ((each, train(each, variants, force=force, jobs=jobs)) for each in chosen)
         return
-    launch = chosen[0].options.launch.model_copy(update={"workers": min(jobs, len(chosen))})
     make_worker = functools.partial(_worker, variants, force, max(jobs // len(chosen), 1))
-    # A replicate is one item: within a worker its stages do their work themselves.
-    alone = Launch(threads=launch.threads)
-    items = [r._replace(options=r.options.model_copy(update={"launch": alone})) for r in chosen]
-    with StudyBars("ablation", len(items), "replicates") as bars:
-        starting = bars.starting(items)
-        for replicate, rows in map_items(launch, make_worker, starting, bars.listen, len(items)):
-            bars.end(replicate)
-            yield replicate, rows
+    bars = StudyBars("ablation", len(chosen), of_students=False)
+    yield from students.side_by_side(chosen, make_worker, chosen[0].options.launch, jobs, bars)
 
 
 def _worker(variants: Variants, force: bool, jobs: int) -> Callable[[Replicate], pd.DataFrame]:

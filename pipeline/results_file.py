@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import read_json, sha256, write_aside
 from deskpro.pipeline.stages import STAGES, stage_class
 from deskpro.pipeline.studies import LONGER, PLAIN
@@ -19,6 +20,8 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Digests
+from deskpro.stages.data.layouts import KINDS, Files, image_folders
 
 COLUMNS = {
     "study": str, "replicate": int, "variant": str, "stream": str, "protocol": str, "queries": int,
@@ -29,7 +32,11 @@ COLUMNS = {
 _DIGITS = {"mAP": 6, "rank1": 6, "mAP_with_face": 6, "minutes": 2}
 _DIGEST = 12
 
-_ROOMS = ("cache", "stages")
+_PLACES = (
+    "cache/**/*.py", "stages/**/*.py", "pipeline/references.py", "pipeline/replicates.py",
+    "pipeline/students.py", "pipeline/studies.py",
+)  # fmt: skip
+"""The modules on which measured numbers depend, but for those of `_NO_NUMBERS`."""
 _NO_NUMBERS = {
     "stages/reporting", "stages/preparation", "stages/base/display.py", "stages/base/log_file.py",
     "stages/base/prepare_options.py", "stages/base/progress.py", "stages/cache_plan.py",
@@ -37,8 +44,7 @@ _NO_NUMBERS = {
     "stages/export.py", "stages/import_checkpoint.py", "stages/prepare.py",
     "stages/render_views.py", "stages/report.py", "stages/serving", "stages/base/workers.py",
 }  # fmt: skip
-"""Folders and modules on which no measured number depends: they prepare, display, convert or use
-what is trained."""
+"""Folders and modules that prepare, display, convert or use what is trained."""
 
 
 class ResultsFile:
@@ -140,9 +146,10 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def recipe_digest(options: Options) -> str:
-    """What tells a recipe from others: its options with an effect, those of its benchmark, and the
-    content of weights that are given. An option that has its default doesn't count, so that the
-    same recipe has the same digest where options are added: defaults are told by `code_digest`."""
+    """What tells a recipe from others: its options with an effect, its images (of a benchmark its
+    options) and the content of weights that are given. An option that has its default doesn't
+    count, so that the same recipe has the same digest where options are added: defaults are told by
+    `code_digest`."""
     params = {param for name in STAGES for param in stage_class(name).params}
     given = [options.pre_train, options.teacher.pre_train, options.student.pre_train]
     given += [*options.cache.checkpoints, *(t.weights for t in options.teachers.values())]
@@ -159,7 +166,24 @@ def recipe_digest(options: Options) -> str:
     }
     if options.data.unlabelled is not None:
         facts["unlabelled"] = world_facts(options.data.unlabelled)
+    if images := _images(options):
+        facts["images"] = images
     return _digest(json.dumps(facts, sort_keys=True))
+
+
+def _images(options: Options) -> dict[str, str | None]:
+    """The content of what is read and is not of the recipe's benchmark, by where it is read."""
+    data, folders = options.data, dict[str, tuple[Path, Files]]()
+    if not world_facts(data.root):
+        folders |= image_folders(data.root, options.train_set, KINDS, ("train",))
+    if options.test_root != data.root or not world_facts(data.root):
+        held = image_folders(options.test_root, options.test_set, KINDS, ("query", "gallery"))
+        folders |= {f"test: {role}": place for role, place in held.items()}
+    if data.unlabelled is not None and not world_facts(data.unlabelled):
+        folders |= {f"unlabelled: {kind}": (data.unlabelled / kind, "**/*") for kind in KINDS}
+    digests = Digests(FileIndex())
+    found = {role: digests.of(Dep(role, *place)) for role, place in folders.items()}
+    return {role: digest for role, digest in found.items() if digest is not None}
 
 
 def world_facts(root: Path) -> dict[str, Any]:
@@ -181,11 +205,9 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
     """
     shapes = {
         name: _shape(ast.parse((package / name).read_text(encoding="utf-8")))
-        for room in _ROOMS
-        for name in sorted(
-            path.relative_to(package).as_posix() for path in (package / room).rglob("*.py")
-        )
-        if not any(f"{name}/".startswith(f"{place}/") for place in _NO_NUMBERS)
+        for place in _PLACES
+        for name in sorted(path.relative_to(package).as_posix() for path in package.glob(place))
+        if not any(f"{name}/".startswith(f"{other}/") for other in _NO_NUMBERS)
     }
     return _digest(json.dumps(shapes))
 

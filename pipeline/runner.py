@@ -48,7 +48,7 @@ def run_stage(
         folder: the run.
         force: run it although its output is fresh, and replace the output.
         chain: bring every stage before it up to date, not only what is missing.
-        update: run it where its output is stale, here and before it.
+        update: run it where its output is stale; with `chain` those before it, too.
         digests: contents of files, shared by the stages of one command.
 
     Raises:
@@ -208,8 +208,9 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     code = commit() if main else None  # it may be another one when a long stage ends
     if main:
         write_text(started, json.dumps(inputs) + "\n")
-        if not _home(stage).config.exists():  # so that a command on the folder resumes this run
-            record_recipe(stage.options, stage.folder, _home(stage))
+        # A command on the folder then resumes this run.
+        if not _recipe_folder(stage).config.exists():
+            record_recipe(stage.options, stage.folder, _recipe_folder(stage))
     try:
         result = stage.run(job)
     except BaseException:
@@ -226,7 +227,7 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     distributed.barrier()
 
 
-def _home(stage: Stage) -> RunFolder:
+def _recipe_folder(stage: Stage) -> RunFolder:
     """Whose recipe it is that the stage runs by."""
     return stage.folder if stage.home.path == stage.folder.upstream else stage.home
 
@@ -252,7 +253,7 @@ def _write_manifest(
 
     code: the commit that the stage started with, if it is known; it makes nothing stale.
     """
-    record_recipe(stage.options, stage.folder, _home(stage))
+    record_recipe(stage.options, stage.folder, _recipe_folder(stage))
     versions = {name: version(name) for name in _VERSIONS} | ({"commit": code} if code else {})
     manifest = {
         "stage": stage.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +92,13 @@ def home(options: Options, folder: RunFolder, variant: str, changes: Changes) ->
     return RunFolder(folder.path / "ablation" / variant, folder.upstream)
 
 
+def fixed_teacher(options: Options, folder: RunFolder) -> bool:
+    """Whether a run does not train its teacher: its weights are given, or its targets come from
+    another run or machine."""
+    unpacked = RunFolder(folder.upstream).given() is not None
+    return options.pre_train is not None or folder.source is not None or unpacked
+
+
 def with_cache(
     options: Options, folder: RunFolder, changes: Changes, own: Path, made: dict[str, Path]
 ) -> tuple[Options, Path]:
@@ -104,11 +111,11 @@ def with_cache(
     if not targets_needed(changed, changed.streams):
         return changed, folder.upstream
     teacher, cache = (stage_class(name).params for name in ("train-teacher", "teacher-cache"))
-    given = options.pre_train is not None or folder.source is not None
-    params = cache if given else (*teacher, *cache)
+    fixed = fixed_teacher(options, folder)
+    params = cache if fixed else (*teacher, *cache)
     if relevant(changed, params) == relevant(options, params):
         return changed, folder.upstream
-    if given or relevant(changed, teacher) == relevant(options, teacher):
+    if fixed or relevant(changed, teacher) == relevant(options, teacher):
         weights = options.pre_train or folder.teacher
         changed = config.override(changed, {"pre_train": weights})
     own = made.setdefault(json.dumps(relevant(changed, params), sort_keys=True), own)
@@ -124,17 +131,30 @@ def run_tasks(
     title: str,
 ) -> Iterator[Task]:
     """The tasks in the order in which they are done, so many at a time."""
+    for task, _ in side_by_side(tasks, make_worker, launch, jobs, StudyBars(title, len(tasks))):
+        yield task
+
+
+def side_by_side(
+    items: Sequence[Any],
+    make_worker: Callable[[], Callable[[Any], Any]],
+    launch: Launch,
+    jobs: int,
+    bars: StudyBars,
+) -> Iterator[tuple[Any, Any]]:
+    """Students or replicates with what a worker makes of each, so many at a time, in the order in
+    which they are done. All jobs together have the threads of this machine."""
     if launch.threads is None and jobs > 1:
         launch = launch.model_copy(update={"threads": max(1, (os.cpu_count() or 1) // jobs)})
-    # A student is one item: within a worker its stages do their work themselves.
+    # Within a worker, an item's stages do their work themselves.
     alone = Launch(threads=launch.threads)
-    items = [t._replace(options=t.options.model_copy(update={"launch": alone})) for t in tasks]
+    items = [i._replace(options=i.options.model_copy(update={"launch": alone})) for i in items]
     launch = launch.model_copy(update={"workers": min(jobs, len(items))})
-    with StudyBars(title, len(items), "students") as bars:
+    with bars:
         starting = bars.starting(items)
-        for task, _ in map_items(launch, make_worker, starting, bars.listen, len(items)):
-            bars.end(task)
-            yield task
+        for item, result in map_items(launch, make_worker, starting, bars.listen, len(items)):
+            bars.end(item)
+            yield item, result
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _others(options: Options) -> Variants:
 
 
 def _others_by_length(options: Options) -> Variants:
-    return _others_at(options, {name: _longer(options, f) for name, f in _LENGTHS.items()})
+    return _others_at(options, _length_levels(options))
 
 
 def _others_by_labels(options: Options) -> Variants:
@@ -133,30 +133,32 @@ def _views(options: Options) -> Variants:
 
 
 def _length(options: Options) -> Variants:
-    levels = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
-    return _crossed(levels, _LINES)
+    return _crossed(_length_levels(options), _LINES)
+
+
+def _length_levels(options: Options) -> Variants:
+    return {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
 
 
 def _length_curve(options: Options) -> Curve:
+    return Curve("training steps", _places(_steps(options), _LINES))
+
+
+def _others_length_curve(options: Options) -> Curve:
+    return Curve("training steps", _places(_steps(options), _OTHERS))
+
+
+def _steps(options: Options) -> Mapping[str, float]:
+    """Ending of a variant's name → steps of its training."""
     from deskpro.stages.data.sampler import pk_batches
 
     training = options.train_student
     labels = _training_table(options)["pid"].astype("category").cat.codes.to_numpy()
     batches = pk_batches(labels, options.batchid, options.batchimage, training.seed, 0)
-    changes = {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
-    steps = {
-        name: len(batches) * float(str(each.get("train_student.epochs", training.epochs)))
-        for name, each in changes.items()
+    return {
+        name: len(batches) * float(str(changes.get("train_student.epochs", training.epochs)))
+        for name, changes in _length_levels(options).items()
     }
-    return Curve("training steps", _places(steps, _LINES))
-
-
-def _others_length_curve(options: Options) -> Curve:
-    label, places = _length_curve(options)
-    levels = {
-        name.removeprefix("plain"): at for name, (line, at) in places.items() if line == "plain"
-    }
-    return Curve(label, _places(levels, _OTHERS))
 
 
 def _labels(options: Options) -> Variants:

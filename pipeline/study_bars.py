@@ -28,10 +28,13 @@ class Item(Protocol):
 class StudyBars:
     """Shows what workers tell of their items; this process alone draws."""
 
-    def __init__(self, name: str, count: int, unit: str) -> None:
+    def __init__(self, name: str, count: int, *, of_students: bool = True) -> None:
+        """of_students: of which a part is done when its training is; else of replicates."""
         self._all = ExitStack()
-        self._whole = self._all.enter_context(bar(name, count, unit))
-        self._parts = unit == "students"
+        self._whole = self._all.enter_context(
+            bar(name, count, "students" if of_students else "replicates")
+        )
+        self._parts = of_students
         self._running = dict[Path, _Running]()
         self._done = 0
 

@@ -21,11 +21,13 @@ from deskpro.pipeline.studies import Changes, Variants, same_cells
 from deskpro.pipeline.summaries import draw_sweep, summarise
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.params import LEAVES, flatten
+from deskpro.stages.base.params import LEAVES, flatten, leaf_of
 from deskpro.stages.base.progress import log, table
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.base.stage import Digests
 from deskpro.stages.losses.terms import targets_needed
+
+SEED = "train_student.seed"
 
 
 class Base(NamedTuple):
@@ -35,7 +37,7 @@ class Base(NamedTuple):
     folder: RunFolder
     force: bool = False
     seeds: int = 3
-    """Seeds of each combination, counted up from `train_student.seed`."""
+    """Seeds of each combination, counted up from that of the recipe."""
     jobs: int = 1
     """Students at a time."""
     one_by_one: bool = False
@@ -130,7 +132,12 @@ def combinations(grids: Iterable[str], recipe: Changes | None = None) -> dict[st
         key, _, values = grid.partition("=")
         found = config.parse(f"[{values}]")
         listed = isinstance(found, list) and all(found.count(value) == 1 for value in found)
-        if key not in LEAVES or key in axes or not values or not listed:
+        if key == SEED:
+            raise InputError(
+                f"--grid {grid}: seeds are counted up from {SEED}; give their number with --seeds, "
+                f"and the first with --set {SEED}=N"
+            )
+        if leaf_of(key) not in LEAVES or key in axes or not values or not listed:
             raise InputError(
                 f"--grid {grid}: must be OPTION=VALUE,VALUE…, such as kd_loss.T=1,2,5, with each "
                 "option of the recipe and each value at most once"
@@ -138,6 +145,11 @@ def combinations(grids: Iterable[str], recipe: Changes | None = None) -> dict[st
         axes[key] = found
     every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if recipe is not None:
+        if absent := [key for key in axes if key not in recipe]:
+            raise InputError(
+                f"--grid {absent[0]}: the recipe has no value of it, from which the others would "
+                "differ one by one; set it in the recipe, or with --set"
+            )
         own = {key: recipe[key] for key in axes}
         single = [own | {key: value} for key, values in axes.items() for value in values]
         every = [own, *(each for each in single if each != own)]
@@ -174,8 +186,8 @@ def _tasks(base: Base, variants: Variants) -> dict[tuple[str, int], students.Tas
     for variant, changes in variants.items():
         changed, source = students.with_cache(options, folder, changes, below / variant, caches)
         for seed in range(first, first + base.seeds):
-            own = config.override(changed, {"train_student.seed": seed})
-            shared = own == config.override(options, {"train_student.seed": seed})
+            own = config.override(changed, {SEED: seed})
+            shared = own == config.override(options, {SEED: seed})
             name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
             of_run = (
                 source if RunFolder(source).targets.exists() else None

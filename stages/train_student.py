@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deskpro.cache.errors import CacheError
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import image_folders
@@ -27,13 +25,14 @@ from deskpro.stages.losses.terms import (
     targets_needed,
     usable,
 )
-from deskpro.stages.targets.kinds import SEAL, all_targets
+from deskpro.stages.targets.kinds import SEAL, all_targets, stored_targets
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
+    from deskpro.cache.store import TargetStore
     from deskpro.stages.data.check import CheckedData
     from deskpro.stages.evaluation.validation import Validation
     from deskpro.stages.models.student import Student
@@ -140,6 +139,11 @@ class TrainStudent(Stage):
 
     def check(self) -> None:
         options, name = self.options, "train_student.unlabelled"
+        if options.train_student.live_teacher and options.kd_loss.class_means:
+            raise InputError(
+                "kd_loss.class_means: the means are of cached logits; train_student.live_teacher "
+                "must be false"
+            )
         if not options.train_student.unlabelled:
             return
         if options.data.unlabelled is None:
@@ -159,6 +163,12 @@ class TrainStudent(Stage):
         return [self.folder.checkpoints("student")]
 
     def run(self, job: Job) -> Result:
+        from deskpro.stages.targets.provenance import remedies
+
+        with remedies(self.folder.targets, self.options):
+            return self._train(job)
+
+    def _train(self, job: Job) -> Result:
         import torch
 
         from deskpro.stages.models.student import Student, multiply_adds
@@ -226,10 +236,9 @@ class TrainStudent(Stage):
 
     def _from_cache(self, cache: Path, job: Job, device: torch.device) -> TrainingSet:
         """The samples and views of the cache, in its order."""
-        from deskpro.cache.reader import MappedReader
         from deskpro.cache.store import TargetStore
         from deskpro.stages.data.identities import HELD_OUT
-        from deskpro.stages.data.views import DrawnViews, StoredViews
+        from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.models.lmbn import head_names
         from deskpro.stages.targets import samples
         from deskpro.stages.targets.teachers import TEACHERS, Source
@@ -240,42 +249,24 @@ class TrainStudent(Stage):
         there = samples.finished(store, all_targets(options))
         with distributed.rank_zero_first():
             samples.require_targets(store, names, options, options.student.feature_dim)
-            used = {name: there[name] for name in names} or there
+            stored = {name: there[name] for name in stored_targets(options) if name in there}
+            used = {name: there[name] for name in names} or stored or there
             files = job.index, job.deep
             samples.require_match(store, options, self.teacher, used.values(), *files)
             samples.require_heads(store, names, options, len(head_names(options.student.heads)))
             checked = self._checked("keep", job)  # the cache says which samples are used
         table = samples.with_unlabelled(checked)
-        readers = {name: MappedReader(cache, target.group) for name, target in there.items()}
-        used_rows = store.column("label") != samples.NO_LABEL
-        if self._unlabelled is not None:
-            if used_rows.all():
-                raise CacheError(
-                    f"{cache}: has no images without labels. To add those of data.unlabelled",
-                    command="teacher-cache --force",
-                )
-            used_rows[:] = True
+        readers = samples.readers(cache, used, there)
+        used_rows = samples.used_rows(store, unlabelled=self._unlabelled is not None)
         valid = {name: reader.valid & used_rows for name, reader in readers.items()}
         needed = self._needed(used_rows, valid)
         table = samples.in_order(table, store, needed)
         classes, labels = samples.classes_and_labels(store, table, readers, options.train_set)
-        stored = store.column("views")
-        count = recipe.views or stored.shape[1]
-        if count > stored.shape[1]:
-            raise InputError(
-                f"train_student.views: {count} is more than the {stored.shape[1]} views of {cache}",
-                command=f"teacher-cache --set cache.views={count}",
-            )
-        views: Callable[[int, int], Any] = StoredViews(stored)
+        views, count = self._views(store)
+        samples.warn_of_few_views({name: readers[name] for name in names}, count)
         if recipe.fresh_views:
             views, count = DrawnViews(options.views, table["sample_id"].tolist()), recipe.epochs
-        self._warn_of_few_views({name: readers[name].schema.views for name in names}, count)
         targets = None
-        if recipe.live_teacher and options.kd_loss.class_means:
-            raise InputError(
-                "kd_loss.class_means: the means are of cached logits; train_student.live_teacher "
-                "must be false"
-            )
         if names:
             source = Source(options, self.teacher, cache)
             means = "class means" if options.kd_loss.class_means else "cached"
@@ -285,15 +276,20 @@ class TrainStudent(Stage):
         projected = samples.embedding_shapes(store, options, names)
         return TrainingSet(table, labels, classes, views, count, targets, held_out, projected)
 
-    def _warn_of_few_views(self, stored: Mapping[str, int], count: int) -> None:
-        """Say where targets were imported for fewer views than the student sees."""
-        for name, views in stored.items():
-            if views < min(count, self.options.cache.views):
-                warn(
-                    f"{name}: imported for {views} of {count} views; the others are trained on the "
-                    "targets of view 0, which are not of what the student sees (deskpro cache "
-                    "render draws every view)"
-                )
+    def _views(self, store: TargetStore) -> tuple[Callable[[int, int], Any], int]:
+        """The views of a cache that are trained on, and how many of each sample."""
+        from deskpro.stages.data.views import StoredViews
+
+        # Targets of more views may lie beside those of the recipe.
+        stored = store.column("views")[:, : self.options.cache.views]
+        most = stored.shape[1]
+        count = self.options.train_student.views or most
+        if count > most:
+            raise InputError(
+                f"train_student.views: {count} is more than the {most} views of {store.root}",
+                command=f"teacher-cache --set cache.views={count}",
+            )
+        return StoredViews(stored), count
 
     def _needed(self, used: np.ndarray, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Kind of image → the samples of the cache that must have it, bool [N].

@@ -927,7 +927,7 @@ def test_a_refused_write_names_its_file_and_leaves_nothing(number: int, tmp_path
 
 def test_differences_are_typed_field_by_field() -> None:
     wanted = {"teacher": {"weights": "xyz"}, "classes": ("1", "10"), "precision": "float32"}
-    found = differences(FINGERPRINT, wanted)
+    found = differences(FINGERPRINT, wanted, ["size"])
     assert found == [
         FieldDifference("teacher.weights", "abc", "xyz"),
         FieldDifference("precision", None, "float32"),
@@ -937,6 +937,20 @@ def test_differences_are_typed_field_by_field() -> None:
         "precision is float32, the cache has no record of it",
     ]
     assert not differences(FINGERPRINT, FINGERPRINT)
+
+
+def test_what_only_one_of_two_fingerprints_has_is_a_difference_unless_it_is_unknown() -> None:
+    sealed = {"teacher": {"weights": "abc", "checkpoints": ["def"]}, "mirror": True}
+    wanted = {"teacher": {"weights": "abc"}}
+    found = differences(sealed, wanted)
+    assert found == [
+        FieldDifference("teacher.checkpoints", ["def"], None),
+        FieldDifference("mirror", True, None),
+    ]
+    assert describe(found) == [
+        "teacher.checkpoints was ['def'], is not set", "mirror was True, is not set"]  # fmt: skip
+    assert differences(sealed, wanted, ["mirror"]) == found[:1]
+    assert not differences(sealed, {"mirror": True}, ["teacher"])
 
 
 def test_samples_that_differ_are_named() -> None:
@@ -1022,6 +1036,27 @@ def images(tmp_path: Path) -> list[Path]:
         path.write_text(f"{i} {i + 1}")
     time.sleep(2.1)
     return paths
+
+
+def test_without_a_home_the_index_is_in_memory_and_makes_no_folder(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DESKPRO_CACHE")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert FileIndex().probe(images)[str(images[0])].sha256
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_home_that_may_not_be_read_costs_the_shortcut_alone(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    index = FileIndex(tmp_path / "locked")
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert index.probe(images)[str(images[0])].sha256
 
 
 def test_a_file_is_read_again_only_where_it_may_have_changed(

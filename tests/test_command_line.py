@@ -19,7 +19,18 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import LEAVES, WITHOUT_EFFECT
 from tests.conftest import REPOSITORY, Project, Result
 
-COMMANDS = command_help.walk(deskpro)
+
+def walk(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    """Every command below a group, by the words that call it."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[prefix + name] = command
+        if isinstance(command, click.Group):
+            found |= walk(command, f"{prefix}{name} ")
+    return found
+
+
+COMMANDS = walk(deskpro)
 
 
 def parsed(words: list[str]) -> click.Context:
@@ -37,6 +48,16 @@ def parsed(words: list[str]) -> click.Context:
 def test_every_command_is_in_one_section() -> None:
     listed = [name for names in command_help.SECTIONS.values() for name in names]
     assert sorted(listed) == sorted(deskpro.commands)
+
+
+def test_a_command_without_section_and_example_is_shown_last() -> None:
+    added = click.Command("new", help="Does something new.")
+    group = command_help.Commands(commands=[*deskpro.commands.values(), added])
+    assert group.list_commands(click.Context(group))[-1] == "new"
+    shown = group.get_help(click.Context(group))
+    assert "Others:" in shown
+    assert "Does something new." in shown
+    assert "Others:" not in deskpro.get_help(click.Context(deskpro))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

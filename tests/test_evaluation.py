@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from deskpro.cache.reader import MappedReader
 from deskpro.pipeline import config
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
+from deskpro.stages.evaluation import scoring
 from deskpro.stages.evaluation.feature_store import FeatureWorker
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.metrics.protocols import PROTOCOLS
@@ -165,8 +167,26 @@ def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     other = project.command(*alone, *sets("eval.flip=false"))
     assert other.code == 2
     assert "eval.flip was True, is False" in other.err
+    advised = shlex.split(other.err.split("Type: ")[-1])
+    assert project.command(*advised[1:]).code == 0
+    brief = ["eval", "--checkpoint", str(weights), "--data", str(project.data), "--run", str(out)]
+    assert "fresh" in project.command(*brief).err  # by the recipe of the folder
+    assert "leave --from out" in project.command(*brief, "--from", str(out)).err
     assert project.command("eval").code == 2
     assert "--checkpoint needs --data" in project.command(*alone[:3]).err
+
+
+def test_an_evaluation_whose_reader_went_away_is_done_by_the_same_command(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `deskpro eval | head -1`: the tables come after the numbers are written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "table", lambda *_: sys.exit(1))
+        assert project("eval").code == 1
+    written = (project.run / "metrics.json").read_bytes()
+    project.ok("eval")
+    assert (project.run / "metrics.json").read_bytes() == written
+    assert "fresh" in project.ok("eval").err
 
 
 def test_the_weight_between_the_streams(project: Project) -> None:

@@ -515,6 +515,25 @@ def test_a_folder_is_whole_or_absent_at_every_kill(tmp_path: Path) -> None:
     assert found() == ["new", "new"]
 
 
+def test_a_folder_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "made", Path.rename
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial") and "-old" not in path.name:
+            raise PermissionError(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError), write_folder_aside(folder):
+        pass
+    assert (folder / "a").read_text() == "old"
+    assert [*tmp_path.iterdir()] == [folder]
+
+
 @pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_the_whole_student_as_onnx(project: Project, tmp_path: Path) -> None:

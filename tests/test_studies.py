@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from deskpro.pipeline import config, results_file, students, tables
 from deskpro.pipeline.replicates import replicates
 from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, recipe_digest
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
+from deskpro.pipeline.study_bars import StudyBars
 from deskpro.pipeline.summaries import draw_curves, summarise
 from deskpro.pipeline.sweep import combinations
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.options import Options
+from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
@@ -448,3 +450,47 @@ def test_one_by_one_a_single_option_differs_from_the_recipe() -> None:
     changed = [{key: v for key, v in each.items() if v != recipe[key]} for each in others]
     assert changed == [{"kd_loss.T": 4}, {"train_student.lr": 5e-3}, {"train_student.lr": 1e-2}]
     assert len(combinations(GRIDS)) == 4
+
+
+def test_a_grid_names_options_of_the_recipe_and_no_seed() -> None:
+    assert len(combinations(["teachers.clip.weight=1,10"])) == 2
+    with pytest.raises(InputError, match="--seeds"):
+        combinations(["train_student.seed=5,6"])
+    with pytest.raises(InputError, match="no value of it"):
+        combinations(["prepare.own.seed=1,2"], {"kd_loss.T": 2.0})
+
+
+def test_a_recipe_is_the_content_of_images_that_no_benchmark_describes(
+    data: Path, tiny_benchmark: Path
+) -> None:
+    options = config.override(Options(), {"data.root": data})
+    drawn = recipe_digest(options)
+    elsewhere = config.override(options, {"data.test_root": tiny_benchmark})
+    assert recipe_digest(elsewhere) != drawn
+    (data / "benchmark.json").unlink()
+    seen = {recipe_digest(options), drawn}
+    for split in ("bounding_box_train", "query"):
+        next((data / "imgs" / split).glob("*.jpg")).unlink()
+        seen.add(recipe_digest(options))
+    assert len(seen) == 4
+
+
+def test_jobs_share_the_threads_of_the_machine(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    started: list[tuple[int, int | None, int | None]] = []
+
+    def note(
+        launch: Launch, make_worker: object, items: Iterable[Any], *_: object
+    ) -> Iterator[Any]:
+        for item in items:
+            started.append((launch.workers, launch.threads, item.options.launch.threads))
+            yield item, None
+
+    monkeypatch.setattr(students, "map_items", note)
+    options = config.load(project.config)
+    tasks = [students.Task(name, options, RunFolder(project.run / name)) for name in "ab"]
+    bars = StudyBars("ablation", 2, of_students=False)
+    assert len([*students.side_by_side(tasks, object, Launch(), 4, bars)]) == 2
+    assert started == [(2, 2, 2)] * 2

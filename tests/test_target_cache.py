@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader, ZarrReader
@@ -365,6 +367,36 @@ def test_more_views_are_added_without_force_and_fewer_refused(
     assert result.code == 2
     assert "cache.views was 5, is 3" in result.err
     project.ok("train-student", *more)
+
+
+def test_fewer_views_train_a_student_as_if_there_had_never_been_more(project: Project) -> None:
+    """Another target keeps its three views, and the store the views that they are about."""
+    options = sets("cache.views=2", "cache.targets=[logits,parsing]")
+    weights = []
+    for alone in (False, True):
+        if alone:
+            shutil.rmtree(store(project))
+        project.ok("teacher-cache", "--force", *options)
+        width = TargetStore(store(project)).column("views").shape[1]
+        assert (reader(project).schema.views, width) == (2, 2 if alone else 3)
+        project.ok("train-student", "--force", *options)
+        weights.append(load_file(project.run / "student.safetensors"))
+    beside, alone_ = weights
+    assert all(torch.equal(value, alone_[name]) for name, value in beside.items())
+
+
+def test_an_outdated_target_stops_only_the_student_that_needs_it(project: Project) -> None:
+    change_a_pixel(images(project, "hr_face")[0])
+    few = sets("cache.targets=[logits,parsing]")
+    project.ok("teacher-cache", "--force", *few)
+    for without in (few, [*few, *sets("kd_loss.enable=false", "mse.mse_weight=0")]):
+        project.ok("train-student", "--force", *without)
+    refused = project("train-student", "--force", *few, *sets("embedding.weight=5"))
+    assert refused.code == 2
+    words = shlex.split(refused.err.split("Type: ")[1])
+    assert words[-3:] == ["--add", "embedding", "--force"]
+    assert project.command(*words[1:]).code == 0
+    reader(project, "embedding")
 
 
 def test_touched_files_with_the_same_content_are_the_same(project: Project) -> None:

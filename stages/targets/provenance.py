@@ -30,7 +30,13 @@ from deskpro.stages.models.weights import (
     load_teacher,
     read_metadata,
 )
-from deskpro.stages.targets.kinds import Settings, Target
+from deskpro.stages.targets.kinds import (
+    TARGETS,
+    Settings,
+    Target,
+    all_targets,
+    stored_targets,
+)
 
 
 def settings_of(
@@ -150,17 +156,23 @@ def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) ->
 
 
 @contextmanager
-def _import_again(target: Target, options: Options) -> Iterator[None]:
-    """Imported targets that can't be used aren't fixed by building the cache again."""
+def remedies(store: Path, options: Options) -> Iterator[None]:
+    """Errors about a target advise what mends this one: a new import, or a rebuild that names it
+    where the recipe alone would not compute it."""
     try:
         yield
     except CacheError as error:
-        if not is_imported(target, options):
-            raise
-        raise CacheError(
-            f"{error}. Import them again: deskpro cache import FILE --teacher {target.teacher} "
-            "--force"
-        ) from None
+        for name, target in all_targets(options).items():
+            if error.path is None or not error.path.is_relative_to(store / target.group):
+                continue
+            if is_imported(target, options):
+                raise CacheError(
+                    f"{error}. Import them again: deskpro cache import FILE --teacher "
+                    f"{target.teacher} --force"
+                ) from None
+            if name in TARGETS and name not in stored_targets(options):
+                error.command = f"teacher-cache --add {name} --force"
+        raise
 
 
 def is_imported(target: Target, options: Options) -> bool:
@@ -202,13 +214,15 @@ def option_differences(
     for target in targets:
         if may_grow and target.group not in TargetStore(store).groups():
             continue
-        with _import_again(target, options):
+        with remedies(store, options):
             reader = MappedReader(store, target.group)
         wanted = fingerprint(target, options, teachers.facts(target.teacher))
-        found += differences(reader.fingerprint, wanted)
+        imported = is_imported(target, options)
+        unknown = [*reader.fingerprint] if imported else ["teacher", "heads", "classes"]
+        found += differences(reader.fingerprint, wanted, unknown)
         before, now = reader.schema.views, options.cache.views
         other = now < before or (now > before and not may_grow)
-        if other and not is_imported(target, options):
+        if other and not imported:
             found.append(FieldDifference("cache.views", before, now))
     return [each for i, each in enumerate(found) if each not in found[:i]]
 

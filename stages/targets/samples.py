@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from deskpro.cache.schema import Column
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import CheckedData
 from deskpro.stages.data.identities import Identities, training_index
@@ -74,6 +76,41 @@ def columns(
 def finished(store: TargetStore, targets: Mapping[str, Target]) -> dict[str, Target]:
     """Those of the targets that a cache holds."""
     return {name: target for name, target in targets.items() if store.sealed(target.group)}
+
+
+def used_rows(store: TargetStore, *, unlabelled: bool) -> np.ndarray:
+    """Which samples are trained on, bool [N]: those with a label, or all of a store that has
+    others, too."""
+    labelled: np.ndarray = store.column("label") != NO_LABEL
+    if unlabelled and labelled.all():
+        raise CacheError(
+            f"{store.root}: has no images without labels. To add those of data.unlabelled",
+            command="teacher-cache --force",
+        )
+    return labelled | unlabelled
+
+
+def readers(
+    cache: Path, used: Collection[str], there: Mapping[str, Target]
+) -> dict[str, MappedReader]:
+    """A reader of each target that a cache holds; one that isn't used may be outdated, and is left
+    out then. Raises CacheError for one that is used."""
+    found = {}
+    for name, target in there.items():
+        with nullcontext() if name in used else suppress(CacheError):
+            found[name] = MappedReader(cache, target.group)
+    return found
+
+
+def warn_of_few_views(used: Mapping[str, MappedReader], count: int) -> None:
+    """Say which targets were imported for fewer views than the `count` that a student sees."""
+    for name, reader in used.items():
+        if reader.schema.views < count:
+            warn(
+                f"{name}: imported for {reader.schema.views} of {count} views; the others are "
+                "trained on the targets of view 0, which are not of what the student sees (deskpro "
+                "cache render draws every view)"
+            )
 
 
 def require_targets(
