@@ -157,6 +157,12 @@ def _exists(stage: Stage) -> bool:
     return all(path.exists() for path in stage.outs())
 
 
+def _stamps(stage: Stage) -> list[tuple[int, int]]:
+    """What tells the files of an output that are there from others in their place."""
+    found = [path.stat() for path in stage.outs() if path.exists()]
+    return [(status.st_ino, status.st_mtime_ns) for status in found]
+
+
 def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
     """Whether a kill came between the output and its manifest, of these very params and deps.
 
@@ -205,6 +211,7 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
 def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:
     main, start = distributed.is_main(), time.monotonic()
     started, new = stage.home.started(stage.name), not stage.home.path.exists()
+    before = _stamps(stage)
     code = commit() if main else None  # it may be another one when a long stage ends
     if main:
         write_text(started, json.dumps(inputs) + "\n")
@@ -214,7 +221,8 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     try:
         result = stage.run(job)
     except BaseException:
-        if not _exists(stage):  # else the same command makes the output again, as after a kill
+        # New output without a manifest is made again by the same command, as after a kill.
+        if not _exists(stage) or _stamps(stage) == before:
             started.unlink(missing_ok=True)
         stage.home.remove_empty(whole=new)
         raise
