@@ -174,7 +174,11 @@ def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
 
 def _stopped(stage: Stage, digests: Digests) -> bool:
     """Whether --force started it with these very params and deps, and left what it goes on from."""
-    return any(folder.exists() for folder in stage.scratch()) and _started(stage, digests)
+    return _has_scratch(stage) and _started(stage, digests)
+
+
+def _has_scratch(stage: Stage) -> bool:
+    return any(folder.exists() for folder in stage.scratch())
 
 
 def _started(stage: Stage, digests: Digests) -> bool:
@@ -221,8 +225,9 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     try:
         result = stage.run(job)
     except BaseException:
-        # New output without a manifest is made again by the same command, as after a kill.
-        if not _exists(stage) or _stamps(stage) == before:
+        # New output without a manifest is made again by the same command, as after a kill; what is
+        # left to go on from is resumed by it.
+        if not _has_scratch(stage) and (not _exists(stage) or _stamps(stage) == before):
             started.unlink(missing_ok=True)
         stage.home.remove_empty(whole=new)
         raise
