@@ -104,15 +104,15 @@ def _decide(
     if not _exists(stage):
         return "run"
     reasons = stale_reasons(stage, digests)
-    if not reasons and any(folder.exists() for folder in stage.scratch()):
-        return "force"  # a second run, with --force, was stopped
-    if not reasons:
-        return "fresh"
     kinds, effects = {reason.kind for reason in reasons}, {reason.effect for reason in reasons}
     if effects == {"extend"} or (kinds == {"dep"} and digests.deep and stage.incremental):
         return "run"
-    if _interrupted(stage, reasons, digests):
+    if reasons and _interrupted(stage, reasons, digests):
         return "resume"
+    if _stopped(stage, digests):
+        return "force"
+    if not reasons:
+        return "fresh"
     if not update:
         raise InputError(messages.stale(stage, reasons), command=f"{stage.name} --force")
     log(messages.updates(stage, reasons))
@@ -130,7 +130,13 @@ def _set_aside(stage: Stage) -> None:
 
 
 def _tidy(stage: Stage) -> None:
-    """Once the manifest is written, remove what only a stage under way needs."""
+    """Once the manifest is written, remove what only a stage under way needs.
+
+    What --force started with other params or deps is kept: it may be resumed.
+    """
+    started, done = read_json(stage.home.started(stage.name)), stage.home.manifest(stage.name)
+    if started and (manifest := read_manifest(done)) and not started.items() <= manifest.items():
+        return
     for path in stage.outs():
         for kept in sorted(path.parent.glob(f"{path.name}{_UNRECORDED}*")):
             if sha256(kept) == sha256(path):
@@ -162,12 +168,22 @@ def _interrupted(stage: Stage, reasons: list[Reason], digests: Digests) -> bool:
 
     The stage is then run again, which costs little: from its last checkpoint, for one.
     """
-    started = read_json(stage.home.started(stage.name))
-    return (
-        started is not None
-        and {reason.kind for reason in reasons} <= {"no-record", "out"}
-        and started == _inputs(stage, digests)
-    )
+    kinds = {reason.kind for reason in reasons}
+    return kinds <= {"no-record", "out"} and _started(stage, digests)
+
+
+def _stopped(stage: Stage, digests: Digests) -> bool:
+    """Whether --force started it with these very params and deps, and left what it goes on from."""
+    return _has_scratch(stage) and _started(stage, digests)
+
+
+def _has_scratch(stage: Stage) -> bool:
+    return any(folder.exists() for folder in stage.scratch())
+
+
+def _started(stage: Stage, digests: Digests) -> bool:
+    """Whether what is under way, or was when it ended early, is of these very params and deps."""
+    return read_json(stage.home.started(stage.name)) == _inputs(stage, digests)
 
 
 def _inputs(stage: Stage, digests: Digests) -> dict[str, Any]:
@@ -190,7 +206,8 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
             if effects == {"notice"}:
                 warn(messages.used_although(stage, reasons))
             elif reasons and not _interrupted(stage, reasons, digests):
-                add = "" if effects == {"extend"} else " --force"
+                resumes = effects == {"extend"} or _stopped(stage, digests)
+                add = "" if resumes else " --force"
                 raise InputError(messages.stale(stage, reasons), command=stage.name + add)
         stage = _upstream(stage)
 
@@ -208,8 +225,9 @@ def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) ->
     try:
         result = stage.run(job)
     except BaseException:
-        # New output without a manifest is made again by the same command, as after a kill.
-        if not _exists(stage) or _stamps(stage) == before:
+        # New output without a manifest is made again by the same command, as after a kill; what is
+        # left to go on from is resumed by it.
+        if not _has_scratch(stage) and (not _exists(stage) or _stamps(stage) == before):
             started.unlink(missing_ok=True)
         stage.home.remove_empty(whole=new)
         raise

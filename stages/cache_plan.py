@@ -39,6 +39,12 @@ def run(
     """
     from deskpro.stages.targets.plan import plan
 
+    for name, teacher in options.teachers.items():
+        if teacher.weights is not None and not teacher.weights.is_file():
+            raise InputError(
+                f"teachers.{name}.weights {teacher.weights}: no such file; it tells the length of "
+                f"its embeddings. Allowed is a weights file"
+            )
     known = _known(options, folder)
     classes = known.classes if identities is None else [str(i) for i in range(identities)]
     if not classes:
@@ -114,7 +120,8 @@ def rate(record: Mapping[str, Any]) -> float | None:
     result = record["result"]
     try:
         computed = 1 - min(result["kept"].values()) / result["chunks"]
-        pairs = result["data"]["samples"] * result["views"] * computed
+        data = result["data"]
+        pairs = (data["samples"] + data.get("unlabelled", 0)) * result["views"] * computed
         return pairs / record["seconds"] if pairs > 0 and record["seconds"] > 0 else None
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         return None  # of an earlier version

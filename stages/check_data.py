@@ -39,6 +39,7 @@ def run(
         unlabelled=options.data.unlabelled,
     )
     problems = [*checked.problems, *_too_few(options, checked)]
+    checked.write_left_out(folder.left_out)
     data = checked.facts(folder.left_out)
     facts: dict[str, object] = {
         "used": f"{data['samples']} samples of {data['identities']} identities"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,9 +14,10 @@ import torch
 from PIL import Image
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import write_bytes, write_text
+from deskpro.cache.files import write_bytes, write_folder_aside, write_text
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.foreign import some
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.data.identities import Identities, training_index
@@ -94,7 +93,7 @@ def run(
     hashes = {kind: _hashes(store, here, kind, files) for kind in kinds}
     rows: list[list[object]] = []
     facts: dict[str, object] = {}
-    with _filled(out.resolve()) as folder, ThreadPoolExecutor(_WRITERS) as pool:
+    with write_folder_aside(out.resolve()) as folder, ThreadPoolExecutor(_WRITERS) as pool:
         for kind in kinds:
             own = options.data.face_size if kind.endswith("face") else options.data.body_size
             has = np.flatnonzero(here[kind].notna())
@@ -132,7 +131,7 @@ def _require(out: Path, kinds: Sequence[str], views: Sequence[int], stored: int)
 def _images(options: Options, sample_ids: list[str]) -> pd.DataFrame:
     """The images that are here of a cache's samples, in its order; None where one isn't."""
     data = options.data
-    index = training_index(data.root, options.train_set, Identities(*data.chosen))
+    index = training_index(data.root, options.train_set, Identities(*data.chosen), data.unlabelled)
     found = index.set_index("sample_id", drop=False).reindex(sample_ids)
     return found.where(found.notna(), None).reset_index(drop=True)
 
@@ -150,9 +149,8 @@ def _hashes(store: TargetStore, here: pd.DataFrame, kind: str, files: FileIndex)
     if column in store.columns:
         other = sample_ids[(found != store.column(column)).any(axis=1)].tolist()
         if other:
-            more = f" and {len(other) - _LISTED} more" if len(other) > _LISTED else ""
             raise InputError(
-                f"{kind} of {', '.join(other[:_LISTED])}{more}: not the image that the cache's "
+                f"{kind} of {some(other, _LISTED)}: not the image that the cache's "
                 "targets were computed from. Put it back, or rebuild the cache",
                 command="teacher-cache --force",
             )
@@ -179,15 +177,3 @@ def _write_png(path: Path, image: np.ndarray) -> None:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", compress_level=1)
     write_bytes(path, file.getvalue())
-
-
-@contextmanager
-def _filled(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block succeeds; else nothing is there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.partial-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as aside:
-        folder = Path(aside) / "images"
-        folder.mkdir()
-        yield folder
-        folder.rename(out)

@@ -229,6 +229,7 @@ class TeacherCache(Stage):
             _fill(writers, passes, make_worker, options)
             for writer in writers.values():
                 writer.seal()
+        checked.write_left_out(self.folder.left_out)
         files = [file for file in self.folder.targets.rglob("*") if file.is_file()]
         return TeacherCacheResult(
             data=checked.facts(self.folder.left_out),
@@ -266,9 +267,9 @@ class TeacherCache(Stage):
             provenance.fingerprint(target, options, teachers.facts(target.teacher)) | order,
             depends=provenance.columns(target),
             valid=provenance.valid(train, target),
-            replace=job.force,
+            replace=job.replaces,
             reuse=settings.reuse,
-            deep=job.force,
+            deep=job.replaces,
         )
 
 

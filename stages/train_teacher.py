@@ -119,6 +119,8 @@ class TrainTeacher(Stage):
             files=recipe.Files.of("teacher", self.folder),
         )
         training = recipe.train(setup, job)
+        if distributed.is_main():
+            checked.write_left_out(self.folder.left_out)
         return TrainTeacherResult(
             checked.facts(self.folder.left_out), training, self.folder.teacher
         )

@@ -251,6 +251,11 @@ OPTIONS = [
     Row("a plan of many", "cache plan --samples many --config {config}", "whole number"),
     Row("a plan of 10^12 samples", "cache plan --samples 1e12 --config {config}", "whole number"),
     Row("a plan without a recipe", "cache plan --samples 9", "--config"),
+    Row(
+        "a plan of a teacher that isn't there",
+        "cache plan --samples 9 --config {config} --set teachers.clip.weights={tmp}/none",
+        "teachers.clip.weights",
+    ),
     Row("a plan of a run without one", "cache plan --samples 9 --run {data}", "no config.yaml"),
     Row(
         "a plan of an unknown number of identities",

@@ -219,7 +219,7 @@ ROWS = [
     Bad("a dataset that is not there", "no such folder", more=("--data", "nowhere")),
     Bad("a .csv without .npy", "mine.npy: no such file", make=without(".npy")),
     Bad("an .npy without .csv", "mine.csv: no such file", make=without(".csv")),
-    Bad("a .csv without paths", "no column path; found Unnamed: 0, file",
+    Bad("a .csv without paths", "no column path; found file",
         make=csv_of(file=["a"] * N)),
     Bad("a .csv with less rows", "features has 24 rows, path has 2", make=csv_of(path=["a", "b"])),
     Bad("an empty .csv", "can't be read",

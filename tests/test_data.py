@@ -15,11 +15,11 @@ from PIL import Image
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.base.names import Name
 from deskpro.stages.data.check import check_data
-from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
-from deskpro.stages.data.identities import Identities
-from deskpro.stages.data.index import class_order, read_index
+from deskpro.stages.data.identities import Identities, training_index
+from deskpro.stages.data.index import class_order, read_clothes, read_index
 from deskpro.stages.data.layouts import LAYOUTS, SPLITS, Layout
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from tests.conftest import TINY, Project
@@ -123,6 +123,7 @@ def test_a_sample_without_any_face_file_trains_the_body_alone(
     used = checked.split("train").set_index("sample_id")
     assert (sample in used.index) == (incomplete != "leave-out")
     facts = checked.facts(tmp_path / "left_out.csv")
+    checked.write_left_out(tmp_path / "left_out.csv")
     assert str(tmp_path / "left_out.csv") in facts["left_out"]
     assert sample in (tmp_path / "left_out.csv").read_text()
 
@@ -155,6 +156,21 @@ def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path, tmp_pat
     checked = check_data(data, "benchmark", incomplete="leave-out").require()
     assert checked.facts(tmp_path / "left_out.csv")["vanished"] == f"no sample is left of {pid}"
     assert checked.split("train")["pid"].nunique() == TINY.train_identities - 1
+
+
+def test_what_is_left_out_is_of_the_chosen_identities(data: Path, tmp_path: Path) -> None:
+    some = Identities(most=2)
+    chosen = sorted(training_index(data, "benchmark", some)["pid"].unique())
+    everybody = {path.name.split("_")[0] for path in (data / "imgs" / TRAIN).iterdir()}
+    for pid in everybody:  # of each, one sample has no mask; of a chosen one, none has
+        lacking = sorted((data / "imgs" / TRAIN).glob(f"{pid}_*"))
+        for path in lacking if pid == chosen[0] else lacking[:1]:
+            (data / "mask" / TRAIN / path.name).unlink()
+    checked = check_data(data, "benchmark", incomplete="leave-out", identities=some).require()
+    assert {*checked.left_out["pid"]} == {*chosen}
+    facts = checked.facts(tmp_path / "left_out.csv")
+    assert facts["vanished"] == f"no sample is left of {chosen[0]}"
+    assert {*checked.split("train")["pid"]} == {chosen[1]}  # nobody else takes the place
 
 
 def test_images_are_read_once_unless_they_change(
@@ -468,6 +484,20 @@ def test_a_spreadsheet_may_write_clothes_with_its_own_separator(separator: str, 
     after, problems = read_index(data, LAYOUTS["benchmark"])
     assert not problems
     assert after["clothes"].tolist() == before["clothes"].tolist()
+
+
+def test_a_separator_at_the_end_of_every_row_is_no_column(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "clothes.csv", {"a.jpg": "red", "b.jpg": "blue, of wool"}
+    for text in ("path,clothes\n", "path,clothes,\n", ",path,clothes\n"):
+        lead = "," if text[0] == "," else ""
+        path.write_text(f'{text}{lead}a.jpg,red,\n\n{lead}b.jpg,"blue, of wool",\n')
+        assert read_clothes(path) == (wanted, [])
+    for text in ("path,clothes\na.jpg,red,round\n", 'path,clothes\na.jpg,"red\n', "\n",
+                 "path,path,clothes\na,b,c\n"):  # fmt: skip
+        path.write_text(text)
+        found, [problem] = read_clothes(path)
+        assert not found
+        assert "must be a CSV with the columns path and clothes" in problem.what
 
 
 def test_rows_of_clothes_that_match_nothing_are_named(data: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,10 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deskpro.cache.errors import CacheError, damaged
+from deskpro.cache.fingerprint import FieldDifference
 from deskpro.stages.base.engine import map_items
-from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.options import Launch
+from deskpro.stages.data.listings import _WrongError
+from deskpro.stages.models.extractor import NotFiniteError
 from tests.conftest import REPOSITORY
+from tests.house.tree import MODULES, parse
 
 ITEMS = [*range(7)]
 LOCAL = Launch(workers=2, threads=1)
@@ -222,3 +229,31 @@ def test_two_ray_nodes_give_the_same() -> None:
 def test_a_ray_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: Path) -> None:
     for worker in end_driver(tmp_path, "ray", number):
         wait_for(lambda worker=worker: not alive(worker), 20)  # type: ignore[misc]
+
+
+ERRORS = [
+    InputError("wrong", command="train-student --force"),
+    Stopped("stopped", 143),
+    CacheError("stale", [FieldDifference("views", 1, 2)], command="teacher-cache"),
+    damaged(Path("c"), "it is cut short"),
+    NotFiniteError(3),
+    _WrongError(Path("list.txt"), "line 3"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_of_a_worker_is_whole_in_the_driver(error: Exception) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+def test_every_own_error_that_takes_arguments_is_tried() -> None:
+    own = {
+        node.name
+        for module in MODULES
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
+        and any(isinstance(d, ast.FunctionDef) and d.name == "__init__" for d in node.body)
+    }
+    assert own == {type(error).__name__ for error in ERRORS} - {"DamagedError"}

@@ -317,6 +317,23 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f, lambda s: s["streams"].update(feet=s["streams"].pop("body"))),
         "streams are",
     ),
+    "no such margin": (
+        lambda f: edit(f, lambda s: s["face_box"].update(margin=9)),
+        "face_box: .*margin: ",
+    ),
+    "no weight of the body": (
+        lambda f: edit(f, lambda s: s["fusion"].pop("body") and s),
+        "fusion: .*must be face, body, bias",
+    ),
+    "no weights": (lambda f: edit(f, lambda s: s | {"fusion": None}), "fusion must weigh"),
+    "other fitted weights": (
+        lambda f: edit(f, lambda s: s | {"fitted": {"face": 1.0}}),
+        "fitted: .*found face",
+    ),
+    "no identities": (
+        lambda f: edit(f, lambda s: s["student"].pop("identities") and s),
+        "student: .*identities: must be a number",
+    ),
     "no JSON": (lambda f: (f / "encoder.json").write_text("{"), "encoder.json: "),
 }
 

@@ -27,7 +27,7 @@ from deskpro.stages.metrics.calibration import CASES, face_cases
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.serving import gallery_search
 from deskpro.stages.serving.gallery import Gallery, describe
-from deskpro.stages.serving.gallery_pictures import Picture, moment
+from deskpro.stages.serving.gallery_pictures import Picture, collect, moment
 from deskpro.stages.serving.gallery_search import Comparison, Hits
 from deskpro.stages.serving.gallery_table import FACTS, Filter, PictureTable
 from tests.conftest import REPOSITORY, Result
@@ -240,6 +240,23 @@ def made(run: Path, photos: Path, command: Callable[..., Result]) -> Path:
     result = command("gallery", "add", str(folder), str(photos), *words)
     assert result.code == 0, result.err
     return folder
+
+
+def test_pictures_and_faces_are_those_that_every_stage_would_read(tmp_path: Path) -> None:
+    folder, elsewhere, faces = (tmp_path / name for name in ("photos", "camera", "faces"))
+    names = ("photos/day/1.jpg", "photos/._1.jpg", "camera/2.PNG", "faces/day/1.png", "faces/2.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (folder / "linked").symlink_to(elsewhere)
+    found = collect([folder], faces)
+    assert [picture.path for picture in found] == [folder / "day/1.jpg", folder / "linked/2.PNG"]
+    assert [picture.face for picture in found] == [faces / "day/1.png", None]
+    [alone] = collect([elsewhere / "2.PNG"], faces)
+    assert alone.face == faces / "2.jpg"
+    (faces / "2.png").touch()
+    with pytest.raises(InputError, match=r"2\.jpg and 2\.png differ in the extension alone"):
+        collect([folder], faces)
 
 
 def listed(folder: Path) -> list[str]:

@@ -144,7 +144,7 @@ def test_mevid_s_lists_may_lie_beside_its_images_and_are_dependencies(tmp_path: 
     layout = LAYOUTS["mevid"]
     assert sum((tmp_path / name).is_file() for name in layout.side_files) == 5
     deps = image_folders(tmp_path, "mevid", ("imgs",), ("query",))
-    assert deps["query_IDX.txt"] == (tmp_path, "query_IDX.txt")
+    assert deps["query_IDX.txt"] == (tmp_path, ("query_IDX.txt",))
 
 
 def test_images_that_no_list_names_are_said(tmp_path: Path) -> None:

@@ -154,7 +154,6 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     loaded, description = load_student(path)
     heads = {stream: list(head_names()) for stream in ("face", "body")}
     assert description == replace(DESCRIPTION, heads=heads, stride=8) == read_metadata(path)
-    assert description.backbone == "osnet"
     assert not loaded.training
     found = loaded.state_dict()
     for name, tensor in student.state_dict().items():
@@ -292,7 +291,7 @@ def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.M
     info = ModelInfo("student", options, 3, None, (32, 32), (64, 32))
     save(tmp_path / "student.safetensors", student, info)
     loaded, info = load_student(tmp_path / "student.safetensors")
-    assert (info.backbone, info.stride) == ("tiny", 4)
+    assert (info.network["backbone"], info.stride) == ("tiny", 4)
     assert info.heads is not None
     assert sum(map(len, info.heads.values())) == output.logits.shape[1]
     student.eval()

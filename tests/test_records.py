@@ -11,7 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import list_images
+from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.stage import Dep, Digests
 from deskpro.stages.reporting import record
 from tests.conftest import Project, Result
 
@@ -107,9 +111,56 @@ def test_a_spoiled_table_is_left_out_with_a_warning(
 
 
 def test_a_source_that_is_not_named_is_the_run_itself(tmp_path: Path) -> None:
-    from deskpro.stages.base.run_folder import RunFolder
-
     (tmp_path / ".state").mkdir()
     for content in ("{}", '{"a": 1}', "[]", "7", "{"):
         (tmp_path / ".state" / "from.json").write_text(content)
         assert RunFolder.open(tmp_path).source is None
+
+
+def test_a_recorded_source_is_found_through_a_link_and_after_a_move(tmp_path: Path) -> None:
+    source, run = tmp_path / "runs" / "source", tmp_path / "runs" / "deep" / "run"
+    (source / ".state").mkdir(parents=True)
+    RunFolder(run, source).write_source()
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    assert RunFolder.open(link).upstream == source
+    moved = run.rename(tmp_path / "moved")
+    assert RunFolder.open(moved).upstream == source  # where it was
+    moved.rename(run)
+    (tmp_path / "runs").rename(tmp_path / "all")
+    together, other = (tmp_path / "all" / name for name in ("deep/run", "other"))
+    assert RunFolder.open(together).upstream == tmp_path / "all/source"
+    (tmp_path / "all/source").rename(other)
+    with pytest.raises(InputError, match="no run folder"):
+        RunFolder.open(together)
+    assert RunFolder.open(together, other).upstream == other  # given anew
+    RunFolder(together, other).write_source()
+    (tmp_path / "all/source/.state").mkdir(parents=True)
+    with pytest.raises(InputError, match="its targets are those of"):
+        RunFolder.open(together, tmp_path / "all/source")
+
+
+def test_the_files_that_are_read_are_those_whose_content_counts(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    for path in (folder / "a/1.jpg", elsewhere / "2.jpg"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(path.name.encode())
+    index = FileIndex(tmp_path / "index")
+
+    def digests() -> list[str | None]:
+        found = Digests(index)
+        return [found.of(Dep("", folder, pattern)) for pattern in ("**/*", "*/*", ("a/1.jpg",))]
+
+    before = digests()
+    for name in (".DS_Store", "a/.DS_Store", "a/._1.jpg", "a/Thumbs.db", ".hidden/3.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"nobody reads it")
+    assert digests() == before
+    (folder / "b").symlink_to(elsewhere)
+    linked = digests()
+    assert [one != other for one, other in zip(before, linked, strict=True)] == [True, True, False]
+    (elsewhere / "4.jpg").write_bytes(b"4")
+    assert [one != other for one, other in zip(linked, digests(), strict=True)] == [
+        True, True, False
+    ]  # fmt: skip
+    assert list_images(folder, "**/*") == ["a/1.jpg", "b/2.jpg", "b/4.jpg"]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from deskpro.pipeline import config, failures, runner
 from deskpro.pipeline.stages import STAGES, Row, make, needed
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests, Reason
+from deskpro.stages.training.loop import _StepMonitor
 from tests.conftest import Project, Result, run_process
 
 pytestmark = pytest.mark.finished("teacher-cache")
@@ -74,6 +76,39 @@ def test_a_kill_after_the_manifest_leaves_nothing(project: Project) -> None:
     assert not started.exists()
     assert not kept.exists()
     assert foreign.read_bytes() == b"somebody's work"
+
+
+@pytest.mark.finished("train-student")
+def test_a_stopped_force_with_other_options_resumes_and_leaves_the_old_output_fresh(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ("--set", "train_student.lr=1e-3", "--set", "checkpoints.every=1")
+    student, add = project.run / "student.safetensors", _StepMonitor.add
+    checkpoints, before = project.run / ".state" / "student_checkpoints", digest(student)
+
+    def interrupt(monitor: _StepMonitor, step: int, *more: Any) -> None:
+        add(monitor, step, *more)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_StepMonitor, "add", interrupt)
+        stopped = project("train-student", *other, "--force")
+    assert stopped.code == 130, stopped.err
+    assert "run the same command without --force" in stopped.err
+    kept = sorted(checkpoints.iterdir())
+
+    assert "is fresh" in project.ok("train-student").err
+    assert digest(student) == before
+    assert sorted(checkpoints.iterdir()) == kept
+
+    words = advice(project("eval", *other))
+    assert words[0] == "train-student"
+    assert "--force" not in words
+    assert "resuming at step 2" in project.command(*words).err
+    assert digest(student) != before
+    assert not checkpoints.exists()
+    assert "is fresh" in project.ok("train-student", *other).err
 
 
 def test_a_run_folder_alone_brings_its_recipe(project: Project) -> None:

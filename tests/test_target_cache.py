@@ -577,6 +577,8 @@ def test_a_rate_is_of_what_was_computed() -> None:
     result = {"kept": {"logits": 3, "parsing": 9}, "chunks": 9, "views": 3}
     record = {"seconds": 5.0, "result": result | {"data": {"samples": 20}}}
     assert rate(record) == pytest.approx(20 * 3 * 6 / 9 / 5)
+    data = {"samples": 20, "unlabelled": 10}
+    assert rate({**record, "result": {**result, "data": data}}) == pytest.approx(30 * 3 * 6 / 9 / 5)
     for other in ({"kept": {"logits": 9}}, {"kept": {}}, {"data": None}):
         assert rate(record | {"result": record["result"] | other}) is None  # type: ignore[operator]
 

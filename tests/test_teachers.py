@@ -307,7 +307,7 @@ def unlabelled(project: Project, tmp_path: Path) -> list[str]:
 
 
 def test_images_without_labels_are_cached_and_learned_from(
-    project: Project, unlabelled: list[str]
+    project: Project, unlabelled: list[str], tmp_path: Path
 ) -> None:
     refused = project("teacher-cache", *unlabelled)
     assert refused.code == 2
@@ -328,6 +328,11 @@ def test_images_without_labels_are_cached_and_learned_from(
     assert "12 of the samples" in project.command("cache", "info", str(project.run)).err
     audit = project.command("cache", "audit", str(project.run), *unlabelled)
     assert audit.code == 0, audit.out
+    rendered = tmp_path / "rendered"
+    words = ("cache", "render", str(project.run), str(rendered), "--kinds", "mask", "--views", "0")
+    assert project.command(*words).code == 0
+    assert (rendered / "mask/0/unlabelled/day0/00.png").is_file()
+    assert not (rendered / "mask/0/unlabelled/day1/03.png").exists()
 
     without = ["--force", *unlabelled[:2], "--set", "train_student.unlabelled=0"]
     project.ok("train-student", *without)

@@ -281,7 +281,7 @@ def test_all_stages(heads: str, teacher: str, student: str, project: Project) ->
     assert {f"agree_{head}" for head in head_names()} <= {*history}
     assert (history["kd"] > 0).all()
     student_info = read_metadata(project.run / "student.safetensors")
-    assert (student_info.backbone, student_info.stride) == (
+    assert (student_info.network["backbone"], student_info.stride) == (
         f"timm:{student}", 16 if "vit" in student else 8
     )  # fmt: skip
     assert project("teacher-cache", *settings).code == 0  # fresh
@@ -317,7 +317,8 @@ def test_all_stages_with_networks_of_common_size(
 def test_a_network_of_timm_is_one_more_teacher(name: str, project: Project, tmp_path: Path) -> None:
     """Its embeddings are timm's own pooled features of images normalised as timm says."""
     network = timm.create_model(name, pretrained=False, num_classes=5)
-    torch.save(network.state_dict(), tmp_path / "pretrained.pth")
+    wrapped = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save(wrapped, tmp_path / "pretrained.pth")
     options = [
         f"teachers.big.weights={tmp_path}/pretrained.pth",
         f"teachers.big.backbone=timm:{name}",

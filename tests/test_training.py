@@ -40,6 +40,7 @@ from deskpro.stages.losses.terms import TERMS
 from deskpro.stages.models.lmbn import head_names
 from deskpro.stages.train_student import TrainStudent, TrainStudentResult
 from deskpro.stages.training import recipe
+from deskpro.stages.training.loop import _Epoch
 from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
 
@@ -364,6 +365,20 @@ def test_agreement_is_of_every_head() -> None:
     assert all(scaled[f"divergence_{head}"] < 1e-5 for head in head_names())
 
 
+def test_a_batch_that_tells_no_agreement_leaves_that_of_the_epoch_alone() -> None:
+    epoch, logits = _Epoch(), torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
+    for rows, total in ((slice(0, 3), 1.0), (slice(0, 0), 3.0)):
+        found = agreement(logits[rows], logits[rows], 1.0, head_names())
+        epoch.add(found | {"total": torch.tensor(total)})
+        epoch.done += 1
+    row = epoch.row()
+    assert row["total"] == 2
+    assert all(row[f"agree_{head}"] == 1 for head in head_names())
+    never = _Epoch(done=1)
+    never.add({"agree": torch.tensor(float("nan"))})
+    assert np.isnan(never.row()["agree"])
+
+
 def test_an_overlay_is_red_where_the_attention_is() -> None:
     images = torch.full((2, 3, 8, 4), 200, dtype=torch.uint8)
     attention = torch.zeros(2, 1, 8, 4)
@@ -591,16 +606,29 @@ def test_two_processes_train_one_teacher(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batchid", "gathered", "said"),
+    ("batchid", "gathered", "unlabelled", "said"),
     [
-        (3, False, "batchid 3 can't be shared among 2 processes: --set batchid=2"),
-        (2, False, "a triplet needs two: --set batchid=4 or --set train_student.gather_triplets"),
-        (2, True, ""),
-        (6, False, "4 training identities make no batch of batchid 6: --set batchid=4 or less"),
+        (
+            2,
+            True,
+            3,
+            "train_student.unlabelled 3 can't be shared among 2 processes: --set "
+            "train_student.unlabelled=2",
+        ),
+        (2, True, 4, "no image of data.unlabelled has what a stream sees"),
+        (3, False, 0, "batchid 3 can't be shared among 2 processes: --set batchid=2"),
+        (
+            2,
+            False,
+            0,
+            "a triplet needs two: --set batchid=4 or --set train_student.gather",
+        ),
+        (2, True, 0, ""),
+        (6, False, 0, "4 training identities make no batch of batchid 6: --set batchid=4 or less"),
     ],
 )
 def test_identities_that_ranks_cannot_share_are_refused(
-    batchid: int, gathered: bool, said: str, monkeypatch: pytest.MonkeyPatch
+    batchid: int, gathered: bool, unlabelled: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WORLD_SIZE=2", "MASTER_ADDR=x", "MASTER_PORT=1"):
         monkeypatch.setenv(*name.split("="))
@@ -608,7 +636,7 @@ def test_identities_that_ranks_cannot_share_are_refused(
     labels = np.repeat(np.arange(4), 5)
     data = recipe.TrainingSet(pd.DataFrame(), labels, [*"abcd"], lambda *_: labels, 3)
     options = Options.model_validate({"batchid": batchid, "batchimage": 2})
-    wanted = options.recipe("student")._replace(gather_triplets=gathered)
+    wanted = options.recipe("student")._replace(gather_triplets=gathered, unlabelled=unlabelled)
     if said:
         with pytest.raises(InputError, match=re.escape(said)):
             recipe.make_sampler(data, wanted)
@@ -634,8 +662,9 @@ def test_a_rank_has_a_gpu_of_its_own_or_none(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     monkeypatch.setenv("LOCAL_RANK", str(local))
     if found is None:
-        with pytest.raises(InputError, match=f"device {name}: "):
+        with pytest.raises(InputError, match=f"device {name}: ") as refused:
             distributed.pick_device(name)
+        assert gpus or "allowed is cpu or auto" in str(refused.value)
         assert not current
     else:
         assert str(distributed.pick_device(name)) == found

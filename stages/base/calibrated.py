@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, NonNegativeInt
 
 Share = Annotated[float, Field(ge=0, le=1)]
 STEPS, FIRST = 10, 3
@@ -76,11 +76,21 @@ class Case:
         return self.intervals[place] if place < len(self.intervals) else None
 
 
+def _weights(weights: dict[str, float]) -> dict[str, float]:
+    names = ("face", "body", "bias", "body_alone", "bias_alone")
+    if weights.keys() != {*names}:
+        raise ValueError(f"must be {', '.join(names)}, found {', '.join(weights) or 'nothing'}")
+    return weights
+
+
 def _place(far: float) -> float:
     """Where a rate is among the kept thresholds, from 0 on."""
     place = max(-math.log10(far) * STEPS - FIRST, 0.0)
     return float(round(place)) if abs(place - round(place)) < 1e-9 else place
 
+
+StreamWeights = Annotated[dict[str, FiniteFloat], AfterValidator(_weights)]
+"""How much each stream counts in a score, as `metrics.fusion.Fusion` has it."""
 
 Calibrated = dict[str, dict[str, Case]]
 """Name of a score (`metrics.calibration.calibration_name`) → face case → what it means. A case that

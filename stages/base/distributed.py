@@ -92,7 +92,7 @@ def pick_device(name: str) -> torch.device:
         share = "--set launch.gpus_per_worker=0.25 lets workers share one"
         raise InputError(
             f"device {name}: this machine has {count} CUDA devices, number {index} is wanted; "
-            + ("allowed is cpu or auto" if device.index is not None else share)
+            + (share if count and device.index is None else "allowed is cpu or auto")
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -20,6 +20,6 @@ class Stopped(Exception):
     code: exit code of the process, 128 + the signal's number.
     """
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int = 130) -> None:  # pickle gives the message alone
         super().__init__(message)
         self.code = code

@@ -174,8 +174,8 @@ def texts(name: str, array: np.ndarray) -> list[str]:
         raise InputError(f"{name} is not UTF-8: {error}") from None
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = _NAMED) -> str:
     """The first names, and how many follow."""
     found = [name if name.isprintable() else ascii(name) for name in names]
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

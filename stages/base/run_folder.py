@@ -55,9 +55,9 @@ class RunFolder:
                 f"{path}: a run folder of an earlier version, with manifests/ instead of .state/. "
                 "Give another folder with --run, or remove this one"
             )
-        record = read_json(folder._from)
-        recorded = record and Path(os.path.normpath(path / str(record.get("from", ""))))
-        if source and recorded and recorded.resolve() != source.resolve():
+        recorded = folder._recorded()
+        known = recorded is not None and cls(recorded).state.is_dir()  # else it may have moved
+        if source and recorded and known and recorded.resolve() != source.resolve():
             raise InputError(
                 f"{path}: its targets are those of {recorded}, --from is {source}. Give another "
                 "folder with --run"
@@ -94,11 +94,23 @@ class RunFolder:
     def _from(self) -> Path:
         return self.state / "from.json"
 
+    def _recorded(self) -> Path | None:
+        """The source that is recorded: by its place from here, as both may have been moved
+        together, or else where it was."""
+        record = read_json(self._from) or {}
+        paths = [self.path.resolve() / str(record[key]) for key in ("from", "at") if key in record]
+        found = next((path for path in paths if RunFolder(path).state.is_dir()), None)
+        found = found or next(iter(paths), None)
+        if found is None or self.path.is_absolute():
+            return found and found.resolve()
+        return Path(os.path.relpath(found.resolve()))
+
     def write_source(self) -> None:
         """Record whose targets this run uses."""
         if self.source is not None:
-            below = os.path.relpath(self.source.resolve(), self.path.resolve())
-            write_text(self._from, json.dumps({"from": below}) + "\n")
+            source = self.source.resolve()
+            record = {"from": os.path.relpath(source, self.path.resolve()), "at": str(source)}
+            write_text(self._from, json.dumps(record) + "\n")
 
     def remove_empty(self, *, whole: bool) -> None:
         """Remove the folders that a failed command made and left empty.

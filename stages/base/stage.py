@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import both_named, relevant
 from deskpro.stages.base.run_folder import RunFolder
@@ -31,8 +32,8 @@ class Reason(NamedTuple):
 
 
 class Dep(NamedTuple):
-    """A file that a stage reads, or of a folder the files that match a pattern, or have one of some
-    paths below it."""
+    """A file that a stage reads, or of a folder the images that match a pattern (files of another
+    kind where it ends in their extension), or what has one of some paths below it."""
 
     role: str
     path: Path
@@ -71,8 +72,7 @@ class Digests:
     def _compute(self, path: Path, pattern: str | tuple[str, ...] | None) -> str:
         if pattern is None:
             return self.index.probe([path], deep=self.deep)[str(path)].sha256
-        named = path.glob(pattern) if isinstance(pattern, str) else map(path.joinpath, pattern)
-        files = sorted(str(file) for file in named if file.is_file())
+        files = sorted(str(file) for file in _files(path, pattern) if file.is_file())
         digest = hashlib.sha256()
         for name, facts in self.index.probe(files, deep=self.deep).items():
             line = f"{name.removeprefix(f'{path}/')}\0{facts.sha256}\n"
@@ -80,18 +80,25 @@ class Digests:
         return digest.hexdigest()
 
 
+def _files(folder: Path, pattern: str | tuple[str, ...]) -> Iterator[Path]:
+    """The files that are read: what nobody reads, as a file manager's, makes nothing stale."""
+    if isinstance(pattern, str):
+        ending = pattern.rpartition("*")[2]
+        pattern = tuple(list_images(folder, pattern, (ending,) if ending else IMAGE_SUFFIXES))
+    return map(folder.joinpath, pattern)
+
+
 @dataclass(frozen=True)
 class Job:
     """How a stage is run.
 
-    force: existing output may be replaced. again: --force is given: a half-trained network is begun
-    anew. deep: every file is read again. provenance: by name, everything that the output depends
-    on.
+    replaces: existing output may be replaced. anew: a half-trained network is not resumed. deep:
+    every file is read again. provenance: by name, everything that the output depends on.
     """
 
     index: FileIndex
-    force: bool = False
-    again: bool = False
+    replaces: bool = False
+    anew: bool = False
     deep: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

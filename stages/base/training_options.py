@@ -184,7 +184,7 @@ class TeacherTraining(Training):
 
 
 class StudentTraining(Training):
-    """What the student gets from the cache. All but the defaults is for studies."""
+    """The student's own options: what it gets from the cache, and how several processes train."""
 
     views: Positive | None = None
     """Use only the first so many views of the cache; all where not given."""

@@ -59,9 +59,8 @@ class CheckedData:
         """What was used: samples, identities; unlabelled: images without labels; held_out:
         identities for validation; in words, what wasn't: left_out, vanished.
 
-        `listing` gets the table `left_out` as CSV (only the header where all was used).
+        listing: where `write_left_out` lists it.
         """
-        write_text(listing, self.left_out.to_csv(index=False))
         train, held_out = self.split("train"), self.split(HELD_OUT)
         counts = self.left_out["stream"].value_counts().sort_index()
         words = [f"{count} {_WORDS[str(stream)]}" for stream, count in counts.items()]
@@ -74,6 +73,10 @@ class CheckedData:
             "left_out": ", ".join([*words, f"listed in {listing}"]) if words else "",
             "vanished": ", ".join(vanished) and f"no sample is left of {', '.join(vanished)}",
         }
+
+    def write_left_out(self, listing: Path) -> None:
+        """Write the table `left_out` as CSV; only the header where all was used."""
+        write_text(listing, self.left_out.to_csv(index=False))
 
     def require(self) -> CheckedData:
         """Itself, or InputError with a line per problem. A warning names what isn't used."""
@@ -109,7 +112,6 @@ def check_data(
     have a head. Test samples may lack any face file; `gallery_needs` adds kinds for the gallery.
     `identities` says who is of the split "train" in the end, and who of "validation". Images of the
     folder `unlabelled` are of a split of its name, and may lack any file but that of the body.
-
     Images that `index` knows (this user's file index, if not given) aren't read again.
     """
     layout = layout_of(root, dataset)
@@ -122,6 +124,7 @@ def check_data(
         )
     splits = [*splits]
     table, problems = read_index(root, layout, splits)
+    people = table.loc[table["split"] == "train", "pid"].unique()
     unused, unmatched = find_unused(root, layout, splits)
     problems += [*unmatched, *_unfinished(root)]
     roots, left_out = [root], pd.DataFrame(columns=LEFT_OUT)
@@ -140,7 +143,8 @@ def check_data(
         masked = table[table["split"].isin(trained) & table["mask"].notna()]
         problems += _mask_problems(masked, files, root)
     leaks = find_leaks(table, {path: facts.sha256 for path, facts in files.items()})
-    table = identities.choose(table)
+    table = identities.choose(table, people)
+    left_out = identities.choose(left_out.assign(split="train"), people)[LEFT_OUT]
     problems += [Problem(root, what) for what in identities.lacks(table)]
     return CheckedData(table, left_out, problems, unused, leaks)
 

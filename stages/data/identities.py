@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +25,16 @@ class Identities(NamedTuple):
     most: int | None = None
     """Of the others, how many are trained on; all where None."""
 
-    def choose(self, table: pd.DataFrame) -> pd.DataFrame:
+    def choose(self, table: pd.DataFrame, people: Iterable[str] | None = None) -> pd.DataFrame:
         """A table of `read_index` whose training rows of held-out identities are of the split
-        `HELD_OUT`, without those beyond `most`."""
+        `HELD_OUT`, without those beyond `most`.
+
+        people: every training identity; given where the table lacks some, so that others, who read
+        the table whole, choose the same.
+        """
         train = table["split"] == "train"
-        place = {pid: _place(pid) for pid in table.loc[train, "pid"].unique()}
+        known = table.loc[train, "pid"].unique() if people is None else people
+        place = {pid: _place(pid) for pid in known}
         others = sorted(
             (pid for pid in place if place[pid] >= self.held_out), key=place.__getitem__
         )

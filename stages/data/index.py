@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -91,10 +92,10 @@ def read_index(
         problems += wrong
         files = {}
         for kind in KINDS[1:]:
-            files[kind], ambiguous = _by_stem(root / kind, layout.images(root, split, kind, lists))
+            files[kind], ambiguous = by_stem(root / kind, layout.images(root, split, kind, lists))
             problems += ambiguous
         images = layout.images(root, split, lists=lists)
-        problems += _by_stem(folder, images)[1]
+        problems += by_stem(folder, images)[1]
         if not images:
             place = folder / layout.files[split].split("*")[0].split("[")[0]
             problems.append(Problem(place, f"empty split: no {split} images"))
@@ -195,7 +196,7 @@ def class_order(pids: Iterable[str]) -> list[str]:
     return sorted(set(pids))
 
 
-def _by_stem(folder: Path, images: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
+def by_stem(folder: Path, images: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
     """Stem → path, as a sample's images are found; two of one stem are a problem."""
     found, problems = dict[str, str](), list[Problem]()
     for image in images:
@@ -210,7 +211,7 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     """Path → clothes of a `clothes.csv`, and what is wrong with it; nothing where there is none."""
     try:
         text = read_bytes(path).decode("utf-8-sig")  # a spreadsheet writes a byte-order mark
-        table = _read_csv(text)[["path", "clothes"]].apply(lambda column: column.str.strip())
+        table = read_table(text)[["path", "clothes"]].apply(lambda column: column.str.strip())
         table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("./")
         table["path"] = table["path"].str.removeprefix("imgs/")
     except FileNotFoundError:
@@ -226,15 +227,29 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     return dict(zip(known["path"], known["clothes"], strict=True)), problems
 
 
-def _read_csv(text: str) -> pd.DataFrame:
-    """The table of a CSV as strings, by the separator of its head.
+def read_table(text: str) -> pd.DataFrame:
+    """The table of a CSV as strings, by the separator of its head; what a row lacks is empty.
 
-    A spreadsheet writes semicolons where the comma is the decimal sign, or tabs.
+    A spreadsheet writes semicolons where the comma is the decimal sign, or tabs, and may end every
+    row with one.
+
+    Raises:
+        ValueError: it has no head, a column twice, or a row with more than its columns.
     """
     head = text.partition("\n")[0]
     separator = next((sign for sign in ",;\t" if sign in head), ",")
-    found = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=separator)
-    return found.rename(columns=lambda name: str(name).strip())
+    try:
+        rows = [*csv.reader(io.StringIO(text, None), delimiter=separator, strict=True)]
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    names, *rows = [row for row in rows if row] or [[]]
+    names = [name.strip() for name in names]
+    if not any(names) or len({*filter(None, names)}) < sum(map(bool, names)):
+        raise ValueError(f"columns are {names}")
+    if wide := next((row for row in rows if any(row[len(names) :])), None):
+        raise ValueError(f"{len(names)} columns, but {len(wide)} cells in the row {wide}")
+    filled = [[*row, *[""] * len(names)][: len(names)] for row in rows]
+    return pd.DataFrame(filled, columns=names, dtype=str).drop(columns="", errors="ignore")
 
 
 def read_scenes(root: Path, listing: str | None) -> tuple[dict[str, str], list[Problem]]:

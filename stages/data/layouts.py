@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import list_images
 from deskpro.stages.base.names import Name, require_groups
-from deskpro.stages.data.files import list_images
 from deskpro.stages.data.listings import (
     CCVID_LISTS,
     MEVID_LISTS,
@@ -342,10 +342,10 @@ def image_folders(
 ) -> dict[str, tuple[Path, Files]]:
     """Where the images of some kinds and splits lie, and the lists that say which these are.
 
-    By role, a folder, and a pattern or the paths below it.
+    By role, a folder, and a pattern of images or the paths below it.
     """
     layout = layout_of(root, dataset)
-    return {name: (root, name) for name in layout.lists} | {
+    return {name: (root, (name,)) for name in layout.lists} | {
         f"{kind} of {split}": place
         for (kind, split), place in layout.places(root, kinds, splits).items()
     }

@@ -7,7 +7,6 @@ re-identification with RGB modality only", CVPR 2022; MEVID: Davila et al., WACV
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from deskpro.cache.files import read_text
-from deskpro.stages.data.files import IMAGE_SUFFIXES
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.times import READABLE, is_time
 
 _MEVID = "annotation/mevid-v1-annotation-data"
@@ -307,7 +306,6 @@ def _add(
 def _images(folder: Path, below: str) -> list[str]:
     """The images in a folder below another, sorted: paths below the first."""
     try:
-        names = os.listdir(folder / below)  # noqa: PTH208
-    except OSError:
+        return [f"{below}/{name}" for name in list_images(folder / below, "*")]
+    except OSError:  # no name of a folder at all
         return []
-    return [f"{below}/{name}" for name in sorted(names) if name.lower().endswith(IMAGE_SUFFIXES)]

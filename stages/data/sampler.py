@@ -93,9 +93,11 @@ class PKSampler:
         extra: int = 0,
     ) -> None:
         """labels: int [N], negative of rows without a label; usable: bool [N], the rows that
-        batches may hold, all if None; extra: rows without a label that are added to each batch."""
-        if identities % ranks:
-            raise ValueError(f"{identities} identities can't be shared among {ranks} processes")
+        batches may hold, all if None; extra: rows without a label that are added to each batch,
+        divisible by `ranks` like the identities."""
+        if identities % ranks or extra % ranks:
+            what = f"{identities} identities, {extra} images without labels"
+            raise ValueError(f"{what} can't be shared among {ranks} processes")
         may = np.ones(len(labels), bool) if usable is None else usable
         rows = np.flatnonzero(may & (labels >= 0))
         self.rows, self.labels = rows, labels[rows]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path, PurePath
 
-from deskpro.stages.data.files import IMAGE_SUFFIXES, list_images
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
 from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
 from deskpro.stages.data.listings import Listing

@@ -52,7 +52,7 @@ PLAIN = View()
 
 
 class Policy(Protocol):
-    """What may be drawn (`stages.base.options.Views`)."""
+    """What may be drawn (`stages.base.training_options.Views`)."""
 
     seed: int
     flip: float

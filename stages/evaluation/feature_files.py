@@ -5,7 +5,6 @@ Nothing in a file is run. What is wrong is an InputError that names it.
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import re
@@ -19,6 +18,7 @@ import pandas as pd
 
 from deskpro.cache.files import open_file, read_text
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import list_images
 from deskpro.stages.base.foreign import (
     Found,
     numbers_or_text,
@@ -30,7 +30,7 @@ from deskpro.stages.base.foreign import (
 )
 from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.index import stem
+from deskpro.stages.data.index import read_table, stem
 
 FORMATS = (
     "an .npz or .parquet file, a .csv file beside an .npy file of the same name, or a folder of "
@@ -102,7 +102,7 @@ def _read_csv(file: Path) -> Found:
         if not one.exists():
             other = "the features" if one.suffix == ".npy" else "their paths"
             raise InputError(f"{one}: no such file; it must have {other}")
-    table = pd.read_csv(io.StringIO(read_text(file)), dtype=str, keep_default_na=False)
+    table = read_table(read_text(file).removeprefix("\ufeff"))
     paths = {name: table[name].to_numpy(str) for name in PATHS if name in table}
     if not paths:
         raise InputError(f"{file}: no column path; found {some(map(str, table.columns))}")
@@ -122,7 +122,7 @@ def _read_npy(file: Path) -> np.ndarray:
 
 
 def _read_folder(folder: Path) -> FeatureFile:
-    files = sorted(path for path in folder.glob("**/*.npy") if path.is_file())
+    files = [folder / name for name in list_images(folder, "**/*", (".npy",))]
     if not files:
         raise InputError(f"{folder}: no .npy files in it; it must be {FORMATS}")
     rows, lengths = list[np.ndarray](), dict[int, Path]()

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deskpro.cache.files import below, read_bytes, sha256
-from deskpro.stages.base.calibrated import Calibrated
+from deskpro.stages.base.calibrated import Calibrated, StreamWeights
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.extras import loading, optional
+from deskpro.stages.base.prepare_options import FaceBox
 from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.models.student import STREAMS
 
@@ -27,6 +28,21 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Images [B, 3, h, w] → heads, float32 [B, H, D], before normalisation."""
+
+
+def _face_box(box: dict[str, Any]) -> dict[str, Any]:
+    try:
+        FaceBox.model_validate(box)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return box
+
+
+def _network(about: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(count := about.get("identities"), int):
+        raise ValueError(f"identities: must be a number, found {count!r}")
+    return about
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Stream:
     features: str
     heads_output: str
     size: Size
-    heads: list[str]
+    heads: Annotated[list[str], Field(min_length=1)]
     dim: Positive
 
 
@@ -71,13 +87,13 @@ class Settings:
     """outside: the input is float32, (pixels / 255 − mean) / std. inside: it is uint8, 0 to 255."""
     mirror: bool
     """Whether the heads of the mirrored image are added."""
-    face_box: dict[str, Any]
+    face_box: Annotated[dict[str, Any], AfterValidator(_face_box)]
     """How `prepare` cuts a face: margin, min_side, score and height of `prepare.face`."""
-    fusion: dict[str, float] | None
+    fusion: StreamWeights | None
     """How the streams are weighed; None for one stream."""
-    fitted: dict[str, float] | None
+    fitted: StreamWeights | None
     """The weights that training fitted, if any."""
-    student: dict[str, Any]
+    student: Annotated[dict[str, Any], AfterValidator(_network)]
     """The network: SHA-256 of its weights file, identities, keyword arguments."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """What the exported file scores, by protocol and stream."""
@@ -108,6 +124,8 @@ def read_settings(path: Path) -> Settings:
         files = {below(path.parent, stream.file): stream for stream in settings.streams.values()}
         if tuple(settings.streams) not in STREAMS.values():
             raise ValueError(f"streams are {[*settings.streams]}")
+        if (settings.fusion is None) != (len(settings.streams) == 1):
+            raise ValueError("fusion must weigh two streams, and be null for one")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"

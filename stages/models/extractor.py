@@ -32,8 +32,11 @@ class NotFiniteError(Exception):
     """The feature of an image isn't finite: the weights are broken. row: its place in the batch."""
 
     def __init__(self, row: int) -> None:
-        super().__init__(f"the feature of image {row} isn't finite")
+        super().__init__(row)  # the arguments, for pickle
         self.row = row
+
+    def __str__(self) -> str:
+        return f"the feature of image {self.row} isn't finite"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _tensors(
         if (of_timm := read_tensors(path)) is not None:
             return _from_timm(of_timm, network), None
     elif not is_safetensors(path):
-        state = {key.removeprefix("module."): t for key, t in published.read_state(path).items()}
+        state = {published.bare(key): t for key, t in published.read_state(path).items()}
         if "conv1.conv.weight" in state:
             return _from_osnet(state, network), None
     if isinstance(network, Student):
@@ -158,7 +158,7 @@ def _from_timm(
     state: Mapping[str, torch.Tensor], network: LMBN | Student
 ) -> dict[str, torch.Tensor]:
     # timm's networks of stages write `stages_0` for what its files call `stages.0`.
-    names = {name.removeprefix("module.").replace(".", "_"): name for name in state}
+    names = {name.replace(".", "_"): name for name in state}
     tensors, used = dict[str, torch.Tensor](), set[str]()
     for own in network.state_dict():
         found = _BACKBONE.fullmatch(own)

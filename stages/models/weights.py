@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from deskpro.cache.files import open_file, write_aside
-from deskpro.stages.base.calibrated import Calibrated
+from deskpro.stages.base.calibrated import Calibrated, StreamWeights
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.section import Positive, Size
 from deskpro.stages.base.training_options import Network
@@ -45,7 +45,7 @@ class ModelInfo:
 
     kind: Literal["teacher", "student"]
     network: dict[str, Any]
-    """Keyword arguments of the network's class."""
+    """Keyword arguments of the network's class; those of older files have no backbone: OSNet."""
     num_classes: Positive
     classes: list[str] | None
     """Identities in class order."""
@@ -58,15 +58,10 @@ class ModelInfo:
     """Of the map that attention gates, in pixels of the image."""
     processes: Positive | None = None
     """How many processes trained it."""
-    fusion: dict[str, float] | None = None
+    fusion: StreamWeights | None = None
     """How much each stream counts (`metrics.fusion.Fusion`), where held-out identities told."""
     calibration: Calibrated | None = None
     """What scores mean (`metrics.calibration`), where held-out identities told."""
-
-    @property
-    def backbone(self) -> str:
-        """Its row of `BACKBONES`; files older than the choice have OSNet."""
-        return self.network.get("backbone", "osnet")
 
     def of(self, network: nn.Module) -> ModelInfo:
         """With the heads and the stride of the network that it describes."""
@@ -221,14 +216,16 @@ def _read_own(path: Path) -> Found:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
-    """The tensors of other code's file by name, which runs no code; None for a file of ours."""
+    """The tensors of other code's file, which runs no code, by their bare names; None for a file of
+    ours."""
     if not is_safetensors(path):
-        return published.read_state(path)
+        return {published.bare(name): t for name, t in published.read_state(path).items()}
     try:
         with safe_open(path, framework="pt") as file:
             if _KEY in (file.metadata() or {}):
                 return None
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return {published.bare(name): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
 

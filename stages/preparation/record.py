@@ -15,7 +15,7 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import below
 from deskpro.cache.journal import Journal
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.data.files import IMAGE_SUFFIXES
+from deskpro.stages.base.files import list_images
 from deskpro.stages.data.index import Problem, refuse
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import Outcome, Step
@@ -113,8 +113,7 @@ class Records:
 
 def images_below(folder: Path) -> list[Path]:
     """The images in a folder of the prepared set, sorted; hidden ones are passed over."""
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in paths if not path.name.startswith("."))
+    return [folder / name for name in list_images(folder, "**/*")]
 
 
 def unfinished(step: Step, samples: Sequence[Sample], records: Records) -> set[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.extras import loading, optional
-from deskpro.stages.data.files import IMAGE_SUFFIXES
+from deskpro.stages.base.files import IMAGE_SUFFIXES
 from deskpro.stages.preparation.samples import Sample
 from deskpro.stages.preparation.step import (
     Need,

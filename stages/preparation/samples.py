@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import IMAGE_SUFFIXES, walk
 from deskpro.stages.base.prepare_options import Own
-from deskpro.stages.data.files import IMAGE_SUFFIXES, walk
 from deskpro.stages.data.index import (
     SPLITS,
     Problem,

@@ -147,7 +147,7 @@ class Gallery:
             if known.get(str(picture.path)) != digest
         ]
         replaced = sum(str(picture.path) in known for picture, _ in new)
-        number = 1 + max((int(some["number"].max()) for some in self._numbers()), default=-1)
+        number = 1 + int(self.table.read(("number",))["number"].max(initial=-1))
         with bar("gallery add", len(new), "pictures") as progress:
             for rows in batched(range(len(new)), COMMIT):
                 some = [new[row] for row in rows]
@@ -304,9 +304,6 @@ class Gallery:
             for path, digest in zip(block["path"], block["sha256"], strict=True)
             if path in wanted
         }
-
-    def _numbers(self) -> Iterator[dict[str, Any]]:
-        return (block for block in self.table.batches(("number",)) if len(block["number"]))
 
     @staticmethod
     def _rows(

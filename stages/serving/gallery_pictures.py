@@ -16,8 +16,8 @@ from PIL import Image
 
 from deskpro.cache.files import read_bytes, read_text
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.base.images import UNREADABLE, read_image
-from deskpro.stages.data.files import IMAGE_SUFFIXES
 
 COLUMNS = ("path", "person", "camera", "time", "face")
 """Of a CSV file; all but the first may be left out."""
@@ -63,7 +63,8 @@ def collect(
     """The pictures of files and folders, each once; those of a folder in the order of their names.
 
     Args:
-        faces: a folder with face crops of the same names, below it as pictures lie below theirs.
+        faces: a folder with face crops of the same names, whatever their extension, below it as
+            pictures lie below theirs.
         known: what is known of all of them.
 
     Raises:
@@ -72,10 +73,10 @@ def collect(
     names: dict[Path, Path] = {}
     for path in given:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            below = list_images(path, "**/*")
             if not below:
                 raise InputError(f"{path}: no picture; must be {', '.join(IMAGE_SUFFIXES)}")
-            names |= {file.absolute(): file.relative_to(path) for file in below}
+            names |= {(path / name).absolute(): Path(name) for name in below}
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
         else:
@@ -87,12 +88,18 @@ def collect(
 def _with_faces(pictures: list[Picture], names: list[Path], folder: Path) -> list[Picture]:
     if not folder.is_dir():
         raise InputError(f"--faces {folder}: no such folder; must be one of face crops, or detect")
-    crops = [path if (path := folder.absolute() / name).is_file() else None for name in names]
-    if not any(crops):
+    crops = dict[Path, Path]()
+    for crop in map(Path, list_images(folder, "**/*")):
+        if (first := crops.setdefault(crop.with_suffix(""), crop)) != crop:
+            raise InputError(
+                f"--faces {folder}: {first} and {crop} differ in the extension alone; delete one"
+            )
+    found = [crops.get(name.with_suffix("")) for name in names]
+    if not any(found):
         raise InputError(f"--faces {folder}: has no file {names[0]}, nor a face of another picture")
     return [
-        picture._replace(face=picture.face or crop)
-        for picture, crop in zip(pictures, crops, strict=True)
+        picture._replace(face=picture.face or (crop and folder.absolute() / crop))
+        for picture, crop in zip(pictures, found, strict=True)
     ]
 
 

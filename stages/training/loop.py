@@ -18,12 +18,13 @@ from torch.optim import swa_utils
 
 from deskpro.stages.base.distributed import (
     all_gather_object,
-    barrier,
     is_main,
     mean_of_ranks,
+    rank_zero_first,
     world_size,
 )
 from deskpro.stages.base.errors import InputError, Stopped
+from deskpro.stages.base.foreign import some
 from deskpro.stages.base.progress import Bar, log
 from deskpro.stages.base.stage import Job
 from deskpro.stages.base.training_options import Training
@@ -136,7 +137,7 @@ def fit(
             number = max(all_gather_object(stop.signal or 0))
             if number or history.steps % checkpoints.options.every == 0:
                 save()
-            _stop_if(number, history.steps, checkpoints.folder, job.again)
+            _stop_if(number, history.steps, checkpoints.folder, job.anew)
         monitor.end_epoch()
         run.end_epoch(loggers, validate)
         save()
@@ -145,11 +146,11 @@ def fit(
 
 
 def _checkpoint(checkpoints: Checkpoints, job: Job) -> State | None:
-    """The state to go on from, the same on every rank."""
-    if job.again and is_main():
-        checkpoints.clear()
-    barrier()
-    return checkpoints.load(replace=job.force)
+    """The state to go on from, the same on every rank: rank 0 removes what is not."""
+    with rank_zero_first():
+        if job.anew:
+            checkpoints.clear()
+        return checkpoints.load(replace=job.replaces)
 
 
 @dataclass
@@ -163,16 +164,32 @@ class _Epoch:
     lr: float = 0.0
     """Of its last step."""
     sums: Values = field(default_factory=dict)
+    gaps: Values = field(default_factory=dict)
+    """By name, the batches that don't tell it: a metric is nan where no sample has it."""
+
+    def add(self, values: Values) -> None:
+        """Add what a batch gives."""
+        # Summed on the device: reading a value here would wait for it at every step.
+        for name, value in values.items():
+            found = value.detach().float()
+            gap = found.isnan()
+            self.sums[name] = self.sums.get(name, 0) + torch.where(gap, 0, found)
+            self.gaps[name] = self.gaps.get(name, 0) + gap.float()
 
     def share(self) -> None:
-        """Make the sums the means over all ranks."""
-        if self.sums:
-            shared = mean_of_ranks(torch.stack([*self.sums.values()]))
-            self.sums = dict(zip(self.sums, shared, strict=True))
+        """Make sums and gaps the means over all ranks."""
+        for values in (self.sums, self.gaps):
+            if values:
+                shared = mean_of_ranks(torch.stack([*values.values()]))
+                values |= zip(values, shared, strict=True)
 
     def row(self) -> dict[str, float]:
         self.share()
-        means = {name: value.item() / self.done for name, value in self.sums.items()}
+        batches = {name: self.done - gap.item() for name, gap in self.gaps.items()}
+        means = {
+            name: total.item() / count if (count := batches.get(name, self.done)) else math.nan
+            for name, total in self.sums.items()
+        }
         rate = self.images / max(self.seconds, 1e-9)
         return {"epoch": self.number + 1, "lr": self.lr, **means, "images_per_s": rate}
 
@@ -222,9 +239,7 @@ class _Run:
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
         losses, self.epoch.lr = losses | {"total": total}, lr
-        for name, value in (losses | metrics).items():
-            # Summed on the device: reading a value here would wait for it at every step.
-            self.epoch.sums[name] = self.epoch.sums.get(name, 0) + value.detach().float()
+        self.epoch.add(losses | metrics)
         self.history.steps += 1
         self.epoch.done += 1
         self.epoch.images += len(batch["row"]) * world_size()
@@ -283,7 +298,8 @@ class _Run:
             self.averaged.load_state_dict(state["averaged"])
         self.history.steps, self.history.rows = state["steps"], state["rows"]
         self.epoch = _Epoch(**state["epoch"])
-        self.epoch.sums = {name: value.to(device) for name, value in self.epoch.sums.items()}
+        for values in (self.epoch.sums, self.epoch.gaps):
+            values |= {name: value.to(device) for name, value in values.items()}
         log(f"resuming at step {self.history.steps}")
         return self.history
 
@@ -352,18 +368,17 @@ class _StepMonitor:
     def _diverged(
         self, bad: Sequence[str], step: int, epoch: int, samples: Sequence[str]
     ) -> InputError:
-        more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
         return InputError(
             f"training diverged at step {step} (epoch {epoch + 1}): {', '.join(bad)}. Its samples: "
-            f"{', '.join(samples[:8])}{more}. Earlier checkpoints, if any, are kept in "
+            f"{some(samples, 8)}. Earlier checkpoints, if any, are kept in "
             f"{self.folder}; try a lower learning rate or precision float32 "
             "(--set train_student.lr=…, or train_teacher.lr)"
         )
 
 
-def _stop_if(number: int, step: int, folder: Path, again: bool) -> None:
+def _stop_if(number: int, step: int, folder: Path, anew: bool) -> None:
     if number:
-        without = " without --force (FORCE=1)" if again else ""
+        without = " without --force (FORCE=1)" if anew else ""
         raise Stopped(
             f"stopped by {signal.Signals(number).name} after step {step}, saved in {folder}; run "
             f"the same command{without} to resume",

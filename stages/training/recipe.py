@@ -251,11 +251,12 @@ def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = 
         InputError: P identities can't be had, or can't be shared among the ranks.
     """
     ranks, batchid, name = distributed.world_size(), recipe.batchid, f"{recipe.prefix}batchid"
-    if batchid % ranks:
-        raise InputError(
-            f"{name} {batchid} can't be shared among {ranks} processes: --set "
-            f"{name}={max(batchid // ranks, 1) * ranks}"
-        )
+    for option, count in ((name, batchid), ("train_student.unlabelled", recipe.unlabelled)):
+        if count % ranks:
+            raise InputError(
+                f"{option} {count} can't be shared among {ranks} processes: --set "
+                f"{option}={max(count // ranks, 1) * ranks}"
+            )
     if batchid // ranks < 2 and not recipe.gather_triplets:
         other = " or --set train_student.gather_triplets=true" if not recipe.prefix else ""
         raise InputError(
@@ -273,6 +274,12 @@ def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = 
         usable,
         recipe.unlabelled,
     )
+    if recipe.unlabelled and not len(sampler.unlabelled):
+        raise InputError(
+            "train_student.unlabelled: no image of data.unlabelled has what a stream sees (imgs "
+            "for the body, lr_face for the face). Add such images, or --set "
+            "train_student.unlabelled=0"
+        )
     if not len(sampler):
         found = len(np.unique(sampler.labels))
         advice = "training needs two" if found < 2 else f"--set {name}={found} or less"

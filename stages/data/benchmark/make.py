@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from deskpro.cache.files import write_folder_aside
 from deskpro.stages.data.benchmark import camera as cameras
 from deskpro.stages.data.benchmark.canvas import HEIGHT, Label
 from deskpro.stages.data.benchmark.figure import draw_figure
@@ -64,10 +64,7 @@ def make_benchmark(
         raise ValueError(f"workers: {workers!r} is not allowed; use None or a number >= 1")
 
     samples, done = plan_samples(options), 0
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the root, so that the last step is a rename; a killed run leaves this folder only.
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.partial-", dir=root.parent) as aside:
-        partly = Path(aside) / "benchmark"
+    with write_folder_aside(root) as partly:
         for folder in product(KINDS, SPLITS):
             partly.joinpath(*folder).mkdir(parents=True)
         for written in _write_all(
@@ -77,7 +74,6 @@ def make_benchmark(
             if progress:
                 progress(done, len(samples))
         counts = _write_tables(partly, samples, options)
-        partly.rename(root)
     return counts
 
 
