@@ -45,7 +45,7 @@ def _pairs(
     show: Thumbnails,
 ) -> list[dict[str, Any]]:
     """What each of two runs finds alone."""
-    both = first[3][place].join(other[3][place], rsuffix="_other", how="inner")
+    both = first[3][place].join(other[3][place], how="inner", suffixes=("", "_other"))
     lists = {run[0]: _lists(run, place) for run in (first, other)}
     found = []
     for winner, loser, mine, theirs in (
