@@ -14,11 +14,12 @@ from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, table, warn
 from deskpro.stages.evaluation.image_digests import evaluated_images
-from deskpro.stages.evaluation.paired import LEVEL, Run, common, compared, differences, open_run
+from deskpro.stages.evaluation.paired import LEVEL, common, compared, differences, open_run
 from deskpro.stages.metrics.intervals import holm
 from deskpro.stages.reporting import cells, figures, results
 from deskpro.stages.reporting.disagreements import disagreements
 from deskpro.stages.reporting.paper import PaperTable, as_latex, as_markdown
+from deskpro.stages.reporting.record import Run
 
 WIDEST = "widest"
 """What the stream that sees most is called where runs have no stream of one name."""
@@ -117,15 +118,15 @@ def _gallery(run: Run) -> str:
 
 def _merged(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows by protocol; protocols with the same rows are one, with joined names."""
-    found: dict[str, pd.DataFrame] = {}
+    found: list[tuple[list[str], pd.DataFrame]] = []
     for protocol, part in rows.groupby("protocol", sort=False):
         part = part.drop(columns="protocol").reset_index(drop=True)
-        same = next((names for names, other in found.items() if other.equals(part)), None)
+        same = next((names for names, other in found if other.equals(part)), None)
         if same is not None:
-            found[f"{same}, {protocol}"] = found.pop(same)
+            same.append(str(protocol))
         else:
-            found[str(protocol)] = part
-    return found
+            found.append(([str(protocol)], part))
+    return {", ".join(names): part for names, part in found}
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:
@@ -219,7 +220,7 @@ def _page(runs: Sequence[Run]) -> str:
         warn(f"{run.name}: its images {why}")
     if not paths:
         warn("compare.html has no pictures")
-    return disagreements([(run.name, run.path, run.report, run.queries) for run in runs], paths)
+    return disagreements(runs, paths)
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Sequence[Run]], str]] = {

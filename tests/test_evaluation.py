@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from deskpro.cache.reader import MappedReader
 from deskpro.pipeline import config
+from deskpro.stages import compare
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS
@@ -413,6 +414,13 @@ def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_protocols_with_the_same_rows_share_a_table_in_the_place_of_the_first() -> None:
+    rows = pd.DataFrame({"protocol": ["market", "prcc", "ltcc"], "value": [0.5, 0.7, 0.5]})
+    merged = compare._merged(rows)
+    assert [*merged] == ["market, ltcc", "prcc"]
+    assert merged["prcc"]["value"].tolist() == [0.7]
+
+
 def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
     project: Project, tmp_path: Path
 ) -> None:

@@ -24,10 +24,11 @@ from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, image_folders
 from deskpro.stages.evaluation.feature_store import GROUP, FeatureStore
-from deskpro.stages.evaluation.paired import Run, differences
+from deskpro.stages.evaluation.paired import differences
 from deskpro.stages.evaluation.tracklets import Pooled, pool_parts, pool_tracklets
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
+from deskpro.stages.reporting.record import Run
 from tests.conftest import Project, Result
 
 MEVID = "annotation/mevid-v1-annotation-data"

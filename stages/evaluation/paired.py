@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,12 @@ import pandas as pd
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
 from deskpro.stages.reporting import record, results
+from deskpro.stages.reporting.record import Run
 
 LEVEL = 0.05
 """Of p, adjusted for the number of differences, below which a run is called better or worse."""
 MEASURES = {"mAP": "ap", "rank1": "rank1"}
 """Measure → its column, by query."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """An evaluated run: its metrics.json, and pid, ap and rank1 of its queries.
-
-    They are by protocol and stream. A query is a row, by sample_id; it counts once, however many
-    galleries were drawn.
-    """
-
-    name: str
-    path: Path
-    report: dict[str, Any]
-    queries: dict[tuple[str, str], pd.DataFrame]
 
 
 def open_run(folder: Path, name: str, *, anyway: bool) -> Run:

@@ -3,56 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from deskpro.stages.reporting import record, results
 from deskpro.stages.reporting.images import Thumbnails
 from deskpro.stages.reporting.page import render
+from deskpro.stages.reporting.record import Run
 
 SHOWN = 12
 """Queries of each kind, those whose AP differs most; one of an identity."""
 _FOUND = 5
 """Images of each list."""
-Evaluated = tuple[str, Path, Mapping[str, Any], Mapping[tuple[str, str], pd.DataFrame]]
-"""Name, folder, metrics.json, and pid, ap and rank1 of the queries by protocol and stream."""
 
 
-def disagreements(runs: Sequence[Evaluated], paths: Mapping[str, str]) -> str:
+def disagreements(runs: Sequence[Run], paths: Mapping[str, str]) -> str:
     """The page, of the first run against each other: of the first protocol and widest stream that
     all have. Of other streams than the widest there are no lists.
 
     paths: sample_id → body image.
     """
     first, *others = runs
-    shared = [place for place in first[3] if all(place in other[3] for other in others)]
+    shared = [place for place in first.queries if all(place in other.queries for other in others)]
     name = shared[0][0]
     stream = results.widest(dict.fromkeys(s for p, s in shared if p == name))
-    protocol = first[2]["protocols"][name]
+    protocol = first.report["protocols"][name]
     show = Thumbnails({"picture": (120, 240)})
     pairs = [pair for other in others for pair in _pairs(first, other, (name, stream), paths, show)]
     facts = {"protocol": name, "stream": stream, "rule": protocol["rule"], "pairs": pairs}
-    return render("compare", {**facts, "names": [run[0] for run in runs]}, style="search")
+    return render("compare", {**facts, "names": [run.name for run in runs]}, style="search")
 
 
 def _pairs(
-    first: Evaluated,
-    other: Evaluated,
+    first: Run,
+    other: Run,
     place: tuple[str, str],
     paths: Mapping[str, str],
     show: Thumbnails,
 ) -> list[dict[str, Any]]:
     """What each of two runs finds alone."""
-    both = first[3][place].join(other[3][place], how="inner", suffixes=("", "_other"))
-    lists = {run[0]: _lists(run, place) for run in (first, other)}
+    mine, theirs = first.queries[place], other.queries[place]
+    both = mine.join(theirs, how="inner", suffixes=("", "_other"))
+    lists = {run.name: _lists(run, place) for run in (first, other)}
     found = []
-    for winner, loser, mine, theirs in (
-        (first[0], other[0], "", "_other"), (other[0], first[0], "_other", ""),
+    for winner, loser, of_winner, of_loser in (
+        (first.name, other.name, "", "_other"), (other.name, first.name, "_other", ""),
     ):  # fmt: skip
-        rows = both[(both[f"rank1{mine}"] == 1) & (both[f"rank1{theirs}"] < 1)]
-        gap = (rows[f"ap{mine}"] - rows[f"ap{theirs}"]).rename("gap")
+        rows = both[(both[f"rank1{of_winner}"] == 1) & (both[f"rank1{of_loser}"] < 1)]
+        gap = (rows[f"ap{of_winner}"] - rows[f"ap{of_loser}"]).rename("gap")
         ordered = rows.join(gap).reset_index().sort_values(
             ["gap", "sample_id"], ascending=[False, True]
         ).drop_duplicates("pid")  # fmt: skip
@@ -67,7 +64,7 @@ def _pairs(
                         "ap": row[f"ap{suffix}"],
                         "hits": _hits(lists[run], row["sample_id"], paths, show),
                     }
-                    for run, suffix in ((winner, mine), (loser, theirs))
+                    for run, suffix in ((winner, of_winner), (loser, of_loser))
                 ],
             }
             for row in ordered.head(SHOWN).to_dict("records")
@@ -76,11 +73,11 @@ def _pairs(
     return found
 
 
-def _lists(run: Evaluated, place: tuple[str, str]) -> Mapping[str, list[dict[Any, Any]]]:
+def _lists(run: Run, place: tuple[str, str]) -> Mapping[str, list[dict[Any, Any]]]:
     """The nearest images of each query; they are those of a run's first protocol, widest stream."""
-    name, protocol = next(iter(run[2]["protocols"].items()))
-    streams = {results.widest(protocol["streams"]), results.widest(s for p, s in run[3])}
-    table = record.read_table(run[1] / "ranked.csv")
+    name, protocol = next(iter(run.report["protocols"].items()))
+    streams = {results.widest(protocol["streams"]), results.widest(s for _, s in run.queries)}
+    table = record.read_table(run.path / "ranked.csv")
     if table is None or place[0] != name or place[1] not in streams:
         return {}
     return {str(query): rows.to_dict("records") for query, rows in table.groupby("query")}

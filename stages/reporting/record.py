@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.reporting.metrics_file import Metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluated run: its metrics.json, and pid, ap and rank1 of its queries.
+
+    They are by protocol and stream. A query is a row, by sample_id; it counts once, however many
+    galleries were drawn.
+    """
+
+    name: str
+    path: Path
+    report: dict[str, Any]
+    queries: dict[tuple[str, str], pd.DataFrame]
 
 
 def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
