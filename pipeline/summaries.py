@@ -96,7 +96,7 @@ def _over_identities(rows: pd.DataFrame, base: pd.DataFrame) -> list[float]:
         if queries is None or abs(queries["ap"].mean() - row["mAP"]) > 1e-5:
             return [math.nan] * 2  # they are of another training
         parts.append(queries)
-    both = parts[0].join(parts[1], how="inner", suffixes=("", "_base"))
+    both = parts[0].merge(parts[1], left_index=True, right_index=True, suffixes=("", "_base"))
     return interval((both["ap"] - both["ap_base"]).to_numpy(), both["pid"])
 
 

@@ -205,7 +205,7 @@ class TrainStudent(Stage):
             sampled={stream: STREAM_IMAGES[stream] for stream in options.streams},
             call=_streams(student),
             terms=active_terms(options, self.streams),
-            files=recipe.Files.of("student", self.folder),
+            folder=self.folder,
             metrics=_agreement(options, student),
             image=_attention_image(options),
             scaled=(attention, options.mse.spatial_attn_lr),

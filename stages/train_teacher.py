@@ -116,7 +116,7 @@ class TrainTeacher(Stage):
             images={"face": "hr_face"},
             call=lambda forward, images, present: {"face": forward(images["face"])},
             terms=teacher_terms(),
-            files=recipe.Files.of("teacher", self.folder),
+            folder=self.folder,
         )
         training = recipe.train(setup, job)
         if distributed.is_main():

@@ -537,13 +537,12 @@ def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Projec
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_live_and_cached_teacher_depend_on_the_same(name: str, project: Project) -> None:
+def test_a_live_teacher_needs_images_and_a_cached_one_none(name: str, project: Project) -> None:
     weights = project.run / "teacher.safetensors"
     source = Source(config.load(project.config), weights, store(project))
     live, cached = (
         TEACHERS[kind](source, [name], torch.device("cpu")) for kind in ("live", "cached")
     )
-    assert live.fingerprint() == cached.fingerprint()
     assert live.sees == TARGETS[name].sees
     assert cached.sees == ()
 

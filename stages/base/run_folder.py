@@ -133,6 +133,9 @@ class RunFolder:
         """The folder of a network's training: the source's for the teacher."""
         return self.upstream if network == "teacher" else self.path
 
+    def weights(self, network: str) -> Path:
+        return self.teacher if network == "teacher" else self.student
+
     def history(self, network: str) -> Path:
         return self.of(network) / f"{network}_history.csv"
 

@@ -42,7 +42,7 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     """What each of two runs finds alone."""
     mine, theirs = first.queries[place], other.queries[place]
-    both = mine.join(theirs, how="inner", suffixes=("", "_other"))
+    both = mine.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
     lists = {run.name: _lists(run, place) for run in (first, other)}
     found = []
     for winner, loser, of_winner, of_loser in (

@@ -17,7 +17,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
 from deskpro.stages.models.lmbn import Output
 from deskpro.stages.targets.kinds import Settings, Target, all_targets
-from deskpro.stages.targets.provenance import TeacherFiles, fingerprint
+from deskpro.stages.targets.provenance import TeacherFiles
 
 Targets = dict[str, torch.Tensor]
 """By name, as in TARGETS: values of the batch on the student's device."""
@@ -40,8 +40,6 @@ class Teacher(Protocol):
     """Where the targets come from, for the summary."""
     valid: Mapping[str, torch.Tensor]
     """Target → bool [N], on the CPU: the samples that have it; all if absent."""
-
-    def fingerprint(self) -> dict[str, Any]: ...
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets: ...
 
@@ -119,13 +117,6 @@ class LiveTeachers:
         self.valid: Mapping[str, torch.Tensor] = _valid(
             {name: _open(source.store, target.group) for name, target in targets.items()}
         )
-        self._depends = {
-            name: fingerprint(target, source.options, files.facts(target.teacher))
-            for name, target in targets.items()
-        }
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self._depends
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """As computed: float32, or of the autocast type; parsing uint8, as stored."""
@@ -172,9 +163,6 @@ class CachedTeacher:
         every = all_targets(options)
         targets = {name: every[name] for name in names}
         return cls(source.store, targets, device, budget=budget, plain=plain)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {name: reader.fingerprint for name, reader in self.readers.items()}
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """Logits and embeddings float16 (float32 if stored as int8), parsing uint8."""
@@ -223,9 +211,6 @@ class ClassTeacher:
     @classmethod
     def open(cls, source: Source, names: Sequence[str], device: torch.device) -> ClassTeacher:
         return cls(CachedTeacher.open(source, names, device), source.store)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self.cached.fingerprint()
 
     def __call__(self, batch: Mapping[str, Any]) -> Targets:
         """As cached; logits float32."""

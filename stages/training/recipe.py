@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -91,25 +90,6 @@ def training_set(
     return TrainingSet(table, labels, classes, views, count)
 
 
-class Files(NamedTuple):
-    """What a training writes: weights and history; folders of checkpoints and TensorBoard."""
-
-    weights: Path
-    history: Path
-    checkpoints: Path
-    tensorboard: Path
-
-    @classmethod
-    def of(cls, network: str, folder: RunFolder) -> Files:
-        """Those of a run."""
-        return cls(
-            folder.teacher if network == "teacher" else folder.student,
-            folder.history(network),
-            folder.checkpoints(network),
-            folder.tensorboard(network),
-        )
-
-
 @dataclass(frozen=True)
 class Setup:
     """A network and what it is trained on."""
@@ -127,7 +107,8 @@ class Setup:
     """Runs the module on the images by stream, float32 [B, 3, H, W]; third: stream → bool [B] on
     the CPU, the samples that have its image, all if absent."""
     terms: Mapping[str, Term]
-    files: Files
+    folder: RunFolder
+    """For weights, history, checkpoints and TensorBoard."""
     sampled: Mapping[str, str] | None = None
     """As `images`: batches are of the samples that have any of these, of `images` where None."""
     start: Mapping[str, Any] | None = None
@@ -172,9 +153,9 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         return setup.image(*last[0]) if last else None
 
     steps = _announce(setup, recipe, len(sampler))
-    files, alike = setup.files, recipe.sync_batch_norm and recipe.gather_triplets
-    checkpoints = Checkpoints(files.checkpoints, job.provenance, options.checkpoints, alike=alike)
-    logs = open_loggers(files.history, files.tensorboard, options.tensorboard, shown)
+    folder, kind = setup.folder, setup.kind
+    checkpoints = _checkpoints(setup, recipe, job)
+    logs = open_loggers(folder.history(kind), folder.tensorboard(kind), options.tensorboard, shown)
     progress = bar(f"train-{setup.kind}", steps, "steps")
     with stop_requests() as stop, progress as seen, logs as loggers:
         history = fit(
@@ -193,7 +174,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             validate=_validate(setup, recipe),
         )
     if distributed.is_main():
-        save(setup.files.weights, setup.network, _info(setup))
+        save(folder.weights(kind), setup.network, _info(setup))
     row = history.rows[-1]
     return {
         "steps": history.steps,
@@ -203,6 +184,12 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
         "short_identities": sampler.short_identities(),
         "start": setup.start,
     }
+
+
+def _checkpoints(setup: Setup, recipe: Recipe, job: Job) -> Checkpoints:
+    whole = recipe.sync_batch_norm and recipe.gather_triplets  # whatever the number of processes
+    place, options = setup.folder.checkpoints(setup.kind), setup.options.checkpoints
+    return Checkpoints(place, job.provenance, options, alike=whole)
 
 
 def _announce(setup: Setup, recipe: Recipe, epoch_steps: int) -> int:
@@ -215,7 +202,7 @@ def _announce(setup: Setup, recipe: Recipe, epoch_steps: int) -> int:
         samples=int((setup.data.labels >= 0).sum()),
         steps=f"{steps} of {recipe.batchid}×{recipe.batchimage} images"
         + (f" and {recipe.unlabelled} without labels" if recipe.unlabelled else ""),
-        output=setup.files.weights,
+        output=setup.folder.weights(setup.kind),
     )
     return steps
 
