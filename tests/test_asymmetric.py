@@ -101,6 +101,7 @@ def test_it_is_the_ranking_by_dot_products_of_both_networks(
     assert (len(images) > len(faces)) >= missing
 
 
+@pytest.mark.slow
 def test_the_students_own_streams_stay_and_so_do_its_features(project: Project) -> None:
     project.ok("eval")
     before, ranked = metrics(project), (project.run / "ranked.csv").read_bytes()
@@ -176,6 +177,7 @@ def test_report_and_tables_have_it(project: Project, tmp_path: Path) -> None:
     assert FACE_HR in set(pd.read_csv(out / "compare.csv")["stream"])
 
 
+@pytest.mark.slow
 def test_from_disk_as_from_memory(project: Project) -> None:
     evaluated(project)
     before = metrics(project)
@@ -237,6 +239,7 @@ def test_a_student_of_one_stream(stream: str, project: Project, tmp_path: Path) 
     assert "Stream face, protocol market" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_student_that_has_not_learned_the_embeddings_is_warned_of(project: Project) -> None:
     assert (
         "warning: eval.gallery_network: teacher, but embedding.weight is 0"

@@ -194,6 +194,7 @@ def test_other_protocols_compute_no_attention_again(
     assert attention(project) == before
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_without_masks_the_report_says_so(project: Project) -> None:
     shutil.rmtree(project.data / "mask" / "query")
@@ -249,6 +250,7 @@ def test_a_teacher_and_a_stream_of_faces_have_no_attention(project: Project) -> 
     assert "Not shown: this network has no attention." in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_the_report_shows_queries_from_the_lowest_to_the_highest(project: Project) -> None:
     def page(*arguments: str) -> str:

@@ -286,6 +286,7 @@ def test_clothes_table(tiny: Path) -> None:
         assert split != QUERY or outfit not in worn
 
 
+@pytest.mark.slow
 def test_mask_regions_are_exact_and_disjoint(middle: Path) -> None:
     for path in faces(middle, TRAIN)[:20]:
         mask = pixels(middle, "mask", path).astype(int)

@@ -279,6 +279,7 @@ def test_the_encoder_decides_as_held_out_people_told(
             encoder.threshold(far)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_gallery_decides_by_them(
     student: tuple[Path, pd.DataFrame], command: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_without_git_or_a_commit_nothing_is_known(
     assert commit(root) is None
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_a_stage_records_the_commit_that_it_started_with_and_stays_fresh(
     project: Project, monkeypatch: pytest.MonkeyPatch

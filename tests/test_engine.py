@@ -114,6 +114,7 @@ def test_items_are_read_when_a_worker_is_free() -> None:
         assert len(read) <= launch.workers + 1
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_one_line_and_what_came_before_is_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="died") as raised:
         results(LOCAL, tmp_path)

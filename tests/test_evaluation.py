@@ -84,7 +84,8 @@ def test_only_blocks_with_changed_pictures_are_described_again(
     assert "4 of 5 blocks were there" in result.err
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_path: Path) -> None:
     project.ok("eval")
     files = ("metrics.json", "metrics.csv", "queries.csv", "breakdown.csv", "ranked.csv")
@@ -109,6 +110,7 @@ def test_killed_and_repeated_it_says_the_same(kills: int, project: Project, tmp_
     assert not [*project.run.glob("*partial*")]
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_features_of_an_evaluation_that_was_stopped_are_not_taken_for_the_old_ones(
     project: Project, monkeypatch: pytest.MonkeyPatch
@@ -218,6 +220,7 @@ def test_an_evaluation_whose_reader_went_away_is_done_by_the_same_command(
     assert "fresh" in project.ok("eval").err
 
 
+@pytest.mark.slow
 def test_the_weight_between_the_streams(project: Project) -> None:
     for weight, stream in ((1.0, "face"), (0.0, "body")):
         project.ok("eval", "--force", *sets(f"eval.face_weight={weight}"))
@@ -244,6 +247,7 @@ def test_queries_with_and_without_a_face_are_told_apart(project: Project) -> Non
     assert low < numbers["mAP"] < high
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_transductive_rankings_have_numbers_of_their_own(project: Project) -> None:
     plain = metrics(project)
@@ -281,6 +285,7 @@ def test_enrichment_needs_a_threshold(project: Project) -> None:
     assert (project.run / "metrics.json").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> None:
     project.ok("eval")
     expected = metrics(project)
@@ -421,6 +426,7 @@ def test_protocols_with_the_same_rows_share_a_table_in_the_place_of_the_first() 
     assert merged["prcc"]["value"].tolist() == [0.7]
 
 
+@pytest.mark.slow
 def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
     project: Project, tmp_path: Path
 ) -> None:
@@ -455,8 +461,9 @@ def test_runs_with_different_protocols_or_data_are_refused_without_anyway(
     assert "queries.csv: cannot be read" in project.command("compare", one, three).err
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
-@pytest.mark.parametrize("stage", ["report", pytest.param("compare", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["report", "compare"])
 def test_figures_of_a_student_that_is_gone_are_refused(
     project: Project, tmp_path: Path, stage: str
 ) -> None:
@@ -517,6 +524,7 @@ def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> No
     assert metrics(project)["data"]["digests"]["imgs"] != before["imgs"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_alone_is_of_what_is_named(project: Project, tmp_path: Path) -> None:
     evaluated(project, "one")
     weights = str(project.run / "student.safetensors")
@@ -559,6 +567,7 @@ def test_a_broken_network_is_refused(project: Project) -> None:
     assert "its feature isn't finite" in result.err
 
 
+@pytest.mark.slow
 def test_transductive_rankings_see_what_the_protocol_asks_alone(project: Project) -> None:
     """Queries and gallery images of cameras that aren't asked for change nothing."""
     asked = sets("eval.protocols=[prcc-same-clothes]", "eval.rerank.enable=true",

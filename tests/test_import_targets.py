@@ -280,10 +280,11 @@ def test_more_views_of_the_cache_leave_imported_targets_as_they_are(
     assert not verify(store(project))
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 @pytest.mark.parametrize(
     "case",
-    ["new", *(pytest.param(case, marks=pytest.mark.slow) for case in ("two targets", "replaced"))],
+    ["new", "two targets", "replaced"],
 )
 def test_at_every_crash_point_the_same_import_ends_with_the_same_bytes(
     case: str, project: Project, tmp_path: Path

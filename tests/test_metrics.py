@@ -426,6 +426,7 @@ def test_prcc_by_hand() -> None:
         assert single.by_draw()["ap"].std() > 0
 
 
+@pytest.mark.slow
 def test_an_interval_covers_the_mean_95_times_of_100() -> None:
     """Of samples of a known mean some 95 % of the intervals contain it.
 

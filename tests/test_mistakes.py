@@ -95,6 +95,7 @@ def test_wrong_first_images_are_counted_one_by_one(name: str, world: World) -> N
             assert cameras["expected"][r][c] == pytest.approx(rows["chance"].sum())
 
 
+@pytest.mark.slow
 @given(world=worlds())
 def test_changed_clothes_are_those_of_queries_with_both(world: World) -> None:
     query, gallery, distances = world

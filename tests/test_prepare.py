@@ -428,6 +428,7 @@ def test_a_page_that_prepare_did_not_write_is_kept(preparation: Preparation) -> 
     assert (preparation.made / "prepare.html").read_text() == "my notes"
 
 
+@pytest.mark.slow
 def test_a_set_that_is_not_done_is_not_used(preparation: Preparation) -> None:
     preparation.ok("train_student.max_steps=2", stage="train-student")
     gallery = sorted((preparation.raw / "imgs" / GALLERY).glob("*.jpg"))

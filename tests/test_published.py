@@ -131,6 +131,7 @@ def test_two_names_of_one_tensor_must_agree(tmp_path: Path) -> None:
         load_teacher(path)
 
 
+@pytest.mark.slow
 def test_hyper_parameters_of_a_library_that_is_not_installed_are_left_inert(tmp_path: Path) -> None:
     path = lightning(small_state(), tmp_path / "student.ckpt")
     student, described = load_student(path)
@@ -392,6 +393,7 @@ def test_import_writes_both_networks_with_the_class_order(
         assert read_metadata(out / f"{kind}.safetensors").kind == kind
 
 
+@pytest.mark.slow
 def test_import_refuses_a_set_of_another_number_of_identities(
     data: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

@@ -258,6 +258,7 @@ def test_wide_screens_have_wide_tables(page: Page) -> None:
     assert page.evaluate(hidden) == 0
 
 
+@pytest.mark.slow
 def test_each_cell_says_the_column_that_it_is_below(page_file: Path) -> None:
     class Tables(HTMLParser):
         """Of each row of a body: the labels of its cells, None for a cell without one."""
@@ -390,6 +391,7 @@ def test_its_numbers_are_those_of_the_evaluation(evaluated: Path, page_file: Pat
     assert metrics["network"]["sha256"] in text
 
 
+@pytest.mark.slow
 def test_the_head_names_the_code_that_trained_and_evaluated(run: Path) -> None:
     def head() -> str:
         text = make(run, "--samples", "0", "--good", "0", "--failed", "0").read_text()
@@ -459,6 +461,7 @@ def test_the_answers_come_first_and_are_those_of_compare(run: Path, tmp_path: Pa
     assert "without targets" not in text[: text.index("<nav")]
 
 
+@pytest.mark.slow
 def test_a_study_of_another_student_or_teacher_is_not_compared(run: Path) -> None:
     none = ("--good", "0", "--failed", "0", "--samples", "0")
     for name in ("plain", "teacher"):
@@ -489,6 +492,7 @@ def test_a_study_of_another_student_or_teacher_is_not_compared(run: Path) -> Non
     assert "how they were trained is not recorded" in make(run, *none).read_text()
 
 
+@pytest.mark.slow
 def test_images_that_were_not_evaluated_are_not_shown(
     run: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_kill_after_the_manifest_leaves_nothing(project: Project) -> None:
     assert foreign.read_bytes() == b"somebody's work"
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-student")
 def test_a_stopped_force_with_other_options_resumes_and_leaves_the_old_output_fresh(
     project: Project, monkeypatch: pytest.MonkeyPatch

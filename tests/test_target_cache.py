@@ -254,6 +254,7 @@ def test_an_unfinished_cache_is_not_resumed_with_something_else(
         assert there(result)[0] > 0  # what is the same is kept even so
 
 
+@pytest.mark.slow
 def test_an_unfinished_cache_of_other_samples_is_refused_in_one_line(project: Project) -> None:
     kill_at_work(project, blocks=2)
     begun = content(store(project))
@@ -385,6 +386,7 @@ def test_fewer_views_train_a_student_as_if_there_had_never_been_more(project: Pr
     assert all(torch.equal(value, alone_[name]) for name, value in beside.items())
 
 
+@pytest.mark.slow
 def test_an_outdated_target_stops_only_the_student_that_needs_it(project: Project) -> None:
     change_a_pixel(images(project, "hr_face")[0])
     few = sets("cache.targets=[logits,parsing]")

@@ -306,6 +306,7 @@ def unlabelled(project: Project, tmp_path: Path) -> list[str]:
     return sets(f"data.unlabelled={root}", "train_student.unlabelled=6")
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_cached_and_learned_from(
     project: Project, unlabelled: list[str], tmp_path: Path
 ) -> None:
