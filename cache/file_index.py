@@ -70,7 +70,7 @@ class FileIndex:
         self.path = folder / f"files.{os.getuid()}.{platform.node()}.sqlite"
         self._writes = os.environ.get("RANK", "0") == "0"
         self._memory: dict[str, _Row] | None = None
-        if folder.parts[0] == "~":
+        if folder.parts[:1] == ("~",):
             self._forgo(OSError("this user has no home folder"))
 
     def probe(

@@ -148,8 +148,8 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 def recipe_digest(options: Options) -> str:
     """What tells a recipe from others: its options with an effect, its images (of a benchmark its
     options) and the content of weights that are given. An option that has its default doesn't
-    count, so that the same recipe has the same digest where options are added: defaults are told by
-    `code_digest`."""
+    count, so that the same recipe has the same digest where options are added: `code_digest` has
+    the defaults."""
     params = {param for name in STAGES for param in stage_class(name).params}
     given = [options.pre_train, options.teacher.pre_train, options.student.pre_train]
     given += [*options.cache.checkpoints, *(t.weights for t in options.teachers.values())]

@@ -1043,9 +1043,13 @@ def test_without_a_home_the_index_is_in_memory_and_makes_no_folder(
 ) -> None:
     monkeypatch.delenv("DESKPRO_CACHE")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert FileIndex().probe(images)[str(images[0])].sha256
+    with monkeypatch.context() as homeless:
+        homeless.setattr(os.path, "expanduser", lambda path: path)
+        assert FileIndex().probe(images)[str(images[0])].sha256
     assert not (tmp_path / "~").exists()
+    monkeypatch.setenv("DESKPRO_CACHE", ".")
+    assert FileIndex().probe(images)[str(images[0])].sha256
+    assert [*tmp_path.glob("files.*.sqlite")]
 
 
 def test_a_home_that_may_not_be_read_costs_the_shortcut_alone(

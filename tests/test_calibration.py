@@ -343,7 +343,10 @@ def test_features_without_mirror_images_have_no_calibration(
     (copied / "config.yaml").write_text(yaml.safe_dump(recipe))
     capfd.readouterr()
     encoder = Encoder.load(copied, "cpu")
-    assert "eval.flip is false, what held-out people told is of features" in capfd.readouterr().err
+    assert (
+        "eval.flip is false, calibration and thresholds of held-out people"
+        in capfd.readouterr().err
+    )
     assert encoder.source.fusion is not None
     assert not encoder.calibration_if_any()
     with pytest.raises(InputError, match=r"eval\.flip is off"):

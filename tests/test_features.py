@@ -134,17 +134,17 @@ def test_what_cannot_be_ranked_is_left_out_unless_it_is_asked_for(
         report = json.loads((run / "metrics.json").read_text())
         return {name: [*p["streams"]] for name, p in report["protocols"].items()}, result.err
 
-    found, said = streams(face=face, body=values)
+    found, log = streams(face=face, body=values)
     assert found == {"market": ["face", "body", "all"], "cloth-changing": ["body", "all"]}
-    assert "eval: cloth-changing, face: no query that it sees has a positive" in said
-    found, said = streams(face=face)
+    assert "eval: cloth-changing, face: no query that it sees has a positive" in log
+    found, log = streams(face=face)
     assert found == {"market": ["face"]}
-    assert "eval: cloth-changing: no query that the network sees has a positive" in said
+    assert "eval: cloth-changing: no query that the network sees has a positive" in log
     for names in ("[cloth-changing]", "[cloth-changing,market]"):
-        asked = command(*words, "--features", str(tmp_path / "mine.npz"), "--set",
+        named = command(*words, "--features", str(tmp_path / "mine.npz"), "--set",
                         f"eval.protocols={names}")  # fmt: skip
-        assert asked.code == 2
-        assert "protocol cloth-changing: no query that the network sees has a positive" in asked.err
+        assert named.code == 2
+        assert "protocol cloth-changing: no query that the network sees has a positive" in named.err
 
 
 # Formats, orders, types

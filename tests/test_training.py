@@ -606,7 +606,7 @@ def test_two_processes_train_one_teacher(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batchid", "gathered", "unlabelled", "said"),
+    ("batchid", "gathered", "unlabelled", "message"),
     [
         (
             2,
@@ -628,7 +628,7 @@ def test_two_processes_train_one_teacher(project: Project) -> None:
     ],
 )
 def test_identities_that_ranks_cannot_share_are_refused(
-    batchid: int, gathered: bool, unlabelled: int, said: str, monkeypatch: pytest.MonkeyPatch
+    batchid: int, gathered: bool, unlabelled: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WORLD_SIZE=2", "MASTER_ADDR=x", "MASTER_PORT=1"):
         monkeypatch.setenv(*name.split("="))
@@ -637,8 +637,8 @@ def test_identities_that_ranks_cannot_share_are_refused(
     data = recipe.TrainingSet(pd.DataFrame(), labels, [*"abcd"], lambda *_: labels, 3)
     options = Options.model_validate({"batchid": batchid, "batchimage": 2})
     wanted = options.recipe("student")._replace(gather_triplets=gathered, unlabelled=unlabelled)
-    if said:
-        with pytest.raises(InputError, match=re.escape(said)):
+    if message:
+        with pytest.raises(InputError, match=re.escape(message)):
             recipe.make_sampler(data, wanted)
     else:
         assert {len(batch) for batch in recipe.make_sampler(data, wanted)} == {2}

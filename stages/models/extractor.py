@@ -66,9 +66,9 @@ class FeatureExtractor:
             return self
         kept = "; the fitted weights of the streams are kept" if info.fusion else ""
         warn(
-            f"eval.flip is {str(flip).lower()}, what held-out people told is of features "
-            f"{'with' if self.mirrored else 'without'} mirror images: scores have no calibration "
-            f"and no thresholds of held-out people{kept}"
+            f"eval.flip is {str(flip).lower()}, calibration and thresholds of held-out people are "
+            f"of features {'with' if self.mirrored else 'without'} mirror images: scores have "
+            f"neither{kept}"
         )
         return replace(self, info=replace(info, calibration=None))
 

@@ -157,8 +157,8 @@ def fingerprint(target: Target, options: Options, teacher: Mapping[str, Any]) ->
 
 @contextmanager
 def remedies(store: Path, options: Options) -> Iterator[None]:
-    """Errors about a target advise what mends this one: a new import, or a rebuild that names it
-    where the recipe alone would not compute it."""
+    """Errors about a target advise the command that fixes it: a new import, or a rebuild that names
+    it where the recipe alone would not compute it."""
     try:
         yield
     except CacheError as error:
