@@ -44,6 +44,8 @@ class Study(NamedTuple):
     """What is trained at each level, by name; empty: the study has no levels."""
     parts: tuple[str, ...] = ("kd_loss.enable", "mse.mse_weight", "forward_mode")
     """What of the recipe must be on, since variants switch it off."""
+    views: int = 1
+    """The most views of a sample that a variant trains on."""
 
     def base_of(self, variant: str) -> str:
         """The variant from which the difference of another is counted."""
@@ -262,13 +264,16 @@ STUDIES: dict[str, Study] = {
         _OTHERS,
         ("teachers", "train_student.unlabelled"),
     ),
-    "views": Study(_views, "unmatched", "how many, matched or not, live teacher"),
+    "views": Study(_views, "unmatched", "how many, matched or not, live teacher", views=16),
 }
 """Name → study."""
 
 
 def require_parts(options: Options, study: str) -> None:
-    """Raises InputError where the recipe lacks what the study switches off, or views."""
+    """Raises InputError where the recipe lacks what the study switches off, or views.
+
+    It reads no data: they may not be drawn or prepared yet.
+    """
     on = {
         "kd_loss.enable": options.kd_loss.enable and options.kd_loss.alpha,
         "mse.mse_weight": options.mse.mse_weight,
@@ -280,9 +285,7 @@ def require_parts(options: Options, study: str) -> None:
         raise InputError(
             f"an ablation switches parts of the recipe off one by one: {', '.join(off)} must be on"
         )
-    variants = STUDIES[study].variants(options)
-    most = max(int(str(each.get("train_student.views", 1))) for each in variants.values())
-    if options.cache.views < most:
+    if options.cache.views < (most := STUDIES[study].views):
         raise InputError(
             f"the study of {study} needs {most} views a sample, cache.views is "
             f"{options.cache.views}: --set cache.views={most}"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deskpro.pipeline import config, results_file, students, tables
+from deskpro.pipeline import ablation, config, results_file, students, tables
 from deskpro.pipeline.replicates import replicates
 from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, recipe_digest
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
@@ -82,6 +82,34 @@ def test_a_study_s_cache_holds_what_its_variants_need() -> None:
     assert STUDIES["targets"].base_of("kd + embedding ×2") == "plain ×2"
     assert STUDIES["others"].base_of("plain, larger batch ×½") == "plain ×½"
     assert STUDIES["others"].base_of("chance") == "plainchance"  # a reference, without difference
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_benchmark_that_is_not_drawn_yet_is_drawn_first(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "data_train": "benchmark", "data.root": str(tmp_path / "none"), "cache.views": 16,
+        "data.unlabelled": str(tmp_path / "crowd"), "train_student.unlabelled": 8,
+        "teachers": {"other": {"weights": str(tmp_path / "other.safetensors")}},
+    }  # fmt: skip
+
+    def draw(options: Options) -> None:
+        raise InterruptedError(options.data.root)
+
+    monkeypatch.setattr(ablation, "draw_missing", draw)
+    base = ablation.Base(config.override(Options(), changes), RunFolder(tmp_path / "run"))
+    with pytest.raises(InterruptedError, match="none"):
+        ablation.ablation(base, study)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_asks_for_the_views_that_its_variants_train_on(
+    study: str, project: Project
+) -> None:
+    variants = STUDIES[study].variants(config.load(project.config))
+    views = [each.get("train_student.views", 1) for each in variants.values()]
+    assert STUDIES[study].views == max(int(str(each)) for each in views)
 
 
 @pytest.mark.parametrize("study", ["others", "others-labels"])
