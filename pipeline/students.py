@@ -105,11 +105,11 @@ def with_cache(
     """A variant's options, and the run whose cache it uses.
 
     It is the run's, or `own` where it needs another teacher or cache, or the one in `made` of an
-    earlier variant that needs the same; a teacher that would be the run's isn't trained again.
+    earlier variant that needs the same; a teacher that would be the run's isn't trained again. A
+    variant without targets has one, too: its samples and views are those of the variants that it
+    is compared with.
     """
     changed = config.override(options, changes)
-    if not targets_needed(changed, changed.streams):
-        return changed, folder.upstream
     teacher, cache = (stage_class(name).params for name in ("train-teacher", "teacher-cache"))
     fixed = fixed_teacher(options, folder)
     params = cache if fixed else (*teacher, *cache)

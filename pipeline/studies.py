@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
@@ -152,15 +152,20 @@ def _others_length_curve(options: Options) -> Curve:
 
 def _steps(options: Options) -> Mapping[str, float]:
     """Ending of a variant's name → steps of its training."""
-    from deskpro.stages.data.sampler import pk_batches
-
-    training = options.train_student
-    labels = _training_table(options)["pid"].astype("category").cat.codes.to_numpy()
-    batches = pk_batches(labels, options.batchid, options.batchimage, training.seed, 0)
+    epochs, batches = options.train_student.epochs, _batches(options, "student")
     return {
-        name: len(batches) * float(str(changes.get("train_student.epochs", training.epochs)))
+        name: batches * float(str(changes.get("train_student.epochs", epochs)))
         for name, changes in _length_levels(options).items()
     }
+
+
+def _batches(options: Options, network: Literal["teacher", "student"]) -> int:
+    """Batches in an epoch of a network."""
+    from deskpro.stages.data.sampler import pk_batches
+
+    labels = _training_table(options)["pid"].astype("category").cat.codes.to_numpy()
+    recipe = options.recipe(network)
+    return len(pk_batches(labels, recipe.batchid, recipe.batchimage, recipe.training.seed, 0))
 
 
 def _labels(options: Options) -> Variants:
@@ -168,10 +173,20 @@ def _labels(options: Options) -> Variants:
 
 
 def _label_levels(options: Options) -> Variants:
+    """Fewer identities, in as many steps of both networks as near as whole epochs allow: otherwise
+    the study would be one of length."""
     return {
-        name: {"data.identities": count} if name else {}
-        for name, count in _identities(options).items()
+        name: _fewer(options, count) if name else {} for name, count in _identities(options).items()
     }
+
+
+def _fewer(options: Options, count: float) -> Changes:
+    changes: Changes = {"data.identities": count}
+    few = config.override(options, changes)
+    for network in ("teacher", "student"):
+        factor = _batches(options, network) / _batches(few, network)
+        changes = {**changes, **_longer(options, factor, network)}
+    return changes
 
 
 def _labels_curve(options: Options) -> Curve:
@@ -194,15 +209,17 @@ def _places(levels: Mapping[str, float], lines: Iterable[str]) -> dict[str, tupl
     return {name + level: (name, at) for level, at in levels.items() for name in lines}
 
 
-def _longer(options: Options, factor: float) -> Changes:
+def _longer(
+    options: Options, factor: float, network: Literal["teacher", "student"] = "student"
+) -> Changes:
     """So many times the epochs of the recipe; the warm-up keeps its share."""
-    training = options.train_student
+    training = options.recipe(network).training
     epochs = max(round(training.epochs * factor), 1)
     if epochs == training.epochs:
         return {}
     warmup = training.warmup_epochs * epochs / training.epochs
     warmup = warmup // 1 if training.schedule == "epoch" else warmup
-    return {"train_student.epochs": epochs, "train_student.warmup_epochs": warmup}
+    return {f"train_{network}.epochs": epochs, f"train_{network}.warmup_epochs": warmup}
 
 
 def _identities(options: Options) -> Mapping[str, float]:
@@ -237,7 +254,7 @@ STUDIES: dict[str, Study] = {
     "labels": Study(
         _labels,
         "plain",
-        "plain and both with 1/8 to all of the identities",
+        "plain and both with 1/8 to all of the identities, in as many steps",
         _labels_curve,
         (*_LINES,),
     ),

@@ -98,11 +98,16 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
 
 def _make_inputs(base: Base, variants: Variants) -> None:
     """Bring the run to where its students can train: images, and targets where any learns some."""
-    every = (config.override(base.options, changes) for changes in variants.values())
-    learns = any(targets_needed(each, each.streams) for each in every)
+    learns = _learns(base.options, variants)
     if learns or base.options.prepare is not None:
         name = "teacher-cache" if learns else "prepare"
         runner.run_stage(name, base.options, base.folder, chain=True)
+
+
+def _learns(options: Options, variants: Variants) -> bool:
+    """Whether any student of a sweep learns targets."""
+    every = (config.override(options, changes) for changes in variants.values())
+    return any(targets_needed(each, each.streams) for each in every)
 
 
 def _variants(base: Base, grids: Iterable[str]) -> tuple[Variants, str]:
@@ -182,17 +187,17 @@ def _tasks(base: Base, variants: Variants) -> dict[tuple[str, int], students.Tas
     """
     options, folder, below = base.options, base.folder, base.folder.path / "sweep"
     caches, tasks = dict[str, Path](), dict[tuple[str, int], students.Task]()
-    first = options.train_student.seed
+    first, learns = options.train_student.seed, _learns(options, variants)
     for variant, changes in variants.items():
-        changed, source = students.with_cache(options, folder, changes, below / variant, caches)
+        changed, source = config.override(options, changes), folder.source
+        if learns:
+            own_cache = below / variant
+            changed, source = students.with_cache(options, folder, changes, own_cache, caches)
         for seed in range(first, first + base.seeds):
             own = config.override(changed, {SEED: seed})
             shared = own == config.override(options, {SEED: seed})
             name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
-            of_run = (
-                source if RunFolder(source).targets.exists() else None
-            )  # no student learns any targets
-            place = folder if own == options else RunFolder(below / name, of_run)
+            place = folder if own == options else RunFolder(below / name, source)
             parts = dict.fromkeys(own.streams, place)
             tasks[variant, seed] = students.Task(f"{variant}, seed {seed}", own, place, parts=parts)
     return tasks

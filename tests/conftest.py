@@ -51,6 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--costs", type=int, default=0, help="list the N tests that use most CPU")
 
 
+def slow(*values: object) -> list[Any]:
+    """Values of a test's parameter that the quick tests leave out."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and there is none")

@@ -71,6 +71,7 @@ def remove(project: Project, kind: str, split: str, count: int | None) -> int:
     return len(paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [False, True])
 def test_it_is_the_ranking_by_dot_products_of_both_networks(
     missing: bool, project: Project
@@ -219,6 +220,7 @@ def forget(project: Project, stage: str) -> None:
     (project.run / ".state" / "manifests" / f"{stage}.json").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["face", "body"])
 def test_a_student_of_one_stream(stream: str, project: Project, tmp_path: Path) -> None:
     """One of faces is ranked as ever beside the teacher's gallery; one of bodies is refused."""

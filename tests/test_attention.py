@@ -206,6 +206,7 @@ def test_without_masks_the_report_says_so(project: Project) -> None:
     assert "head IoU <b>" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_masks_that_cannot_be_used_are_counted_and_named(project: Project) -> None:
     broken, small, empty, gone = sorted((project.data / "mask" / "query").iterdir())[:4]
@@ -226,6 +227,7 @@ def test_masks_that_cannot_be_used_are_counted_and_named(project: Project) -> No
     assert "1 queries without a mask, 2 with one that cannot be used, 1 whose mask" in text
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_label_maps_are_no_masks(project: Project) -> None:
     for path in (project.data / "mask" / "query").iterdir():
@@ -238,6 +240,7 @@ def test_label_maps_are_no_masks(project: Project) -> None:
     assert "label maps" in attention(project)["refused"]
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_a_teacher_and_a_stream_of_faces_have_no_attention(project: Project) -> None:
     weights, out = project.run / "teacher.safetensors", project.run.with_name("teacher")
@@ -289,6 +292,7 @@ def test_the_report_shows_queries_from_the_lowest_to_the_highest(project: Projec
     assert f"<b>{whole:.1f}</b>" in text
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_attention_of_other_weights_or_without_images_is_not_shown(project: Project) -> None:
     shutil.rmtree(project.data / "mask" / "query")

@@ -84,6 +84,7 @@ def pixels(root: Path, kind: str, path: str) -> np.ndarray:
 # Reproducible, complete or absent
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers(tiny: Path, tmp_path: Path) -> None:
     make_benchmark(tmp_path / "two", TINY, workers=2)
     assert digests(tmp_path / "two") == digests(tiny)

@@ -44,6 +44,7 @@ from deskpro.cache.sealed import checked
 from deskpro.cache.store import TargetStore
 from deskpro.cache.verify import verify
 from deskpro.cache.writer import GroupWriter
+from tests.conftest import slow
 from tests.crash import crash_at, crashes
 
 GROUP, OTHER = "teachers/one/logits", "masks/attention"
@@ -658,9 +659,11 @@ SCENARIOS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
         lambda path: build(path, schema=SMALL, reuse=False),
     ),
 }  # fmt: skip
+QUICK = "fewer samples and views"
+"""It writes, and removes what was there."""
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [QUICK, *slow(*(name for name in SCENARIOS if name != QUICK))])
 def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
     scenario: str, tmp_path: Path
 ) -> None:
@@ -797,6 +800,7 @@ def read_everything(path: Path) -> None:
                 reader.chunk(name, *key)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_any_file_is_found(store: Path) -> None:
     random = np.random.default_rng(0)
     assert not verify(store)

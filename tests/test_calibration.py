@@ -239,6 +239,7 @@ def student(
     return a_student(tmp_path_factory.mktemp("student"), people, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["fitted", 0.5])
 def test_the_encoder_decides_as_held_out_people_told(
     weight: Any, student: tuple[Path, pd.DataFrame]
@@ -326,6 +327,7 @@ def test_a_face_weight_without_calibration_is_refused(student: tuple[Path, pd.Da
         encoder.odds(nobody, nobody)
 
 
+@pytest.mark.slow
 def test_features_without_mirror_images_have_no_calibration(
     student: tuple[Path, pd.DataFrame],
     people: Path,
@@ -363,6 +365,7 @@ def test_features_without_mirror_images_have_no_calibration(
     assert "no calibration" in pairs["held_out"]["0.01"]["refused"]
 
 
+@pytest.mark.slow
 def test_students_of_one_stream_have_one_case(people: Path, run: Path, tmp_path: Path) -> None:
     for mode, case in (("face", "face-face"), ("body", "none-none")):
         path, _ = a_student(tmp_path, people, run, mode)
@@ -374,6 +377,7 @@ def test_students_of_one_stream_have_one_case(people: Path, run: Path, tmp_path:
         assert [*Encoder.load(path, "cpu").threshold(0.1)] == [case]
 
 
+@pytest.mark.slow
 def test_an_older_student_loads_and_says_what_it_lacks(
     student: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:

@@ -325,6 +325,7 @@ def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path:
         assert checked.table["clothes"].notna().all()
 
 
+@pytest.mark.slow
 def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
     project: Project, tmp_path: Path
 ) -> None:

@@ -185,6 +185,7 @@ def test_students_of_one_stream(tmp_path: Path) -> None:
         face.similarity(found, Features(np.zeros((1, 3), np.float32), np.zeros(1, bool)))
 
 
+@pytest.mark.slow
 def test_the_student_of_a_run_a_weights_file_and_a_published_file(
     run: Path, encoder: Encoder, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.options import Launch
 from deskpro.stages.data.listings import _WrongError
 from deskpro.stages.models.extractor import NotFiniteError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, slow
 from tests.house.tree import MODULES, parse
 
 ITEMS = [*range(7)]
@@ -90,6 +90,7 @@ def test_workers_share_gpus(share: float, gpus: set[int]) -> None:
     assert {found for _, found in map_items(launch, make_place, range(3))} == gpus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [Launch(), LOCAL])
 def test_an_input_error_of_a_worker_is_the_driver_s(launch: Launch) -> None:
     with pytest.raises(InputError, match=r"^image 5 can't be read$"):
@@ -98,6 +99,7 @@ def test_an_input_error_of_a_worker_is_the_driver_s(launch: Launch) -> None:
         list(map_items(launch, make_nothing, ITEMS))
 
 
+@pytest.mark.slow
 def test_items_are_read_when_a_worker_is_free() -> None:
     read = []
 
@@ -189,14 +191,7 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, *slow(signal.SIGTERM, signal.SIGINT)])
 def test_a_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: Path) -> None:
     for worker in end_driver(tmp_path, "local", number):
         wait_for(lambda worker=worker: not alive(worker), 5)  # type: ignore[misc]

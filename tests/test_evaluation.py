@@ -138,6 +138,7 @@ def test_features_of_an_evaluation_that_was_stopped_are_not_taken_for_the_old_on
     assert metrics(project)["protocols"] == before["protocols"]
 
 
+@pytest.mark.slow
 def test_a_worker_gives_the_same_features_in_any_order_and_process(project: Project) -> None:
     project.ok("eval")
     options, reader = config.load(project.config), stored(project)
@@ -157,6 +158,7 @@ def advised(message: str) -> list[str]:
     return [part for found in re.findall(r"--set \S+", message) for part in found.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-student")
 @pytest.mark.parametrize("protocol", ["market", "cloth-changing", "celeb-official"])
 def test_the_protocols_that_a_refusal_proposes_can_be_computed(
@@ -175,6 +177,7 @@ def test_the_protocols_that_a_refusal_proposes_can_be_computed(
     project.ok("eval", *options)
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     project: Project, tmp_path: Path
@@ -207,6 +210,7 @@ def test_a_checkpoint_alone_needs_a_data_root_and_nothing_else(
     assert "--checkpoint needs --data" in project.command(*alone[:3]).err
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_reader_went_away_is_done_by_the_same_command(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +297,7 @@ def test_descriptors_are_compared_from_memory_as_from_disk(project: Project) -> 
     assert metrics(project) == expected
 
 
+@pytest.mark.slow
 def test_what_a_protocol_needs_must_be_there(project: Project) -> None:
     (project.data / "clothes.csv").unlink()
     result = project.ok("eval")
@@ -339,6 +344,7 @@ def test_the_ranked_lists_are_those_of_the_distances(project: Project) -> None:
     assert 0 < len(both) < len(ranked)
 
 
+@pytest.mark.slow
 def test_an_interrupted_process_ends_with_one_line(project: Project) -> None:
     shutil.rmtree(project.data / "imgs" / "query")
     done = run_process("eval", "--config", str(project.config), "--run", str(project.run))
@@ -369,6 +375,7 @@ def found_alone(run: Path, other: Path) -> set[str]:
     return {*alone.drop_duplicates("pid")["sample_id"]}
 
 
+@pytest.mark.slow
 def test_runs_are_compared_query_by_query(project: Project, tmp_path: Path) -> None:
     one = evaluated(project, "one")
     two = evaluated(project, "two", "eval.flip=false", "eval.face_weight=0.9")
@@ -495,6 +502,7 @@ def test_runs_on_different_faces_are_refused(project: Project) -> None:
     assert "lr_face differ" in refused.err
 
 
+@pytest.mark.slow
 def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     faces, aside = project.data / "lr_face", project.data / "aside"
     faces.rename(aside)
@@ -510,6 +518,7 @@ def test_whatever_a_score_depends_on_makes_it_stale(project: Project) -> None:
     assert "clothes.csv has changed since" in project("eval").err
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_deep_sees_other_bytes_of_the_same_size_and_time(project: Project) -> None:
     project.ok("eval")
@@ -604,6 +613,7 @@ def faces_of(data: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_a_stream_that_sees_nothing_has_no_row(project: Project) -> None:
     for path in faces_of(project.data):
         path.unlink()
@@ -613,6 +623,7 @@ def test_a_stream_that_sees_nothing_has_no_row(project: Project) -> None:
     assert "face" not in set(pd.read_csv(project.run / "queries.csv")["stream"])
 
 
+@pytest.mark.slow
 def test_a_query_that_a_stream_does_not_see_is_not_counted(project: Project) -> None:
     first = faces_of(project.data)[0]
     assert first.parent.name == "query"
@@ -652,6 +663,7 @@ def test_images_of_equal_content_have_one_feature_and_score_by_chance(project: P
     assert (ranks <= 2).all()
 
 
+@pytest.mark.slow
 def test_no_number_depends_on_file_names(project: Project) -> None:
     project.ok("eval")
     before = metrics(project)["protocols"]
@@ -672,6 +684,7 @@ def test_no_number_depends_on_file_names(project: Project) -> None:
     assert metrics(project)["protocols"] == before
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_a_damaged_block_of_features_is_computed_again(project: Project) -> None:
     before = metrics(project)["protocols"]

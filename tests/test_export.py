@@ -135,6 +135,7 @@ def test_an_exported_folder_is_the_student_for_any_number_of_images(
     assert_same(found, student, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
 def test_a_file_that_normalises_takes_pixels_and_has_another_name(
     runtime: Any, tmp_path: Path
@@ -158,6 +159,7 @@ DIRECTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runtime", "streams"), [("onnx", ("body",)), ("torch", ())])
 def test_an_exported_folder_gives_projected_vectors_of_image_and_mirror_image(
     runtime: Any, streams: tuple[str, ...], tmp_path: Path
@@ -179,6 +181,7 @@ def test_an_exported_folder_gives_projected_vectors_of_image_and_mirror_image(
     np.testing.assert_allclose(found.similarity(half, half), scores, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_file_of_int8_numbers_is_nearly_the_student(tmp_path: Path) -> None:
     images = np.stack([np.asarray(Image.fromarray(b).resize((32, 64))) for b in BODIES])
     form = Form(normalise="inside", images={"body": images.transpose(0, 3, 1, 2)})
@@ -199,6 +202,7 @@ def test_a_file_of_int8_numbers_is_nearly_the_student(tmp_path: Path) -> None:
     assert cosines.min() < 0.99999
 
 
+@pytest.mark.slow
 def test_an_exported_folder_keeps_what_scores_mean(tmp_path: Path) -> None:
     whole = source()
     assert whole.fusion is not None

@@ -287,6 +287,7 @@ def test_narrow_numbers_are_within_a_thousandth(
 # Parts
 
 
+@pytest.mark.slow
 def test_a_missing_part_counts_as_a_cosine_of_0(
     table: pd.DataFrame, score: Any, tmp_path: Path
 ) -> None:
@@ -333,6 +334,7 @@ def test_euclidean_distances_are_those_of_the_numbers_themselves(
 # The run folder
 
 
+@pytest.mark.slow
 def test_a_run_of_features_is_fresh_reported_and_compared(
     table: pd.DataFrame, command: Command, tiny_benchmark: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -408,6 +410,7 @@ def test_the_folder_of_a_student_is_not_used(project: Project, table: pd.DataFra
     assert {*rows["stream"]} == {"widest"}
 
 
+@pytest.mark.slow
 def test_it_reads_only_the_options_that_it_declares(
     table: pd.DataFrame, tiny_benchmark: Path, tmp_path: Path
 ) -> None:

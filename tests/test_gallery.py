@@ -350,6 +350,7 @@ def test_a_csv_names_pictures_and_what_is_known_of_them(
     assert rows["time"] == ["2024-05-01T08:00:00.000000+00:00", None]
 
 
+@pytest.mark.slow
 def test_the_page_holds_pictures_scores_and_cases(
     made: Path, photos: Path, command: Callable[..., Result]
 ) -> None:
@@ -391,6 +392,7 @@ def test_the_documented_commands_run(demonstration: Path, command: Callable[...,
     assert listed(demonstration / "runs/people") == []
 
 
+@pytest.mark.slow
 def test_the_documented_video_becomes_a_gallery(
     demonstration: Path, command: Callable[..., Result]
 ) -> None:

@@ -30,7 +30,7 @@ from deskpro.stages.evaluation.measures import Measure
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.metrics.ranking import rank_gallery
 from deskpro.stages.reporting.metrics_file import Metrics
-from tests.conftest import Project, Result
+from tests.conftest import Project, Result, slow
 from tests.test_metrics import CAMERAS, RULES, Case, cases, expected_numbers
 
 MICROSECONDS = 1_000_000
@@ -62,6 +62,7 @@ def test_seconds_are_kept_to_the_microsecond(seconds: Decimal) -> None:
     assert read_time(f"{seconds:f}") == ("seconds", int(seconds * MICROSECONDS))
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30) | st.from_regex(r"[\d\-+:.TZ _]{0,25}", fullmatch=True))
 def test_no_text_breaks_the_reader(text: str) -> None:
     assert is_time(text) in (True, False)
@@ -260,7 +261,7 @@ def require_equal(found: dict[str, Any], expected: pd.DataFrame) -> None:
         assert found["interval"][key] == pytest.approx(ends), key
 
 
-@pytest.mark.parametrize("name", ["market", "cloth-changing"])
+@pytest.mark.parametrize("name", [*slow("market"), "cloth-changing"])
 @given(seed=st.integers(0, 10_000), least=st.integers(3, 12))
 def test_rows_of_gaps_are_counted_one_by_one(name: str, seed: int, least: int) -> None:
     drawn = world(seed, least)

@@ -18,7 +18,7 @@ from deskpro.stages.data.check import check_data
 from deskpro.stages.data.index import read_index
 from deskpro.stages.data.layouts import LAYOUTS, SPLITS, layout_of
 from deskpro.stages.data.listings import OWN_LIST
-from tests.conftest import Project, Result
+from tests.conftest import Project, Result, slow
 
 RULE = r"(?P<pid>[a-z]+)/cam(?P<camid>\d+)_(?:(?P<clothes>[a-z]+)_)?(?P<tracklet>\d+)-\d+\.png"
 BODY = ("--set", "forward_mode=body", "--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0")
@@ -247,7 +247,7 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     assert {p.path.name for p in checked.problems} == {"more.png", "camA1_7-0.png"}
 
 
-@pytest.mark.parametrize("by", ["rule", "list"])
+@pytest.mark.parametrize("by", [*slow("rule"), "list"])
 def test_a_body_student_trains_in_place_and_is_stale_where_the_reading_changes(
     by: str, project: Project
 ) -> None:

@@ -34,8 +34,9 @@ def joined(project: Project, folder: Path, *settings: str) -> RunFolder:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
-@pytest.mark.parametrize("settings", [(), pytest.param(WITHOUT_TARGETS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("settings", [(), WITHOUT_TARGETS])
 def test_streams_that_are_trained_apart_are_those_trained_together(
     project: Project, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

@@ -18,6 +18,7 @@ from deskpro.stages.reporting.metrics_file import Metrics
 from tests.conftest import Project
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_weights_targets_and_features_are_the_same_whatever_clothes_cameras_and_times_are(
     project: Project, monkeypatch: pytest.MonkeyPatch

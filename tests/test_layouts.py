@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from deskpro.stages.data.layouts import LAYOUTS
+from tests.conftest import slow
 
-DRAWN = pytest.mark.parametrize("drawn", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+DRAWN = pytest.mark.parametrize("drawn", [300, *slow(10_000)])
 
 
 class Drawn(NamedTuple):

@@ -274,6 +274,7 @@ def test_training_is_stale_where_a_list_has_changed(project: Project) -> None:
     assert "train.txt" in stale.err
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-student")
 def test_tracklets_are_ranked_by_the_mean_of_their_frames(project: Project, tmp_path: Path) -> None:
     root, run = tmp_path / "videos", tmp_path / "video-run"

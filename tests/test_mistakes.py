@@ -64,6 +64,7 @@ def firsts(world: World, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["market", "cloth-changing"])
 @given(world=worlds())
 def test_wrong_first_images_are_counted_one_by_one(name: str, world: World) -> None:

@@ -25,7 +25,7 @@ from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.section import Section
 from deskpro.stages.base.stage import Digests
-from tests.conftest import Project
+from tests.conftest import Project, slow
 
 NAME = r"(?P<pid>\d+)_.*"
 OTHERS = {"other": training_options.OtherTeacher(weights=Path("other.safetensors"))}
@@ -83,7 +83,7 @@ class Recorder:
         return value
 
 
-@pytest.mark.parametrize("live", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("live", [False, *slow(True)])
 def test_a_stage_reads_only_what_it_declares(live: bool, project: Project) -> None:
     overrides = ["train_student.live_teacher=true"] * live
     options = config.load(project.config, overrides)

@@ -24,7 +24,7 @@ from deskpro.cache.files import sha256, write_text
 from deskpro.cache.verify import verify
 from deskpro.stages import cache_tools
 from deskpro.stages.base.run_folder import RunFolder
-from tests.conftest import Once, Project, Result
+from tests.conftest import Once, Project, Result, slow
 from tests.crash import crashes
 from tests.test_cache import FINGERPRINT, SCHEMA, build
 from tests.test_import_targets import digests, imported, made_up, save_npz, store
@@ -254,7 +254,7 @@ def test_what_can_not_be_packed_is_refused(project: Project, tmp_path: Path) -> 
 SMALL = replace(SCHEMA, samples=2, views=1, block=2, fields={"logits": SCHEMA.fields["logits"]})
 
 
-@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("force", [False, *slow(True)])
 def test_at_every_crash_point_the_same_command_completes(force: bool, tmp_path: Path) -> None:
     """Packing, to no file or to one that is replaced; unpacking, where there is no cache or
     another, leaves that, none or the new one."""

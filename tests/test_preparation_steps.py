@@ -291,14 +291,8 @@ def codeformer() -> torch.nn.Module:
     return CodeFormer()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        small_restoreformer,
-        pytest.param(gfpgan, marks=pytest.mark.slow),
-        pytest.param(codeformer, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [small_restoreformer, gfpgan, codeformer])
 def test_a_restoration_network_is_loaded_from_its_file(make: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     file = tmp_path / "network.pth"

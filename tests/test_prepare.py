@@ -34,7 +34,7 @@ from deskpro.stages.preparation.parsing import SegFormer
 from deskpro.stages.preparation.record import Records
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.preparation.step import read_image
-from tests.conftest import RECIPE, REPOSITORY, Result
+from tests.conftest import RECIPE, REPOSITORY, Result, slow
 from tests.crash import crashes
 from tests.segmenter import train_segformer
 from tests.test_data import RAW_TREES
@@ -172,6 +172,7 @@ def test_a_segformer_trained_here_finds_heads_of_people_it_never_saw(
     assert "has 18 classes, LIP has 20" in result.err
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_ends_identical(preparation: Preparation) -> None:
     preparation.ok("prepare.batch=2")
     expected = preparation.digests()
@@ -201,7 +202,11 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["from nothing", "after another option"])
+@pytest.mark.parametrize(
+    "again",
+    [False, *slow(True)],
+    ids=["from nothing", "after another option"],
+)
 def test_at_every_crash_point_the_same_call_ends_with_the_same_bytes(
     again: bool, raw_benchmark: Path, tmp_path: Path
 ) -> None:
@@ -491,6 +496,7 @@ def test_two_at_once_are_refused(preparation: Preparation) -> None:
     preparation.ok()
 
 
+@pytest.mark.slow
 def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
     for step, made in (("parsing", "labels"), ("mask", "mask"), ("face", "lr_face"),
                        ("restoration", "hr_face")):  # fmt: skip
@@ -506,6 +512,7 @@ def test_each_step_can_be_done_alone(preparation: Preparation) -> None:
     } == {k: v for k, v in alone.items() if k[:4] in ("imgs", "mask", "lr_f")}
 
 
+@pytest.mark.slow
 def test_hr_faces_are_cut_from_hr_images(preparation: Preparation, tmp_path: Path) -> None:
     sharp = tmp_path / "sharp"
     for path in (preparation.raw / "imgs").rglob("*.jpg"):
@@ -552,6 +559,7 @@ def test_a_published_dataset_keeps_its_names_and_rules(
     assert after[["lr_face", "hr_face", "mask"]].notna().all().all()
 
 
+@pytest.mark.slow
 def test_a_folder_of_own_images_is_prepared_and_trained_on(
     preparation: Preparation, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

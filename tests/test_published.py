@@ -33,7 +33,7 @@ from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student, load_teacher, read_metadata
 from deskpro.stages.targets.kinds import TARGETS, tensors
-from tests.conftest import Project, Result, run_process
+from tests.conftest import Project, Result, run_process, slow
 
 PIDS = ["10", "100", "11", "2", "3", "9"]
 """The identities of the reference set, in class order: as strings."""
@@ -89,7 +89,7 @@ torch.save({
 """
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+@pytest.mark.parametrize("prefix", ["module.model.", *slow("", "module.", "model.")])
 def test_prefixes_are_dropped(prefix: str, tmp_path: Path) -> None:
     state = small_state()
     path = tmp_path / "checkpoint.pth"
@@ -193,7 +193,7 @@ def payloads(mark: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", payloads(Path("x")))
-@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("new_format", [True, *slow(False)])
 def test_a_hostile_payload_is_refused_and_nothing_runs(
     name: str, new_format: bool, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
@@ -375,6 +375,7 @@ def test_what_training_programs_leave_in_a_checkpoint_does_no_harm(
 # -- import-checkpoint --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_import_writes_both_networks_with_the_class_order(
     data: Path, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
@@ -530,14 +531,7 @@ def test_import_writes_identities_sorted_as_strings(
     assert "exists already; use --force or another --out" in again.err
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        "query",
-        pytest.param("train", marks=pytest.mark.slow),
-        pytest.param("gallery", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("split", ["query", *slow("train", "gallery")])
 def test_embed_gives_the_published_features(
     split: str, reference: Path, checkpoint: Path, expected: Any, tmp_path: Path,
     command: Callable[..., Result],

@@ -50,6 +50,7 @@ def test_a_spoiled_manifest_is_as_none_or_stale(name: str, project: Project) -> 
     assert (project.run / "student.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_spoiled_figures_are_refused(project: Project, command: Callable[..., Result]) -> None:
     path = project.run / "metrics.json"

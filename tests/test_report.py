@@ -422,6 +422,7 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evaluated, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_each_stage_shows_what_it_did_and_the_digests_of_its_files(run: Path) -> None:
     text = make(run).read_text()
     for stage in ("train-teacher", "teacher-cache", "train-student", "eval"):
@@ -433,6 +434,7 @@ def test_each_stage_shows_what_it_did_and_the_digests_of_its_files(run: Path) ->
     assert '<th scope="row">training.steps</th><td class="wrap">' in text
 
 
+@pytest.mark.slow
 def test_the_answers_come_first_and_are_those_of_compare(run: Path, tmp_path: Path) -> None:
     plain, other = run / "ablation" / "plain", tmp_path / "other"
     for folder in (plain, other):
@@ -515,6 +517,7 @@ def test_images_that_were_not_evaluated_are_not_shown(
     )
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(evaluated: Path, page_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.html"
     make(evaluated, "--good", "20", "--failed", "20", "--samples", "3", "--out", str(again))
@@ -533,6 +536,7 @@ def test_another_process_at_another_time_writes_the_same_bytes(run: Path, tmp_pa
     assert again.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_cache_or_student_the_attention_is_left_out_with_the_reason(run: Path) -> None:
     shutil.rmtree(run / "targets.zarr")
     text = make(run).read_text()
@@ -565,6 +569,7 @@ def test_a_run_without_its_other_files_still_has_a_report(run: Path) -> None:
         assert sentence in text
 
 
+@pytest.mark.slow
 def test_missing_images_are_placeholders_and_may_have_moved(run: Path, tmp_path: Path) -> None:
     metrics = run / "metrics.json"
     record = json.loads(metrics.read_text())

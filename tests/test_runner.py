@@ -53,6 +53,7 @@ def test_the_advice_of_a_refusal_works_when_typed(project: Project) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_advice_names_the_stage_that_is_stale(project: Project) -> None:
     refused = project("train-student", "--set", "views.flip=1")
     words = advice(refused)
@@ -112,6 +113,7 @@ def test_a_stopped_force_with_other_options_resumes_and_leaves_the_old_output_fr
     assert "is fresh" in project.ok("train-student", *other).err
 
 
+@pytest.mark.slow
 def test_a_run_folder_alone_brings_its_recipe(project: Project) -> None:
     project.ok("train-student", "--set", "kd_loss.T=2")
     fresh = project.command("train-student", "--run", str(project.run))
@@ -167,6 +169,7 @@ def test_update_rebuilds_what_is_stale_and_says_so(project: Project) -> None:
     assert "metrics.json is rebuilt" in done.err
 
 
+@pytest.mark.slow
 def test_a_copied_dataset_is_fresh(project: Project, tmp_path: Path) -> None:
     project.ok("all")
     copied = tmp_path / "copied"

@@ -52,6 +52,7 @@ def market(run: Path) -> dict[str, Any]:
     return dict(streams["streams"])
 
 
+@pytest.mark.slow
 def test_eval_makes_everything_before_it_and_announces_that(project: Project) -> None:
     result = project.ok("eval")
     run = project.run
@@ -110,6 +111,7 @@ def test_the_store_holds_what_the_teacher_says_of_each_view(project: Project) ->
         assert torch.equal(cached["parsing"], parsing)
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project) -> None:
     project.ok("teacher-cache")
@@ -122,6 +124,7 @@ def test_the_student_trains_without_teacher_hr_faces_and_masks(project: Project)
     project.ok("eval")
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_another_teacher_makes_the_cache_stale(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
@@ -219,6 +222,7 @@ def test_a_student_is_the_same_bit_for_bit_with_0_and_2_workers(
     assert not same(first, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_a_teacher_and_its_cache_do_not_depend_on_workers(project: Project, tmp_path: Path) -> None:
     project.ok("teacher-cache")
@@ -231,6 +235,7 @@ def test_a_teacher_and_its_cache_do_not_depend_on_workers(project: Project, tmp_
             assert chunk.read_bytes() == twin.read_bytes(), chunk
 
 
+@pytest.mark.slow
 @pytest.mark.finished("train-teacher")
 def test_a_fresh_output_is_left_alone_unless_forced(project: Project) -> None:
     project.ok("train-teacher")
@@ -307,6 +312,7 @@ def test_a_teacher_from_elsewhere_needs_no_training(project: Project, tmp_path: 
     assert "nowhere.safetensors: no such weights file" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["face", "body"])
 @pytest.mark.finished("teacher-cache")
 def test_one_stream_alone(mode: str, project: Project) -> None:
@@ -318,6 +324,7 @@ def test_one_stream_alone(mode: str, project: Project) -> None:
     assert ("attention" in columns) == (mode == "body")
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
 def test_distillation_takes_its_share_of_the_face_heads_alone(project: Project) -> None:
     steps = ("--set", "train_student.max_steps=1", "--force")
@@ -348,6 +355,7 @@ def test_an_absent_face_does_not_count_and_nothing_is_nan(project: Project) -> N
     assert "face" not in streams
 
 
+@pytest.mark.slow
 @pytest.mark.finished("eval")
 def test_the_mirrored_image_counts_as_much_as_the_image(project: Project) -> None:
     """With flip, a mirrored query gallery gives the same features, so the same numbers."""
@@ -451,8 +459,11 @@ def test_a_study_of_views_compares_matched_unmatched_and_live(project: Project) 
 def test_a_student_of_the_store_is_that_of_a_live_teacher(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """6 steps from one start, on the same views: rounding the targets is all that differs."""
-    steps = ("--set", "train_student.epochs=6", "--set", "train_student.max_steps=6",
+    """2 steps from one start, on the same views: rounding the targets is all that differs.
+
+    20 steps with every target, and several teachers: `test_teachers.py`.
+    """
+    steps = ("--set", "train_student.epochs=2", "--set", "train_student.max_steps=2",
              "--set", "batchid=4", "--set", "batchimage=4", "--set", "embedding.weight=10",
              "--force")  # fmt: skip
     live = (*steps, "--set", "train_student.live_teacher=true")
@@ -463,7 +474,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
         return weights(project.run / "student.safetensors"), history
 
     stored, stored_losses = train(*steps)
-    assert len(stored_losses) == 6  # a step an epoch
+    assert len(stored_losses) == 2  # a step an epoch
 
     live_weights, live_losses = train(*live)
     # The first step sees the rounding alone; Adam, which divides by the gradient's size, then
@@ -518,6 +529,7 @@ def test_a_sweep_trains_every_combination_once_and_goes_on_where_it_stopped(
     assert abs(100 * streams["all"]["mAP"] - row["mAP"]) <= row["mAP_sd"] + 1e-9
 
 
+@pytest.mark.slow
 def test_students_without_targets_are_swept_without_a_teacher(project: Project) -> None:
     body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0",
             "train_student.max_steps=1")  # fmt: skip

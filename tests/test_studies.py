@@ -181,7 +181,32 @@ def test_lengths_and_identities_are_shares_of_the_recipe_s(project: Project) -> 
     assert steps["both ×4"] == 8 * steps["plain ×½"] == 4 * steps["plain"]
     labels = STUDIES["labels"].variants(options)
     assert [*labels] == ["plain, 2 identities", "both, 2 identities", "plain", "both"]
-    assert labels["both, 2 identities"] == {"data.identities": 2}
+    # Half of the identities make half of an epoch's batches, so that there are twice the epochs.
+    assert labels["both, 2 identities"] == {
+        "data.identities": 2,
+        "train_teacher.epochs": 4, "train_teacher.warmup_epochs": 2,
+        "train_student.epochs": 4, "train_student.warmup_epochs": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.finished("teacher-cache")
+def test_students_of_fewer_identities_have_a_teacher_and_samples_of_their_own(
+    project: Project,
+) -> None:
+    short = ("--replicates", "1", "--set", "train_student.max_steps=1")
+    project.ok("ablation", "--study", "labels", *short)
+    found = pd.read_csv(project.run / "results.csv")
+    variants = {*STUDIES["labels"].variants(config.load(project.config))}
+    assert variants == {"plain, 2 identities", "both, 2 identities", "plain", "both"}
+    assert variants <= {*found["variant"]}
+    below = project.run / "ablation"
+    for variant in sorted(variants - {"both"}):
+        info = json.loads((below / variant / "student.json").read_text())
+        assert len(info["classes"]) == (2 if "2" in variant else 4), variant
+    assert len([*below.rglob("targets.zarr")]) == 1  # one for both of two identities
+    project.ok("ablation", "--study", "labels", *short)
+    assert trainings(project.run) == 1 + 2 + 2 + 2  # the recipe; plain; both and plain of two
 
 
 # Replicates
@@ -204,6 +229,7 @@ def test_replicates_are_worlds_with_a_teacher_and_a_student(project: Project) ->
     assert replicates(options, folder, 2)[1].options.data == options.data
 
 
+@pytest.mark.slow
 def test_a_world_that_is_another_one_s_is_refused_before_any_work(project: Project) -> None:
     other, place = TINY.model_copy(update={"seed": 1}), project.data.with_name("data-1")
     shutil.copytree(project.data, place)
@@ -329,6 +355,7 @@ def without(name: str) -> Callable[..., dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_twice_the_steps_give_is_read_from_the_replicates_of_the_recipe(
     tmp_path: Path,
 ) -> None:

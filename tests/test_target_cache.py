@@ -39,7 +39,7 @@ from deskpro.stages.targets.plan import field_bytes, settings_for
 from deskpro.stages.targets.provenance import option_differences
 from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, ClassTeacher, Source
 from deskpro.stages.targets.worker import Item, ItemTarget
-from tests.conftest import REPOSITORY, Project, Result, run_process, with_cache
+from tests.conftest import REPOSITORY, Project, Result, run_process, slow, with_cache
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -187,7 +187,7 @@ QUICK = ("pixel", "sample more", "weights", "views")
     "change",
     [
         *QUICK,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in CHANGES if name not in QUICK),
+        *slow(*(name for name in CHANGES if name not in QUICK)),
     ],
 )
 def test_every_change_is_noticed_and_named_by_the_student_and_by_an_audit(
@@ -226,17 +226,7 @@ def test_another_code_of_views_is_noticed_and_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change",
-    [
-        "pixel",
-        "views",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("sample less", "weights", "precision")
-        ),
-    ],
-)
+@pytest.mark.parametrize("change", ["pixel", "views", "sample less", "weights", "precision"])
 def test_an_unfinished_cache_is_not_resumed_with_something_else(
     change: str, project: Project
 ) -> None:
@@ -370,6 +360,7 @@ def test_more_views_are_added_without_force_and_fewer_refused(
     project.ok("train-student", *more)
 
 
+@pytest.mark.slow
 def test_fewer_views_train_a_student_as_if_there_had_never_been_more(project: Project) -> None:
     """Another target keeps its three views, and the store the views that they are about."""
     options = sets("cache.views=2", "cache.targets=[logits,parsing]")
@@ -401,6 +392,7 @@ def test_an_outdated_target_stops_only_the_student_that_needs_it(project: Projec
     reader(project, "embedding")
 
 
+@pytest.mark.slow
 def test_touched_files_with_the_same_content_are_the_same(project: Project) -> None:
     project.ok("teacher-cache")
     for kind in ("hr_face", "mask", "imgs"):
@@ -716,6 +708,7 @@ def test_info_tells_what_a_cache_holds(project: Project) -> None:
     assert "logits" not in result.err
 
 
+@pytest.mark.slow
 def test_info_of_an_unfinished_store_tells_how_far_it_is(project: Project) -> None:
     kill_at_work(project)
     result = project.command("cache", "info", str(project.run))
@@ -744,6 +737,7 @@ def test_verify_names_the_damaged_file_and_force_computes_it_again(project: Proj
     assert content(store(project)) == before
 
 
+@pytest.mark.slow
 def test_an_audit_finds_targets_that_the_teacher_would_not_give(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -878,6 +872,7 @@ def test_a_cache_command_on_nothing_is_one_line() -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sample_without_a_face_has_the_targets_that_it_can_have(
     project: Project, command: Callable[..., Result]
 ) -> None:

@@ -25,7 +25,7 @@ from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student
 from deskpro.stages.targets.kinds import TARGETS
 from deskpro.stages.targets.teachers import LiveTeacher, Targets
-from tests.conftest import Project
+from tests.conftest import Project, slow
 
 pytestmark = pytest.mark.finished("train-student")
 
@@ -56,6 +56,7 @@ def others(project: Project, tmp_path: Path) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_teachers_are_added_to_a_finished_cache_and_leave_its_bytes(
     project: Project, others: list[str]
 ) -> None:
@@ -196,7 +197,7 @@ def test_a_teacher_whose_targets_are_not_there_is_named_with_the_command(project
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("views", [*slow(1), 3])
 def test_a_student_learns_from_imported_targets(
     views: int, project: Project, tmp_path: Path
 ) -> None:

@@ -264,6 +264,7 @@ def test_every_head_learns_from_the_one_of_a_teacher() -> None:
     assert all(torch.equal(found[name], repeated[name]) for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "teacher", "student"),
     [
@@ -312,8 +313,9 @@ def test_all_stages_with_networks_of_common_size(
     project.ok("eval", *both(name, name), *sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.finished("teacher-cache")
-@pytest.mark.parametrize("name", ["resnet10t", pytest.param("test_vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
 def test_a_network_of_timm_is_one_more_teacher(name: str, project: Project, tmp_path: Path) -> None:
     """Its embeddings are timm's own pooled features of images normalised as timm says."""
     network = timm.create_model(name, pretrained=False, num_classes=5)

@@ -152,10 +152,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_and_history(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("asked", "code"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
-)
+@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(
     asked: signal.Signals, code: int, project: Project, finished: tuple[Path, pd.DataFrame]
 ) -> None:
@@ -344,6 +341,7 @@ def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: 
     assert len(events.Images("body, student, target")) == 2
 
 
+@pytest.mark.slow
 def test_no_tensorboard_where_none_is_wanted(project: Project) -> None:
     project.ok("train-student", *sets("tensorboard.enable=false"))
     assert not (project.run / "tensorboard" / "student").exists()
@@ -768,6 +766,7 @@ def test_a_loss_is_added_by_its_row_and_its_option(
     assert two["total"] - one["total"] == pytest.approx(one["norm_body"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_finite_is_never_saved(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_file_without_a_tensor_of_the_backbone_is_refused(
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_classifiers_of_other_people_are_fresh_though_they_are_as_many(tmp_path: Path) -> None:
     path, first = tmp_path / "student.safetensors", Student(5, width=0.25, feature_dim=16)
     info = ModelInfo("student", {"width": 0.25, "feature_dim": 16}, 5, PEOPLE, (32, 32), (64, 32))

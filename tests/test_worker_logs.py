@@ -81,6 +81,7 @@ def test_each_local_worker_has_a_log(run: Path, capfd: pytest.CaptureFixture[str
     require_logs(run, LOCAL, capfd.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_worker_of_a_ray_cluster_has_a_log(
     run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -235,6 +236,7 @@ def test_the_view_counts_items_and_times_workers(
                 assert len(note["each worker"].split(",")) == active
 
 
+@pytest.mark.slow
 def test_without_a_length_nothing_waits(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for count, shown in ((None, "items 0 done, 2 running\n"), (4, "2 running, 2 waiting\n")):
         with pytest.MonkeyPatch.context() as patch:
