@@ -194,7 +194,7 @@ def alive(process: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, *slow(signal.SIGTERM, signal.SIGINT)])
 def test_a_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_path: Path) -> None:
     for worker in end_driver(tmp_path, "local", number):
-        wait_for(lambda worker=worker: not alive(worker), 5)  # type: ignore[misc]
+        wait_for(lambda worker=worker: not alive(worker), 30)  # type: ignore[misc]
 
 
 @pytest.mark.ray
