@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deskpro.cache.files import write_text
-from deskpro.pipeline import messages, references, runner, tables
+from deskpro.pipeline import messages, references, runner, students, tables
 from deskpro.pipeline.make_benchmark import draw_missing
 from deskpro.pipeline.replicates import replicates, require_worlds, train_all
 from deskpro.pipeline.results_file import ResultsFile
@@ -23,7 +23,7 @@ from deskpro.stages.metrics.intervals import t_interval
 from deskpro.stages.reporting import cells
 
 
-class Base(NamedTuple):
+class StudiedRun(NamedTuple):
     """The run whose variants are studied, and how often."""
 
     options: Options
@@ -36,30 +36,30 @@ class Base(NamedTuple):
     """The file of results; None: `results.csv` in the run folder."""
 
 
-def ablation(base: Base, study: str) -> Path:
+def run_study(run: StudiedRun, study: str) -> Path:
     """Run a study: train the replicates that the file of results lacks, and write the table.
 
     Returns:
         The page with the table, in the run folder; a study with a curve has its chart beside it.
     """
-    options, folder = base.options, base.folder
+    options, folder = run.options, run.folder
     require_parts(options, study)
     draw_missing(options)
     if options.prepare is not None:  # images tell what was measured
         runner.run_stage("prepare", options, folder)
     chosen = STUDIES[study]
     variants = chosen.variants(options)
-    file = ResultsFile(base.results or folder.path / "results.csv", study, options)
-    _measure(base, variants, file)
-    rows = _with_runs(file.rows(), base, variants)
+    file = ResultsFile(run.results or folder.path / "results.csv", study, options)
+    _measure(run, variants, file)
+    rows = _with_runs(file.rows(), run, variants)
     found = summarise(rows, chosen.base_of, same_cells(options, variants, chosen.base_of))
-    level = " at the same level" * bool(chosen.lines)
+    level = " at the same level" * bool(chosen.axis)
     shown = tables.ablation_table(found, chosen.base + level)
     table(*tables.terminal(shown))
     other = study != "parts"
-    add = f" --study {study}" * other + f" --replicates {base.replicates} --jobs {base.jobs}"
+    add = f" --study {study}" * other + f" --replicates {run.replicates} --jobs {run.jobs}"
     facts = {
-        "Replicates": str(base.replicates),
+        "Replicates": str(run.replicates),
         "recipe": file.recipe,
         "code": file.code,
         "results": str(file.path),
@@ -68,33 +68,31 @@ def ablation(base: Base, study: str) -> Path:
     path = folder.path / ("ablation" + f"-{study}" * other + ".md")
     found_beside = [] if other else [*findings(rows)]
     write_text(path, tables.ablation_page(shown, facts, found_beside))
-    if chosen.curve is not None:
-        draw_curves(rows, chosen.curve(options), path.with_suffix(""))
+    if curve := chosen.curve(options):
+        draw_curves(rows, curve, path.with_suffix(""))
     return path
 
 
-def _measure(base: Base, variants: Variants, file: ResultsFile) -> None:
+def _measure(run: StudiedRun, variants: Variants, file: ResultsFile) -> None:
     """Train what the file lacks; each replicate is added to it as soon as it is done."""
-    every = replicates(base.options, base.folder, base.replicates)
-    wanted = [*variants, *references.always(base.options, base.folder)]
-    done = set[int]() if base.force else file.complete(wanted)
+    every = replicates(run.options, run.folder, run.replicates)
+    wanted = [*variants, *references.always(run.options, run.folder)]
+    done = set[int]() if run.force else file.complete(wanted)
     for each in every:
         if each.number in done:
             log(f"{each.name}: its results are in {file.path} (--force trains it again)")
     missing = [each for each in every if each.number not in done]
     require_worlds(missing)
-    for each, rows in train_all(missing, variants, force=base.force, jobs=base.jobs):
+    for each, rows in train_all(missing, variants, force=run.force, jobs=run.jobs):
         file.add(each.number, rows)
         log(f"{each.name}: its results are added to {file.path}")
 
 
-def _with_runs(rows: pd.DataFrame, base: Base, variants: Variants) -> pd.DataFrame:
+def _with_runs(rows: pd.DataFrame, run: StudiedRun, variants: Variants) -> pd.DataFrame:
     """The rows of this command's replicates, with the folder of each student of the run itself."""
-    from deskpro.pipeline.students import home
-
-    rows = rows[rows["replicate"] < base.replicates].reset_index(drop=True)
+    rows = rows[rows["replicate"] < run.replicates].reset_index(drop=True)
     homes = {
-        variant: str(home(base.options, base.folder, variant, changes).path)
+        variant: str(students.home(run.options, run.folder, variant, changes).path)
         for variant, changes in variants.items()
     }
     return rows.assign(run=rows["variant"].map(homes).fillna(""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,12 @@ def part_weights(text: str) -> dict[str, float]:
     return found
 
 
-class Recipe(NamedTuple):
+def as_words(given: Mapping[str, object]) -> list[str]:
+    """Options and their values as they are typed; those that are None are absent."""
+    return [w for name, value in given.items() if value is not None for w in (name, str(value))]
+
+
+class RunArguments(NamedTuple):
     """A recipe and a run folder as typed; files are read by its methods."""
 
     config: Path | None = None
@@ -74,7 +79,7 @@ class Recipe(NamedTuple):
     overrides: tuple[str, ...] = ()
     force: bool = False
 
-    def resolved(self) -> Recipe:
+    def resolved(self) -> RunArguments:
         """With the recipe of the run folder, or of that of --from, where none is given."""
         folders = [folder for folder in (self.run, self.source) if folder is not None]
         known = [path for folder in folders if (path := folder / "config.yaml").is_file()]
@@ -123,9 +128,8 @@ class Recipe(NamedTuple):
     def words(self) -> list[str]:
         """The options of the command line that gave it."""
         named = {"--config": self.config, "--run": self.run, "--from": self.source}
-        pairs = [(option, str(value)) for option, value in named.items() if value is not None]
-        pairs += [("--set", override) for override in self.overrides]
-        return [word for pair in pairs for word in pair]
+        sets = (word for override in self.overrides for word in ("--set", override))
+        return [*as_words(named), *sets]
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -138,7 +142,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--force", is_flag=True, help="Run although the output exists; replace it.")
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        command(Recipe(**{name: given.pop(name) for name in Recipe._fields}), **given)
+        command(RunArguments(**{name: given.pop(name) for name in RunArguments._fields}), **given)
 
     return wrapped
 

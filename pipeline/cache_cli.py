@@ -15,7 +15,7 @@ from deskpro.pipeline.arguments import (
     PATH,
     RUN,
     SET,
-    Recipe,
+    RunArguments,
     advise_on,
     fail_with,
     options_of,
@@ -270,7 +270,7 @@ def plan(
 
     if views is not None:
         overrides = (*overrides, f"cache.views={views}")
-    options, folder = Recipe(config, run, overrides=overrides).read()
+    options, folder = RunArguments(config, run, overrides=overrides).read()
     facts, rows = cache_plan.run(options, folder, samples, identities)
     table("targets", ("target", "bytes a view", "files", "on disk"), rows)
     summary("cache plan", facts)

@@ -11,16 +11,25 @@ import click
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import failures, messages, runner
-from deskpro.pipeline.arguments import DATASET, DEEP, PATH, Recipe, part_weights, with_recipe
+from deskpro.pipeline.arguments import (
+    DATASET,
+    DEEP,
+    PATH,
+    RunArguments,
+    as_words,
+    part_weights,
+    with_recipe,
+)
 from deskpro.pipeline.command_help import Between, Commands
 from deskpro.pipeline.config import override
 from deskpro.pipeline.inspect_cli import COMMANDS
 from deskpro.pipeline.stages import STAGES, needed
 from deskpro.pipeline.studies import STUDIES
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log_to
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
-from deskpro.stages.base.stage import Digests
+from deskpro.stages.base.stage import Digests, Stage
 from deskpro.stages.targets.kinds import TARGETS
 
 
@@ -28,15 +37,17 @@ def _stage(name: str) -> click.Command:
     @click.command(name, help=STAGES[name].help)
     @with_recipe
     @DEEP
-    def command(recipe: Recipe, deep: bool) -> None:
-        _run(name, recipe, deep=deep)
+    def command(recipe: RunArguments, deep: bool) -> None:
+        _run(name, *recipe.open(), force=recipe.force, deep=deep)
 
     return command
 
 
-def _run(stage: str, recipe: Recipe, *, deep: bool) -> None:
+def _run(
+    stage: Stage | str, options: Options, folder: RunFolder, *, force: bool, deep: bool
+) -> None:
     digests = Digests(FileIndex(), deep)
-    runner.run_stage(stage, *recipe.open(), force=recipe.force, digests=digests)
+    runner.run_stage(stage, options, folder, force=force, digests=digests)
 
 
 @click.group(
@@ -70,20 +81,20 @@ def deskpro() -> None:
     type=click.Choice([*TARGETS]),
     help="A target to store beside those of the recipe; repeatable.",
 )
-def teacher_cache(recipe: Recipe, deep: bool, added: tuple[str, ...]) -> None:
+def teacher_cache(recipe: RunArguments, deep: bool, added: tuple[str, ...]) -> None:
     options, folder = recipe.open()
     names = [*dict.fromkeys((*options.cache.targets, *added))]
     if added:
         messages.OPTIONS += ["--set", f"cache.targets=[{','.join(names)}]"]
-    options, digests = override(options, {"cache.targets": names}), Digests(FileIndex(), deep)
-    runner.run_stage("teacher-cache", options, folder, force=recipe.force, digests=digests)
+    options = override(options, {"cache.targets": names})
+    _run("teacher-cache", options, folder, force=recipe.force, deep=deep)
 
 
 @deskpro.command()
 @with_recipe
 @DEEP
 @click.option("--explain", is_flag=True, help="Show schemes, methods and rules, and do nothing.")
-def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
+def prepare(recipe: RunArguments, deep: bool, explain: bool) -> None:
     """Make masks, LR and HR faces from a raw dataset.
 
     The recipe's section prepare names the raw images and the method of each of the four steps;
@@ -94,7 +105,7 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
 
         explain_preparation(recipe.options().prepare)
     else:
-        _run("prepare", recipe, deep=deep)
+        _run("prepare", *recipe.open(), force=recipe.force, deep=deep)
 
 
 @deskpro.command("eval")
@@ -130,7 +141,7 @@ def prepare(recipe: Recipe, deep: bool, explain: bool) -> None:
     "eval.gallery_network of the recipe]",
 )
 def eval_(
-    recipe: Recipe,
+    recipe: RunArguments,
     deep: bool,
     checkpoint: Path | None,
     features: Path | None,
@@ -144,91 +155,75 @@ def eval_(
 
     The streams face and body are scored alone and together, as `all`.
     """
-    if features is not None:
-        if checkpoint is not None or gallery_network is not None:
-            raise click.UsageError("--features takes no --checkpoint and no --gallery-network")
-        _evaluate_features(recipe, features, weights, metric, root, dataset, deep)
-        return
-    if weights is not None or metric is not None:
+    if features is None and (weights is not None or metric is not None):
         raise click.UsageError("--weights and --metric need --features")
-    if gallery_network is not None:
-        network = f"eval.gallery_network={gallery_network}"
-        recipe = recipe._replace(overrides=(*recipe.overrides, network))
-    if (checkpoint is None) != (root is None):
+    if features is None and (checkpoint is None) != (root is None):
         raise click.UsageError(
             "--checkpoint needs --data, the dataset, and --data needs --checkpoint"
         )
-    if checkpoint is None or root is None:
-        _run("eval", recipe, deep=deep)
+    if gallery_network is not None:
+        network = f"eval.gallery_network={gallery_network}"
+        recipe = recipe._replace(overrides=(*recipe.overrides, network))
+    stage: Stage | str = "eval"
+    if features is not None:
+        if checkpoint is not None or gallery_network is not None:
+            raise click.UsageError("--features takes no --checkpoint and no --gallery-network")
+        if root is None and (recipe.resolved().config is None or dataset is not None):
+            raise click.UsageError(
+                "--features needs --data, the dataset, or a recipe with --config"
+            )
+        from deskpro.stages.evaluate_features import EvaluateFeatures
+
+        words = {"--features": features, "--weights": weights, "--metric": metric}
+        name = f"features-{features.stem}"
+        options, folder = _open_alone(recipe, name, words, root, dataset)
+        parts = None if weights is None else part_weights(weights)
+        stage = EvaluateFeatures(options, folder, features, parts, metric or "cosine")
+    elif checkpoint is not None:
+        from deskpro.stages.evaluate import Evaluate
+
+        file = checkpoint / ENCODER if (checkpoint / ENCODER).is_file() else checkpoint
+        if not file.is_file():
+            raise InputError(f"{file}: no such file. --checkpoint takes a weights file")
+        name, words = f"eval-{checkpoint.stem}", {"--checkpoint": checkpoint}
+        options, folder = _open_alone(recipe, name, words, root, dataset)
+        stage = Evaluate(options, folder, file)
     else:
-        _evaluate_weights(recipe, checkpoint, root, dataset, deep)
+        options, folder = recipe.open()
+    _run(stage, options, folder, force=recipe.force, deep=deep)
 
 
-def _evaluate_weights(
-    recipe: Recipe, weights: Path, root: Path, dataset: str | None, deep: bool
-) -> None:
-    """Evaluate a student or teacher on a dataset: no cache, no teacher, no earlier stage."""
-    from deskpro.stages.evaluate import Evaluate
+def _open_alone(
+    recipe: RunArguments,
+    name: str,
+    words: Mapping[str, object],
+    root: Path | None,
+    dataset: str | None,
+) -> tuple[Options, RunFolder]:
+    """Options and folder of weights or features that are evaluated without a run's other stages.
 
-    _advise({"--checkpoint": weights, "--data": root, "--dataset": dataset}, recipe)
-    options = recipe.of_dataset(root, dataset)
-    folder = RunFolder(recipe.run or Path("runs") / f"eval-{weights.stem}")
-    if (weights / ENCODER).is_file():
-        weights /= ENCODER
-    if not weights.is_file():
-        raise InputError(f"{weights}: no such file. --checkpoint takes a weights file")
-    _require_own_folder(folder, "--checkpoint")
-    log_to(folder.path)
-    stage, digests = Evaluate(options, folder, weights), Digests(FileIndex(), deep)
-    runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
-
-
-def _advise(words: Mapping[str, object], recipe: Recipe) -> None:
-    """Commands that errors advise have these options, too; --from has no meaning here."""
+    Commands that errors advise then have the options of `words`, the first of which names what is
+    evaluated; name: of the folder, unless --run gives one.
+    """
     if recipe.source is not None:
         raise click.UsageError("--checkpoint and --features are evaluated alone: leave --from out")
-    given = [(name, str(value)) for name, value in words.items() if value is not None]
-    messages.OPTIONS[:] = [*(word for pair in given for word in pair), *recipe.words()]
-
-
-def _require_own_folder(folder: RunFolder, option: str) -> None:
-    if any(folder.manifest(name).exists() for name in STAGES if name != "eval"):
+    words = {**words, "--data": root, "--dataset": dataset}
+    messages.OPTIONS[:] = [*as_words(words), *recipe.words()]
+    options = recipe.options() if root is None else recipe.of_dataset(root, dataset)
+    folder, option = RunFolder(recipe.run or Path("runs") / name), next(iter(words))
+    if any(folder.manifest(stage).exists() for stage in STAGES if stage != "eval"):
         raise InputError(
             f"{folder.path}: holds other stages of a run. For its own student leave {option} "
             f"out; for that of {option} give another folder with --run"
         )
-
-
-def _evaluate_features(
-    recipe: Recipe,
-    file: Path,
-    weights: str | None,
-    metric: Literal["cosine", "euclidean"] | None,
-    root: Path | None,
-    dataset: str | None,
-    deep: bool,
-) -> None:
-    """Evaluate features that any network gave for a dataset's images."""
-    from deskpro.stages.evaluate_features import EvaluateFeatures
-
-    if root is None and (recipe.resolved().config is None or dataset is not None):
-        raise click.UsageError("--features needs --data, the dataset, or a recipe with --config")
-    words = {"--features": file, "--weights": weights, "--metric": metric}
-    _advise({**words, "--data": root, "--dataset": dataset}, recipe)
-    options = recipe.options() if root is None else recipe.of_dataset(root, dataset)
-    folder = RunFolder(recipe.run or Path("runs") / f"features-{file.stem}")
-    _require_own_folder(folder, "--features")
     log_to(folder.path)
-    parts = None if weights is None else part_weights(weights)
-    stage = EvaluateFeatures(options, folder, file, parts, metric or "cosine")
-    digests = Digests(FileIndex(), deep)
-    runner.run_stage(stage, options, folder, force=recipe.force, digests=digests)
+    return options, folder
 
 
 @deskpro.command("all")
 @with_recipe
 @click.option("--update", is_flag=True, help="Rebuild what is stale, too, and list it.")
-def all_(recipe: Recipe, update: bool) -> None:
+def all_(recipe: RunArguments, update: bool) -> None:
     """Run every stage that is not fresh.
 
     With --force every stage runs.
@@ -259,16 +254,18 @@ def all_(recipe: Recipe, update: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The CSV that keeps what was measured.  [default: results.csv in the run folder]",
 )
-def ablation(recipe: Recipe, replicates: int, jobs: int, study: str, results: Path | None) -> None:
+def ablation(
+    recipe: RunArguments, replicates: int, jobs: int, study: str, results: Path | None
+) -> None:
     """Measure what parts of the recipe are worth.
 
     It is repeated in replicates: a world, a teacher and students each. One that is in the file,
     by the same recipe and code, isn't trained again.
     """
-    from deskpro.pipeline import ablation as studies
+    from deskpro.pipeline.ablation import StudiedRun, run_study
 
-    base = studies.Base(*recipe.open(), recipe.force, replicates, jobs, results)
-    click.echo(f"written: {studies.ablation(base, study)}")
+    run = StudiedRun(*recipe.open(), recipe.force, replicates, jobs, results)
+    click.echo(f"written: {run_study(run, study)}")
 
 
 @deskpro.command()
@@ -292,7 +289,7 @@ def ablation(recipe: Recipe, replicates: int, jobs: int, study: str, results: Pa
     help="Make teacher and cache, and print a command per student, for a scheduler.",
 )
 def sweep(
-    recipe: Recipe,
+    recipe: RunArguments,
     grids: tuple[str, ...],
     seeds: int,
     jobs: int,
@@ -307,16 +304,16 @@ def sweep(
 
     if print_commands and recipe.force:
         raise click.UsageError("--print-commands keeps students that are fresh: leave --force out")
-    base = sweeping.Base(*recipe.open(), recipe.force, seeds, jobs, one_by_one)
+    run = sweeping.SweptRun(*recipe.open(), recipe.force, seeds, jobs, one_by_one)
     if print_commands:
-        click.echo("\n".join(sweeping.commands(base, grids)))
+        click.echo("\n".join(sweeping.commands(run, grids)))
     else:
-        click.echo(f"written: {sweeping.sweep(base, grids)}")
+        click.echo(f"written: {sweeping.sweep(run, grids)}")
 
 
 @deskpro.command()
 @with_recipe
-def demo(recipe: Recipe) -> None:
+def demo(recipe: RunArguments) -> None:
     """Run the whole pipeline on a synthetic benchmark.
 
     Draws the benchmark where it is missing, runs every stage, trains the same student without the

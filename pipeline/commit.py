@@ -10,7 +10,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 """The checkout, or the folder of an installed package, which has no `.git` of its own."""
 _PATIENCE = 5.0
 """Seconds for git, on a poor network disk."""
-MODIFIED = "modified"
 
 
 def commit(root: Path = _ROOT) -> str | None:
@@ -22,7 +21,7 @@ def commit(root: Path = _ROOT) -> str | None:
     if not (root / ".git").exists():
         return None
     # One call; no tag, no lock on the index, and no repository that a hook's environment names.
-    command = ["git", "describe", "--always", "--exclude=*", f"--dirty=, {MODIFIED}"]
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=, modified"]
     environment = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

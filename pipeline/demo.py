@@ -16,13 +16,6 @@ from deskpro.stages.base.progress import summary, table
 from deskpro.stages.base.run_folder import RunFolder
 
 
-def _gain_of_length(points: float, replicates: int) -> str:
-    return (
-        f"{points:+.1f} mAP without targets, measured in {replicates} replicates "
-        "(configs/results.csv)"
-    )
-
-
 def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
     """Benchmark, teacher, cache, student, the same student without targets, evaluation, report.
 
@@ -47,8 +40,11 @@ def run(options: Options, folder: RunFolder, force: bool) -> list[str]:
     table(*tables.terminal(shown._replace(title=title)))
     page = folder.path / "report.html"
     report.run(options, folder, page, good=6, failed=12, samples=8)
-    left = remaining(options, recipes.FOLDER / "results.csv")
-    longer = {} if left is None else {"twice the steps": _gain_of_length(*left)}
+    longer = dict[str, str]()
+    if left := remaining(options, recipes.FOLDER / "results.csv"):
+        longer["twice the steps"] = (
+            "{:+.1f} mAP without targets, measured in {} replicates (configs/results.csv)"
+        ).format(*left)
     summary(
         f"demo: done in {(time.monotonic() - started) / 60:.1f} min",
         {

@@ -71,7 +71,6 @@ def _cut(value: object, most: int) -> str:
 
 def explain_preparation(settings: Prepare | None) -> None:
     """The tables that preparation follows; what the recipe chose is marked with a star."""
-    from deskpro.stages.base.prepare_options import Prepare
     from deskpro.stages.preparation.methods import METHODS
     from deskpro.stages.preparation.schemes import CHANNELS, SCHEMES
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_folder_aside
-from deskpro.pipeline import config
+from deskpro.pipeline.arguments import options_of
+from deskpro.pipeline.config import override
 from deskpro.stages import export as stage
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
+from deskpro.stages.base.run_folder import ENCODER, RunFolder
 from deskpro.stages.base.stage import Job
-
-NAME = "export"
-"""Of the folder in the run folder, unless another is named."""
 
 
 def export(
@@ -30,24 +28,22 @@ def export(
     from deskpro.stages.evaluate import Evaluate
     from deskpro.stages.reporting.record import read_metrics
 
-    folder, out = RunFolder.open(run), out or run / NAME
+    folder, out = RunFolder.open(run), out or run / "export"
     if out.exists() and not force:
         raise InputError(f"{out}: exists already; use --force or another --out")
     if out.exists() and not (out / ENCODER).is_file() and any(out.iterdir()):
         raise InputError(f"{out}: is no exported folder, and is left as it is; use another --out")
-    record = read_manifest(folder.manifest("eval"))
-    if record is None or not folder.metrics.exists() or not folder.features.exists():
-        command = shlex.join(["eval", "--run", str(run)])
-        raise InputError(f"{folder.metrics}: missing, or has no manifest", command=command)
+    output = folder.metrics if folder.features.exists() else folder.features
+    command = shlex.join(["eval", "--run", str(run)])
+    options = options_of(folder.manifest("eval"), overrides, output, command)
     read_metrics(run)  # of this very student
-    options, index = config.load(record["config"], overrides), FileIndex()
+    index = FileIndex()
     with write_folder_aside(out) as aside:
         settings, sizes = stage.write(folder, aside, ask, options, index)
         evaluated = RunFolder(aside / ".evaluation")
         # Files of projected vectors see the mirrored image themselves, and are compared by image.
-        own = () if ask.dim is None else ("eval.flip=false", "eval.unit=picture")
-        recipe = config.load(record["config"], (*overrides, *own))
-        Evaluate(recipe, evaluated, settings, "student").run(Job(index))
+        own = {} if ask.dim is None else {"eval.flip": False, "eval.unit": "picture"}
+        Evaluate(override(options, own), evaluated, settings, "student").run(Job(index))
         facts = stage.finish(folder, settings, evaluated, options, sizes)
         shutil.rmtree(evaluated.path)
     return facts | {"folder": out}

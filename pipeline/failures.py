@@ -62,8 +62,8 @@ def report_errors() -> Iterator[None]:
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     hooks = threading.excepthook, sys.unraisablehook
-    threading.excepthook = _Quiet(threading.excepthook)
-    sys.unraisablehook = _Quiet(sys.unraisablehook)
+    threading.excepthook = _quiet(threading.excepthook)
+    sys.unraisablehook = _quiet(sys.unraisablehook)
     progress.begin()
     try:
         yield
@@ -134,19 +134,18 @@ def _advised(error: InputError | CacheError) -> str:
     return messages.command(error.command)
 
 
-class _Quiet:
-    """Hook for errors in threads and finalisers that prints none of the machine's.
+def _quiet(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A hook for errors in threads and finalisers that prints none of the machine's.
 
     The thread that waits for the work meets the same error, or needs nothing of it.
     """
 
-    def __init__(self, hook: Callable[[Any], object]) -> None:
-        self.hook = hook
-
-    def __call__(self, found: Any) -> None:
+    def show(found: Any) -> None:
         cause = system_error(found.exc_value)
         if cause is None or cause.errno not in _ADVICE:
-            self.hook(found)
+            hook(found)
+
+    return show
 
 
 def _show(error: click.ClickException) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deskpro.cache.files import write_text
+from deskpro.cache.lock import hold
 from deskpro.pipeline.arguments import FOLDER, PATH, fail_with
 from deskpro.pipeline.command_help import Between
 from deskpro.stages.base.errors import InputError
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
 
 _HITS = ("query", "rank", "score", "odds", "case", "person", "camera", "time", "path")
 _ROWS = ("path", "person", "camera", "time", "has_face")
-_CAMERA = click.option("--camera", "cameras", multiple=True, help="Of this camera; repeatable.")
-_PERSON = click.option("--person", "persons", multiple=True, help="Of this person; repeatable.")
-_AFTER = click.option("--after", metavar="TIME", help="From this moment on, by ISO 8601.")
-_BEFORE = click.option("--before", metavar="TIME", help="Before this moment.")
 _FACES = click.option(
     "--faces",
     metavar="DIR|detect",
@@ -39,14 +37,31 @@ _DETECT = "detect"
 _DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:1.")
 
 
-def _filter(
-    cameras: Sequence[str], persons: Sequence[str], after: str | None, before: str | None
-) -> Filter:
-    from deskpro.stages.serving.gallery_pictures import moment
-    from deskpro.stages.serving.gallery_table import Filter
+def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which pictures are meant; the command gets them as `where`: a Filter."""
 
-    first = None if after is None else moment(after, "--after")
-    return Filter(cameras, persons, first, None if before is None else moment(before, "--before"))
+    @click.option("--camera", "cameras", multiple=True, help="Of this camera; repeatable.")
+    @click.option("--person", "persons", multiple=True, help="Of this person; repeatable.")
+    @click.option("--after", metavar="TIME", help="From this moment on, by ISO 8601.")
+    @click.option("--before", metavar="TIME", help="Before this moment.")
+    @functools.wraps(command)
+    def wrapped(
+        cameras: tuple[str, ...],
+        persons: tuple[str, ...],
+        after: str | None,
+        before: str | None,
+        **given: Any,
+    ) -> None:
+        from deskpro.stages.serving.gallery_pictures import moment
+        from deskpro.stages.serving.gallery_table import Filter
+
+        first, end = (
+            None if text is None else moment(text, option)
+            for option, text in (("--after", after), ("--before", before))
+        )
+        command(where=Filter(cameras, persons, first, end), **given)
+
+    return wrapped
 
 
 def _load(
@@ -124,7 +139,7 @@ def add(
     when = None if moment is None else reading.moment(moment, "--time")
     known = reading.Picture(Path(), None, person, camera, when)
     found = _pictures(pictures, faces, file, known)
-    with Gallery.writing(folder, "gallery add"), working("gallery add"):
+    with hold(folder.absolute(), "gallery add"), working("gallery add"):
         started = time.monotonic()
         encoder, identity = _load(student, device, faces, detector)
         digests = reading.examine(found)
@@ -148,10 +163,7 @@ def add(
     type=float,
     help="In its place: the share of pairs of two people that may be taken for one, such as 1e-3.",
 )
-@_CAMERA
-@_PERSON
-@_AFTER
-@_BEFORE
+@_with_filter
 @click.option(
     "--format",
     "form",
@@ -175,7 +187,7 @@ def search(
     out: Path | None,
     memory: int,
     device: str,
-    **where: Any,
+    where: Filter,
 ) -> None:
     """Find the pictures that are most like each query.
 
@@ -191,7 +203,7 @@ def search(
     from deskpro.stages.serving.gallery import Gallery, describe
     from deskpro.stages.serving.gallery_pictures import Picture, examine
 
-    chosen, opened = _filter(**where), Gallery(folder)
+    opened = Gallery(folder)
     pictures = _pictures(queries, faces, None, Picture(Path()))
     student = student or opened.student
     with working("gallery search"):
@@ -201,12 +213,12 @@ def search(
         features = describe(encoder, pictures, digests, detect=faces == _DETECT)
         started = time.monotonic()
         least = threshold if far is None else encoder.threshold(far)
-        hits = opened.search(encoder, features, top, chosen, least, memory)
+        hits = opened.search(encoder, features, top, where, least, memory)
         seconds = time.monotonic() - started
     found = dict(zip([str(picture.path) for picture in pictures], hits, strict=True))
-    about = f"{len(found)} queries, {opened.table.count(chosen.sql)} pictures"
+    about = f"{len(found)} queries, {opened.table.count(where.sql)} pictures"
     if isinstance(least, dict):
-        about += _rates(far, least, opened.cases(features, chosen))
+        about += _rates(far, least, opened.cases(features, where))
     _show_hits(found, form, out, str(folder), about)
     log(f"gallery search: {about}, {seconds:.2f} s" + (f", written: {out}" if out else ""))
 
@@ -232,7 +244,7 @@ def _show_hits(
         assert out is not None
         write_text(out, results.as_html(found, title, about))
         return
-    rows = results.flat(found)
+    rows = [{"query": query, **hit} for query, hits in found.items() for hit in hits]
     short = [{**row, **{key: Path(row[key]).name for key in ("query", "path")}} for row in rows]
     _show(rows, form, out, _HITS, "Found", short)
 
@@ -272,43 +284,36 @@ def _show(
 @gallery.command()
 @click.argument("folder", metavar="GALLERY", type=FOLDER)
 @click.argument("pictures", metavar="[PICTURES…]", nargs=-1, type=PATH)
-@_CAMERA
-@_PERSON
-@_AFTER
-@_BEFORE
-def remove(folder: Path, pictures: tuple[Path, ...], **where: Any) -> None:
+@_with_filter
+def remove(folder: Path, pictures: tuple[Path, ...], where: Filter) -> None:
     """Remove pictures from it; their files stay.
 
     Those of these files and folders, which need not exist, and of these conditions.
     """
     from deskpro.stages.serving.gallery import Gallery
 
-    if not pictures and not any(where.values()):
+    if not pictures and where.sql is None:
         raise click.UsageError("give PICTURES, or a condition such as --camera")
-    chosen = _filter(**where)
-    Gallery(folder)
-    with Gallery.writing(folder, "gallery remove"):
+    Gallery(folder)  # refused before a lock is made where there is none
+    with hold(folder.absolute(), "gallery remove"):
         opened = Gallery(folder)
-        count = opened.remove(chosen, pictures)
+        count = opened.remove(where, pictures)
         summary(f"gallery remove: {folder}", {"removed": count, "pictures": len(opened.table)})
 
 
 @gallery.command("list")
 @click.argument("folder", metavar="GALLERY", type=FOLDER)
-@_CAMERA
-@_PERSON
-@_AFTER
-@_BEFORE
+@_with_filter
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", help="How."
 )
 @_OUT
-def list_(folder: Path, form: str, out: Path | None, **where: Any) -> None:
+def list_(folder: Path, form: str, out: Path | None, where: Filter) -> None:
     """List its pictures, in the order of adding."""
     from deskpro.stages.serving.gallery import Gallery
 
     _require_place(form, out)
-    found = Gallery(folder).rows(_filter(**where))
+    found = Gallery(folder).rows(where)
     found["has_face"] = found["has_face"].tolist()
     rows = [
         dict(zip(_ROWS, values, strict=True))

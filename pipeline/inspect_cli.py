@@ -17,7 +17,7 @@ from deskpro.pipeline.arguments import (
     PATH,
     RUN,
     SET,
-    Recipe,
+    RunArguments,
     fail_with,
     options_of,
 )
@@ -109,7 +109,7 @@ def check_data(
     """
     from deskpro.stages import check_data as stage
 
-    options, folder = Recipe(config, run, overrides=overrides).open()
+    options, folder = RunArguments(config, run, overrides=overrides).open()
     with working("check-data"):
         problems, facts, checked = stage.run(options, folder)
     if explain:
@@ -167,7 +167,7 @@ def embed(
     """
     from deskpro.stages import embed as stage
 
-    options = Recipe(recipe, overrides=overrides).of_dataset(root, dataset)
+    options = RunArguments(recipe, overrides=overrides).of_dataset(root, dataset)
     with working("embed"):
         facts = stage.run(options, checkpoint, split, out)
     summary(f"embed: {checkpoint}", facts)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deskpro.stages.base.params import LEAVES
 from deskpro.stages.base.stage import Reason, Result, Stage
+from deskpro.stages.reporting import cells
 
 Facts = dict[str, object]
 
@@ -186,47 +187,44 @@ def _blocks(kept: int, blocks: int, features: Path) -> str:
 
 
 def _eval(result: Any) -> Facts:
-    if hasattr(result, "parts"):
-        return _eval_features(result)
-    none, of_teacher = "no face stream", result.of_teacher
+    own = _of_features(result) if hasattr(result, "parts") else _of_networks(result)
     return {
         "rules": "; ".join(result.rules),
+        **own,
+        "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
+        "metrics": f"{result.metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg",
+    }
+
+
+def _of_networks(result: Any) -> Facts:
+    none, of_teacher = "no face stream", result.of_teacher
+    return {
         "features": _blocks(result.kept, result.blocks, result.features),
         "teacher": of_teacher and _blocks(*(of_teacher[k] for k in ("kept", "blocks", "features"))),
         "attention": result.attention and _attention(result.attention),
         "without face": "  ".join(f"{k} {v}" for k, v in result.without_face.items()) or none,
         "without HR face": of_teacher and f"gallery {of_teacher['without_face']}",
-        "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
-        "metrics": _written(result.metrics),
     }
 
 
 def _attention(found: Mapping[str, Any]) -> str:
     if "refused" in found:
         return f"head IoU not measured: {found['refused']}"
-    low, high = (100 * end for end in found["interval"])
     return (
-        f"head IoU {100 * found['head_iou']:.1f} [{low:.1f}, {high:.1f}] % on {found['queries']} "
-        f"queries with a mask; {100 * found['uniform_iou']:.1f} if it were the same everywhere"
+        f"head IoU {cells.within(found['head_iou'], *found['interval'])} % on {found['queries']} "
+        f"queries with a mask; {cells.percent(found['uniform_iou'])} if it were the same everywhere"
     )
 
 
-def _eval_features(result: Any) -> Facts:
+def _of_features(result: Any) -> Facts:
     parts = {name: f"{length} numbers" for name, (length, _) in result.parts.items()}
     absent = {name: without for name, (_, without) in result.parts.items() if without}
     return {
-        "rules": "; ".join(result.rules),
         "features": f"{result.file}: " + ", ".join(f"{k} of {v}" for k, v in parts.items()),
         "not there": ", ".join(f"{name} of {count} images" for name, count in absent.items()),
         "thresholds": "of test pairs alone: features of a file have no calibration",
         "not used": result.extra and f"{result.extra} rows of no image of query or gallery",
-        "skipped": "  ".join(f"{name} {count} queries" for name, count in result.skipped.items()),
-        "metrics": _written(result.metrics),
     }
-
-
-def _written(metrics: Path) -> str:
-    return f"{metrics}; metrics, queries, breakdown, ranked.csv; cmc.png, cmc.svg"
 
 
 SUMMARIES: dict[str, Callable[[Any], Facts]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from deskpro.pipeline.config import REGISTRIES, nearest
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import LEAVES, WITHOUT_EFFECT, names_option
+from deskpro.stages.reporting import cells
 
 Schema = Mapping[str, Any]
 """JSON schema of an option, as pydantic makes it."""
@@ -56,19 +58,20 @@ def as_text(found: list[Option]) -> str:
 
 def as_markdown(found: list[Option]) -> str:
     """A table for each section, as configs/README.md has them."""
-    lines, section = list[str](), None
-    for option in found:
-        first, dot, _ = option.name.partition(".")
-        title = f"`{first}`" if dot else "General"
-        if title != section:
-            section = title
-            lines += ["", f"### {title}", ""]
-            lines += ["| option | default | what it does | type and values | effect |"]
-            lines += ["| --- | --- | --- | --- | --- |"]
-        cells = f"`{option.name}`", f"`{option.default}`", option.about
-        values = _sentence(option.type, option.allowed), option.effect
-        lines += ["| " + " | ".join(c.replace("|", r"\|") for c in (*cells, *values)) + " |"]
-    return "\n".join(lines[1:]) + "\n"
+    columns = ("option", "default", "what it does", "type and values", "effect")
+    sections = []
+    for title, options in itertools.groupby(found, _section):
+        rows = [
+            (f"`{o.name}`", f"`{o.default}`", o.about, _sentence(o.type, o.allowed), o.effect)
+            for o in options
+        ]
+        sections.append(f"### {title}\n\n{cells.markdown(columns, rows)}\n")
+    return "\n".join(sections)
+
+
+def _section(option: Option) -> str:
+    first, dot, _ = option.name.partition(".")
+    return f"`{first}`" if dot else "General"
 
 
 def _sentence(kind: str, allowed: str) -> str:

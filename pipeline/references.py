@@ -22,11 +22,12 @@ from deskpro.stages.metrics.ranking import chance, rank_gallery
 if TYPE_CHECKING:
     import pandas as pd
 
-Rows = Iterable[dict[str, Any]]
 Measure = Callable[["pd.DataFrame", "pd.DataFrame", Protocol], dict[str, float]]
 
 
-def rows(options: Options, folder: RunFolder, student: Rows) -> Iterator[dict[str, Any]]:
+def rows(
+    options: Options, folder: RunFolder, student: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """What was measured of the references, a row per reference and stream.
 
     student: the rows of a student; the references are measured on its queries: of `face`

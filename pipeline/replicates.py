@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -143,11 +143,10 @@ def _require_world(model: Path, place: Path, number: int) -> None:
         )
 
 
-def _difference(found: dict[str, object], wanted: dict[str, object]) -> str:
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if not found:
         return "it has no benchmark.json"
-    names = {"format": found["format"], **dict(found["options"])}  # type: ignore[call-overload]
-    other = {"format": wanted["format"], **dict(wanted["options"])}  # type: ignore[call-overload]
+    names, other = ({"format": facts["format"], **facts["options"]} for facts in (found, wanted))
     words = (
         f"{name} is {names.get(name)}, must be {value}"
         for name, value in other.items()

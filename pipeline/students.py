@@ -24,7 +24,7 @@ from deskpro.stages.losses.terms import targets_needed
 from deskpro.stages.targets.kinds import TARGETS
 
 
-class Task(NamedTuple):
+class StudyTask(NamedTuple):
     """A student that is trained, whole or one stream of it, or joined and evaluated."""
 
     name: str
@@ -46,13 +46,15 @@ class Mode(NamedTuple):
     made."""
 
 
-def plan(options: Options, folder: RunFolder, variants: Variants) -> tuple[list[Task], list[Task]]:
+def plan(
+    options: Options, folder: RunFolder, variants: Variants
+) -> tuple[list[StudyTask], list[StudyTask]]:
     """The trainings that variants need, that of the recipe first, and the variants' students.
 
     A stream is trained once for all variants that depend on the same options. Caches that variants
     need are made here.
     """
-    trainings, caches, joined = dict[str, Task](), dict[str, Path](), list[Task]()
+    trainings, caches, joined = dict[str, StudyTask](), dict[str, Path](), list[StudyTask]()
     for variant, changes in variants.items():
         own = folder.path / "ablation" / variant / "targets"
         changed, source = with_cache(options, folder, changes, own, caches)
@@ -63,14 +65,14 @@ def plan(options: Options, folder: RunFolder, variants: Variants) -> tuple[list[
             if key not in trainings:
                 place = RunFolder(folder.path / "ablation" / f"{stream}-{variant}", source)
                 trainings[key] = (
-                    Task(f"{variant}, {stream}", changed, place, stream)
+                    StudyTask(f"{variant}, {stream}", changed, place, stream)
                     if differs
-                    else Task("the recipe", options, folder)
+                    else StudyTask("the recipe", options, folder)
                 )
             parts[stream] = trainings[key].folder
         place = home(options, folder, variant, changes)
         place = folder if place.path == folder.path else RunFolder(place.path, source)
-        joined.append(Task(variant, changed, place, parts=parts))
+        joined.append(StudyTask(variant, changed, place, parts=parts))
     return sorted(trainings.values(), key=lambda task: bool(task.stream)), joined
 
 
@@ -124,12 +126,12 @@ def with_cache(
 
 
 def run_tasks(
-    tasks: list[Task],
-    make_worker: Callable[[], Callable[[Task], None]],
+    tasks: list[StudyTask],
+    make_worker: Callable[[], Callable[[StudyTask], None]],
     launch: Launch,
     jobs: int,
     title: str,
-) -> Iterator[Task]:
+) -> Iterator[StudyTask]:
     """The tasks in the order in which they are done, so many at a time."""
     for task, _ in side_by_side(tasks, make_worker, launch, jobs, StudyBars(title, len(tasks))):
         yield task
@@ -168,11 +170,11 @@ def _of_study() -> Iterator[None]:
         raise InputError(f"{error}. The same command with --force makes it again") from None
 
 
-def trainer(mode: Mode) -> Callable[[Task], None]:
+def trainer(mode: Mode) -> Callable[[StudyTask], None]:
     """A worker that trains a student, or a stream of it."""
     from deskpro.stages.train_student import TrainStudent
 
-    def work(task: Task) -> None:
+    def work(task: StudyTask) -> None:
         with captured(task.folder.path), _of_study():
             log(f"{task.name}, in {task.folder.path}")
             stage = TrainStudent(task.options, task.folder, only=task.stream or None)
@@ -182,12 +184,12 @@ def trainer(mode: Mode) -> Callable[[Task], None]:
     return work
 
 
-def evaluator(mode: Mode) -> Callable[[Task], None]:
+def evaluator(mode: Mode) -> Callable[[StudyTask], None]:
     """A worker that evaluates a student, which it joins first where its streams lie apart."""
     from deskpro.stages.evaluate import Evaluate
     from deskpro.stages.join_streams import JoinStreams
 
-    def work(task: Task) -> None:
+    def work(task: StudyTask) -> None:
         _, options, home, _, parts = task
         weights = {stream: part.student for stream, part in parts.items()}
         with captured(home.path), _of_study():
@@ -204,7 +206,7 @@ def evaluator(mode: Mode) -> Callable[[Task], None]:
     return work
 
 
-def rows(task: Task) -> list[dict[str, Any]]:
+def rows(task: StudyTask) -> list[dict[str, Any]]:
     """What was measured of a student, a row per stream; minutes: of the trainings that it is of."""
     manifests = {part.manifest("train-student") for part in task.parts.values()}
     minutes = sum((read_manifest(path) or {}).get("seconds", 0) for path in manifests) / 60
@@ -214,6 +216,6 @@ def rows(task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def result_line(task: Task) -> str:
+def result_line(task: StudyTask) -> str:
     """What was measured of a student, in a line."""
     return messages.student_result(task.name, rows(task))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from deskpro.pipeline import config
 from deskpro.stages.base.errors import InputError
@@ -19,6 +19,8 @@ Changes = Mapping[str, object]
 """Option → its value in a variant."""
 Variants = Mapping[str, Changes]
 """Name of each variant → what it changes in the recipe."""
+Network = Literal["teacher", "student"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 
 
 class Curve(NamedTuple):
@@ -29,30 +31,54 @@ class Curve(NamedTuple):
     """Variant → the name of its line, and its value on the axis."""
 
 
+class Axis(NamedTuple):
+    """What the levels of a study differ in."""
+
+    levels: Callable[[Options], Variants]
+    """Ending of a variant's name → what that level changes in the recipe."""
+    label: str = ""
+    values: Callable[[Options], Mapping[str, float]] | None = None
+    """Ending of a variant's name → its value on the axis of a chart; None: there is no chart."""
+
+
 class Study(NamedTuple):
     """Variants of a recipe that are compared."""
 
-    variants: Callable[[Options], Variants]
+    lines: Callable[[Options], Variants]
+    """What is trained, at each level of the axis; every recipe has lines of the same names."""
     base: str
-    """The variant from which differences are counted."""
+    """The line from which differences are counted, at the same level."""
     help: str
-    curve: Callable[[Options], Curve] | None = None
-    """How it is drawn. Its variants are lines at levels, and differences are counted from the
-    variant of the same level on the line `base`."""
-
-    lines: tuple[str, ...] = ()
-    """What is trained at each level, by name; empty: the study has no levels."""
+    axis: Axis | None = None
     parts: tuple[str, ...] = ("kd_loss.enable", "mse.mse_weight", "forward_mode")
     """What of the recipe must be on, since variants switch it off."""
     views: int = 1
     """The most views of a sample that a variant trains on."""
 
+    def variants(self, options: Options) -> Variants:
+        """The variants of a recipe: each line at each level."""
+        if self.axis is None:
+            return self.lines(options)
+        return {
+            line + level: {**changes, **own}
+            for level, changes in self.axis.levels(options).items()
+            for line, own in self.lines(config.override(options, changes)).items()
+        }
+
     def base_of(self, variant: str) -> str:
         """The variant from which the difference of another is counted."""
-        if not self.lines:
+        if self.axis is None:
             return self.base
-        line = max((line for line in self.lines if variant.startswith(line)), key=len, default="")
-        return self.base + variant.removeprefix(line)
+        lines = (line for line in self.lines(Options()) if variant.startswith(line))
+        return self.base + variant.removeprefix(max(lines, key=len, default=""))
+
+    def curve(self, options: Options) -> Curve | None:
+        """How the variants of a recipe are drawn; None where they are not."""
+        if self.axis is None or self.axis.values is None:
+            return None
+        values, lines = self.axis.values(options), self.lines(options)
+        places = {line + level: (line, at) for level, at in values.items() for line in lines}
+        return Curve(self.axis.label, places)
 
 
 PLAIN, LONGER = "plain", "plain, 2× steps"
@@ -61,18 +87,6 @@ _NO_KD: Changes = {"kd_loss.enable": False}
 _PLAIN: Changes = {**_NO_KD, "mse.mse_weight": 0.0}
 _EMBEDDING: Changes = {"embedding.weight": 10.0}
 _UNLABELLED = {"loss.cross_entropy": 0.0, "loss.triplet": 0.0, "loss.triplet_body": 0.0}
-_LINES: Variants = {"plain": _PLAIN, "both": {}}
-"""What is trained at every length, or with every number of identities."""
-_OTHERS = ("plain", "plain, larger batch", "others", "others + unlabelled")
-_TARGETS: Variants = {
-    "plain": _NO_KD,
-    "kd": {},
-    "kd-class": {"kd_loss.class_means": True},
-    "embedding": {**_NO_KD, **_EMBEDDING},
-    "kd + embedding": _EMBEDDING,
-    "embedding, no labels": {**_NO_KD, **_EMBEDDING, **_UNLABELLED},
-}
-"""What of the recipe's own teacher the face stream learns."""
 _LENGTHS = {" ×½": 0.5, "": 1.0, " ×2": 2.0, " ×4": 4.0}
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 
@@ -88,9 +102,20 @@ def _parts(options: Options) -> Variants:
     }
 
 
-def _targets(options: Options) -> Variants:
-    levels = {"": {}, " ×2": _longer(options, 2)}
-    return _crossed(levels, _TARGETS)
+def _plain_and_both(_: Options) -> Variants:
+    return {PLAIN: _PLAIN, "both": {}}
+
+
+def _targets(_: Options) -> Variants:
+    """What of the recipe's own teacher the face stream learns."""
+    return {
+        PLAIN: _NO_KD,
+        "kd": {},
+        "kd-class": {"kd_loss.class_means": True},
+        "embedding": {**_NO_KD, **_EMBEDDING},
+        "kd + embedding": _EMBEDDING,
+        "embedding, no labels": {**_NO_KD, **_EMBEDDING, **_UNLABELLED},
+    }
 
 
 def _others(options: Options) -> Variants:
@@ -105,22 +130,11 @@ def _others(options: Options) -> Variants:
         **_longer(options, 1 + more / options.batchid),
         "batchid": options.batchid + more,
     }
-    return dict(zip(_OTHERS, (plain, larger, few, _NO_KD), strict=True))
-
-
-def _others_by_length(options: Options) -> Variants:
-    return _others_at(options, _length_levels(options))
-
-
-def _others_by_labels(options: Options) -> Variants:
-    return _others_at(options, _label_levels(options))
-
-
-def _others_at(options: Options, levels: Variants) -> Variants:
     return {
-        line + level: {**changes, **parts}
-        for level, changes in levels.items()
-        for line, parts in _others(config.override(options, changes)).items()
+        PLAIN: plain,
+        "plain, larger batch": larger,
+        "others": few,
+        "others + unlabelled": _NO_KD,
     }
 
 
@@ -134,20 +148,12 @@ def _views(options: Options) -> Variants:
     }
 
 
-def _length(options: Options) -> Variants:
-    return _crossed(_length_levels(options), _LINES)
+def _doubled(options: Options) -> Variants:
+    return {"": {}, " ×2": _longer(options, 2)}
 
 
-def _length_levels(options: Options) -> Variants:
+def _lengths(options: Options) -> Variants:
     return {name: _longer(options, factor) for name, factor in _LENGTHS.items()}
-
-
-def _length_curve(options: Options) -> Curve:
-    return Curve("training steps", _places(_steps(options), _LINES))
-
-
-def _others_length_curve(options: Options) -> Curve:
-    return Curve("training steps", _places(_steps(options), _OTHERS))
 
 
 def _steps(options: Options) -> Mapping[str, float]:
@@ -155,11 +161,11 @@ def _steps(options: Options) -> Mapping[str, float]:
     epochs, batches = options.train_student.epochs, _batches(options, "student")
     return {
         name: batches * float(str(changes.get("train_student.epochs", epochs)))
-        for name, changes in _length_levels(options).items()
+        for name, changes in _lengths(options).items()
     }
 
 
-def _batches(options: Options, network: Literal["teacher", "student"]) -> int:
+def _batches(options: Options, network: Network) -> int:
     """Batches in an epoch of a network."""
     from deskpro.stages.data.sampler import pk_batches
 
@@ -168,11 +174,7 @@ def _batches(options: Options, network: Literal["teacher", "student"]) -> int:
     return len(pk_batches(labels, recipe.batchid, recipe.batchimage, recipe.training.seed, 0))
 
 
-def _labels(options: Options) -> Variants:
-    return _crossed(_label_levels(options), _LINES)
-
-
-def _label_levels(options: Options) -> Variants:
+def _numbers_of_identities(options: Options) -> Variants:
     """Fewer identities, in as many steps of both networks as near as whole epochs allow: otherwise
     the study would be one of length."""
     return {
@@ -183,35 +185,13 @@ def _label_levels(options: Options) -> Variants:
 def _fewer(options: Options, count: float) -> Changes:
     changes: Changes = {"data.identities": count}
     few = config.override(options, changes)
-    for network in ("teacher", "student"):
+    for network in NETWORKS:
         factor = _batches(options, network) / _batches(few, network)
         changes = {**changes, **_longer(options, factor, network)}
     return changes
 
 
-def _labels_curve(options: Options) -> Curve:
-    return Curve("training identities", _places(_identities(options), _LINES))
-
-
-def _others_labels_curve(options: Options) -> Curve:
-    return Curve("training identities", _places(_identities(options), _OTHERS))
-
-
-def _crossed(levels: Variants, lines: Variants) -> Variants:
-    return {
-        name + level: {**parts, **changes}
-        for level, changes in levels.items()
-        for name, parts in lines.items()
-    }
-
-
-def _places(levels: Mapping[str, float], lines: Iterable[str]) -> dict[str, tuple[str, float]]:
-    return {name + level: (name, at) for level, at in levels.items() for name in lines}
-
-
-def _longer(
-    options: Options, factor: float, network: Literal["teacher", "student"] = "student"
-) -> Changes:
+def _longer(options: Options, factor: float, network: Network = "student") -> Changes:
     """So many times the epochs of the recipe; the warm-up keeps its share."""
     training = options.recipe(network).training
     epochs = max(round(training.epochs * factor), 1)
@@ -240,46 +220,37 @@ def _training_table(options: Options) -> pd.DataFrame:
     return training_index(options.data.root, options.train_set, chosen)
 
 
+_STEPS = Axis(_lengths, "training steps", _steps)
+_IDENTITIES = Axis(_numbers_of_identities, "training identities", _identities)
+_OF_OTHERS = ("teachers", "train_student.unlabelled")
+
 STUDIES: dict[str, Study] = {
-    "parts": Study(
-        _parts, "plain", "plain, KD, KD of class means, attention, both, twice the steps"
-    ),
+    "parts": Study(_parts, PLAIN, "plain, KD, KD of class means, attention, both, twice the steps"),
     "length": Study(
-        _length,
-        "plain",
-        "plain and both at ½, 1, 2 and 4 times the epochs",
-        _length_curve,
-        (*_LINES,),
+        _plain_and_both, PLAIN, "plain and both at ½, 1, 2 and 4 times the epochs", _STEPS
     ),
     "labels": Study(
-        _labels,
-        "plain",
+        _plain_and_both,
+        PLAIN,
         "plain and both with 1/8 to all of the identities, in as many steps",
-        _labels_curve,
-        (*_LINES,),
+        _IDENTITIES,
     ),
     "targets": Study(
         _targets,
-        "plain",
+        PLAIN,
         "what of the teacher the face stream learns, at 1 and 2 times the epochs",
-        lines=(*_TARGETS,),
+        Axis(_doubled),
         parts=("kd_loss.enable",),
     ),
     "others": Study(
-        _others_by_length,
-        "plain",
+        _others,
+        PLAIN,
         "other teachers and images without labels, at ½, 1, 2 and 4 times the epochs",
-        _others_length_curve,
-        _OTHERS,
-        ("teachers", "train_student.unlabelled"),
+        _STEPS,
+        _OF_OTHERS,
     ),
     "others-labels": Study(
-        _others_by_labels,
-        "plain",
-        "the same with 1/8 to all of the identities",
-        _others_labels_curve,
-        _OTHERS,
-        ("teachers", "train_student.unlabelled"),
+        _others, PLAIN, "the same with 1/8 to all of the identities", _IDENTITIES, _OF_OTHERS
     ),
     "views": Study(_views, "unmatched", "how many, matched or not, live teacher", views=16),
 }

@@ -13,17 +13,17 @@ from deskpro.pipeline.studies import Curve
 from deskpro.pipeline.tables import REFERENCES
 from deskpro.stages.metrics.intervals import holm, interval, paired_t, t_interval
 
-Cells = Collection[tuple[str, str]]
-"""Pairs of variant and stream."""
 
-
-def summarise(rows: pd.DataFrame, base_of: Callable[[str], str], same: Cells = ()) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame, base_of: Callable[[str], str], same: Collection[tuple[str, str]] = ()
+) -> pd.DataFrame:
     """Mean and standard deviation (n−1) over replicates, and the paired difference from a variant.
 
     Args:
         rows: a row per replicate, variant and stream.
         base_of: variant → the variant from which its difference is counted.
-        same: those whose stream is that of their base: a difference of 0 by construction, no test.
+        same: (variant, stream) whose stream is that of the variant's base: a difference of 0 by
+            construction, no test.
 
     Returns:
         A row per variant and stream, in per cent: variant, stream, protocol, queries, replicates,

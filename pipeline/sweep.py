@@ -30,7 +30,7 @@ from deskpro.stages.losses.terms import targets_needed
 SEED = "train_student.seed"
 
 
-class Base(NamedTuple):
+class SweptRun(NamedTuple):
     """The run whose options are varied, and how many students are trained for that."""
 
     options: Options
@@ -44,20 +44,20 @@ class Base(NamedTuple):
     """Vary one option at a time, the others are the recipe's; not every combination."""
 
 
-def sweep(base: Base, grids: Iterable[str]) -> Path:
+def sweep(run: SweptRun, grids: Iterable[str]) -> Path:
     """Train and evaluate every combination with every seed; an interrupted call is resumed.
 
     Writes `sweep.csv` into the run folder, a row per combination and stream: a column per option,
     then what `summarise` returns. Prints it, and draws `sweep.png` and `sweep.svg`. Differences are
     from the combination that the recipe has, or from the first.
     """
-    options = base.options
-    variants, first = _variants(base, grids)
-    _make_inputs(base, variants)
+    options = run.options
+    variants, first = _variants(run, grids)
+    _make_inputs(run, variants)
     found = summarise(
-        _train(base, variants), lambda _: first, same_cells(options, variants, lambda _: first)
+        _train(run, variants), lambda _: first, same_cells(options, variants, lambda _: first)
     )
-    path = base.folder.path / "sweep.csv"
+    path = run.folder.path / "sweep.csv"
     chosen = pd.DataFrame([variants[name] for name in found["variant"]])
     written = found.drop(columns="variant").rename(columns={"replicates": "seeds"})
     with write_aside(path) as aside:
@@ -67,7 +67,7 @@ def sweep(base: Base, grids: Iterable[str]) -> Path:
     return path
 
 
-def commands(base: Base, grids: Iterable[str]) -> list[str]:
+def commands(run: SweptRun, grids: Iterable[str]) -> list[str]:
     """A shell command for each student of `sweep`, for a scheduler's array of jobs.
 
     Teacher and caches are made first; each student's folder gets its recipe. The commands may run
@@ -77,10 +77,10 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
     Raises:
         InputError: a student is there that was trained by another recipe.
     """
-    variants, _ = _variants(base, grids)
-    _make_inputs(base, variants)
-    places = dict[Path, students.Task]()
-    for task in _tasks(base, variants).values():
+    variants, _ = _variants(run, grids)
+    _make_inputs(run, variants)
+    places = dict[Path, students.StudyTask]()
+    for task in _tasks(run, variants).values():
         places.setdefault(task.folder.path, task)
     digests = Digests(FileIndex())
     for task in places.values():  # before any recipe is replaced
@@ -96,12 +96,12 @@ def commands(base: Base, grids: Iterable[str]) -> list[str]:
     return [shlex.join([*program, "eval", "--run", str(path)]) for path in places]
 
 
-def _make_inputs(base: Base, variants: Variants) -> None:
+def _make_inputs(run: SweptRun, variants: Variants) -> None:
     """Bring the run to where its students can train: images, and targets where any learns some."""
-    learns = _learns(base.options, variants)
-    if learns or base.options.prepare is not None:
+    learns = _learns(run.options, variants)
+    if learns or run.options.prepare is not None:
         name = "teacher-cache" if learns else "prepare"
-        runner.run_stage(name, base.options, base.folder, chain=True)
+        runner.run_stage(name, run.options, run.folder, chain=True)
 
 
 def _learns(options: Options, variants: Variants) -> bool:
@@ -110,11 +110,11 @@ def _learns(options: Options, variants: Variants) -> bool:
     return any(targets_needed(each, each.streams) for each in every)
 
 
-def _variants(base: Base, grids: Iterable[str]) -> tuple[Variants, str]:
+def _variants(run: SweptRun, grids: Iterable[str]) -> tuple[Variants, str]:
     """The combinations, all possible, and the one that differences are from."""
-    options = base.options
+    options = run.options
     variants = combinations(
-        grids, flatten(options.model_dump(mode="json")) if base.one_by_one else None
+        grids, flatten(options.model_dump(mode="json")) if run.one_by_one else None
     )
     changed = {
         name: config.override(options, changes, f"--grid {name}")
@@ -161,15 +161,15 @@ def combinations(grids: Iterable[str], recipe: Changes | None = None) -> dict[st
     return {",".join(f"{key}={value}" for key, value in each.items()): each for each in every}
 
 
-def _train(base: Base, variants: Variants) -> pd.DataFrame:
+def _train(run: SweptRun, variants: Variants) -> pd.DataFrame:
     """Train and evaluate every combination with every seed; students that are fresh are kept.
 
     Returns:
         The rows of `students.rows`, with replicate (the seed), parameters and macs.
     """
-    tasks = _tasks(base, variants)
-    make_worker, launch = functools.partial(_worker, students.Mode(base.force)), base.options.launch
-    for task in students.run_tasks([*tasks.values()], make_worker, launch, base.jobs, "sweep"):
+    tasks = _tasks(run, variants)
+    make_worker, launch = functools.partial(_worker, students.Mode(run.force)), run.options.launch
+    for task in students.run_tasks([*tasks.values()], make_worker, launch, run.jobs, "sweep"):
         log(students.result_line(task))
     rows = []
     for (variant, seed), task in tasks.items():
@@ -180,33 +180,33 @@ def _train(base: Base, variants: Variants) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _tasks(base: Base, variants: Variants) -> dict[tuple[str, int], students.Task]:
+def _tasks(run: SweptRun, variants: Variants) -> dict[tuple[str, int], students.StudyTask]:
     """Combination and seed → its student; caches that combinations need are made here.
 
     Students that differ from the run's in the seed alone are those of every sweep.
     """
-    options, folder, below = base.options, base.folder, base.folder.path / "sweep"
-    caches, tasks = dict[str, Path](), dict[tuple[str, int], students.Task]()
+    options, folder, below = run.options, run.folder, run.folder.path / "sweep"
+    caches, tasks = dict[str, Path](), dict[tuple[str, int], students.StudyTask]()
     first, learns = options.train_student.seed, _learns(options, variants)
     for variant, changes in variants.items():
         changed, source = config.override(options, changes), folder.source
         if learns:
             own_cache = below / variant
             changed, source = students.with_cache(options, folder, changes, own_cache, caches)
-        for seed in range(first, first + base.seeds):
+        for seed in range(first, first + run.seeds):
             own = config.override(changed, {SEED: seed})
             shared = own == config.override(options, {SEED: seed})
             name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
             place = folder if own == options else RunFolder(below / name, source)
-            parts = dict.fromkeys(own.streams, place)
-            tasks[variant, seed] = students.Task(f"{variant}, seed {seed}", own, place, parts=parts)
+            parts, title = dict.fromkeys(own.streams, place), f"{variant}, seed {seed}"
+            tasks[variant, seed] = students.StudyTask(title, own, place, parts=parts)
     return tasks
 
 
-def _worker(mode: students.Mode) -> Callable[[students.Task], None]:
+def _worker(mode: students.Mode) -> Callable[[students.StudyTask], None]:
     train, evaluate = students.trainer(mode), students.evaluator(mode)
 
-    def work(task: students.Task) -> None:
+    def work(task: students.StudyTask) -> None:
         train(task)
         evaluate(task)
 

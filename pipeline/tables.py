@@ -170,7 +170,7 @@ def ablation_page(table: Table, facts: Mapping[str, str], findings: Sequence[str
         first, *others = [*cell.lines] or [""]
         return "<br>".join([f"**{first}**" if cell.best else first, *others])
 
-    lines = (table.columns, ["---"] * len(table.columns), *(map(text, row) for row in table.rows))
+    rows = [[text(cell) for cell in row] for row in table.rows]
     return "\n".join(
         [
             f"{table.title}. "
@@ -182,7 +182,7 @@ def ablation_page(table: Table, facts: Mapping[str, str], findings: Sequence[str
             "References have no difference: chance is a random order, the clothes reader knows",
             "what everyone wears and nothing else, and the teacher sees HR faces.",
             "",
-            *("| " + " | ".join(line) + " |" for line in lines),
+            cells.markdown(table.columns, rows),
             "",
             *(f"* {finding}" for finding in findings),
             *([""] if findings else []),

@@ -197,8 +197,8 @@ def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
     highest = cells.best([row["value"] for row in rows])
     found = []
     for row, is_best in zip(rows, highest, strict=True):
-        value, low, high = (100 * row[end] for end in ("value", "low", "high"))
-        lines = [cells.bold(cells.within(value, low, high), is_best and bold)]
+        shown = cells.within(*(row[end] for end in ("value", "low", "high")))
+        lines = [cells.bold(shown, is_best and bold)]
         if not pd.isna(row["p"]):
             ends = (row["difference"], row["difference_low"], row["difference_high"])
             verdict = "better" if row["difference"] > 0 else "worse"

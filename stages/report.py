@@ -331,7 +331,7 @@ def _provenance(
             store = TargetStore(folder.targets)
             used = store.samples
             for group in store.groups():
-                values = record.flatten(MappedReader(folder.targets, group).fingerprint)
+                values = record.as_texts(MappedReader(folder.targets, group).fingerprint)
                 fingerprint |= {f"{group}: {name}": value for name, value in values.items()}
         except CacheError as error:
             problem = str(error)

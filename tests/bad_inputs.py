@@ -439,6 +439,8 @@ EXPORTS = [
               *NOT_JSON, ("is an empty object", text("{}")), *NOT_FILES),
     *replaced("the evaluation", "run/.state/manifests/eval.json",
               "Type: deskpro eval --run {run}", "export {run}", ("is missing", missing)),
+    *replaced("the features", "run/features.zarr", "features.zarr: missing", "export {run}",
+              ("are missing", missing)),
     *replaced("the student", "run/student.safetensors", "student.safetensors", "export {run}",
               ("is empty", raw(b"")), ("is missing", missing)),
     Row("no run folder", "export {tmp}/nowhere", "Type: deskpro eval --run {tmp}/nowhere"),

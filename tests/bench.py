@@ -610,7 +610,7 @@ def several_students(folder: Path, size: BenchmarkOptions | None = None) -> Iter
     def students_by(jobs: int) -> None:
         number = next(runs)
         tasks = [
-            students.Task(
+            students.StudyTask(
                 f"seed {seed}",
                 override(shorter, {"train_student.seed": seed}),
                 RunFolder(folder / f"students{number}" / f"{seed}", run.path),

@@ -27,8 +27,8 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.reporting import figures, histories, ranked, results
 from deskpro.stages.reporting import page as page_module
+from deskpro.stages.reporting.cells import percent
 from deskpro.stages.reporting.images import Thumbnails
-from deskpro.stages.reporting.page import percent
 from tests.browser import CHROMIUM, Page, browse
 from tests.conftest import Project, Result, run_process, with_cache, write_recipe
 

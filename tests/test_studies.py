@@ -98,9 +98,9 @@ def test_a_benchmark_that_is_not_drawn_yet_is_drawn_first(
         raise InterruptedError(options.data.root)
 
     monkeypatch.setattr(ablation, "draw_missing", draw)
-    base = ablation.Base(config.override(Options(), changes), RunFolder(tmp_path / "run"))
+    run = ablation.StudiedRun(config.override(Options(), changes), RunFolder(tmp_path / "run"))
     with pytest.raises(InterruptedError, match="none"):
-        ablation.ablation(base, study)
+        ablation.run_study(run, study)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -175,9 +175,9 @@ def test_lengths_and_identities_are_shares_of_the_recipe_s(project: Project) -> 
         config.override(options, changes)
     assert STUDIES["length"].base_of("both ×½") == "plain ×½"
     assert STUDIES["parts"].base_of("kd") == "plain"
-    curve = STUDIES["length"].curve
+    curve = STUDIES["length"].curve(options)
     assert curve is not None
-    steps = {variant: at for variant, (_, at) in curve(options).places.items()}
+    steps = {variant: at for variant, (_, at) in curve.places.items()}
     assert steps["both ×4"] == 8 * steps["plain ×½"] == 4 * steps["plain"]
     labels = STUDIES["labels"].variants(options)
     assert [*labels] == ["plain, 2 identities", "both, 2 identities", "plain", "both"]
@@ -252,7 +252,7 @@ def small_study(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The study of parts with two variants, whose names are returned."""
     chosen = ["plain", "both"]
     every = STUDIES["parts"].variants(Options())
-    few = STUDIES["parts"]._replace(variants=lambda _: {name: every[name] for name in chosen})
+    few = STUDIES["parts"]._replace(lines=lambda _: {name: every[name] for name in chosen})
     monkeypatch.setitem(STUDIES, "parts", few)
     return chosen
 
@@ -491,6 +491,10 @@ def test_curves_are_drawn_of_means_and_intervals(tmp_path: Path) -> None:
     for words in ("training steps", "face", "body", "plain", "both", "400", "3 replicates"):
         assert f">{words}" in text or words in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+    lines = {name: (f"line {name}", places[name][1]) for name in values}
+    draw_curves(rows, Curve("training steps", lines), tmp_path / "many")
+    text = (tmp_path / "many.svg").read_text()
+    assert {text.count(f">line {name}<") for name in values} == {3}  # in each panel
     alone = rows[rows["replicate"] == 0]  # without intervals
     draw_curves(alone, Curve("training steps", places), tmp_path / "one")
 
@@ -545,7 +549,7 @@ def test_jobs_share_the_threads_of_the_machine(
 
     monkeypatch.setattr(students, "map_items", note)
     options = config.load(project.config)
-    tasks = [students.Task(name, options, RunFolder(project.run / name)) for name in "ab"]
+    tasks = [students.StudyTask(name, options, RunFolder(project.run / name)) for name in "ab"]
     bars = StudyBars("ablation", 2, of_students=False)
     assert len([*students.side_by_side(tasks, object, Launch(), 4, bars)]) == 2
     assert started == [(2, 2, 2)] * 2

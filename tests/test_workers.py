@@ -174,7 +174,7 @@ def test_an_ablation_is_that_of_one_process(
     run: Run, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = STUDIES["parts"].variants(Options())
-    few = STUDIES["parts"]._replace(variants=lambda _: {k: every[k] for k in ("plain", "both")})
+    few = STUDIES["parts"]._replace(lines=lambda _: {k: every[k] for k in ("plain", "both")})
     monkeypatch.setitem(STUDIES, "parts", few)
     ablation = ["--replicates", "1", *sets("launch.threads=1")]
     project.ok("ablation", *ablation)

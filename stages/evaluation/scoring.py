@@ -187,7 +187,7 @@ def _show(report: dict[str, Any], options: Options) -> None:
     for names, protocol in results.merged(report["protocols"]).items():
         lines = []
         for stream, numbers in protocol["streams"].items():
-            mean = cells.within(*(100 * x for x in (numbers["mAP"], *numbers["interval"]["mAP"])))
+            mean = cells.within(numbers["mAP"], *numbers["interval"]["mAP"])
             if "sd" in numbers:
                 mean += f" ± {100 * numbers['sd']['mAP']:.1f}"
             lines.append([stream, mean, *(f"{100 * numbers[f'rank{r}']:.1f}" for r in ranks)])

@@ -1,23 +1,28 @@
-"""How numbers are written in tables of the terminal; all in per cent."""
+"""How numbers are written in tables, in per cent; and tables of Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def spread(mean: float, sd: float) -> str:
-    """A mean with its standard deviation; alone where that is nan."""
+    """A mean in per cent with its standard deviation; alone where that is nan."""
     return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
 
 
-def within(value: float, low: float, high: float) -> str:
-    """A value with its interval."""
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def percent(share: float | None) -> str:
+    """A share of 0..1 with one digit; a dash for none, or nan."""
+    return "–" if share is None or share != share else f"{100 * share:.1f}"
+
+
+def within(share: float, low: float, high: float) -> str:
+    """A share of 0..1 with the ends of its interval."""
+    return f"{percent(share)} [{percent(low)}, {percent(high)}]"
 
 
 def difference(value: float, low: float, high: float) -> str:
-    """A signed difference with its interval; alone where that is nan."""
+    """A signed difference in points with its interval; alone where that is nan."""
     return f"{value:+.1f}" + f" [{low:.1f}, {high:.1f}]" * (not math.isnan(low))
 
 
@@ -30,3 +35,10 @@ def best(values: Sequence[float]) -> list[bool]:
 def bold(text: str, when: bool = True) -> str:
     """Text in rich's markup for bold."""
     return f"[bold]{text}[/bold]" if when else text
+
+
+def markdown(columns: Sequence[object], rows: Iterable[Sequence[object]], rule: str = "---") -> str:
+    """A table of GitHub's Markdown. rule: of all columns but the first; `---:` aligns right."""
+    lines = [columns, ["---", *[rule] * (len(columns) - 1)], *rows]
+    texts = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from deskpro.stages.reporting.figures import COLOURS, apart, number
+from deskpro.stages.reporting import figures
+from deskpro.stages.reporting.figures import COLOURS
 
 _SIZE = 250, 250
 """Of a panel, in units of the SVG."""
-_DASHES = ("--", "-")
+_DASHES = ("--", "-", ":", "-.")
 """Of the lines, in their order."""
 
 
@@ -47,30 +49,20 @@ def panels(streams: Mapping[str, Mapping[str, Sequence[Level]]], title: str, lab
 
 
 def _panel(axes: Axes, stream: str, lines: Mapping[str, Sequence[Level]], top: float) -> None:
-    colour = COLOURS.get(stream, COLOURS["ink"])
-    ends = {}
-    for (name, levels), dash in zip(lines.items(), _DASHES, strict=False):
+    colour, ends = figures.colour_of(stream), {}
+    for (name, levels), dash in zip(lines.items(), cycle(_DASHES)):
         levels = sorted(levels)
         places, means = [x.at for x in levels], [x.mean for x in levels]
         axes.plot(places, means, dash, color=colour, linewidth=2.25, marker="o", markersize=4)
         lows, highs = [x.low for x in levels], [x.high for x in levels]
         axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
-        ends[name] = levels[-1]
-    heights = apart([x.mean for x in ends.values()], top * 13 / 170, top)
-    for (name, last), height in zip(ends.items(), heights, strict=True):
-        axes.annotate(
-            name, (last.at, height), (7, 0), "data", "offset points", annotation_clip=False,
-            va="center", fontsize=11, color=colour,
-        )  # fmt: skip
+        ends[name] = places[-1], means[-1], colour
+    figures.name_lines(axes, ends, gap=top * 13 / 170, top=top, size=11)
     marks = sorted({x.at for levels in lines.values() for x in levels})
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(marks, [number(mark) for mark in marks])
+    axes.set_xticks(marks, [figures.number(mark) for mark in marks])
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_ylim(0, top)
     axes.set_title(stream, loc="left", fontsize=11, color=COLOURS["ink"])
-    axes.patch.set_visible(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", length=0, labelsize=10, labelcolor=COLOURS["soft"])
-    axes.grid(axis="y", color=COLOURS["rule"], linewidth=1)
-    axes.set_axisbelow(True)
+    figures.strip_axes(axes, 10)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -19,8 +18,6 @@ _STYLES = {
     "all": ("all", "-"),
 }
 """Face case → a name of `figures.COLOURS`, and the line."""
-_HEIGHT = 190
-"""Of the axes, about, in units of the SVG."""
 
 
 def charts(verification: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
@@ -50,8 +47,8 @@ def _roc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         rates, low, high = ([100 * x for x in curve[key]] for key in ("TAR", "low", "high"))
         axes.plot(curve["FAR"], rates, line, color=colour, linewidth=2.25)
         axes.fill_between(curve["FAR"], low, high, color=colour, alpha=0.15, linewidth=0)
-        ends[name] = curve["FAR"][-1], rates[-1]
-    least = min(end for end, _ in ends.values())
+        ends[name] = rates[-1], colour
+    least = min(curve["FAR"][-1] for curve in curves.values())
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     marks = [10.0**-power for power in range(8) if 10.0**-power >= least]
@@ -59,7 +56,7 @@ def _roc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     axes.set(ylabel="true accept rate, %", ylim=(0, 100))
     axes.set_xlabel("false accept rate, %, stricter to the right")
     axes.set_xlim(1, least)  # the strict end, where curves part, has their names
-    _name(axes, {name: (least, height) for name, (_, height) in ends.items()})
+    figures.name_lines(axes, {name: (least, *end) for name, end in ends.items()}, offset=9)
     return figure
 
 
@@ -75,23 +72,13 @@ def _reliability(bins: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         axes.plot(stated, true, line, color=colour, linewidth=2.25)
         sizes = [8 + 120 * row[0] for row in found]
         axes.scatter(stated, true, sizes, color=colour, zorder=3, clip_on=False)
-        ends[name] = 100.0, true[-1]
+        ends[name] = 100.0, true[-1], colour
     axes.set(xlabel="probability of one person at even priors, %", xlim=(0, 100), ylim=(0, 100))
     axes.set_ylabel("pairs of one person, %")
-    _name(axes, ends)
+    figures.name_lines(axes, ends, offset=9)
     return figure
 
 
 def _style(name: str) -> tuple[str, str]:
     colour, line = _STYLES[name]
     return figures.COLOURS[colour], line
-
-
-def _name(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Write the names of lines beside their ends."""
-    heights = figures.apart([y for _, y in ends.values()], 100 * figures.LINE / _HEIGHT, 100)
-    for (name, (x, _)), height in zip(ends.items(), heights, strict=True):
-        axes.annotate(
-            name, (x, height), (9, 0), "data", "offset points", annotation_clip=False, va="center",
-            fontsize=figures.TEXT, color=_style(name)[0],
-        )  # fmt: skip

@@ -42,8 +42,10 @@ PAGE = 316
 large as it is drawn."""
 TEXT = 12
 """Size of a chart's text, in these units."""
-LINE = 14
+_LINE = 14
 """Height of a line of text in these units."""
+_GAP = 100 * _LINE / 190
+"""Between lines of text, in per cent of the height of axes in a chart that is 280 units high."""
 _RANKS = (1, 5, 10, 20)
 """Marks of a CMC."""
 
@@ -87,16 +89,15 @@ def cmc(
     for name, shares in curves.items():
         axes.plot(
             range(1, len(shares) + 1), 100 * np.asarray(shares), linewidth=2.25, clip_on=False,
-            color=_colour(name), linestyle=_DASHES.get(name, "-"),
+            color=colour_of(name), linestyle=_DASHES.get(name, "-"),
         )  # fmt: skip
     axes.set(xlabel="rank", ylabel="matching rate, %", ylim=(0, 100), xlim=(1, max(last, 2)))
     axes.set_xticks([rank for rank in sorted({*_RANKS, *ranks}) if rank <= last])
-    heights = apart([100 * shares[-1] for shares in curves.values()], 100 * LINE / 190, 100)
-    for (name, shares), height in zip(curves.items(), heights, strict=True):
-        axes.annotate(
-            (labels or {}).get(name, name), (len(shares), height), (7, 0), "data", "offset points",
-            annotation_clip=False, va="center", fontsize=TEXT, color=_colour(name),
-        )  # fmt: skip
+    ends = {
+        (labels or {}).get(name, name): (len(shares), 100 * shares[-1], colour_of(name))
+        for name, shares in curves.items()
+    }
+    name_lines(axes, ends)
     return figure
 
 
@@ -149,9 +150,9 @@ def intervals(
             if row.group == group:
                 heights[row], place = place, place + 1
         place += 0.4
-    figure, axes = new_axes(title, (room, round(75 + 1.4 * LINE * place)))
+    figure, axes = new_axes(title, (room, round(75 + 1.4 * _LINE * place)))
     for row, height in heights.items():
-        colour, ends = _colour(row.stream), np.nan_to_num([row.low, row.high], nan=row.value)
+        colour, ends = colour_of(row.stream), np.nan_to_num([row.low, row.high], nan=row.value)
         axes.plot(ends, [height, height], color=colour, linewidth=2.25, solid_capstyle="butt")
         axes.plot([row.value], [height], color=colour, marker="o", markersize=6)
         axes.annotate(
@@ -178,7 +179,7 @@ def scatter(points: Sequence[Point], title: str, label: str, stream: str) -> Fig
     label: of the cost; stream: gives the colour.
     """
     figure, axes = new_axes(title, (560, 360))
-    colour, front = _colour(stream), _front(points)
+    colour, front = colour_of(stream), _front(points)
     axes.step(
         [point.x for point in front], [point.y for point in front], where="post",
         color=COLOURS["rule"], linewidth=1.5, zorder=1,
@@ -254,6 +255,35 @@ def apart(wanted: Sequence[float], gap: float, top: float = math.inf) -> list[fl
     return [float(place) for place in places[np.argsort(order)]]
 
 
+def name_lines(
+    axes: Axes,
+    ends: Mapping[str, tuple[float, float, str]],
+    *,
+    gap: float = _GAP,
+    top: float = 100,
+    offset: int = 7,
+    size: int = TEXT,
+) -> None:
+    """Write the names of lines beside their ends.
+
+    Args:
+        ends: name → x and y of the end, and the colour.
+        gap, top: see `apart`.
+        offset, size: of the text, in units of the SVG.
+    """
+    heights = apart([y for _, y, _ in ends.values()], gap, top)
+    for (name, (x, _, colour)), height in zip(ends.items(), heights, strict=True):
+        axes.annotate(
+            name, (x, height), (offset, 0), "data", "offset points", annotation_clip=False,
+            va="center", fontsize=size, color=colour,
+        )  # fmt: skip
+
+
+def colour_of(stream: str) -> str:
+    """The light colour of a stream; that of text for others."""
+    return COLOURS.get(stream, COLOURS["ink"])
+
+
 def number(value: float) -> str:
     """A number as short as an axis or a table wants it: four significant digits at most."""
     if not math.isfinite(value):
@@ -267,18 +297,23 @@ def new_axes(title: str, size: tuple[int, int]) -> tuple[Figure, Axes]:
     """Axes with a horizontal grid alone; size: width and height in units of the SVG."""
     figure = Figure(figsize=(size[0] * _PIXEL, size[1] * _PIXEL), layout="constrained")
     axes = figure.subplots()
-    axes.patch.set_visible(False)
-    axes.spines[:].set_visible(False)
     title = textwrap.fill(title, round(size[0] / 7.5))
     axes.set_title(
         title, loc="left", fontsize=TEXT + 1, color=COLOURS["ink"], pad=9, parse_math=False
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(fontsize=TEXT, color=COLOURS["ink"])
-    axes.tick_params(length=0, labelsize=TEXT, labelcolor=COLOURS["soft"])
+    strip_axes(axes)
+    return figure, axes
+
+
+def strip_axes(axes: Axes, size: int = TEXT) -> None:
+    """Leave nothing of the axes but a horizontal grid and the labels of marks, of so many units."""
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0, labelsize=size, labelcolor=COLOURS["soft"])
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=1)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _curve(
@@ -289,10 +324,6 @@ def _curve(
         x, y, color=COLOURS[colour], linewidth=linewidth, clip_on=False,
         marker="o", markersize=5, markevery=[-1],
     )  # fmt: skip
-
-
-def _colour(stream: str) -> str:
-    return COLOURS.get(stream, COLOURS["ink"])
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -334,7 +365,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         for rise, side in ((rise, side) for rise in steps for side in (1, -1)):
             line = {"arrowstyle": "-", "color": COLOURS["soft"], "linewidth": 0.75, "shrinkB": 4}
             text = axes.annotate(
-                point.name, (point.x, point.y), (9 * side, rise * LINE), "data", "offset points",
+                point.name, (point.x, point.y), (9 * side, rise * _LINE), "data", "offset points",
                 ha="left" if side > 0 else "right", va="center", fontsize=10,
                 color=COLOURS["ink"], parse_math=False, arrowprops=line if abs(rise) > 1 else None,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},

@@ -70,9 +70,8 @@ def chart(protocols: Protocols) -> Markup | None:
 
 
 def _figures(numbers: Mapping[str, Any]) -> list[str]:
-    mean = cells.within(*(100 * x for x in (numbers["mAP"], *numbers["interval"]["mAP"])))
-    shares = (f"{100 * numbers[key]:.1f}" for key in ("rank1", "chance"))
-    return [mean, *shares]
+    mean = cells.within(numbers["mAP"], *numbers["interval"]["mAP"])
+    return [mean, cells.percent(numbers["rank1"]), cells.percent(numbers["chance"])]
 
 
 def _difference(row: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from deskpro.stages.reporting.cells import percent
 from deskpro.stages.reporting.figures import history_chart, number, spark, to_svg
-from deskpro.stages.reporting.page import percent
 
 MEASURES = {
     "agree": ("agreement with the teacher on training views, in training mode, %", percent),

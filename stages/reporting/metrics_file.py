@@ -7,15 +7,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+SignedShare = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=0)]
-Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
+ShareEnds = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class Group(_Part):
+class SomeQueries(_Part):
     """Some of the queries; the figures are None where there are none."""
 
     queries: Count
@@ -26,8 +29,8 @@ class Group(_Part):
 class Intervals(_Part):
     """Of 95 %, over identities."""
 
-    mAP: Interval
-    rank1: Interval
+    mAP: ShareEnds
+    rank1: ShareEnds
 
 
 class Spread(_Part):
@@ -54,8 +57,8 @@ class Decision(_Closed):
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None
     FAR: Share
     rate: Share
-    interval: Interval | None = None
-    far_interval: Interval | None = None
+    interval: ShareEnds | None = None
+    far_interval: ShareEnds | None = None
 
 
 class Meaning(_Closed):
@@ -79,7 +82,7 @@ Decisions = dict[str, Decision | Refused]
 """False accept rate → what is accepted at it."""
 
 
-class Curve(_Closed):
+class RocCurve(_Closed):
     """Accept rates of pairs of one person by those of two, with the ends of their intervals."""
 
     FAR: list[Share]
@@ -95,7 +98,7 @@ class PairsOfCase(_Closed):
     impostors: Count
     identities: Count
     EER: Share | None
-    ROC: Curve
+    ROC: RocCurve
     TAR: Decisions
     DIR: Decisions
     held_out: Decisions | None = None
@@ -103,13 +106,13 @@ class PairsOfCase(_Closed):
     clothes: dict[str, Clothes]
 
 
-class Outfit(_Closed):
+class OutfitResults(_Closed):
     """How often wrong first images wear the query's outfit; expected: other people's images do."""
 
     share: Share
     expected: Share
     lift: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    interval: Ends
 
 
 class Cameras(_Closed):
@@ -128,15 +131,15 @@ class Changed(_Closed):
     queries: Count
     same: Share
     changed: Share
-    difference: Annotated[float, Field(ge=-1, le=1)]
-    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    difference: SignedShare
+    interval: Ends
 
 
 class Mistakes(_Closed):
     """Of queries whose first image is another person's."""
 
     wrong: Share
-    outfit: Outfit | Refused
+    outfit: OutfitResults | Refused
     cameras: Cameras | None = None
     changed: Changed | Refused | None = None
 
@@ -145,8 +148,8 @@ class OfQueries(_Closed):
     """Figures of some queries; gallery: images that a query is compared with, on average; chance:
     mAP of a random order."""
 
-    queries: Annotated[int, Field(ge=1)]
-    identities: Annotated[int, Field(ge=1)]
+    queries: AtLeastOne
+    identities: AtLeastOne
     gallery: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     mAP: Share
     rank1: Share
@@ -156,16 +159,16 @@ class OfQueries(_Closed):
 class SameIntervals(_Closed):
     """Of 95 %, over identities."""
 
-    mAP: Interval
-    rank1: Interval
-    difference: Annotated[list[float], Field(min_length=2, max_length=2)]
+    mAP: ShareEnds
+    rank1: ShareEnds
+    difference: Ends
 
 
 class SameQueries(OfQueries):
     """Over the queries that the longest gap scores, among the images of others that it leaves;
     difference: in mAP from no gap."""
 
-    difference: Annotated[float, Field(ge=-1, le=1)]
+    difference: SignedShare
     interval: SameIntervals
 
 
@@ -187,7 +190,7 @@ class Few(_Closed):
     identities: Count
 
 
-class Gaps(_Closed):
+class GapResults(_Closed):
     """Rows by gap of time, and gaps at which too few are scored."""
 
     rows: Annotated[list[Gap], Field(min_length=1)]
@@ -198,8 +201,8 @@ class Ranked(_Part):
     """The figures of a ranking, as shares in 0..1, and `rankR` of each rank asked for."""
 
     __pydantic_extra__: dict[str, Share] = Field(init=False)
-    queries: Annotated[int, Field(ge=1)]
-    identities: Annotated[int, Field(ge=1)]
+    queries: AtLeastOne
+    identities: AtLeastOne
     mAP: Share
     mINP: Share
     cmc: Annotated[list[Share], Field(min_length=1)]
@@ -214,21 +217,21 @@ class Transductive(Ranked):
     right: Share | None = None
 
 
-class Stream(Ranked):
+class StreamResults(Ranked):
     """The figures of a stream, and what else is said of it."""
 
-    with_face: Group | None = Field(None, alias="with face")
-    without_face: Group | None = Field(None, alias="without face")
+    with_face: SomeQueries | None = Field(None, alias="with face")
+    without_face: SomeQueries | None = Field(None, alias="without face")
     sd: Spread | None = None
     verification: dict[str, PairsOfCase] | None = None
     """By face case."""
     mistakes: Mistakes | None = None
-    gaps: Gaps | Refused | None = None
+    gaps: GapResults | Refused | None = None
     """Where times are known."""
     transductive: dict[str, Transductive] = {}
 
 
-class Protocol(_Part):
+class ProtocolResults(_Part):
     """A protocol: its rule, how many galleries are drawn, what was counted."""
 
     rule: str
@@ -236,10 +239,10 @@ class Protocol(_Part):
     queries: Count
     skipped: Count
     gallery: Count
-    streams: Annotated[dict[str, Stream], Field(min_length=1)]
+    streams: Annotated[dict[str, StreamResults], Field(min_length=1)]
 
 
-class Data(_Part):
+class EvaluatedImages(_Part):
     """The test images."""
 
     root: str
@@ -254,7 +257,7 @@ class Data(_Part):
     without_hr_face: Count | None = Field(None, alias="without HR face")
 
 
-class Network(_Part):
+class EvaluatedNetwork(_Part):
     """The weights, or the features of any network, that were evaluated."""
 
     file: str
@@ -262,7 +265,7 @@ class Network(_Part):
     kind: str
 
 
-class Attention(_Closed):
+class AttentionResults(_Closed):
     """Of the student's attention on queries with a mask that has a head: mean intersection over
     union with the head, of the part of the image that is as large (`metrics.overlap`).
 
@@ -270,14 +273,14 @@ class Attention(_Closed):
     attention's resolution; digest: of the images and masks.
     """
 
-    queries: Annotated[int, Field(ge=1)]
-    identities: Annotated[int, Field(ge=1)]
+    queries: AtLeastOne
+    identities: AtLeastOne
     without_mask: Count = Field(alias="without mask")
     unusable_mask: Count = Field(alias="unusable mask")
     without_head: Count = Field(alias="without head")
     digest: str
     head_iou: Share
-    interval: Interval
+    interval: ShareEnds
     uniform_iou: Share
     mask_iou: Share
 
@@ -285,10 +288,10 @@ class Attention(_Closed):
 class Metrics(_Part):
     """The whole file."""
 
-    network: Network
-    gallery_network: Network | None = None
-    attention: Attention | Refused | None = None
-    data: Data
+    network: EvaluatedNetwork
+    gallery_network: EvaluatedNetwork | None = None
+    attention: AttentionResults | Refused | None = None
+    data: EvaluatedImages
     flip: bool | None
     face_weight: Share | Literal["fitted"] | None
     metric: Literal["cosine", "euclidean"] | None = None
@@ -298,4 +301,4 @@ class Metrics(_Part):
     fusion: dict[str, float] | None = None
     transductive: dict[str, dict[str, float | int | None]]
     """Rule → its settings."""
-    protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
+    protocols: Annotated[dict[str, ProtocolResults], Field(min_length=1)]

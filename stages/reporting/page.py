@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from deskpro.stages.reporting.cells import percent
 from deskpro.stages.reporting.figures import number
 
 
@@ -36,11 +37,6 @@ def render(name: str, parts: Mapping[str, Any], style: str | None = None) -> str
     environment.filters |= filters
     template = environment.from_string(_text(f"{name}.html.j2"))
     return template.render(**parts, style=Markup(style), script=Markup(script), policy=policy)
-
-
-def percent(share: float | None) -> str:
-    """A share 0..1 as a percentage with one digit; a dash for none, or nan."""
-    return "–" if share is None or share != share else f"{100 * share:.1f}"
 
 
 def fixed(value: float, digits: int = 2) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from deskpro.stages.reporting import cells
+
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "“": "``", "”": "''", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "–": "--",
@@ -51,10 +53,7 @@ def _latex(table: PaperTable) -> str:
 
 
 def _markdown(table: PaperTable) -> str:
-    rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
-    return "\n".join([table.caption, "", *lines, ""])
+    return f"{table.caption}\n\n{cells.markdown(table.columns, table.rows, '---:')}\n"
 
 
 def _escape(text: str) -> str:

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from deskpro.cache import files
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.params import flatten
 from deskpro.stages.base.progress import warn
-from deskpro.stages.base.run_folder import RunFolder
+from deskpro.stages.base.run_folder import RunFolder, read_json
 from deskpro.stages.reporting.metrics_file import Metrics
 
 
@@ -121,19 +122,15 @@ def stages(folder: Path) -> list[dict[str, Any]]:
     """The manifests in a folder, in the order in which the stages finished."""
     found = []
     for path in folder.glob("*.json"):
-        try:
-            record = files.read_json(path)
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict):
+        if (record := read_json(path)) is not None:
             stamp = str(record.get("finished", ""))
             found.append(
                 {
                     "name": str(record.get("stage", path.stem)),
                     "finished": stamp.replace("T", " ").replace("+00:00", " UTC"),
                     "seconds": record.get("seconds"),
-                    "facts": flatten(_mapping(record, "result")),
-                    "digests": flatten(_mapping(record, "deps") | _mapping(record, "outs")),
+                    "facts": as_texts(_mapping(record, "result")),
+                    "digests": as_texts(_mapping(record, "deps") | _mapping(record, "outs")),
                     "versions": _mapping(record, "versions"),
                 }
             )
@@ -145,17 +142,14 @@ def _mapping(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def as_texts(tree: Mapping[str, Any]) -> dict[str, str]:
     """Nested facts as one level of dotted names; a long list by its length."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and len(value) > 4:
-            flat[f"{prefix}{key}"] = f"{len(value)} in a fixed order"
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+    return {
+        name: f"{len(value)} in a fixed order"
+        if isinstance(value, list) and len(value) > 4
+        else str(value)
+        for name, value in flatten(tree).items()
+    }
 
 
 def is_digest(text: str) -> bool:

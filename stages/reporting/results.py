@@ -24,15 +24,11 @@ def widest(streams: Iterable[str]) -> str:
 
 def merged(protocols: Protocols) -> dict[str, Mapping[str, Any]]:
     """The protocols, those with the same results in every stream as one with joined names."""
-    names: list[list[str]] = []
+    groups: dict[str, list[str]] = {}
     for name, protocol in protocols.items():
-        same = (group for group in names if protocols[group[0]]["streams"] == protocol["streams"])
-        found = next(same, None)
-        if found is None:
-            names.append([name])
-        else:
-            found.append(name)
-    return {", ".join(group): protocols[group[0]] for group in names}
+        same = (first for first in groups if protocols[first]["streams"] == protocol["streams"])
+        groups.setdefault(next(same, name), []).append(name)
+    return {", ".join(names): protocols[first] for first, names in groups.items()}
 
 
 PAIR_COLUMNS = ("protocol", "pairs", "of one", "of two", "EER", "TAR 1 %", "TAR 0.1 %",
@@ -57,18 +53,14 @@ def pair_rows(protocols: Protocols, *, intervals: bool = True) -> list[list[str]
             ]
             if {*decided} == {"–"}:
                 continue
-            eer = "–" if numbers["EER"] is None else f"{100 * numbers['EER']:.1f}"
             counts = (f"{numbers[key]:,}" for key in ("genuine", "impostors"))
-            rows.append([names, case, *counts, eer, *decided])
+            rows.append([names, case, *counts, cells.percent(numbers["EER"]), *decided])
     return rows
 
 
 def _rate(decision: Mapping[str, Any], key: str, interval: str | None) -> str:
-    if key not in decision:
-        return "–"
-    if interval is None or decision.get(interval) is None:
-        return f"{100 * decision[key]:.1f}"
-    return cells.within(*(100 * value for value in (decision[key], *decision[interval])))
+    ends = None if interval is None else decision.get(interval)
+    return cells.percent(decision.get(key)) if ends is None else cells.within(decision[key], *ends)
 
 
 def _number(value: float | None) -> str:
@@ -84,9 +76,9 @@ def transductive_rows(protocols: Protocols) -> list[list[str]]:
     for names, protocol in merged(protocols).items():
         for stream, numbers in protocol["streams"].items():
             for rule, found in numbers.get("transductive", {}).items():
-                mean = cells.within(*(100 * x for x in (found["mAP"], *found["interval"]["mAP"])))
+                mean = cells.within(found["mAP"], *found["interval"]["mAP"])
                 others = (found["cmc"][0], numbers["mAP"], numbers["cmc"][0])
-                rows.append([names, stream, rule, mean, *(f"{100 * x:.1f}" for x in others)])
+                rows.append([names, stream, rule, mean, *map(cells.percent, others)])
     return rows
 
 
@@ -160,7 +152,7 @@ def cmc_charts(protocols: Protocols) -> list[Markup]:
 
 def breakdown(
     table: pd.DataFrame | None, protocol: str, stream: str, by: str, worst: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[Any, Any]]:
     """The rows of breakdown.csv of one protocol and stream, by `pid` or `camid`.
 
     worst: only so many, of the lowest mAP.
@@ -173,7 +165,8 @@ def breakdown(
         rows = rows.sort_values(["mAP", "value"], kind="stable").head(worst)
     else:
         rows = rows.sort_values("value", key=lambda names: names.map(_natural), kind="stable")
-    return [{str(key): cell for key, cell in row.items()} for row in rows.to_dict("records")]
+    found: list[dict[Any, Any]] = rows.to_dict("records")
+    return found
 
 
 def _natural(name: object) -> tuple[int, str]:

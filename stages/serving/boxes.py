@@ -23,8 +23,8 @@ def crops(xyxy: Any, frame: Any) -> list[np.ndarray]:
     Raises:
         InputError: either is of another shape or dtype.
     """
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
-        array = isinstance(frame, np.ndarray)
+    array = isinstance(frame, np.ndarray)
+    if not array or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
         given = f"{frame.dtype} {frame.shape}" if array else f"a {type(frame).__name__}"
         raise InputError(f"frame: {given}; must be a uint8 array H×W×3")
     boxes = np.asarray(xyxy, float)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from deskpro.stages.models.exported import Settings
+from deskpro.stages.reporting import cells
 
 PROGRAM = '''\
 """python encode.py FOLDER OUT.npy BODY [FACE]: writes the vector of a person's images."""
@@ -76,7 +76,7 @@ def card(settings: Settings, recipe: Mapping[str, object]) -> str:
                 "# A person encoder",
                 _summary(settings),
                 "## Use\n" + _use(settings),
-                "## Data and recipe\n" + _table(("what", "value"), [*recipe.items()]),
+                "## Data and recipe\n" + cells.markdown(("what", "value"), [*recipe.items()]),
                 "## Numbers\n" + _numbers(settings),
                 *(["## Sizes\n" + _sizes(settings)] if settings.sizes else []),
                 "## Limits\n" + LIMITS.rstrip(),
@@ -139,13 +139,12 @@ def _use(settings: Settings) -> str:
 
 
 def _numbers(settings: Settings) -> str:
-    found = settings.evaluation
+    found, measures = settings.evaluation, ("mAP", "rank1")
     rows = [
-        (name, stream, _mean(numbers["mAP"], numbers["interval"]["mAP"]),
-         _mean(numbers["rank1"], numbers["interval"]["rank1"]))
+        [name, stream, *(cells.within(numbers[key], *numbers["interval"][key]) for key in measures)]
         for name, protocol in found["protocols"].items()
         for stream, numbers in protocol["streams"].items()
-    ]  # fmt: skip
+    ]
     rules = "\n".join(f"* `{name}`: {p['rule']}" for name, p in found["protocols"].items())
     parity = settings.parity
     lost = ""
@@ -155,14 +154,14 @@ def _numbers(settings: Settings) -> str:
             for name, of_stream in parity["mAP"].items()
             for stream, pair in of_stream.items()
         ]
-        lost = "\n\nWhat int8 costs, mAP in %:\n\n" + _table(
+        lost = "\n\nWhat int8 costs, mAP in %:\n\n" + cells.markdown(
             ("protocol", "stream", "float32", "int8"), pairs
         )
     return (
         f"As these files score by {parity['runtime']}: {found['queries']} queries of "
         f"{found['identities']} people and {found['gallery']} gallery images of "
         f"`{found['dataset']}`; %, with the 95 % interval over people."
-        f"\n\n{_table(('protocol', 'stream', 'mAP', 'rank 1'), rows)}\n\n{rules}\n\n"
+        f"\n\n{cells.markdown(('protocol', 'stream', 'mAP', 'rank 1'), rows)}\n\n{rules}\n\n"
         f"Against the student that they were made of: vectors differ by at most "
         f"{parity['max_difference']:.1e}, their cosines are at least {parity['min_cosine']:.6f}."
         f"{lost}"
@@ -171,7 +170,7 @@ def _numbers(settings: Settings) -> str:
 
 def _sizes(settings: Settings) -> str:
     protocol = next(iter(settings.evaluation["protocols"]))
-    rows = _table(*size_rows(settings))
+    rows = cells.markdown(*size_rows(settings))
     return (
         "Parts of a vector are projected to the directions in which those of training images are "
         "long: neither centred nor whitened, so that cosines stay. Stored as int8, a vector is "
@@ -189,13 +188,3 @@ def size_rows(settings: Settings) -> tuple[list[str], list[list[str]]]:
         + [f"{100 * row['mAP'][stream]:.2f}" for stream in streams]
         for row in settings.sizes
     ]
-
-
-def _mean(value: float, ends: Sequence[float]) -> str:
-    low, high = (100 * end for end in ends)
-    return f"{100 * value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -139,10 +139,9 @@ def write(
             content = quantised(content, INPUT, form.images[name])
         write_bytes(file, content)
         found[name] = Stream(file.name, sha256(file), INPUT, *OUTPUTS, size, heads, length)
-    calibration = source.extractor.info.calibration
-    settings = Settings(
-        streams=found, calibration=calibration, **facts | {"fusion": _fusion(source, chosen)}
-    )
+    fusion = source.fusion.facts() if source.fusion is not None and len(chosen) > 1 else None
+    calibration = extractor.info.calibration
+    settings = Settings(streams=found, fusion=fusion, calibration=calibration, **facts)
     write_settings(folder / ENCODER, settings)
     if "body" in chosen and (form.runtime, form.normalise) == ("onnx", "outside"):
         _describe_to_boxmot(folder / form.file("body"), found["body"].size)
@@ -166,10 +165,6 @@ def chosen_streams(extractor: FeatureExtractor, streams: Sequence[str]) -> list[
 def write_settings(path: Path, settings: Settings) -> None:
     """Write encoder.json."""
     write_text(path, json.dumps(asdict(settings), indent=1) + "\n")
-
-
-def _fusion(source: Source, chosen: Sequence[str]) -> dict[str, float] | None:
-    return source.fusion.facts() if source.fusion is not None and len(chosen) > 1 else None
 
 
 def _facts(source: Source, weights: Path, form: Form) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from deskpro.cache.files import read_json, sha256, write_folder_aside, write_text
-from deskpro.cache.lock import hold
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
@@ -83,13 +81,6 @@ class Gallery:
         self.table = PictureTable(folder, parts)
 
     @classmethod
-    @contextmanager
-    def writing(cls, folder: Path, what: str) -> Iterator[None]:
-        """Keep other writers out while the block runs. Raises CacheError, naming who has it."""
-        with hold(folder.absolute(), what):
-            yield
-
-    @classmethod
     def open_or_create(cls, folder: Path, encoder: dict[str, Any], student: Path) -> Gallery:
         """The gallery of an encoder, as `identify` names it; a new one where nothing is.
 
@@ -131,7 +122,7 @@ class Gallery:
         """Add pictures that aren't in yet; returns how many were added, replaced and in already.
 
         COMMIT of them at a time are in, or none of these. One whose file has changed since it was
-        added is replaced. The caller holds the lock (`writing`).
+        added is replaced. The caller holds the lock of the folder.
 
         Args:
             digests: the SHA-256 of their files, by `examine`.
@@ -221,26 +212,25 @@ class Gallery:
         find: Callable[..., list[Hits]] = search_by_case if by_case else search
         hits = find(self.table, comparison, queries, top, where.sql, threshold, memory)
         calibration = encoder.calibration_if_any()
-        numbers = sorted({int(number) for each in hits for number in each.numbers})
-        facts = self.table.read_numbers(FACTS, numbers)
-        place = {number: i for i, number in enumerate(numbers)}
-        return [
-            [
-                {
-                    "rank": rank,
-                    "score": float(score),
-                    "odds": None if np.isnan(odds) else float(odds),
-                    "case": CASES[case],
-                    **{name: facts[name][place[int(number)]] for name in FACTS},
-                }
-                for rank, (number, score, odds, case) in enumerate(
-                    zip(each.numbers, each.scores, ratios, cases, strict=True), 1
-                )
-            ]
-            for each, face in zip(hits, queries.has_face, strict=True)
-            for cases in [face_cases(np.array([face]), each.has_face)[0]]
-            for ratios in [log_ratios(calibration, each.scores, cases)]
-        ]
+        facts = self.table.facts({int(number) for each in hits for number in each.numbers})
+        found = []
+        for each, face in zip(hits, queries.has_face, strict=True):
+            cases = face_cases(np.array([face]), each.has_face)[0]
+            ratios = log_ratios(calibration, each.scores, cases)
+            rows = zip(each.numbers, each.scores, ratios, cases, strict=True)
+            found.append(
+                [
+                    {
+                        "rank": rank,
+                        "score": float(score),
+                        "odds": None if np.isnan(odds) else float(odds),
+                        "case": CASES[case],
+                        **facts[int(number)],
+                    }
+                    for rank, (number, score, odds, case) in enumerate(rows, 1)
+                ]
+            )
+        return found
 
     def cases(self, queries: Features, where: Filter) -> dict[str, int]:
         """The pairs that a search compares, by face case."""

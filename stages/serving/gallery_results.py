@@ -18,11 +18,6 @@ _SIZE = (180, 320)
 """Width and height of the largest thumbnail."""
 
 
-def flat(found: Found) -> list[dict[str, Any]]:
-    """A row for each hit, its query first."""
-    return [{"query": query, **hit} for query, hits in found.items() for hit in hits]
-
-
 def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a JSON list."""
     return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
@@ -45,14 +40,8 @@ def as_html(found: Found, title: str, about: str) -> str:
             "name": query,
             "image": show("picture", query),
             "hits": [
-                {
-                    **hit,
-                    "score": f"{hit['score']:.3f}",
-                    "odds": _odds(hit["odds"]),
-                    "time": short_time(hit["time"]),
-                    "name": Path(hit["path"]).name,
-                    "image": show("picture", hit["path"]),
-                }
+                _in_words(hit)
+                | {"name": Path(hit["path"]).name, "image": show("picture", hit["path"])}
                 for hit in hits
             ],
         }
@@ -63,17 +52,15 @@ def as_html(found: Found, title: str, about: str) -> str:
 
 def cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """A row of a table in the terminal."""
-    shown = dict(row, time=short_time(row["time"]))
-    if "score" in row:
-        shown["score"] = f"{row['score']:.3f}"
-        shown["odds"] = _odds(row["odds"])
+    shown = _in_words(row)
     return ["" if shown[name] is None else str(shown[name]) for name in columns]
 
 
-def _odds(ratio: float | None) -> str | None:
-    return None if ratio is None else f"{ratio:+.1f}"
-
-
-def short_time(time: str | None) -> str | None:
-    """A moment to the second."""
-    return None if time is None else f"{time[:10]} {time[11:19]}"
+def _in_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its time to the second, and its score and odds, if it is a hit, rounded."""
+    shown, time = dict(row), row["time"]
+    shown["time"] = None if time is None else f"{time[:10]} {time[11:19]}"
+    if "score" in row:
+        shown["score"] = f"{row['score']:.3f}"
+        shown["odds"] = None if row["odds"] is None else f"{row['odds']:+.1f}"
+    return shown

@@ -124,12 +124,8 @@ class _Best:
     def __init__(
         self, comparison: Comparison, queries: Features, top: int, threshold: float | None
     ) -> None:
-        self.comparison, self.features, self.top, self.threshold = (
-            comparison,
-            queries,
-            top,
-            threshold,
-        )
+        self.comparison, self.features = comparison, queries
+        self.top, self.threshold = top, threshold
         fusion = comparison.fusion
         self.margin = _ROUNDING * (
             1 if fusion is None else 1 + sum(map(abs, fusion.facts().values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,11 +105,8 @@ class PictureTable:
         Texts are lists with None for null, numbers and has_face arrays [n], descriptors float16
         [n, length].
         """
-        query = self.table.search().select([*columns])
-        if where is not None:
-            query = query.where(where)
         try:
-            for batch in query.to_batches(batch_size=rows):
+            for batch in self._query(columns, where).to_batches(batch_size=rows):
                 for start in range(0, batch.num_rows, rows):
                     some = batch.slice(start, rows)
                     yield {name: self._values(some.column(name), name) for name in columns}
@@ -117,36 +114,27 @@ class PictureTable:
             raise self._damaged(error) from None
 
     def read(self, columns: Sequence[str], where: str | None = None) -> dict[str, Any]:
-        """Columns in the order of `number`, as `batches` gives them."""
-        found = [*self.batches([*dict.fromkeys(("number", *columns))], where)]
-        numbers = np.concatenate([np.zeros(0, np.int64), *(some["number"] for some in found)])
-        order = numbers.argsort(kind="stable")
-        together: dict[str, Any] = {"number": numbers[order]}
-        for name in columns:
-            if name in FACTS:
-                texts = [text for some in found for text in some[name]]
-                together[name] = [texts[row] for row in order]
-            elif name != "number":
-                empty = np.zeros((0, self.parts[name]) if name in self.parts else 0, np.float16)
-                values = np.concatenate([some[name] for some in found] or [empty])
-                together[name] = values[order]
-        return together
+        """`number`, and columns as `batches` gives them, in the order of `number`."""
+        names = [*dict.fromkeys(("number", *columns))]
+        try:
+            found = self._query(names, where).to_arrow().sort_by("number")
+        except Exception as error:  # noqa: BLE001
+            raise self._damaged(error) from None
+        return {name: self._values(found.column(name).combine_chunks(), name) for name in names}
 
-    def read_numbers(self, columns: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
-        """Columns of the rows of these numbers, in the order of the numbers, which differ."""
-        wanted = sorted(numbers)
-        groups = [wanted[start : start + _NAMES] for start in range(0, len(wanted), _NAMES)]
-        found = [self.read(columns, is_one_of("number", some)) for some in groups]
-        if not found:
-            return self.read(columns, "false")
-        place = np.argsort(np.argsort(numbers))
-        return {
-            name: [texts[row] for row in place]
-            if isinstance(texts := [value for some in found for value in some[name]], list)
-            and name in FACTS
-            else np.concatenate([some[name] for some in found])[place]
-            for name in ("number", *columns)
-        }
+    def facts(self, numbers: Iterable[int]) -> dict[int, dict[str, str | None]]:
+        """The FACTS of the rows of these numbers, by number."""
+        wanted, found = sorted(numbers), dict[int, dict[str, str | None]]()
+        for start in range(0, len(wanted), _NAMES):
+            rows = self.read(FACTS, is_one_of("number", wanted[start : start + _NAMES]))
+            texts = zip(*(rows[name] for name in FACTS), strict=True)
+            for number, values in zip(rows["number"].tolist(), texts, strict=True):
+                found[number] = dict(zip(FACTS, values, strict=True))
+        return found
+
+    def _query(self, columns: Sequence[str], where: str | None) -> Any:
+        query = self.table.search().select([*columns])
+        return query if where is None else query.where(where)
 
     def write(self, rows: Mapping[str, Any], *, replace: bool = False) -> None:
         """Add rows at once: all of them are in afterwards, or none.

@@ -48,7 +48,8 @@ class Images:
         if item is None:
             return None
         if isinstance(item, np.ndarray):
-            return Image.fromarray(np.ascontiguousarray(item[..., :: self._step]))
+            rgb = item if self.color == "rgb" else item[..., ::-1]
+            return Image.fromarray(np.ascontiguousarray(rgb))
         try:
             return read_image(item) if isinstance(item, str | Path) else _upright(item)
         except UNREADABLE as error:
@@ -58,10 +59,6 @@ class Images:
         """What names an image in an error: its path, or its place."""
         item = self.items[i]
         return str(item) if isinstance(item, str | Path) else f"{self.name}[{i}]"
-
-    @property
-    def _step(self) -> int:
-        return 1 if self.color == "rgb" else -1
 
     def _list(self, given: Any) -> Sequence[Any]:
         if isinstance(given, str | Path | Image.Image):
