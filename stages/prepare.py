@@ -23,7 +23,7 @@ from deskpro.stages.data.listings import OWN_LIST
 from deskpro.stages.preparation import contact_sheet, listing
 from deskpro.stages.preparation.bodies import Bodies
 from deskpro.stages.preparation.methods import METHODS
-from deskpro.stages.preparation.record import FOREIGN, Records, images_below, unfinished
+from deskpro.stages.preparation.record import FOREIGN, Records, images_below, outdated
 from deskpro.stages.preparation.samples import Sample, find_samples, is_own_folder
 from deskpro.stages.preparation.step import Outcome, Step, require_files
 
@@ -130,7 +130,7 @@ class PrepareData(Stage):
         start(self.name, device=self.options.device, samples=len(samples), steps=names, output=root)
         for step in steps:
             usable = [sample for sample in samples if sample.problem is None]
-            todo = unfinished(step, usable, records[step.name])
+            todo = outdated(step, usable, records[step.name])
             self._perform(step, samples, todo, records[step.name])
         samples.sort(key=lambda sample: sample.id)
         self._refuse_unusable(samples)

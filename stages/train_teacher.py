@@ -77,6 +77,7 @@ class TrainTeacher(Stage):
         from deskpro.stages.data.identities import Identities
         from deskpro.stages.data.index import class_order
         from deskpro.stages.data.views import DrawnViews
+        from deskpro.stages.models.backbones import map_size
         from deskpro.stages.models.lmbn import LMBN
         from deskpro.stages.models.warm_start import require_weights, warm_start
         from deskpro.stages.training import recipe
@@ -103,7 +104,8 @@ class TrainTeacher(Stage):
         data = recipe.training_set(table, views, settings.epochs, classes)
         torch.manual_seed(settings.seed)
         network = LMBN(len(data.classes), **options.teacher.arguments)
-        network.map_size(options.data.face_size)  # refuses what the backbone can't take
+        # Refuses what the backbone cannot take.
+        map_size(network.backbone_name, options.data.face_size)
         start = options.teacher.pre_train
         setup = recipe.Setup(
             kind="teacher",

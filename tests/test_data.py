@@ -501,6 +501,13 @@ def test_a_separator_at_the_end_of_every_row_is_no_column(tmp_path: Path) -> Non
         assert "must be a CSV with the columns path and clothes" in problem.what
 
 
+@pytest.mark.parametrize("text", ["\n\n{}\n{}\n", "{}\r{}\r"])
+def test_the_separator_is_that_of_the_head_alone(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "clothes.csv"
+    path.write_text(text.format("path;clothes", "a.jpg;red, blue"))
+    assert read_clothes(path) == ({"a.jpg": "red, blue"}, [])
+
+
 def test_rows_of_clothes_that_match_nothing_are_named(data: Path) -> None:
     path = data / "clothes.csv"
     rows = path.read_text()

@@ -88,10 +88,20 @@ def test_osnet_fills_both_streams_of_a_student(
 ) -> None:
     path, state = zoo
     student = Student(5, width=0.25, feature_dim=16)
-    warm_start(student, path, PEOPLE)
+    start = warm_start(student, path, PEOPLE)
+    assert {name.split(".")[0] for name in start.unused} == {"fc", "classifier"}
     for stream in ("lr_face_net", "nocloth_net"):
         weight = student.state_dict()[f"{stream}.part_branch.backbone2.2.conv.weight"]
         assert torch.equal(weight, state["conv5.conv.weight"])
+
+
+def test_osnet_fills_a_network_with_one_head(zoo: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path, state = zoo
+    network = LMBN(5, width=0.25, feature_dim=16, heads="global")
+    start = warm_start(network, path, PEOPLE)
+    assert start.fresh == [name for name in network.state_dict() if "backbone" not in name]
+    weight = network.state_dict()["single_branch.backbone2.0.2.0.conv.weight"]
+    assert torch.equal(weight, state["conv3.2.0.conv.weight"])
 
 
 def test_another_width_is_refused(zoo: tuple[Path, dict[str, torch.Tensor]]) -> None:

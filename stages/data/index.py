@@ -6,18 +6,18 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import read_bytes, read_text
+from deskpro.cache.files import read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import Name
 from deskpro.stages.base.progress import bar, log, warn
-from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
-from deskpro.stages.data.listings import Listing
+from deskpro.stages.data.layouts import KINDS, SPLITS, Layout, stem
+from deskpro.stages.data.listings import Listing, separator
 from deskpro.stages.data.times import read_times
 
 _LISTED = 40
@@ -79,7 +79,7 @@ def read_index(
             f"{root}: no such folder. Set data.root to a folder of images in the layout of "
             "data_train (configs/README.md); deskpro make-benchmark draws a synthetic one"
         )
-    folder, rows = layout.bodies(root), list[dict[str, object]]()
+    folder, rows = layout.bodies(root), list[dict[str, Any]]()
     clothes, problems = read_clothes(root / "clothes.csv")
     splits = [*splits]
     lists = layout.read_lists(root, splits)
@@ -111,12 +111,18 @@ def read_index(
                 paths = {kind: found.get(stem(sample_id)) for kind, found in files.items()}
                 row = {"split": split, "sample_id": sample_id, **name._asdict()}
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
-    problems += duplicate_ids({str(row["pid"]) for row in rows}, folder)
+    problems += duplicate_ids({row["pid"] for row in rows}, folder)
+    ids, texts = [row["sample_id"] for row in rows], [row["time"] for row in rows]
+    times, bad_times = read_times(ids, texts)
+    problems += [Problem(folder, bad_times)] * bool(bad_times)
+    return to_table([r | {"time": time} for r, time in zip(rows, times, strict=True)]), problems
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as the table of `read_index`: its columns, None where nothing is known."""
     columns = ["split", "sample_id", *Name._fields, *KINDS]
-    rows, wrong = _with_times(rows, folder)
-    problems += wrong
     table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
-    return table.where(table.notna(), None), problems
+    return table.where(table.notna(), None)
 
 
 def has_cameras(table: pd.DataFrame) -> bool:
@@ -127,16 +133,6 @@ def has_cameras(table: pd.DataFrame) -> bool:
 def tracklet_key(table: pd.DataFrame) -> list[str]:
     """The columns in which images of one tracklet are equal."""
     return ["split", "pid", *(["camid"] if has_cameras(table) else []), "tracklet"]
-
-
-def _with_times(
-    rows: Sequence[Mapping[str, object]], folder: Path
-) -> tuple[list[dict[str, object]], list[Problem]]:
-    """Rows of the table with their times as numbers."""
-    written = [None if row["time"] is None else str(row["time"]) for row in rows]
-    times, wrong = read_times([str(row["sample_id"]) for row in rows], written)
-    timed = [{**row, "time": time} for row, time in zip(rows, times, strict=True)]
-    return timed, [Problem(folder, wrong)] * bool(wrong)
 
 
 def read_names(
@@ -182,11 +178,6 @@ def content_hashes(
     return found
 
 
-def stem(path: str) -> str:
-    """What the images of a sample have in common: the path without the extension."""
-    return path.rpartition(".")[0]
-
-
 def class_order(pids: Iterable[str]) -> list[str]:
     """Identities in the order of the class index: sorted as strings, "10" before "2".
 
@@ -210,8 +201,8 @@ def by_stem(folder: Path, images: Iterable[str]) -> tuple[dict[str, str], list[P
 def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
     """Path → clothes of a `clothes.csv`, and what is wrong with it; nothing where there is none."""
     try:
-        text = read_bytes(path).decode("utf-8-sig")  # a spreadsheet writes a byte-order mark
-        table = read_table(text)[["path", "clothes"]].apply(lambda column: column.str.strip())
+        table = read_table(read_text(path))[["path", "clothes"]]
+        table = table.apply(lambda column: column.str.strip())
         table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("./")
         table["path"] = table["path"].str.removeprefix("imgs/")
     except FileNotFoundError:
@@ -230,16 +221,14 @@ def read_clothes(path: Path) -> tuple[dict[str, str], list[Problem]]:
 def read_table(text: str) -> pd.DataFrame:
     """The table of a CSV as strings, by the separator of its head; what a row lacks is empty.
 
-    A spreadsheet writes semicolons where the comma is the decimal sign, or tabs, and may end every
-    row with one.
+    A spreadsheet writes a byte-order mark, and may end every row with a separator.
 
     Raises:
         ValueError: it has no head, a column twice, or a row with more than its columns.
     """
-    head = text.partition("\n")[0]
-    separator = next((sign for sign in ",;\t" if sign in head), ",")
+    text = text.removeprefix("\ufeff")
     try:
-        rows = [*csv.reader(io.StringIO(text, None), delimiter=separator, strict=True)]
+        rows = [*csv.reader(io.StringIO(text, None), delimiter=separator(text), strict=True)]
     except csv.Error as error:
         raise ValueError(str(error)) from None
     names, *rows = [row for row in rows if row] or [[]]

@@ -19,6 +19,7 @@ from deskpro.stages.data.listings import (
     CCVID_LISTS,
     MEVID_LISTS,
     OWN_LIST,
+    SPLITS,
     Listing,
     Read,
     read_ccvid,
@@ -26,7 +27,6 @@ from deskpro.stages.data.listings import (
     read_own_list,
 )
 
-SPLITS = ("train", "query", "gallery")
 KINDS = ("imgs", "lr_face", "hr_face", "mask")
 """The four images of a sample, by the name of their folder."""
 Files = str | tuple[str, ...]
@@ -46,6 +46,11 @@ class Counts(NamedTuple):
     """Identities, images."""
     query: int
     gallery: int
+
+
+def stem(path: str) -> str:
+    """What the images of a sample have in common: the path without the extension."""
+    return path.rpartition(".")[0]
 
 
 def _name(pattern: str) -> tuple[re.Pattern[str], ...]:
@@ -121,9 +126,9 @@ class Layout:
             return list_images(root / kind if prepared else root, self.files[split])
         if kind == "imgs":
             return [*lists.images[split]]
-        stems = {image.rpartition(".")[0] for image in lists.images[split]}
+        stems = {stem(image) for image in lists.images[split]}
         found = list_images(root / kind, self.files[split])
-        return [image for image in found if image.rpartition(".")[0] in stems]
+        return [image for image in found if stem(image) in stems]
 
     @property
     def side_files(self) -> tuple[str, ...]:

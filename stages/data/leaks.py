@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def _of_copies(alike: Sequence[Row]) -> Iterator[Problem]:
     trained = [row for row in alike if row["split"] not in _TEST]
     pids = {row["pid"]: row for row in reversed(alike) if row["pid"] is not None}
     for row in alike:
-        match = next(filter(_counts_for(row), alike), None)
+        match = next((found for found in alike if _is_match(row, found)), None)
         other = next((pids[pid] for pid in pids if pid != row["pid"]), None)
         if row["split"] in _TEST and trained:
             yield _leak(row, "trained on as", trained[0])
@@ -63,15 +63,11 @@ def _of_copies(alike: Sequence[Row]) -> Iterator[Problem]:
             yield _leak(row, f"of {row['pid']}, and of {other['pid']} as", other)
 
 
-def _counts_for(query: Row) -> Callable[[Row], bool]:
+def _is_match(query: Row, row: Row) -> bool:
     """Whether a gallery image is a match of the query under the rule that every protocol shares:
     one of the same person and camera is not."""
-
-    def counts(row: Row) -> bool:
-        same = row["pid"] == query["pid"]
-        return row["split"] == "gallery" and same and row["camid"] != query["camid"]
-
-    return counts
+    same = row["pid"] == query["pid"]
+    return row["split"] == "gallery" and same and row["camid"] != query["camid"]
 
 
 def _leak(row: Row, what: str, other: Row) -> Problem:

@@ -17,8 +17,10 @@ from deskpro.cache.files import read_text
 from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
 from deskpro.stages.data.times import READABLE, is_time
 
+SPLITS = ("train", "query", "gallery")
+
 _MEVID = "annotation/mevid-v1-annotation-data"
-CCVID_LISTS = ("train.txt", "query.txt", "gallery.txt")
+CCVID_LISTS = tuple(f"{split}.txt" for split in SPLITS)
 _MEVID_NAMES = ("train_name", "track_train_info", "test_name", "track_test_info", "query_IDX")
 MEVID_LISTS = tuple(f"{place}{name}.txt" for place in (f"{_MEVID}/", "") for name in _MEVID_NAMES)
 """Where they are published; at the root where the images were unpacked beside them, or prepared."""
@@ -61,21 +63,17 @@ def read_ccvid(root: Path, folder: Path, splits: Collection[str]) -> Listing:
     """CCVID: lines `session3/037_04 037 u10_l6` of {train,query,gallery}.txt: the folder of a
     tracklet's frames, identity, clothes. Clothes are counted by person; cameras of session 3 are
     other ones than those of the same number before."""
-    images, problems = dict[str, list[str]](), list[tuple[Path, str]]()
+    images, problems = {split: list[str]() for split in SPLITS}, list[tuple[Path, str]]()
     facts = dict[str, Mapping[str, Any]]()
-    for name in CCVID_LISTS:
-        split = name.removesuffix(".txt")
-        found = images.setdefault(split, [])
-        if split not in splits:
-            continue
+    for split in [split for split in SPLITS if split in splits]:
         try:
-            for path, place, line in _lines(root / name):
+            for path, place, line in _lines(root / f"{split}.txt"):
                 tracklet, fact = _ccvid_tracklet(path, place, line)
                 frames = _images(folder, tracklet)
                 if not frames:
                     problems.append((path, f"{place}: no images in {folder / tracklet}"))
                 _add(facts, frames, fact, path, place)
-                found += frames
+                images[split] += frames
         except _WrongError as error:
             problems.append(error.problem)
     return Listing(images, facts, problems)
@@ -99,7 +97,7 @@ def read_own_list(root: Path, folder: Path, splits: Collection[str]) -> Listing:
     need not exist.
     """
     path, seen = root / OWN_LIST, dict[str, str]()
-    images: dict[str, list[str]] = {"train": [], "query": [], "gallery": []}
+    images = {split: list[str]() for split in SPLITS}
     facts, problems = dict[str, Mapping[str, Any]](), list[tuple[Path, str]]()
     there = dict[str, set[str]]()
     try:
@@ -131,13 +129,13 @@ def read_own_list(root: Path, folder: Path, splits: Collection[str]) -> Listing:
 def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     """The rows of a dataset.csv: where they are in it, their cells by column, what is wrong.
 
-    A spreadsheet writes a byte-order mark, and semicolons or tabs in the place of commas.
+    A spreadsheet writes a byte-order mark.
     """
     columns, sign = list[str](), ","
     for _, place, line in _lines(path):
         if not columns:
             head = line.removeprefix("\ufeff")
-            sign = next((sign for sign in ",;\t" if sign in head), ",")
+            sign = separator(head)
             columns = [cell.strip() for cell in next(csv.reader([head], delimiter=sign))]
             lacks = [name for name in _NEEDED if name not in columns]
             extra = {
@@ -164,6 +162,15 @@ def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
         raise _WrongError(path, f"has no rows; {_COLUMNS}")
 
 
+def separator(text: str) -> str:
+    """What separates the cells of a CSV, by its head, the first line that isn't blank.
+
+    A spreadsheet writes semicolons where the comma is the decimal sign, or tabs.
+    """
+    head = next(filter(str.strip, text.splitlines()), "")
+    return next((sign for sign in ",;\t" if sign in head), ",")
+
+
 def _wrong_in(row: Mapping[str, str], image: str) -> list[str]:
     """What is wrong with the cells of a row of dataset.csv."""
     camera, split, found = row.get("camid", "0"), row["split"], list[str]()
@@ -171,7 +178,7 @@ def _wrong_in(row: Mapping[str, str], image: str) -> list[str]:
         found.append(f"path {row['path']!r} must be below the folder of dataset.csv")
     elif not image.lower().endswith(IMAGE_SUFFIXES):
         found.append(f"path {row['path']!r} is no image file ({', '.join(IMAGE_SUFFIXES)})")
-    if split not in ("train", "query", "gallery"):
+    if split not in SPLITS:
         found.append(f"split {split!r} must be train, query or gallery")
     if not row["pid"]:
         found.append("pid is empty")
@@ -185,7 +192,7 @@ def _wrong_in(row: Mapping[str, str], image: str) -> list[str]:
 def read_mevid(root: Path, folder: Path, splits: Collection[str]) -> Listing:
     """MEVID: the names of all crops, and for each tracklet the first and last of its names, which
     count from 0, identity, outfit and camera; and which test tracklets are queries."""
-    images: dict[str, list[str]] = {"train": [], "query": [], "gallery": []}
+    images = {split: list[str]() for split in SPLITS}
     facts, about = dict[str, Mapping[str, Any]](), ""
     wanted = {"train" if split == "train" else "test" for split in splits}
     try:

@@ -122,7 +122,8 @@ class PKSampler:
         shown: dict[int, int] = {}
         batches = self._batches()
         for number, rows in enumerate(batches):
-            more = self._without_label(self.epoch * len(batches) + number)
+            start = (self.epoch * len(batches) + number) * self.extra
+            more = endless(self.unlabelled, start, self.extra, self.seed).tolist()
             batch = []
             for row in (*self.rows[rows].tolist(), *more):
                 occurrence = shown[row] = shown.get(row, -1) + 1
@@ -133,15 +134,6 @@ class PKSampler:
                 groups = [labelled[i : i + self.images] for i in range(0, len(rows), self.images)]
                 mine = [pair for group in groups[self.rank :: self.ranks] for pair in group]
                 yield mine + others[self.rank :: self.ranks]
-
-    def _without_label(self, step: int) -> list[int]:
-        """The rows without a label in the batch of a step."""
-        if not self.extra:
-            return []
-        found: list[int] = endless(
-            self.unlabelled, step * self.extra, self.extra, self.seed
-        ).tolist()
-        return found
 
     def __len__(self) -> int:
         return max(len(self._batches()) - self.start, 0)

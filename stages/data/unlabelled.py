@@ -8,8 +8,8 @@ import pandas as pd
 
 from deskpro.stages.base.files import list_images
 from deskpro.stages.base.names import Name
-from deskpro.stages.data.index import Problem, by_stem, is_text, stem
-from deskpro.stages.data.layouts import KINDS
+from deskpro.stages.data.index import Problem, by_stem, is_text, to_table
+from deskpro.stages.data.layouts import KINDS, stem
 
 UNLABELLED = "unlabelled"
 """Their split, and the beginning of their sample_id."""
@@ -37,6 +37,4 @@ def read_unlabelled(root: Path) -> tuple[pd.DataFrame, list[Problem]]:
         row: dict[str, object] = {"split": UNLABELLED, "sample_id": f"{UNLABELLED}/{path}"}
         row |= dict.fromkeys(Name._fields) | {"camid": -1}
         rows.append(row | {kind: paths.get(stem(path)) for kind, paths in found.items()})
-    columns = ["split", "sample_id", *Name._fields, *KINDS]
-    table = pd.DataFrame(rows, columns=columns, dtype=object).astype({"camid": "int64"})
-    return table.where(table.notna(), None), problems
+    return to_table(rows), problems

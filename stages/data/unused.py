@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from deskpro.stages.base.files import IMAGE_SUFFIXES, list_images
-from deskpro.stages.data.index import Problem, read_clothes, read_scenes, stem
-from deskpro.stages.data.layouts import KINDS, SPLITS, Layout
+from deskpro.stages.data.index import Problem, read_clothes, read_scenes
+from deskpro.stages.data.layouts import KINDS, SPLITS, Layout, stem
 from deskpro.stages.data.listings import Listing
 
-Found = tuple[list[Problem], list[Problem]]
+Unused = tuple[list[Problem], list[Problem]]
 """What isn't used, and what is wrong: where nothing at all is used, names differ by mistake."""
 
 NOT_USED = "files or rows of lists are not used"
@@ -20,7 +20,7 @@ _LITTER = {"Thumbs.db", "desktop.ini"}
 """Files that a file manager leaves behind."""
 
 
-def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Found:
+def find_unused(root: Path, layout: Layout, splits: Iterable[str]) -> Unused:
     """What isn't used of a dataset.
 
     Files of faces and masks without a body image; files that aren't images, and folders, among
@@ -58,7 +58,7 @@ def rows_without_image(
     rows: Collection[str],
     images: Collection[str],
     exists: Callable[[str], bool] = lambda name: False,
-) -> Found:
+) -> Unused:
     """The rows of a list that name no image.
 
     images: that are known, as the list should name them; exists: whether another one is there.
@@ -83,7 +83,7 @@ def _files_without_body(
     images: Collection[str],
     lists: Listing | None,
     listed: Collection[str],
-) -> Found:
+) -> Unused:
     """listed: stems of all images that lists name, whatever their split."""
     unused, problems = list[Problem](), list[Problem]()
     stems, prepared = {stem(image) for image in images}, layout.prepared(root)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+
+from deskpro.stages.base.training_options import Views
 
 VERSION = 2
 """Raise it when the same row of numbers gives other pixels: target caches then become stale."""
@@ -51,19 +53,7 @@ class View(NamedTuple):
 PLAIN = View()
 
 
-class Policy(Protocol):
-    """What may be drawn (`stages.base.training_options.Views`)."""
-
-    seed: int
-    flip: float
-    crop: float
-    enlarge: float
-    erase: float
-    erase_area: tuple[float, float]
-    erase_aspect: tuple[float, float]
-
-
-def draw_view(policy: Policy, sample_id: str, index: int) -> View:
+def draw_view(policy: Views, sample_id: str, index: int) -> View:
     """The view number `index` of a sample: the same whatever other samples or views there are.
 
     The augmentation of DeSKPro (arXiv 2208.12023): mirror; enlarge and crop at a random place;
@@ -83,7 +73,7 @@ def draw_view(policy: Policy, sample_id: str, index: int) -> View:
     return View(*np.asarray(view, np.float32).tolist())  # exactly what a float32 store gives back
 
 
-def _rectangle(rng: np.random.Generator, policy: Policy) -> dict[str, float]:
+def _rectangle(rng: np.random.Generator, policy: Views) -> dict[str, float]:
     for _ in range(100):
         area, aspect = rng.uniform(*policy.erase_area), rng.uniform(*policy.erase_aspect)
         height, width = (area * aspect) ** 0.5, (area / aspect) ** 0.5
@@ -101,7 +91,7 @@ def _rectangle(rng: np.random.Generator, policy: Policy) -> dict[str, float]:
 class DrawnViews:
     """The views of samples, drawn at each call: (row, view) → float32 [len(View)]."""
 
-    def __init__(self, policy: Policy, sample_ids: Sequence[str], plain_view: bool = False) -> None:
+    def __init__(self, policy: Views, sample_ids: Sequence[str], plain_view: bool = False) -> None:
         """plain_view: view 0 of each sample is the plain image."""
         self.policy, self.sample_ids, self.plain_view = policy, list(sample_ids), plain_view
 

@@ -28,6 +28,7 @@ from deskpro.stages.data.loader import ImageDataset, batched, images_of, iterate
 from deskpro.stages.data.masks import LIT
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.overlap import highest, region_iou, uniform_iou
+from deskpro.stages.models.backbones import map_size
 from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
@@ -134,7 +135,8 @@ def _store(
     contents = np.concatenate([*hashes.values()], axis=1)
     _, first, rows = np.unique(contents, axis=0, return_index=True, return_inverse=True)
     distinct, size = table.iloc[first], extractor.sizes["imgs"]
-    maps = Field(network.map_size(size), "float32", ("height", "width"), "1", "attention, 0..1")
+    shape = map_size(network.backbone_name, size)
+    maps = Field(shape, "float32", ("height", "width"), "1", "attention, 0..1")
     numbers = Field((len(_FIGURES),), "float64", ("figure",), "1", ", ".join(_FIGURES))
     columns = {
         f"{kind}_sha256": Column(

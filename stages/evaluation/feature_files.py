@@ -102,7 +102,7 @@ def _read_csv(file: Path) -> Found:
         if not one.exists():
             other = "the features" if one.suffix == ".npy" else "their paths"
             raise InputError(f"{one}: no such file; it must have {other}")
-    table = read_table(read_text(file).removeprefix("\ufeff"))
+    table = read_table(read_text(file))
     paths = {name: table[name].to_numpy(str) for name in PATHS if name in table}
     if not paths:
         raise InputError(f"{file}: no column path; found {some(map(str, table.columns))}")

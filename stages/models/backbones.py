@@ -80,7 +80,9 @@ def make_backbone(name: str, **options: Any) -> Backbone:
 
 @cache
 def map_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the trunk's map for those of an image; they depend on no other option.
+    """Height and width of the trunk's map, and so of the attention, for those of an image.
+
+    They depend on no other option.
 
     Raises InputError for images that the backbone can't take.
     """

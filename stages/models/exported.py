@@ -20,7 +20,7 @@ from deskpro.stages.base.calibrated import Calibrated, StreamWeights
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.extras import loading, optional
 from deskpro.stages.base.prepare_options import FaceBox
-from deskpro.stages.base.section import Positive, Size
+from deskpro.stages.base.section import Positive, Size, first_error
 from deskpro.stages.models.student import STREAMS
 
 FORMAT = 1
@@ -34,8 +34,7 @@ def _face_box(box: dict[str, Any]) -> dict[str, Any]:
     try:
         FaceBox.model_validate(box)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(first_error(error)) from None
     return box
 
 
@@ -127,10 +126,9 @@ def read_settings(path: Path) -> Settings:
         if (settings.fusion is None) != (len(settings.streams) == 1):
             raise ValueError("fusion must weigh two streams, and be null for one")
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{path}: {place}: {first['msg']}; must be what deskpro export writes, format {FORMAT}"
+            f"{path}: {first_error(error, 'the file')}; must be what deskpro export writes, "
+            f"format {FORMAT}"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read ({error}). Export the student again") from None

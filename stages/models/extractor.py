@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +13,7 @@ from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.models.exported import ExportedStudent, read_settings
 from deskpro.stages.models.osnet import OSNet
-from deskpro.stages.models.student import Student
+from deskpro.stages.models.student import Student, slices
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import (
     ModelInfo,
@@ -162,11 +161,7 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
     """The student of an exported folder. path: its encoder.json."""
     settings = read_settings(path)
     streams = settings.streams
-    ends = np.cumsum([len(stream.heads) for stream in streams.values()]).tolist()
-    heads = {
-        name: slice(end - len(stream.heads), end)
-        for (name, stream), end in zip(streams.items(), ends, strict=True)
-    }
+    heads = {name: stream.heads for name, stream in streams.items()}
     sizes = {name: stream.size for name, stream in streams.items()}
     info = ModelInfo(
         "student",
@@ -175,14 +170,14 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
         None,
         sizes.get("face"),
         sizes.get("body"),
-        {name: stream.heads for name, stream in streams.items()},
+        heads,
         fusion=settings.fitted,
         calibration=settings.calibration,
     )
     return FeatureExtractor(
         ExportedStudent(path, settings, device),
         info,
-        heads,
+        slices({name: len(names) for name, names in heads.items()}),
         {name: KIND_OF[name] for name in streams},
         {KIND_OF[name]: size for name, size in sizes.items()},
         settings.normalise == "outside",

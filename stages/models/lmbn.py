@@ -249,14 +249,6 @@ class LMBN(nn.Module):
                 else:
                     module.reset_parameters()
 
-    @torch.no_grad()
-    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the trunk's map, and so of the attention, for those of an image."""
-        training, weight = self.backbone.training, next(self.backbone.parameters())
-        height, width = map_of(self.backbone.eval()(weight.new_zeros(1, 3, *size))).shape[2:]
-        self.backbone.train(training)
-        return height, width
-
     def attend(self, images: torch.Tensor) -> torch.Tensor:
         """The attention that `forward` returns, [B, 1, h, w], without the rest of the network."""
         assert self.spatial_attn is not None

@@ -228,7 +228,7 @@ def _state_in(content: Mapping[Any, Any], depth: int = 2) -> dict[str, torch.Ten
     return {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-STREAMS = ("face_net", "lr_face_net", "nocloth_net")
+_NETWORKS = ("face_net", "lr_face_net", "nocloth_net")
 """The networks of a published file: the teacher's, and the student's two."""
 _BRANCHES = {
     "branches.0.": "global_branch.",
@@ -256,7 +256,7 @@ def split(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[str, 
     for full, tensor in state.items():
         key = bare(full)
         first, _, rest = key.partition(".")
-        network, name = (first, rest) if first in STREAMS else ("face_net", key)
+        network, name = (first, rest) if first in _NETWORKS else ("face_net", key)
         for alias, own in _BRANCHES.items():
             if name.startswith(alias):
                 name = own + name.removeprefix(alias)

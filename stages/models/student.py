@@ -37,9 +37,9 @@ class Student(nn.Module):
                     torch.manual_seed(seed)
                     made[stream] = LMBN(classes, attention=stream == "body", **options)
         self.lr_face_net, self.nocloth_net = made.get("face"), made.get("body")
-        self.heads = _slices({name: len(net.heads) for name, net in self.streams.items()})
+        self.heads = slices({name: len(net.heads) for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of logits and features."""
-        self.triplet = _slices({name: len(net.triplet_heads) for name, net in self.streams.items()})
+        self.triplet = slices({name: len(net.triplet_heads) for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of embeddings."""
         self.projections = nn.ModuleDict()
         """Name of another teacher → projection into its space; not part of what is saved."""
@@ -143,7 +143,8 @@ def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
     return sum(counts)
 
 
-def _slices(lengths: Mapping[str, int]) -> dict[str, slice]:
+def slices(lengths: Mapping[str, int]) -> dict[str, slice]:
+    """Parts that follow each other: name → the slice of each, by the lengths."""
     ends = accumulate(lengths.values())
     return {
         name: slice(end - length, end)

@@ -52,21 +52,17 @@ def cut(name: str) -> Parts:
 
 def require(name: str) -> ModuleType:
     """timm, which has the network; what follows a dot names weights, not the network."""
-    timm, architecture = _timm(name), name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = get_close_matches(architecture, timm.list_models(), 3, 0.5)
-        hint = f"; similar names: {', '.join(near)}" if near else ""
-        raise InputError(f"backbone timm:{name}: timm {timm.__version__} has no such network{hint}")
-    return timm
-
-
-def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError:
         raise InputError(
             f"backbone timm:{name} needs timm: pip install 'deskpro[backbones]'"
         ) from None
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), 3, 0.5)
+        hint = f"; similar names: {', '.join(near)}" if near else ""
+        raise InputError(f"backbone timm:{name}: timm {timm.__version__} has no such network{hint}")
     return timm
 
 

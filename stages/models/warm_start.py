@@ -8,7 +8,7 @@ backbone of timm are state dicts of that network, as timm has them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,26 +16,22 @@ import torch
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import warn
-from deskpro.stages.models import published
 from deskpro.stages.models.lmbn import LMBN
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import is_safetensors, load_student, load_teacher, read_tensors
 
-_BRANCHES = ("global_branch.", "part_branch.", "channel_branch.")
-_PLACES = {
-    "conv1.": ["backbone.0."],
-    "conv2.": ["backbone.2."],
-    "conv3.0.": ["backbone.3."],
-    "conv3.1.": [f"{branch}backbone2.0.1." for branch in _BRANCHES],
-    "conv3.2.": [f"{branch}backbone2.0.2." for branch in _BRANCHES],
-    "conv4.": [f"{branch}backbone2.1." for branch in _BRANCHES],
-    "conv5.": [f"{branch}backbone2.2." for branch in _BRANCHES],
+_OSNET = {
+    "backbone.0.": "conv1.",
+    "backbone.2.": "conv2.",
+    "backbone.3.": "conv3.0.",
+    "backbone2.0.": "conv3.",
+    "backbone2.1.": "conv4.",
+    "backbone2.2.": "conv5.",
 }
-"""Prefix of names in an OSNet file → prefixes of an LMBN's names."""
+"""Prefix of a name in the trunk or in a branch of an LMBN → prefix in an OSNet file."""
 
-
-_BACKBONE = re.compile(r"(?:^|.*\.)backbone2?\.(?:vit\.)?(.+)")
-"""An LMBN's name of a tensor of its backbone, which ends with timm's."""
+_BACKBONE = re.compile(r"(?:.*\.)?(backbone2?\..+)")
+"""An LMBN's name of a tensor of its backbone, behind the stream and the branch."""
 
 
 class WarmStart(NamedTuple):
@@ -123,13 +119,14 @@ def _tensors(
 ) -> tuple[Mapping[str, torch.Tensor], list[str] | None]:
     """Tensors by the network's names (others keep their own), and the identities of the file."""
     first = next(iter(network.streams.values())) if isinstance(network, Student) else network
-    if first.backbone_name.startswith("timm:"):
-        if (of_timm := read_tensors(path)) is not None:
-            return _from_timm(of_timm, network), None
-    elif not is_safetensors(path):
-        state = {published.bare(key): t for key, t in published.read_state(path).items()}
-        if "conv1.conv.weight" in state:
-            return _from_osnet(state, network), None
+    of_timm = first.backbone_name.startswith("timm:")
+    state = read_tensors(path) if of_timm or not is_safetensors(path) else None
+    if state is not None and of_timm:
+        # timm's networks of stages write `stages_0` for what its files call `stages.0`.
+        files = {name.replace(".", "_"): name for name in state}
+        return _by_place(state, network, lambda name: files.get(_timm_name(name))), None
+    if state is not None and "conv1.conv.weight" in state:
+        return _by_place(state, network, _osnet_name), None
     if isinstance(network, Student):
         student, info = load_student(path)
         return student.state_dict(), info.classes
@@ -137,33 +134,30 @@ def _tensors(
     return teacher.face_net.state_dict(), info.classes
 
 
-def _from_osnet(
-    state: Mapping[str, torch.Tensor], network: LMBN | Student
-) -> dict[str, torch.Tensor]:
-    children = [name for name, _ in network.named_children()]
-    streams = [f"{name}." for name in children] if isinstance(network, Student) else [""]
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        found = [
-            (old, new) for old, news in _PLACES.items() if name.startswith(old) for new in news
-        ]
-        for old, new in found:
-            tensors |= {stream + new + name.removeprefix(old): tensor for stream in streams}
-        if not found:
-            tensors[name] = tensor
-    return tensors
+def _osnet_name(name: str) -> str | None:
+    """What an OSNet file calls a tensor of the backbone; None for another backbone's."""
+    own = next(filter(name.startswith, _OSNET), None)
+    return None if own is None else _OSNET[own] + name.removeprefix(own)
 
 
-def _from_timm(
-    state: Mapping[str, torch.Tensor], network: LMBN | Student
+def _timm_name(name: str) -> str:
+    return re.sub(r"^backbone2?\.(vit\.)?", "", name).replace(".", "_")
+
+
+def _by_place(
+    state: Mapping[str, torch.Tensor],
+    network: LMBN | Student,
+    name_in_file: Callable[[str], str | None],
 ) -> dict[str, torch.Tensor]:
-    # timm's networks of stages write `stages_0` for what its files call `stages.0`.
-    names = {name.replace(".", "_"): name for name in state}
+    """A file's tensors by the names of all places that they start; others keep their own.
+
+    name_in_file: from a name that `_BACKBONE` has found.
+    """
     tensors, used = dict[str, torch.Tensor](), set[str]()
     for own in network.state_dict():
         found = _BACKBONE.fullmatch(own)
-        name = names.get(found[1].replace(".", "_")) if found else None
-        if name is not None:
+        name = name_in_file(found[1]) if found else None
+        if name is not None and name in state:
             tensors[own] = state[name]
             used.add(name)
     return tensors | {name: state[name] for name in state.keys() - used}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from deskpro.cache.files import open_file, write_aside
+from deskpro.cache.files import open_file, write_bytes, write_text
 from deskpro.stages.base.calibrated import Calibrated, StreamWeights
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.section import Positive, Size
@@ -34,7 +34,8 @@ OSNET_SIZE = 256, 128
 """Height and width of the images that torchreid trains OSNet on."""
 
 Net = TypeVar("Net", LMBN, Student, OSNet)
-Found = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
+Networks = dict[str, tuple["ModelInfo", dict[str, torch.Tensor]]]
+"""Kind of network → what a file says of it, and its tensors."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,9 @@ def save(path: Path, network: nn.Module, info: ModelInfo) -> None:
     tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     fields = asdict(info.of(network))
     content = to_bytes(tensors, {_KEY: json.dumps(fields)})
-    with write_aside(path) as aside:
-        aside.write_bytes(content)
-    with write_aside(path.with_suffix(".json")) as aside:
-        digest = {"sha256": sha256(content).hexdigest()}
-        aside.write_text(json.dumps(digest | fields, indent=1) + "\n")
+    write_bytes(path, content)
+    digest = {"sha256": sha256(content).hexdigest()}
+    write_text(path.with_suffix(".json"), json.dumps(digest | fields, indent=1) + "\n")
 
 
 def read_metadata(path: Path, kind: str | None = None) -> ModelInfo:
@@ -151,10 +150,8 @@ def load_osnet(path: Path) -> tuple[OSNet, ModelInfo] | None:
     Raises:
         InputError: a tensor is missing, left over or of another shape.
     """
-    if is_safetensors(path):
-        return None
-    state = {published.bare(name): tensor for name, tensor in published.read_state(path).items()}
-    if "conv1.conv.weight" not in state:
+    state = None if is_safetensors(path) else read_tensors(path)
+    if state is None or "conv1.conv.weight" not in state:
         return None
     widths = {(channels[0], 3, 7, 7): width for width, channels in CHANNELS.items()}
     width = widths.get((*state["conv1.conv.weight"].shape,))
@@ -186,7 +183,7 @@ def _read(path: Path, kind: str | None) -> tuple[ModelInfo, dict[str, torch.Tens
     return info.with_heads(), tensors
 
 
-def _open(path: Path) -> Found:
+def _open(path: Path) -> Networks:
     return _read_own(path) if is_safetensors(path) else _read_published(path)
 
 
@@ -199,7 +196,7 @@ def is_safetensors(path: Path) -> bool:
         raise InputError(f"{path}: no such weights file ({error.strerror})") from None
 
 
-def _read_own(path: Path) -> Found:
+def _read_own(path: Path) -> Networks:
     try:
         with safe_open(path, framework="pt") as file:
             info = _INFO.validate_json((file.metadata() or {})[_KEY])
@@ -242,9 +239,8 @@ def _check(info: ModelInfo, tensors: Mapping[str, torch.Tensor]) -> None:
 
     Without it a wrong number would make a network that no memory holds.
     """
-    mode = {"forward_mode": "all"} if info.kind == "student" else {}
-    options = {**mode, **info.network}
-    if info.kind == "student" and str(options.pop("forward_mode")) not in STREAMS:
+    options = {**info.network}
+    if info.kind == "student" and str(options.pop("forward_mode", "all")) not in STREAMS:
         raise ValueError(f"network.forward_mode must be one of {', '.join(STREAMS)}")
     network = Network.model_validate(options)
     wanted = info.num_classes, network.feature_dim
@@ -257,12 +253,12 @@ def _check(info: ModelInfo, tensors: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(f"num_classes is {info.num_classes}, classes has {len({*info.classes})}")
 
 
-def _read_published(path: Path) -> Found:
+def _read_published(path: Path) -> Networks:
     parts = published.split(published.read_state(path), path)
     names = {"face": "lr_face_net", "body": "nocloth_net"}
     streams = tuple(stream for stream, name in names.items() if name in parts)
     modes = {of_mode: mode for mode, of_mode in STREAMS.items()}
-    found: Found = {}
+    found: Networks = {}
     if streams:
         options, classes = published.network_options(parts[names[streams[0]]], path)
         options = {"forward_mode": modes[streams], **options}

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from deskpro.cache.files import write_text
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.preparation import faces
-from deskpro.stages.preparation.samples import KINDS, prepared_path
+from deskpro.stages.preparation.samples import EXTENSIONS, prepared_path
 from deskpro.stages.preparation.schemes import SCHEMES, Scheme
 from deskpro.stages.preparation.step import Unusable, read_image, read_labels
 from deskpro.stages.reporting.images import from_pixels
@@ -95,7 +95,7 @@ def _doubtful(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _card(row: Mapping[Hashable, Any], root: Path, scheme: Scheme) -> dict[str, Any]:
     """An image on the page: its id, facts, and what was prepared of it by caption."""
     body, labels, mask, lr_face, hr_face = (
-        _read(prepared_path(root, kind, row["sample_id"]), kind) for kind in KINDS
+        _read(prepared_path(root, kind, row["sample_id"]), kind) for kind in EXTENSIONS
     )
     known = {name: value for name, value in row.items() if pd.notna(value) and value != ""}
     images = {"body": body, "parsing": None, "mask": mask, "face box": None}

@@ -36,7 +36,7 @@ _CLEAR = 0.1
 """A detection less than this above the threshold is unsure."""
 
 
-class Found(NamedTuple):
+class Finding(NamedTuple):
     """The result of a method for an image; seen: the number of faces, or heads."""
 
     decision: str
@@ -51,21 +51,18 @@ class _Faces(Step):
 
     name, reads, writes = "face", ("imgs", "labels"), "lr_face"
 
-    def provenance(self) -> dict[str, object]:
-        return super().provenance() | {"classes": self.scheme.classes}
-
-    def find(self, body: Image.Image, labels: np.ndarray | None) -> Found:
+    def find(self, body: Image.Image, labels: np.ndarray | None) -> Finding:
         """The face in an RGB body image; labels: its label map, uint8 [H, W], if there is one."""
         found, edges = self.detect(body, labels)
         if edges is None:
             return found
         box, moved = square(*edges, self.settings.face.margin, body.size)
         if box.side < self.settings.face.min_side:
-            return Found(SMALL, None, found.seen, found.score)
+            return Finding(SMALL, None, found.seen, found.score)
         return found._replace(box=box, doubts=found.doubts + (AT_EDGE,) * moved)
 
     @abstractmethod
-    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Finding, Edges | None]:
         """As `find`, and the left, top, right and bottom of a face in place of its box."""
 
     def make(self, sample: Sample) -> Outcome:
@@ -100,22 +97,22 @@ class Head(_Faces):
     def load(self) -> None:
         self.ndimage = optional("scipy.ndimage", "prepare.face.method=head")
 
-    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Finding, Edges | None]:
         if labels is None:
             raise Unusable(
                 "no label map. prepare.face.method=head needs one; add parsing to prepare.steps"
             )
         parts, count = self.ndimage.label(self.scheme.region(labels, "head"), np.ones((3, 3)))
         if count == 0:
-            return Found(NONE), None
+            return Finding(NONE), None
         areas = np.bincount(parts.ravel())[1:]
         heads = int((areas >= _OTHER_HEAD * areas.max()).sum())
-        largest = parts == areas.argmax() + 1  # of equal ones the uppermost, leftmost
+        main = parts == areas.argmax() + 1  # of equal ones the uppermost, leftmost
         face, least = self.scheme.face, self.settings.face.visible
-        if face is not None and (labels[largest] == face).mean() < least:
-            return Found(BACK, seen=heads), None
+        if face is not None and (labels[main] == face).mean() < least:
+            return Finding(BACK, seen=heads), None
         doubts = (SEVERAL,) if heads > 1 else ()
-        return Found(FOUND, seen=heads, doubts=doubts), _extent(largest)
+        return Finding(FOUND, seen=heads, doubts=doubts), _extent(main)
 
 
 class YuNet(_Faces):
@@ -139,29 +136,26 @@ class YuNet(_Faces):
 
     def load(self) -> None:
         face = self.settings.face
-        self.model = Path(str(face.model))
-        self.detector = FaceDetector(self.model, face.score, face.height, "prepare.face.model")
-        self.digest = sha256(self.model)
+        model = Path(str(face.model))
+        self.detector = FaceDetector(model, face.score, face.height, "prepare.face.model")
+        self.weights = {"model": sha256(model)}
 
-    def provenance(self) -> dict[str, object]:
-        return super().provenance() | {"model": self.digest}
-
-    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Found, Edges | None]:
+    def detect(self, body: Image.Image, labels: np.ndarray | None) -> tuple[Finding, Edges | None]:
         settings = self.settings.face
         boxes, scores = self.detector(body)
         seen = len(boxes)
         if seen == 0:
-            return Found(NONE), None
+            return Finding(NONE), None
         if settings.inside_head and labels is not None:
             inside = self._in_head(boxes, labels)
             boxes, scores = boxes[inside], scores[inside]
             if not len(boxes):
-                return Found(OUTSIDE, seen=seen), None
+                return Finding(OUTSIDE, seen=seen), None
         best, edges = largest(boxes)
         score = float(scores[best])
         unsure = score < settings.score + _CLEAR
         doubts = (*([SEVERAL] if seen > 1 else []), *([UNSURE] if unsure else []))
-        return Found(FOUND, None, seen, score, doubts), edges
+        return Finding(FOUND, None, seen, score, doubts), edges
 
     def _in_head(self, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Which boxes, [N, (left, top, width, height)], lie about the head region: bool [N]."""

@@ -14,9 +14,6 @@ class Regions(Step):
 
     name, reads, writes = "mask", ("labels",), "mask"
 
-    def provenance(self) -> dict[str, object]:
-        return super().provenance() | {"classes": self.scheme.classes}
-
     def make(self, sample: Sample) -> Outcome:
         mask = self.scheme.mask(read_labels(self.path("labels", sample)))
         shares = (mask > 0).mean(axis=(0, 1)).tolist()

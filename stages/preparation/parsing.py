@@ -104,17 +104,14 @@ class SegFormer(Step):
             self.processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
             self.model: Any = transformers.AutoModelForSemanticSegmentation.from_pretrained(name)
         _require_classes(self.model.config, self.scheme, f"prepare.parsing.model {name}")
-        self.digest: object = getattr(self.model.config, "_commit_hash", None)
+        self.weights = {"model": getattr(self.model.config, "_commit_hash", None)}
         if Path(name).is_dir():
-            self.digest = {
+            self.weights["model"] = {
                 path.name: sha256(path)
                 for path in sorted(Path(name).iterdir())
                 if path.suffix in (".json", ".safetensors", ".bin")
             }
         self.torch_device = on_device(self.model, self.device)
-
-    def provenance(self) -> dict[str, object]:
-        return super().provenance() | {"model": self.digest}
 
     def make(self, sample: Sample) -> Outcome:
         return self([sample])[0]
@@ -156,8 +153,8 @@ def _require_classes(config: Any, scheme: Scheme, where: str) -> None:
         raise InputError(
             f"{where}: has {len(found)} classes, {scheme.title} has {len(wanted)}. {advice}"
         )
-    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in (*found, *wanted)]
-    for i, (theirs, ours) in enumerate(zip(plain, plain[len(found) :], strict=False)):
+    for i, names in enumerate(zip(found, wanted, strict=True)):
+        theirs, ours = (re.sub(r"[^a-z]", "", name.lower()) for name in names)
         if not theirs.startswith("label") and theirs != ours:
             raise InputError(
                 f"{where}: its class {i} is {found[i]!r}, that of {scheme.title} {wanted[i]!r}. "

@@ -116,7 +116,7 @@ def images_below(folder: Path) -> list[Path]:
     return [folder / name for name in list_images(folder, "**/*")]
 
 
-def unfinished(step: Step, samples: Sequence[Sample], records: Records) -> set[str]:
+def outdated(step: Step, samples: Sequence[Sample], records: Records) -> set[str]:
     """The ids of images that a step must run on; the others get their recorded facts.
 
     Raises InputError for files in the way that prepare did not write. One with another extension

@@ -90,11 +90,8 @@ class Spandrel(_Restorer):
                 f"{option} {model}: {self.network.architecture.name} doesn't map an RGB image to "
                 "an RGB image. Set it to the file of a face-restoration network"
             )
-        self.digest = sha256(model)
+        self.weights = {"model": sha256(model)}
         self.torch_device = on_device(self.network, self.device)
-
-    def provenance(self) -> dict[str, object]:
-        return super().provenance() | {"model": self.digest}
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         # One after the other: the noise of each is drawn from torch's one random state.

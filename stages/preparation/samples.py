@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.files import IMAGE_SUFFIXES, walk
 from deskpro.stages.base.prepare_options import Own
 from deskpro.stages.data.index import (
-    SPLITS,
     Problem,
     duplicate_ids,
     is_text,
@@ -25,21 +25,21 @@ from deskpro.stages.data.index import (
     read_index,
     warn_of,
 )
-from deskpro.stages.data.layouts import PREPARED, Layout, dataset_name, layout_of
+from deskpro.stages.data.layouts import PREPARED, SPLITS, Layout, dataset_name, layout_of
 from deskpro.stages.data.unused import NOT_USED, find_unused, is_file, rows_without_image
 
 _LONGEST = 200
 """Bytes of a file's name: file systems allow 255, and a file written aside has a longer name."""
 
 
-KINDS = {"imgs": "", "labels": ".png", "mask": ".png", "lr_face": ".png", "hr_face": ".jpg"}
+EXTENSIONS = {"imgs": "", "labels": ".png", "mask": ".png", "lr_face": ".png", "hr_face": ".jpg"}
 """The folders of a prepared set, and the extension of the files there; "" is that of the id."""
 
 
 def prepared_path(root: Path, kind: str, id_: str) -> Path:
     """The file of an image in the folder `kind` of the prepared set `root`."""
     path = root / kind / id_
-    return path.with_suffix(KINDS[kind]) if KINDS[kind] else path
+    return path.with_suffix(EXTENSIONS[kind]) if EXTENSIONS[kind] else path
 
 
 @dataclass
@@ -64,7 +64,7 @@ _FIELDS = ["id", "source", "split", "pid", "camid", "clothes"]
 
 
 @dataclass
-class Found:
+class RawFolder:
     """What a raw folder has; skipped: files that are not images, by extension."""
 
     samples: list[Sample]
@@ -72,7 +72,7 @@ class Found:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def find_samples(root: Path, dataset: str, own: Own) -> Found:
+def find_samples(root: Path, dataset: str, own: Own) -> RawFolder:
     """The images of a raw dataset, or of a folder of your own images if `dataset` is "own".
 
     Sorted by split and path. Raises InputError where `root` is no folder or has no images.
@@ -107,7 +107,7 @@ def is_own_folder(root: Path, dataset: str) -> bool:
     return dataset_name(root, dataset) == "own" and not (root / "imgs").is_dir()
 
 
-def _published(root: Path, layout: Layout) -> Found:
+def _published(root: Path, layout: Layout) -> RawFolder:
     splits = [split for split in SPLITS if any(layout.images(root, split))]
     table, problems = read_index(root, layout, splits)
     unused, unmatched = find_unused(root, layout, splits)
@@ -117,10 +117,10 @@ def _published(root: Path, layout: Layout) -> Found:
         Sample(row["sample_id"], Path(row["imgs"]), row["split"], row["pid"], row["camid"])
         for row in table.to_dict("records")
     ]
-    return Found(samples, problems)
+    return RawFolder(samples, problems)
 
 
-def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
+def _own_folder(root: Path, own: Own, layout: Layout) -> RawFolder:
     clothes, problems = read_clothes(root / "clothes.csv")
     rows, skipped = list[dict[str, Any]](), Counter[str]()
     for path in walk(root):
@@ -144,12 +144,12 @@ def _own_folder(root: Path, own: Own, layout: Layout) -> Found:
     problems += duplicate_ids({*table["pid"]}, root)
     problems += _contradictions(table)
     if problems:
-        return Found([], problems, skipped)
+        return RawFolder([], problems, skipped)
     _set_cameras_and_splits(table, own)
     samples = [Sample(*row) for row in table.itertuples(index=False)]
     problems += _set_ids(samples, layout)
     samples.sort(key=lambda sample: (SPLITS.index(sample.split), sample.id))
-    return Found(samples, problems, skipped)
+    return RawFolder(samples, problems, skipped)
 
 
 def _parse(path: Path, below: str, rule: str) -> dict[str, str | None]:
@@ -227,11 +227,9 @@ def _set_ids(samples: Sequence[Sample], layout: Layout) -> Iterator[Problem]:
         parts = [*path.parent.parts, path.stem]
         frame = "-".join(parts[1:] if len(parts) > 1 and parts[0] == sample.pid else parts)
         folder = PREPARED[sample.split].split("/")[0]
-        first = stem = f"{folder}/{sample.pid}_c{sample.camid}_{frame}"
-        number = 2
-        while stem in used:
-            stem = f"{first}-{number}"
-            number += 1
+        first = f"{folder}/{sample.pid}_c{sample.camid}_{frame}"
+        names = chain([first], (f"{first}-{number}" for number in count(2)))
+        stem = next(name for name in names if name not in used)
         used.add(stem)
         sample.id = stem + path.suffix
         name = layout.parse(sample.id)

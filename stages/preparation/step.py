@@ -81,6 +81,8 @@ class Step(ABC):
         """root: the prepared set; device: auto, cpu, cuda or cuda:N. Raises InputError."""
         self.settings, self.root, self.device = settings, root, device
         self.scheme = SCHEMES[settings.parsing.scheme]
+        self.weights: dict[str, object] = {}
+        """Digests of the networks that `load` has loaded."""
         self.load()
 
     def load(self) -> None:  # noqa: B027  most methods need nothing
@@ -114,7 +116,9 @@ class Step(ABC):
     def provenance(self) -> dict[str, object]:
         """What all results depend on: options, digests of weights, version of the code."""
         section = getattr(self.settings, self.name)
-        return {name: getattr(section, name) for name in ("method", *self.params)} | {"version": 1}
+        options = {name: getattr(section, name) for name in ("method", *self.params)}
+        classes = {"classes": self.scheme.classes} if "labels" in self.reads else {}
+        return options | {"version": 1} | classes | self.weights
 
     @abstractmethod
     def make(self, sample: Sample) -> Outcome:

@@ -19,6 +19,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.params import flatten
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder, read_json
+from deskpro.stages.base.section import first_error
 from deskpro.stages.reporting.metrics_file import Metrics
 
 
@@ -54,8 +55,7 @@ def read_metrics(folder: Path, *, anyway: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", command=command) from None
     except (OSError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        why = first_error(error) if isinstance(error, ValidationError) else str(error)
         problem = f"{path}: not readable, or of another version ({why})"
         raise InputError(problem, command=f"{command} --force") from None
     run = RunFolder(folder)

@@ -14,6 +14,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.prepare_options import FaceBox
 from deskpro.stages.base.run_folder import ENCODER, RunFolder, read_manifest
+from deskpro.stages.base.section import first_error
 from deskpro.stages.metrics.fusion import Fusion, choose_fusion
 from deskpro.stages.models.exported import read_settings
 from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
@@ -88,10 +89,8 @@ def _options(folder: RunFolder) -> Options:
         tree: Any = record["config"] if record else yaml.safe_load(read_text(folder.config))
         return Options.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{folder.config}: {place}: {first['msg']}. Fix the recipe of the run, or load its "
+            f"{folder.config}: {first_error(error)}. Fix the recipe of the run, or load its "
             f"{folder.student.name} alone"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -22,8 +22,8 @@ from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data import views as view_module
 from deskpro.stages.data.index import KINDS, content_hashes
 from deskpro.stages.models.backbones import map_size
-from deskpro.stages.models.pooled import Pooled, pooled
 from deskpro.stages.models.teacher import Teacher
+from deskpro.stages.models.timm_teacher import TimmTeacher, load_timm_teacher
 from deskpro.stages.models.weights import (
     ModelInfo,
     load_other_teacher,
@@ -96,12 +96,12 @@ class TeacherFiles:
         class_order = {} if info.classes is None else {"classes": info.classes}
         return {"teacher": teacher, "heads": (info.heads or {}).get("face", [])} | class_order
 
-    def networks(self, name: str) -> list[Teacher] | list[Pooled]:
+    def networks(self, name: str) -> list[Teacher] | list[TimmTeacher]:
         """Its networks, loaded; a checkpoint with other identities or sizes is refused."""
         if name != OWN_TEACHER:
             backbone = self.options.teachers[name].backbone
             if backbone is not None:
-                return [self._pooled(name, backbone)]
+                return [self._of_timm(name, backbone)]
             return [load_other_teacher(self.paths[name][0], self._stream(name))[0]]
         found = [load_teacher(path) for path in self.paths[name]]
         for path, (_, info) in zip(self.paths[name], found, strict=True):
@@ -115,9 +115,9 @@ class TeacherFiles:
                 )
         return [network for network, _ in found]
 
-    def _pooled(self, name: str, backbone: str) -> Pooled:
+    def _of_timm(self, name: str, backbone: str) -> TimmTeacher:
         network = backbone.partition(":")[2]
-        return pooled(network, self.paths[name][0], view_module.MEAN, view_module.STD)
+        return load_timm_teacher(network, self.paths[name][0], view_module.MEAN, view_module.STD)
 
     def _stream(self, name: str) -> str:
         return "body" if self.options.teachers[name].input == "imgs" else "face"
@@ -127,7 +127,7 @@ class TeacherFiles:
         backbone = None if name == OWN_TEACHER else self.options.teachers[name].backbone
         if backbone is not None:
             if name not in self._lengths:
-                self._lengths[name] = self._pooled(name, backbone).length
+                self._lengths[name] = self._of_timm(name, backbone).length
             facts = {"backbone": backbone, "feature_dim": self._lengths[name]}
             heads = {self._stream(name): ["pooled"]}
             return ModelInfo("teacher", facts, 1, None, None, None, heads)

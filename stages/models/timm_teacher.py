@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.models.lmbn import Output
+from deskpro.stages.models.teacher import Frozen
 from deskpro.stages.models.timm_networks import TRANSFORMERS, require
 from deskpro.stages.models.weights import read_tensors
 
 
-class Pooled(nn.Module):
+class TimmTeacher(Frozen):
     """A whole network of timm with its own pooling, frozen and in evaluation mode."""
 
     def __init__(self, network: Any, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -29,9 +30,6 @@ class Pooled(nn.Module):
         self.shift = nn.Buffer((given[0] - wanted[0]) / wanted[1])
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Output:
         """float [B, 3, H, W] → features [B, 1, length], nothing else."""
@@ -40,7 +38,9 @@ class Pooled(nn.Module):
         return Output(nothing, features, nothing, None)
 
 
-def pooled(name: str, path: Path, mean: Sequence[float], std: Sequence[float]) -> Pooled:
+def load_timm_teacher(
+    name: str, path: Path, mean: Sequence[float], std: Sequence[float]
+) -> TimmTeacher:
     """A network with the weights of a file, which are timm's of that network; in evaluation mode.
 
     Its images are normalised as timm says of its weights. mean, std: of the images that it gets.
@@ -66,4 +66,4 @@ def pooled(name: str, path: Path, mean: Sequence[float], std: Sequence[float]) -
             "of its tensors don't fit. Allowed is a state dict of that network"
         )
     network.load_state_dict({key: tensors[key] for key in wanted})
-    return Pooled(network, mean, std)
+    return TimmTeacher(network, mean, std)
