@@ -26,10 +26,11 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
     import numpy as np
 
     from deskpro.stages.base.distributed import pick_device
+    from deskpro.stages.data.loader import batched
     from deskpro.stages.evaluation.features import extract_batches
     from deskpro.stages.models.extractor import open_extractor
 
-    device, data, size = pick_device(options.device), options.data, options.eval.batch
+    device, data = pick_device(options.device), options.data
     extractor = open_extractor(network, None, data.face_size, data.body_size, device)
     table = (
         check_data(
@@ -42,13 +43,11 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
         .require()
         .split(split)
     )
-    rows = range(len(table))
-    batches = [rows[start : start + size] for start in rows[::size]]
     found = [
         *extract_batches(
             extractor,
             table,
-            batches,
+            batched(range(len(table)), options.eval.batch),
             flip=options.eval.flip,
             workers=data.workers,
             device=device,

@@ -12,8 +12,8 @@ MODULE, FUNCTION = 400, 60
 """Lines, blank ones and documentation counted."""
 
 ROOMS = {
-    "deskpro": 50, "cache": 2500, "pipeline": 4900, "stages": 3850, "stages/base": 3150,
-    "stages/data": 2500, "stages/data/benchmark": 1050, "stages/evaluation": 3550,
+    "deskpro": 50, "cache": 2500, "pipeline": 4900, "stages": 3800, "stages/base": 3150,
+    "stages/data": 2500, "stages/data/benchmark": 1050, "stages/evaluation": 3500,
     "stages/losses": 450, "stages/metrics": 1750, "stages/models": 2150, "stages/preparation": 1500,
     "stages/reporting": 1850, "stages/serving": 2250, "stages/targets": 1950,
     "stages/training": 1100,
