@@ -26,7 +26,6 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
     import numpy as np
 
     from deskpro.stages.base.distributed import pick_device
-    from deskpro.stages.data.loader import batched
     from deskpro.stages.evaluation.features import extract_batches
     from deskpro.stages.models.extractor import open_extractor
 
@@ -43,16 +42,7 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
         .require()
         .split(split)
     )
-    found = [
-        *extract_batches(
-            extractor,
-            table,
-            batched(range(len(table)), options.eval.batch),
-            flip=options.eval.flip,
-            workers=data.workers,
-            device=device,
-        )
-    ]
+    found = [*extract_batches(extractor, table, options, device)]
     features = np.concatenate([batch.features.flatten(1).numpy() for batch in found])
     with write_aside(out) as aside, aside.open("wb") as file:
         np.savez(

@@ -236,6 +236,7 @@ def _parity(
     import numpy as np
 
     from deskpro.cache.reader import MappedReader
+    from deskpro.stages.data.loader import batched
     from deskpro.stages.evaluation.feature_store import GROUP
     from deskpro.stages.evaluation.image_digests import evaluate_again
     from deskpro.stages.evaluation.sizes import parts_of
@@ -253,8 +254,7 @@ def _parity(
         raise InputError("images have changed since the evaluation", command=command)
     worst, least = 0.0, 1.0
     heads = [{s: slice(*store.fingerprint["heads"][s]) for s in streams} for store in stores]
-    for start in range(0, len(keys[0]), 1024):
-        rows = range(start, min(start + 1024, len(keys[0])))
+    for rows in batched(range(len(keys[0])), 1024):
         same = [places[keys[0][row]] for row in rows]
         plain = [0] * len(rows)  # a store of features has one view
         of_student = parts_of(stores[0].read([*rows], plain)["features"], heads[0])

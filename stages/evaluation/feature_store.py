@@ -105,10 +105,9 @@ class FeatureWorker:
         extracted = extract_batches(
             self.extractor,
             self.table,
-            [rows for batches in plan for rows in batches],
-            flip=self.options.eval.flip,
-            workers=self.options.data.workers,
-            device=self.device,
+            self.options,
+            self.device,
+            batches=[rows for batches in plan for rows in batches],
         )
         for batches in plan:
             parts = [next(extracted).features.numpy() for _ in batches]

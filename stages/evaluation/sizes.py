@@ -18,7 +18,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.index import content_hashes, read_index
 from deskpro.stages.data.layouts import layout_of
-from deskpro.stages.data.loader import ImageDataset, batched, images_of
+from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatures
 from deskpro.stages.evaluation.features import extract_batches
 from deskpro.stages.evaluation.image_digests import evaluate_again
@@ -87,14 +87,7 @@ def fit_directions(
                 f"are trained on; must be at most {min(size, images)}"
             )
     products = {stream: np.zeros((size, size)) for stream, size in sizes.items()}
-    for batch in extract_batches(
-        extractor,
-        train,
-        batched(range(len(train)), options.eval.batch),
-        flip=options.eval.flip,
-        workers=options.data.workers,
-        device=pick_device(options.device),
-    ):
+    for batch in extract_batches(extractor, train, options, pick_device(options.device)):
         for stream, vectors in parts_of(batch.features.numpy(), heads).items():
             products[stream] += vectors.T.astype(np.float64) @ vectors
     return {s: compact.principal_directions(found)[:, :dim] for s, found in products.items()}

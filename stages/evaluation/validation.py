@@ -15,7 +15,6 @@ from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.options import Evaluation, Options
 from deskpro.stages.data.check import check_data
 from deskpro.stages.data.identities import HELD_OUT, Identities
-from deskpro.stages.data.loader import batched
 from deskpro.stages.evaluation.features import extract_batches
 from deskpro.stages.metrics.calibration import CASES, calibrate, calibration_name
 from deskpro.stages.metrics.fusion import Fusion, fit_fusion
@@ -158,10 +157,10 @@ class Validation(NamedTuple):
         found = extract_batches(
             self.extractor,
             self.table,
-            batched(range(len(self.table)), self.options.eval.batch),
+            self.options,
+            self.device,
             flip=self.flip,
             workers=0,
-            device=self.device,
         )
         features = torch.cat([batch.features for batch in found])
         return {

@@ -180,11 +180,6 @@ def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
-    """mAP of a random order, 0..1; nan where no query counts."""
-    return float(random_order(query, gallery, protocol)["ap"].mean())
-
-
 def random_order(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """What a random order of the gallery gives each query that counts, in each draw.
 
