@@ -237,9 +237,9 @@ def audit(run: Path, overrides: tuple[str, ...], deep: bool, **sampling: int) ->
     manifest = RunFolder(folder.upstream).manifest("teacher-cache")
     options = options_of(manifest, overrides, folder.targets, "teacher-cache")
     with working("cache audit"):
-        report = cache_tools.audit(options, folder, deep=deep, **sampling)
-    summary(f"cache audit: {run}", report.facts)
-    fail_with(report.differences)
+        facts, differences = cache_tools.audit(options, folder, deep=deep, **sampling)
+    summary(f"cache audit: {run}", facts)
+    fail_with(differences)
 
 
 @cache.command()

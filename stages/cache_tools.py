@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -213,16 +212,12 @@ def _statistics(target: Target, reader: MappedReader, labels: np.ndarray) -> dic
         return {key: total / seen[key] for key, total in sums.items()}
 
 
-@dataclass(frozen=True)
-class Report:
-    """facts for the summary; differences: a line each, none where the cache is right."""
-
-    facts: dict[str, object]
-    differences: list[str]
-
-
-def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep: bool) -> Report:
+def audit(
+    options: Options, folder: RunFolder, *, samples: int, seed: int, deep: bool
+) -> tuple[dict[str, object], list[str]]:
     """Compute the targets of `samples` (sample, view), drawn with `seed`, again, and compare.
+
+    Gives facts for the summary, and a line for each difference, none where the cache is right.
 
     deep: every image file is read again. Imported targets can't be computed again. Raises
     InputError where a teacher isn't here.
@@ -259,11 +254,11 @@ def audit(options: Options, folder: RunFolder, *, samples: int, seed: int, deep:
             for target in targets.values()
         ):
             found.append("the targets would have other shapes or types: nothing was compared")
-            return Report({"computed again": "nothing", "differences": len(found)}, found)
+            return {"computed again": "nothing", "differences": len(found)}, found
         device = distributed.pick_device(options.device)
         live = LiveTeacher(targets, files.settings(teacher), files.networks(teacher), device)
         facts |= _audit(options, store, index, live, found, (samples, seed))
-    return Report(facts | {"differences": len(found)}, found)
+    return facts | {"differences": len(found)}, found
 
 
 def _audit(

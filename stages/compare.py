@@ -70,8 +70,7 @@ def run(
         rows.to_csv(aside, index=False)
     for name in FORMATS:  # no tables or page of another comparison beside these numbers
         (out / f"compare.{name}").unlink(missing_ok=True)
-    _draw(rows, out / "compare")
-    _draw_differences(rows, out / "differences", first.name)
+    _draw(rows, out, first.name)
     _show(rows)
     for name in formats:
         write_text(out / f"compare.{name}", FORMATS[name](rows, runs))
@@ -129,33 +128,32 @@ def _merged(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {", ".join(names): part for names, part in found}
 
 
-def _draw(rows: pd.DataFrame, path: Path) -> None:
-    """Draw mAP of every run, a group of rows for each stream under each protocol."""
-    drawn = [
+def _intervals(rows: pd.DataFrame, label: str, columns: Sequence[str]) -> list[figures.Interval]:
+    """mAP, a group for each stream under each protocol.
+
+    label: of a group, with the names of columns in braces; columns: of a value and its ends.
+    """
+    return [
         figures.Interval(
-            f"{row['stream']} · {protocol} (n = {row['queries']} queries)", row["run"],
-            row["stream"], *(100 * row[end] for end in ("value", "low", "high")),
+            label.format(protocol=protocol, stream=row["stream"], queries=row["queries"]),
+            row["run"], row["stream"], *(100 * row[column] for column in columns),
         )
         for protocol, part in _merged(rows[rows["measure"] == "mAP"]).items()
         for row in part.to_dict("records")
     ]  # fmt: skip
+
+
+def _draw(rows: pd.DataFrame, out: Path, first: str) -> None:
+    """Draw mAP of every run, and its difference of every other run from the first."""
+    label = "{stream} · {protocol} (n = {queries} queries)"
+    drawn = _intervals(rows, label, ("value", "low", "high"))
     chart = figures.intervals(drawn, "mAP and its 95 % interval over identities")
-    figures.write_figure(chart, path)
-
-
-def _draw_differences(rows: pd.DataFrame, path: Path, first: str) -> None:
-    """Draw the difference in mAP of every other run from the first, as a forest plot."""
-    tested = rows[(rows["measure"] == "mAP") & rows["p"].notna()]
-    drawn = [
-        figures.Interval(
-            f"{row['stream']} · {protocol}, {row['queries']} queries", row["run"], row["stream"],
-            *(100 * row[end] for end in ("difference", "difference_low", "difference_high")),
-        )
-        for protocol, part in _merged(tested).items()
-        for row in part.to_dict("records")
-    ]  # fmt: skip
+    figures.write_figure(chart, out / "compare")
+    label, ends = "{stream} · {protocol}, {queries} queries", ("difference_low", "difference_high")
+    drawn = _intervals(rows[rows["p"].notna()], label, ("difference", *ends))
     title = f"mAP, paired difference from {first}, 95 % interval over identities"
-    figures.write_figure(figures.intervals(drawn, title, "difference, points", zero=True), path)
+    chart = figures.intervals(drawn, title, "difference, points", zero=True)
+    figures.write_figure(chart, out / "differences")
 
 
 def _show(rows: pd.DataFrame) -> None:

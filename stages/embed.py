@@ -29,7 +29,7 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
     from deskpro.stages.evaluation.features import extract_batches
     from deskpro.stages.models.extractor import open_extractor
 
-    device, data, size = pick_device(options.device), options.data, options.eval.batch
+    device, data = pick_device(options.device), options.data
     extractor = open_extractor(network, None, data.face_size, data.body_size, device)
     table = (
         check_data(
@@ -42,18 +42,7 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
         .require()
         .split(split)
     )
-    rows = range(len(table))
-    batches = [rows[start : start + size] for start in rows[::size]]
-    found = [
-        *extract_batches(
-            extractor,
-            table,
-            batches,
-            flip=options.eval.flip,
-            workers=data.workers,
-            device=device,
-        )
-    ]
+    found = [*extract_batches(extractor, table, options, device)]
     features = np.concatenate([batch.features.flatten(1).numpy() for batch in found])
     with write_aside(out) as aside, aside.open("wb") as file:
         np.savez(

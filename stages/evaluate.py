@@ -157,7 +157,7 @@ class Evaluate(Stage):
         import pandas as pd
 
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
-        from deskpro.stages.evaluation.gallery import GalleryTeacher
+        from deskpro.stages.evaluation.gallery import TeacherGallery, open_teacher
         from deskpro.stages.evaluation.measures import measures_of
         from deskpro.stages.evaluation.scoring import choose_protocols, count_images, score, split
         from deskpro.stages.evaluation.tracklets import Pooled, pool_tracklets
@@ -170,7 +170,7 @@ class Evaluate(Stage):
         extractor = open_extractor(self.weights, self.kind, *sizes, device)
         extractor = extractor.fitted_for(options.eval.flip)
         require_faces(options, [*extractor.heads])
-        teacher = GalleryTeacher.open(self.teacher, extractor, options, device)
+        teacher = open_teacher(self.teacher, extractor, options, device)
         query, gallery = self._images(extractor, job)
         protocols = choose_protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)
@@ -189,18 +189,18 @@ class Evaluate(Stage):
             images = images.assign(row=stored.rows)
             about["data"] |= count_images(images, faces)
         query, gallery = split(images)
-        seen = teacher and teacher.store(
-            folder.gallery_features, gallery, job.index, budget - stored.resident
-        )
+        seen = None
+        if teacher is not None and self.teacher is not None:
+            source = teacher, self.teacher, gallery, options, job.index
+            seen = TeacherGallery.of(folder.gallery_features, *source, budget - stored.resident)
+            gallery = seen.table
+            about["gallery_network"] = _network(self.teacher, teacher)
+            about["data"]["digests"] |= seen.digests()
+            about["data"]["without HR face"] = seen.without_face
         measures = measures_of(extractor, stored, options.eval.face_weight, seen and seen.stored)
         if options.eval.unit == "tracklet":  # what scores mean was fitted on images
             measures = {name: each._replace(calibration={}) for name, each in measures.items()}
-        ranked = gallery if seen is None else seen.table
-        if teacher and seen:
-            about["gallery_network"] = teacher.facts()
-            about["data"]["digests"] |= seen.digests()
-            about["data"]["without HR face"] = seen.without_face
-        report = score(about, options, measures, protocols, query, ranked, faces, folder.metrics)
+        report = score(about, options, measures, protocols, query, gallery, faces, folder.metrics)
         return EvaluateResult(
             rules=[part["rule"] for part in report["protocols"].values()],
             kept=made.kept,
@@ -253,11 +253,7 @@ class Evaluate(Stage):
                 *made, split(images)[0], self.options, job.index, stored.device
             )
         return {
-            "network": {
-                "file": self.weights.name,
-                "sha256": sha256(self.weights),
-                "kind": extractor.info.kind,
-            },
+            "network": _network(self.weights, extractor),
             "gallery_network": None,
             "attention": attention,
             "data": about_data(self.options, images, contents, faces),
@@ -265,3 +261,8 @@ class Evaluate(Stage):
             "face_weight": settings.face_weight,
             "fusion": extractor.info.fusion if settings.face_weight == "fitted" else None,
         }
+
+
+def _network(weights: Path, extractor: FeatureExtractor) -> dict[str, str]:
+    """Which weights, as metrics.json has it."""
+    return {"file": weights.name, "sha256": sha256(weights), "kind": extractor.info.kind}

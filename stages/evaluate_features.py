@@ -191,9 +191,10 @@ class EvaluateFeatures(Stage):
         require_names(file, found.parts, images.columns)
         require_faces(self.options, [*found.parts])
         weights = choose_weights([*found.parts], self.weights)
-        matched = match_rows(file, found, images, root, layout_of(root, self.dataset).bodies(root))
+        bodies = layout_of(root, self.dataset).bodies(root)
+        rows, extra = match_rows(file, found, images, root, bodies)
         features = {
-            name: used_values(file, name, values, matched.rows, found.paths)
+            name: used_values(file, name, values, rows, found.paths)
             for name, values in found.parts.items()
         }
         there = {name: (values != 0).any(axis=1) for name, values in features.items()}
@@ -206,7 +207,7 @@ class EvaluateFeatures(Stage):
         for name, seen in there.items():
             images[name] = np.array([name if here else None for here in seen], object)
         protocols = choose_protocols(self.options, *split(images))
-        return _Input(images, features, weights, protocols, matched.extra, found.others)
+        return _Input(images, features, weights, protocols, extra, found.others)
 
     def _warn(self, found: _Input) -> None:
         from deskpro.stages.base.foreign import some

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log, table, working
 from deskpro.stages.base.run_folder import ENCODER, RunFolder
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Runtime = Literal["onnx", "torch"]
 Place = Literal["outside", "inside"]
 """Who normalises: the caller, or the file."""
-Pairs = dict[str, dict[str, tuple[float, float]]]
+BothAccuracies = dict[str, dict[str, tuple[float, float]]]
 """Protocol → stream → mAP of the student and of the exported files."""
 
 TOLERANCE = 0.001
@@ -146,7 +146,7 @@ def finish(
     from deskpro.cache.files import write_text
     from deskpro.stages.models.exported import read_settings
     from deskpro.stages.reporting.record import read_metrics
-    from deskpro.stages.serving.card import card
+    from deskpro.stages.serving.card import card, size_rows
     from deskpro.stages.serving.export import write_settings
 
     settings, after = read_settings(settings_file), read_metrics(evaluated.path)
@@ -156,7 +156,7 @@ def finish(
         names, directions = [*after["protocols"]], sizes.directions
         before = sizes.accuracy(names, settings.fitted, sizes.dim)
         settings = replace(settings, sizes=sizes.table(names[0], settings.fitted))
-        _show_sizes(names[0], settings)
+        table(f"bytes of a vector and mAP of {names[0]}, %", *size_rows(settings))
     streams = [*settings.streams]
     difference, cosine = _parity(folder.features, evaluated.features, streams, directions)
     accuracy = _pairs(before, _accuracy(after))
@@ -188,7 +188,7 @@ def _accuracy(metrics: Mapping[str, Any]) -> Accuracy:
     }
 
 
-def _pairs(before: Accuracy, after: Accuracy) -> Pairs:
+def _pairs(before: Accuracy, after: Accuracy) -> BothAccuracies:
     """Of streams in both."""
     return {
         name: {
@@ -200,7 +200,7 @@ def _pairs(before: Accuracy, after: Accuracy) -> Pairs:
     }
 
 
-def _problems(accuracy: Pairs, cosine: float) -> list[str]:
+def _problems(accuracy: BothAccuracies, cosine: float) -> list[str]:
     """What is not as it is in the student, a line each; cosine: the least of a part."""
     problems = [
         f"{protocol}, {stream}: mAP {100 * new:.2f} % in place of {100 * old:.2f} %; at most "
@@ -216,19 +216,13 @@ def _problems(accuracy: Pairs, cosine: float) -> list[str]:
     return problems
 
 
-def _show(accuracy: Pairs) -> None:
+def _show(accuracy: BothAccuracies) -> None:
     rows = [
         (name, stream, f"{100 * old:.2f}", f"{100 * new:.2f}", f"{100 * (new - old):+.3f}")
         for name, of_stream in accuracy.items()
         for stream, (old, new) in of_stream.items()
     ]
     table("mAP, %", ("protocol", "stream", "student", "exported", "difference"), rows)
-
-
-def _show_sizes(protocol: str, settings: Settings) -> None:
-    from deskpro.stages.serving.card import size_rows
-
-    table(f"bytes of a vector and mAP of {protocol}, %", *size_rows(settings))
 
 
 def _parity(
@@ -242,10 +236,11 @@ def _parity(
     import numpy as np
 
     from deskpro.cache.reader import MappedReader
+    from deskpro.stages.data.loader import batched
     from deskpro.stages.evaluation.feature_store import GROUP
+    from deskpro.stages.evaluation.image_digests import evaluate_again
     from deskpro.stages.evaluation.sizes import parts_of
     from deskpro.stages.metrics.compact import projected
-    from deskpro.stages.models.extractor import KIND_OF
 
     stores = [MappedReader(path, GROUP) for path in (before, after)]
     keys = [
@@ -255,15 +250,15 @@ def _parity(
     ]  # fmt: skip
     places = {key: row for row, key in enumerate(keys[1])}
     if not {*keys[0]} <= places.keys():
-        command = shlex.join(["eval", "--run", str(before.parent), "--force"])
+        command = evaluate_again(before.parent)
         raise InputError("images have changed since the evaluation", command=command)
     worst, least = 0.0, 1.0
     heads = [{s: slice(*store.fingerprint["heads"][s]) for s in streams} for store in stores]
-    for start in range(0, len(keys[0]), 1024):
-        rows = range(start, min(start + 1024, len(keys[0])))
+    for rows in batched(range(len(keys[0])), 1024):
         same = [places[keys[0][row]] for row in rows]
-        of_student = parts_of(_features(stores[0], [*rows]), heads[0])
-        of_files = parts_of(_features(stores[1], same), heads[1])
+        plain = [0] * len(rows)  # a store of features has one view
+        of_student = parts_of(stores[0].read([*rows], plain)["features"], heads[0])
+        of_files = parts_of(stores[1].read(same, plain)["features"], heads[1])
         for stream, new in of_files.items():
             old = of_student[stream]
             if directions is not None:
@@ -273,11 +268,6 @@ def _parity(
             if there.any():
                 least = min(least, float((old * new).sum(1)[there].min()))
     return worst, least
-
-
-def _features(store: Any, rows: list[int]) -> np.ndarray:
-    features: np.ndarray = store.read(rows, [0] * len(rows))["features"]
-    return features
 
 
 def _evaluation(metrics: dict[str, Any]) -> dict[str, Any]:

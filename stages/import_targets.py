@@ -42,7 +42,7 @@ def require_name(name: str) -> None:
         raise InputError(f"--teacher: {error}") from None
 
 
-class Known:
+class FinishedCache:
     """What a finished cache says about imported targets."""
 
     def __init__(self, root: Path, options: Options | None, name: str) -> None:
@@ -99,11 +99,14 @@ class Known:
         return content_hashes(here.where(here.notna(), None).tolist(), FileIndex())
 
 
-def run(file: Path, name: str, root: Path, options: Options | None, *, force: bool) -> Result:
+def run(
+    file: Path, name: str, root: Path, options: Options | None, *, force: bool
+) -> tuple[dict[str, object], list[str]]:
     """Import a file's targets as those of the teacher `name` into the cache `root`.
 
     options: those that the cache was made with, where known. force: replace targets of that name.
-    The same file again resumes an import that was interrupted, and else changes nothing.
+    The same file again resumes an import that was interrupted, and else changes nothing. Gives
+    facts for the summary, and warnings.
 
     Raises:
         InputError: the file can't be used, or the name is taken. Nothing is written.
@@ -112,9 +115,9 @@ def run(file: Path, name: str, root: Path, options: Options | None, *, force: bo
     require_name(name)
     TargetStore(root)  # before a lock is made beside it
     with hold(root, f"importing {name}"), ExitStack() as stack:
-        known, found = Known(root, options, name), read_foreign(file)
+        known, found = FinishedCache(root, options, name), read_foreign(file)
         with _naming(file):
-            plan = Plan(name, known, found)
+            plan = Import(name, known, found)
         writers = {
             target: stack.enter_context(plan.writer(target, force=force)) for target in plan.values
         }
@@ -131,11 +134,7 @@ def run(file: Path, name: str, root: Path, options: Options | None, *, force: bo
     return plan.facts(file, there), plan.warnings(file)
 
 
-Result = tuple[dict[str, object], list[str]]
-"""Facts for the summary; warnings."""
-
-
-class Plan:
+class Import:
     """A file's targets as they will be stored.
 
     Attributes:
@@ -143,7 +142,7 @@ class Plan:
         values: target → float16 [rows, H, L].
     """
 
-    def __init__(self, name: str, known: Known, found: Foreign) -> None:
+    def __init__(self, name: str, known: FinishedCache, found: Foreign) -> None:
         """Raises InputError: the file's content does not fit the cache."""
         self.name, self.known, self.found = name, known, found
         arrays = found.arrays

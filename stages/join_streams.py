@@ -71,25 +71,11 @@ class JoinStreams(Stage):
 
     def _facts(self, student: Student, job: Job) -> dict[str, Any]:
         """What held-out identities tell of both streams together, by field of `ModelInfo`."""
-        from deskpro.stages.data.check import check_data
-        from deskpro.stages.data.identities import HELD_OUT, Identities
-        from deskpro.stages.evaluation.validation import Validation
+        from deskpro.stages.evaluation.validation import Validation, read_training
 
         options = self.options
         if not options.data.validation:
             return {"fusion": None, "calibration": None}
         device = distributed.pick_device(options.device)
-        held_out = (
-            check_data(
-                options.data.root,
-                options.train_set,
-                splits=("train",),
-                needs=("imgs", "lr_face"),
-                incomplete="keep",
-                identities=Identities(*options.data.chosen),
-                index=job.index,
-            )
-            .require()
-            .split(HELD_OUT)
-        )
+        _, held_out = read_training(options, ("imgs", "lr_face"), job.index)
         return Validation.of(student.to(device).eval(), held_out, options, device).facts()

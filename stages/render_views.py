@@ -38,18 +38,14 @@ def export(root: Path, file: Path) -> dict[str, object]:
     """Write sample_id, view and the view's numbers of every view of a cache to a CSV file."""
     store = TargetStore(root)
     sample_ids, views = store.column("sample_id").tolist(), store.column("views")
+    # As text numbers have as many digits as float32 needs to be exact.
     rows = [
-        [sample_id, view, *_digits(views[row, view])]
+        [sample_id, view, *views[row, view].astype(str)]
         for row, sample_id in enumerate(sample_ids)
         for view in range(views.shape[1])
     ]
     write_text(file, _as_csv(["sample_id", "view", *View._fields], rows))
     return {"views": f"{views.shape[1]} of {len(sample_ids)} samples", "file": file}
-
-
-def _digits(view: np.ndarray) -> list[str]:
-    """The numbers of a view with as many digits as float32 needs to be exact."""
-    return [*view.astype(str)]
 
 
 def _as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

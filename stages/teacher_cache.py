@@ -142,9 +142,13 @@ class TeacherCache(Stage):
         if any(reason.name in images for reason in found) or (digests.deep and not found):
             found = [reason for reason in found if reason.name not in images]
             found += self._changed_images(digests)
-        added = [f"{_section(r)}." for r in found if _is_new_teacher(r)]
+        added = tuple(
+            r.name.removesuffix("input")  # the section of a teacher that the recipe had not
+            for r in found
+            if r.name.startswith("teachers.") and r.name.endswith(".input") and not r.before
+        )
         if added:
-            found = [r for r in found if not r.name.startswith((*added,))]
+            found = [r for r in found if not r.name.startswith(added)]
             found += self._differences(digests)
         return [_more_views(reason) for reason in found]
 
@@ -277,17 +281,6 @@ def _reason(difference: Difference) -> Reason:
     from deskpro.cache.fingerprint import describe
 
     return Reason("store", describe([difference])[0])
-
-
-def _section(reason: Reason) -> str:
-    return reason.name.rpartition(".")[0]
-
-
-def _is_new_teacher(reason: Reason) -> bool:
-    """Whether it is about a teacher that the recipe had not."""
-    return (
-        reason.name.startswith("teachers.") and reason.name.endswith(".input") and not reason.before
-    )
 
 
 def _more_views(reason: Reason) -> Reason:

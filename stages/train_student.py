@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Job, Result, Stage
@@ -34,12 +35,8 @@ if TYPE_CHECKING:
 
     from deskpro.cache.store import TargetStore
     from deskpro.stages.data.check import CheckedData
-    from deskpro.stages.evaluation.validation import Validation
     from deskpro.stages.models.student import Student
     from deskpro.stages.training.recipe import Streams, Tensors, TrainingSet
-
-STREAM_IMAGES = {"face": "lr_face", "body": "imgs"}
-"""Stream → the kind of image that it sees."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class TrainStudent(Stage):
             ]
         if options.student.pre_train is not None:
             found.append(Dep("student.pre_train", options.student.pre_train))
-        kinds = [*STREAM_IMAGES.values()]
+        kinds = [*KIND_OF.values()]
         folders = image_folders(options.data.root, options.train_set, kinds, ("train",))
         if self._unlabelled is not None:
             folders |= {
@@ -171,6 +168,7 @@ class TrainStudent(Stage):
     def _train(self, job: Job) -> Result:
         import torch
 
+        from deskpro.stages.evaluation.validation import Validation
         from deskpro.stages.models.student import Student, multiply_adds
         from deskpro.stages.models.warm_start import require_weights, warm_start
         from deskpro.stages.targets import samples
@@ -192,7 +190,10 @@ class TrainStudent(Stage):
         parameters = sum(parameter.numel() for parameter in student.parameters())
         for name, (stream, shape) in data.projected.items():
             student.project(stream, name, shape)
-        validation = self._validation(student, data, device)
+        validation = None
+        if options.data.validation:
+            assert data.held_out is not None
+            validation = Validation.of(student, data.held_out, options, device)
         setup = recipe.Setup(
             kind="student",
             options=options,
@@ -201,8 +202,8 @@ class TrainStudent(Stage):
             start=started,
             data=data,
             device=device,
-            images={stream: STREAM_IMAGES[stream] for stream in self.streams},
-            sampled={stream: STREAM_IMAGES[stream] for stream in options.streams},
+            images={stream: KIND_OF[stream] for stream in self.streams},
+            sampled={stream: KIND_OF[stream] for stream in options.streams},
             call=_streams(student),
             terms=active_terms(options, self.streams),
             folder=self.folder,
@@ -223,16 +224,6 @@ class TrainStudent(Stage):
             macs=macs,
             path=self.folder.student,
         )
-
-    def _validation(
-        self, student: Student, data: TrainingSet, device: torch.device
-    ) -> Validation | None:
-        from deskpro.stages.evaluation.validation import Validation
-
-        if not self.options.data.validation:
-            return None
-        assert data.held_out is not None
-        return Validation.of(student, data.held_out, self.options, device)
 
     def _from_cache(self, cache: Path, job: Job, device: torch.device) -> TrainingSet:
         """The samples and views of the cache, in its order."""
@@ -328,7 +319,7 @@ class TrainStudent(Stage):
         from deskpro.stages.targets.provenance import kinds_seen
 
         options, every = self.options, all_targets(self.options)
-        seen = [STREAM_IMAGES[stream] for stream in options.streams]
+        seen = [KIND_OF[stream] for stream in options.streams]
         if options.train_student.live_teacher:
             seen += kinds_seen(every[name] for name in targets_needed(options, self.streams))
         return check_data(

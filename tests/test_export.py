@@ -26,6 +26,7 @@ from deskpro.pipeline.config import load
 from deskpro.stages import export as stage
 from deskpro.stages.base.calibrated import Case
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.prepare_options import FaceBox
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.views import MEAN, STD
@@ -34,7 +35,7 @@ from deskpro.stages.metrics.compact import principal_directions, projected
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.models.backbones import BACKBONES, Backbone
 from deskpro.stages.models.exported import Settings, read_settings
-from deskpro.stages.models.extractor import KIND_OF, FeatureExtractor
+from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
 from deskpro.stages.serving.card import card, program

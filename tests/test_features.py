@@ -214,9 +214,9 @@ def test_an_image_is_found_by_any_path_of_it(
         paths = ["imgs\\" + id_.replace("/", "\\") for id_ in ids]
     found = FeatureFile([*reversed(paths), "bounding_box_train/other.jpg", "x" * 5000], {}, [])
     bodies = tiny_benchmark / "imgs"
-    matched = match_rows(Path("mine.npz"), found, table, tiny_benchmark, bodies)
-    assert matched.rows.tolist() == [*reversed(range(len(ids)))]
-    assert matched.extra == found.paths[-2:]
+    rows, extra = match_rows(Path("mine.npz"), found, table, tiny_benchmark, bodies)
+    assert rows.tolist() == [*reversed(range(len(ids)))]
+    assert extra == found.paths[-2:]
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["f2", "f4", "f8", ">f4", "i2"]),
@@ -245,7 +245,7 @@ def test_order_and_type_of_the_rows_change_no_number(
     stored = {name: one[order].astype(dtype) for name, one in values.items()}
     paths = table["sample_id"].iloc[order].tolist()
     found = FeatureFile(paths, stored, [])
-    rows = match_rows(Path("mine.npz"), found, table, Path("data"), Path("data/imgs")).rows
+    rows, _ = match_rows(Path("mine.npz"), found, table, Path("data"), Path("data/imgs"))
     features = {n: used_values(Path("mine.npz"), n, v, rows, paths) for n, v in stored.items()}
     weights = choose_weights([*values], dict(zip(values, (0.5, 2.0, 0.0), strict=False)))
     measures = measures_of_parts(features, weights, metric, torch.device("cpu"))

@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 
 from deskpro.stages.base.calibrated import Case
-from deskpro.stages.evaluation import pairs as module
 from deskpro.stages.evaluation.pairs import Pairs, pair_numbers
+from deskpro.stages.metrics import ranking, verification
 from deskpro.stages.metrics.calibration import CASES, fit_case, log_ratios
 from deskpro.stages.metrics.protocols import PROTOCOLS
-from deskpro.stages.metrics.verification import Evidence, Roc
+from deskpro.stages.metrics.verification import Evidence
 from deskpro.stages.reporting import results
 from deskpro.stages.reporting.metrics_file import Metrics
 from tests.conftest import Project
+from tests.test_verification import roc_of
 
 ASKED, SHOWN = 90, 100
 
@@ -84,7 +85,7 @@ def calibration(table: pd.DataFrame) -> dict[str, Case]:
 def test_numbers_are_those_of_all_pairs_in_one_list(
     protocol: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(ranking, "BLOCK", block)
     pairs, scores = some_pairs(0, protocol)
     table = listed(pairs, scores)
     learned = calibration(table)
@@ -102,7 +103,7 @@ def check_case(part: pd.DataFrame, numbers: Mapping[str, Any], learned: dict[str
     own, others = part[part["same"]], part[~part["same"]]
     assert (numbers["genuine"], numbers["impostors"]) == (len(own), len(others))
     assert numbers["identities"] == own["pid"].nunique()
-    roc = Roc.of(own["score"].to_numpy(), [others["score"].to_numpy()])
+    roc = roc_of(own["score"].to_numpy(), [others["score"].to_numpy()])
     assert numbers["EER"] == roc.eer()
     if len(others) < 1000:
         assert "1,000" in numbers["TAR"]["0.01"]["refused"]
@@ -152,7 +153,7 @@ def check_thresholds(part: pd.DataFrame, said: Mapping[str, Any], case: Case) ->
 
 @pytest.mark.parametrize("levels", [4, 40])
 def test_searches_are_those_of_each_query(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.verification, "ENOUGH", 1)
+    monkeypatch.setattr(verification, "ENOUGH", 1)
     pairs, scores = some_pairs(1, "market", levels)
     table = listed(pairs, scores)
     found = pair_numbers(pairs, {})

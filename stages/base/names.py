@@ -10,6 +10,9 @@ FACE_HR = "face_hr"
 """The stream of `eval.gallery_network: teacher`: the student's LR faces of the queries against the
 teacher's HR faces of the gallery."""
 
+KIND_OF = {"face": "lr_face", "body": "imgs"}
+"""Stream of a student → the kind of image that it sees."""
+
 FEATURES = "the features"
 """The role of a features file in the manifest of its evaluation, which is known by it."""
 

@@ -6,7 +6,6 @@ is computed, and no score depends on them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +17,14 @@ import torch
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256
 from deskpro.cache.reader import ZarrReader
-from deskpro.cache.schema import Column, Field, Schema
-from deskpro.cache.writer import GroupWriter
+from deskpro.cache.schema import Field, Schema
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, warn
 from deskpro.stages.data.check import check_masks
-from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import ImageDataset, batched, images_of, iterate, load
 from deskpro.stages.data.masks import LIT
+from deskpro.stages.evaluation.feature_store import distinct_images, open_writer
+from deskpro.stages.evaluation.image_digests import contents_digest
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.overlap import highest, region_iou, uniform_iou
 from deskpro.stages.models.backbones import map_size
@@ -43,12 +42,6 @@ _VERSION = 1
 """Raise it when the same files give other figures: stored ones are then computed again."""
 _SHOWN = 256
 """Images are shown about so high, pixels, in whole multiples of what the student sees."""
-
-
-def body_network(extractor: FeatureExtractor) -> LMBN | None:
-    """The stream with the attention; None where the network has none, or doesn't give it."""
-    network = extractor.network
-    return network.nocloth_net if isinstance(network, Student) else None
 
 
 def score_attention(
@@ -73,7 +66,7 @@ def score_attention(
         the mask at the attention's resolution; how many queries there are, and aren't, and why.
         `refused` where there is none; None for a network without attention.
     """
-    network = body_network(extractor)
+    network = extractor.network.nocloth_net if isinstance(extractor.network, Student) else None
     if network is None:
         return None
     table, unused = _masked(query, options.test_root, index)
@@ -92,7 +85,7 @@ def score_attention(
         "without mask": unused["without mask"],
         "unusable mask": unused["unusable mask"],
         "without head": int((~there).sum()),
-        "digest": hashlib.sha256(contents[there][order].tobytes()).hexdigest(),
+        "digest": contents_digest(contents[there][order]),
         "head_iou": float(found[:, 1].mean()),
         "interval": interval(found[:, 1], pids),
         "uniform_iou": float(np.mean([uniform_iou(share) for share in found[:, 0]])),
@@ -131,38 +124,25 @@ def _store(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring the store to the table's images: `_FIGURES` of each, float64 [N, 3], and the contents
     of its files, uint8 [N, 64]. Images of equal content have one row."""
-    hashes = {kind: content_hashes(table[kind].tolist(), index) for kind in ("imgs", "mask")}
-    contents = np.concatenate([*hashes.values()], axis=1)
-    _, first, rows = np.unique(contents, axis=0, return_index=True, return_inverse=True)
-    distinct, size = table.iloc[first], extractor.sizes["imgs"]
-    shape = map_size(network.backbone_name, size)
-    maps = Field(shape, "float32", ("height", "width"), "1", "attention, 0..1")
+    distinct, size = distinct_images(table, ("imgs", "mask"), index), extractor.sizes["imgs"]
+    images = len(distinct.table)
+    maps = Field(
+        map_size(network.backbone_name, size),
+        "float32",
+        ("height", "width"),
+        "1",
+        "attention, 0..1",
+    )
     numbers = Field((len(_FIGURES),), "float64", ("figure",), "1", ", ".join(_FIGURES))
-    columns = {
-        f"{kind}_sha256": Column(
-            values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file"
-        )
-        for kind, values in hashes.items()
-    }
-    names = Column(distinct["sample_id"].to_numpy(object), ("sample",), "1", "one of this content")
-    schema = Schema(len(distinct), 1, BLOCK, {"attention": maps, "figures": numbers})
+    schema = Schema(images, 1, BLOCK, {"attention": maps, "figures": numbers})
     fingerprint = {"weights": sha256(weights), "size": list(size), "version": _VERSION}
-    with GroupWriter(
-        path,
-        GROUP,
-        schema,
-        {"sample_id": names} | columns,
-        fingerprint,
-        depends=[*columns],
-        replace=True,  # all of it is computed from what is still here
-        deep=True,
-    ) as writer:
-        blocks = [range(*schema.rows(block).indices(len(distinct))) for block in writer.missing]
-        computed = _compute(network, distinct, size, blocks, options, device)
+    with open_writer(path, GROUP, schema, distinct, fingerprint) as writer:
+        blocks = [range(*schema.rows(block).indices(images)) for block in writer.missing]
+        computed = _compute(network, distinct.table, size, blocks, options, device)
         for block, fields in zip(writer.missing, computed, strict=True):
             writer.write(block, fields)
         writer.seal()
-    return _stored_figures(ZarrReader(path, GROUP))[rows.reshape(-1)], contents
+    return _stored_figures(ZarrReader(path, GROUP))[distinct.rows], distinct.contents
 
 
 def _stored_figures(stored: ZarrReader) -> np.ndarray:

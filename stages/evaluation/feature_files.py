@@ -85,16 +85,12 @@ def read_features(file: Path) -> FeatureFile:
             return _read_folder(file)
         suffix = file.suffix.lower()
         if suffix == ".npz":
-            return _checked(file, read_npz(file, _every))
+            return _checked(file, read_npz(file, lambda name: True))
         if suffix == ".parquet":
             return _checked(file, read_parquet(file, PATHS.__contains__, lists=True))
         if suffix in (".csv", ".npy"):
             return _checked(file, _read_csv(file.with_suffix(".csv")))
     raise InputError(f"{file}: {suffix or 'no suffix'} is no format; it must be {FORMATS}")
-
-
-def _every(name: str) -> bool:
-    return True
 
 
 def _read_csv(file: Path) -> Found:
@@ -192,19 +188,10 @@ def require_names(file: Path, names: Iterable[str], reserved: Collection[str]) -
             )
 
 
-class Matched(NamedTuple):
-    """Where the feature of each image is."""
-
-    rows: np.ndarray
-    """The row of each image, int64 [N]."""
-    extra: list[str]
-    """Paths that are no image of query or gallery."""
-
-
 def match_rows(
     file: Path, found: FeatureFile, images: pd.DataFrame, root: Path, bodies: Path
-) -> Matched:
-    """The row of each image of query and gallery.
+) -> tuple[np.ndarray, list[str]]:
+    """The row of each image of query and gallery, int64 [N], and the paths that are none of them.
 
     A path is that of an image below `root`, with or without it, or below `bodies`, its folder of
     body images; else the end of an image's path that no other image has, such as its name; or it
@@ -242,7 +229,7 @@ def match_rows(
             f"{some(ids[i] for i in missing)}{known_as}. Give a feature for every image of query "
             f"and gallery of {root}"
         )
-    return Matched(np.array([rows[i][0] for i in range(len(ids))], np.int64), extra)
+    return np.array([rows[i][0] for i in range(len(ids))], np.int64), extra
 
 
 def _keys(ids: Sequence[str], stems: bool) -> tuple[dict[str, int], dict[str, list[str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from deskpro.stages.base.progress import bar
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.loader import batched
 from deskpro.stages.evaluation.features import extract_batches
+from deskpro.stages.evaluation.image_digests import evaluate_again
 from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
 
 BLOCK = 1024
@@ -32,6 +32,46 @@ BLOCK = 1024
 GROUP = "features"
 _CONTENT = "_sha256"
 """Kind of image + this: the column with the contents of its files."""
+
+
+class Distinct(NamedTuple):
+    """The images of a table by their contents: those of equal content once, in that order."""
+
+    table: pd.DataFrame
+    columns: dict[str, Column]
+    """What a store of them has of each: the name of one of this content, and its contents."""
+    rows: np.ndarray
+    """The place of each image of the whole table, int64 [N]."""
+    contents: np.ndarray
+    """SHA-256 of the files of each image of the whole table, uint8 [N, 32 · kinds]."""
+
+
+def distinct_images(table: pd.DataFrame, kinds: Iterable[str], index: FileIndex) -> Distinct:
+    """kinds: the files of an image that count."""
+    hashes = {kind: content_hashes(table[kind].tolist(), index) for kind in kinds}
+    contents = np.concatenate([*hashes.values()], axis=1)
+    _, first, rows = np.unique(contents, axis=0, return_index=True, return_inverse=True)
+    names = table["sample_id"].to_numpy(object)[first]
+    columns = {"sample_id": Column(names, ("sample",), "1", "one of this content")} | {
+        kind + _CONTENT: Column(
+            values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file"
+        )
+        for kind, values in hashes.items()
+    }
+    return Distinct(table.iloc[first], columns, rows.reshape(-1), contents)
+
+
+def open_writer(
+    path: Path, group: str, schema: Schema, images: Distinct, fingerprint: dict[str, Any]
+) -> GroupWriter:
+    """The writer of what is computed from images; blocks of others, or damaged ones, are missing.
+
+    They are replaced: they are computed from what is still here, and nothing is lost.
+    """
+    depends = [name for name in images.columns if name.endswith(_CONTENT)]
+    return GroupWriter(
+        path, group, schema, images.columns, fingerprint, depends=depends, replace=True, deep=True
+    )
 
 
 class Stored(NamedTuple):
@@ -65,10 +105,9 @@ class FeatureWorker:
         extracted = extract_batches(
             self.extractor,
             self.table,
-            [rows for batches in plan for rows in batches],
-            flip=self.options.eval.flip,
-            workers=self.options.data.workers,
-            device=self.device,
+            self.options,
+            self.device,
+            batches=[rows for batches in plan for rows in batches],
         )
         for batches in plan:
             parts = [next(extracted).features.numpy() for _ in batches]
@@ -93,39 +132,21 @@ def store_features(
     value depends on file names. Blocks that are there of the same network, options and image
     contents are kept, whichever run made them; the others are computed.
     """
-    contents = {
-        kind: content_hashes(table[kind].tolist(), index) for kind in extractor.kinds.values()
-    }
-    keys = np.concatenate([*contents.values()], axis=1)
-    _, first, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    distinct = table.iloc[first]
-    schema, fingerprint = _wanted(extractor, network, len(distinct), options)
-    hashes = {
-        kind + _CONTENT: Column(
-            values[first], ("sample", "byte"), "1", f"SHA-256 of the {kind} file"
-        )
-        for kind, values in contents.items()
-    }
-    names = Column(distinct["sample_id"].to_numpy(object), ("sample",), "1", "one of this content")
-    with GroupWriter(
-        path,
-        GROUP,
-        schema,
-        {"sample_id": names} | hashes,
-        fingerprint,
-        depends=[*hashes],
-        replace=True,  # features are computed from what is still here; nothing is lost
-        deep=True,  # so a damaged block is computed again, too
-    ) as writer:
+    distinct = distinct_images(table, extractor.kinds.values(), index)
+    images, text = len(distinct.table), "features, each of length 1 or 0"
+    field = Field(extractor.shape, "float32", ("head", "feature"), "1", text)
+    schema = Schema(images, 1, BLOCK, {"features": field})
+    fingerprint = _fingerprint(extractor, network, options.eval.flip)
+    with open_writer(path, GROUP, schema, distinct, fingerprint) as writer:
         if scores is not None and not writer.sealed:
             scores.unlink(missing_ok=True)
         if writer.missing:
-            make = partial(FeatureWorker, network, extractor.info.kind, distinct, options)
-            blocks = {range(*schema.rows(b).indices(len(distinct))): b for b in writer.missing}
-            for rows_of_block, features in _computed([*blocks], make, options):
-                writer.write(blocks[rows_of_block], {"features": features})
+            make = partial(FeatureWorker, network, extractor.info.kind, distinct.table, options)
+            blocks = {range(*schema.rows(b).indices(images)): b for b in writer.missing}
+            for rows, features in _computed([*blocks], make, options):
+                writer.write(blocks[rows], {"features": features})
         writer.seal()
-        return Stored(rows.reshape(-1), writer.there, schema.blocks)
+        return Stored(distinct.rows, writer.there, schema.blocks)
 
 
 def _computed(
@@ -140,15 +161,6 @@ def _computed(
         for rows, features in map_items(launch, make_worker, blocks):
             progress.advance(len(rows))
             yield rows, features
-
-
-def _wanted(
-    extractor: FeatureExtractor, network: Path, images: int, options: Options
-) -> tuple[Schema, dict[str, Any]]:
-    text = "features, each of length 1 or 0"
-    field = Field(extractor.shape, "float32", ("head", "feature"), "1", text)
-    fingerprint = _fingerprint(extractor, network, options.eval.flip)
-    return Schema(images, 1, BLOCK, {"features": field}), fingerprint
 
 
 def _fingerprint(extractor: FeatureExtractor, network: Path, flip: bool) -> dict[str, Any]:
@@ -172,7 +184,7 @@ def require_features(path: Path, extractor: FeatureExtractor, network: Path, fli
         raise InputError(
             f"{path}: holds features of other weights or options (eval.flip, image sizes) than "
             f"those of {network} under its evaluation. Evaluate it again",
-            command=shlex.join(["eval", "--run", str(path.parent), "--force"]),
+            command=evaluate_again(path.parent),
         )
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.loader import ImageDataset, images_of, iterate, load
+from deskpro.stages.data.loader import ImageDataset, batched, images_of, iterate, load
 from deskpro.stages.models.extractor import FeatureExtractor, NotFiniteError
 
 
@@ -29,18 +30,30 @@ class FeatureBatch(NamedTuple):
 def extract_batches(
     extractor: FeatureExtractor,
     table: pd.DataFrame,
-    batches: Sequence[Sequence[int]],
-    *,
-    flip: bool,
-    workers: int,
+    options: Options,
     device: torch.device,
+    *,
+    batches: Sequence[Sequence[int]] | None = None,
+    flip: bool | None = None,
+    workers: int | None = None,
 ) -> Iterator[FeatureBatch]:
-    """The features of batches of a table's rows, in evaluation mode and without gradient.
+    """The features of a table's images, in evaluation mode and without gradient.
+
+    Args:
+        extractor: a network on the device.
+        table: as `read_index` gives it.
+        options: say what isn't given.
+        device: where features are computed.
+        batches: of rows; all rows in their order, `eval.batch` at a time, where None.
+        flip: whether the mirror image is added; `eval.flip` where None.
+        workers: processes that load images; `data.workers` where None.
 
     Raises:
         InputError: a feature isn't finite.
     """
-    kinds = extractor.kinds
+    kinds, flip = extractor.kinds, options.eval.flip if flip is None else flip
+    batches = batched(range(len(table)), options.eval.batch) if batches is None else batches
+    workers = options.data.workers if workers is None else workers
     images = ImageDataset(table, {kind: extractor.sizes[kind] for kind in kinds.values()})
     wanted = [[(row, 0) for row in batch] for batch in batches]
     absent = {

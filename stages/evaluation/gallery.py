@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import pandas as pd
 import torch
 
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.files import sha256
+from deskpro.stages.base.distributed import pick_device
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import warn
@@ -21,6 +20,7 @@ from deskpro.stages.evaluation.asymmetric import (
     require_teacher,
 )
 from deskpro.stages.evaluation.feature_store import FeatureStore, Stored, store_features
+from deskpro.stages.evaluation.image_digests import contents_digest
 from deskpro.stages.models.extractor import FeatureExtractor, open_extractor
 
 
@@ -33,6 +33,25 @@ class TeacherGallery(NamedTuple):
     stored: FeatureStore
     made: Stored
     path: Path
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        teacher: FeatureExtractor,
+        weights: Path,
+        gallery: pd.DataFrame,
+        options: Options,
+        index: FileIndex,
+        budget: float,
+    ) -> TeacherGallery:
+        """Bring the store at `path` to the features of the gallery; see `store_features`.
+
+        weights: of the teacher; budget: bytes in which features may be kept on the device.
+        """
+        made = store_features(path, teacher, weights, gallery, options, index)
+        stored = FeatureStore(path, pick_device(options.device), budget)
+        return cls(gallery.assign(hr_row=made.rows), stored, made, path)
 
     def facts(self) -> dict[str, Any]:
         """What was done for them."""
@@ -51,78 +70,48 @@ class TeacherGallery(NamedTuple):
     def digests(self) -> dict[str, str]:
         """SHA-256 of the contents of the HR faces, in the order of the images' names."""
         rows = self.table.sort_values("sample_id")["hr_row"].to_numpy()
-        contents = self.stored.contents()["hr_face"][rows]
-        return {"hr_face of gallery": hashlib.sha256(contents.tobytes()).hexdigest()}
+        return {"hr_face of gallery": contents_digest(self.stored.contents()["hr_face"][rows])}
 
 
-class GalleryTeacher(NamedTuple):
-    """A teacher whose features a student's face stream can meet."""
+def open_teacher(
+    weights: Path | None, student: FeatureExtractor, options: Options, device: torch.device
+) -> FeatureExtractor | None:
+    """The teacher of a weights file, whose features a student's face stream can meet; None where
+    there is no file.
 
-    weights: Path
-    extractor: FeatureExtractor
-    options: Options
-    device: torch.device
+    Warns where the student hasn't learned its features.
 
-    @classmethod
-    def open(
-        cls, weights: Path | None, student: FeatureExtractor, options: Options, device: torch.device
-    ) -> GalleryTeacher | None:
-        """The teacher of a weights file; None where there is none.
-
-        Warns where the student hasn't learned its features.
-
-        Raises:
-            InputError: the file is missing or has no teacher, the student has no face stream, or
-                their features differ in heads or length.
-        """
-        if weights is None:
-            return None
-        require_face_stream(student.heads)
-        require_teacher(weights, options)
-        sizes = options.data.face_size, options.data.body_size
-        found = cls(weights, open_extractor(weights, "teacher", *sizes, device), options, device)
-        found._require_same_heads(student)
-        found._warn_of_other_features()
-        return found
-
-    def _require_same_heads(self, student: FeatureExtractor) -> None:
-        theirs, own = (_heads(network) for network in (self.extractor, student))
-        if theirs != own:
-            raise InputError(
-                f"{OPTION} needs equal heads and feature lengths: {self.weights} has "
-                f"{len(theirs[0])} heads of length {theirs[1]}, the student's face stream "
-                f"{len(own[0])} of length {own[1]}. Train a student with --set "
-                f"student.feature_dim={theirs[1]}, or do without the teacher",
-                command=STUDENT_ALONE,
-            )
-
-    def _warn_of_other_features(self) -> None:
-        more = len(self.options.cache.checkpoints)
-        if not self.options.embedding.weight:
-            warn(
-                f"{OPTION}, but embedding.weight is 0: the student has not learned the teacher's "
-                "embeddings, so that face_hr says little. To learn them: --set embedding.weight=1"
-            )
-        elif more:
-            warn(
-                f"{OPTION}: the student learned the mean of {1 + more} networks "
-                f"(cache.checkpoints), face_hr has the features of {self.weights} alone"
-            )
-
-    def facts(self) -> dict[str, str]:
-        """Which weights, as metrics.json has it."""
-        return {"file": self.weights.name, "sha256": sha256(self.weights), "kind": "teacher"}
-
-    def store(
-        self, path: Path, gallery: pd.DataFrame, index: FileIndex, budget: float
-    ) -> TeacherGallery:
-        """Bring the store at `path` to the features of the gallery; see `store_features`.
-
-        budget: bytes in which they may be kept on the device.
-        """
-        made = store_features(path, self.extractor, self.weights, gallery, self.options, index)
-        stored = FeatureStore(path, self.device, budget)
-        return TeacherGallery(gallery.assign(hr_row=made.rows), stored, made, path)
+    Raises:
+        InputError: the file is missing or has no teacher, the student has no face stream, or
+            their features differ in heads or length.
+    """
+    if weights is None:
+        return None
+    require_face_stream(student.heads)
+    require_teacher(weights, options)
+    sizes = options.data.face_size, options.data.body_size
+    teacher = open_extractor(weights, "teacher", *sizes, device)
+    theirs, own = _heads(teacher), _heads(student)
+    if theirs != own:
+        raise InputError(
+            f"{OPTION} needs equal heads and feature lengths: {weights} has {len(theirs[0])} heads "
+            f"of length {theirs[1]}, the student's face stream {len(own[0])} of length {own[1]}. "
+            f"Train a student with --set student.feature_dim={theirs[1]}, or do without the "
+            "teacher",
+            command=STUDENT_ALONE,
+        )
+    more = len(options.cache.checkpoints)
+    if not options.embedding.weight:
+        warn(
+            f"{OPTION}, but embedding.weight is 0: the student has not learned the teacher's "
+            "embeddings, so that face_hr says little. To learn them: --set embedding.weight=1"
+        )
+    elif more:
+        warn(
+            f"{OPTION}: the student learned the mean of {1 + more} networks (cache.checkpoints), "
+            f"face_hr has the features of {weights} alone"
+        )
+    return teacher
 
 
 def _heads(network: FeatureExtractor) -> tuple[list[str], int]:

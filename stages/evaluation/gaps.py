@@ -65,7 +65,7 @@ def gap_numbers(
     shown, few, scored = gallery[protocol.gallery_mask(gallery)], dict[str, Any](), query
     gaps = list[str]()
     for name, seconds in GAPS.items():
-        tasks = tasks_of(query, shown, replace(protocol, gap=seconds), None)[1]
+        tasks = tasks_of(query, shown, replace(protocol, gap=seconds))
         found = query.iloc[[*tasks]]
         if found["pid"].nunique() >= LEAST:
             gaps, scored = [*gaps, name], found.reset_index(drop=True)

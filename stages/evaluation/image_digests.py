@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ LABELS = "labels"
 """The digest of what the names of images say."""
 
 
+def evaluate_again(run: Path) -> str:
+    """The command that replaces the evaluation of a run folder."""
+    return shlex.join(["eval", "--run", str(run), "--force"])
+
+
 def labels_digest(images: pd.DataFrame) -> str:
     """SHA-256 of the names of images and of what is known by them; images: by their names."""
     # Without times the digest is that of before they could be known.
@@ -28,7 +34,7 @@ def labels_digest(images: pd.DataFrame) -> str:
 
 
 def contents_digest(contents: np.ndarray) -> str:
-    """SHA-256 of the contents of images of a kind, uint8 [N, 32], by the images' names."""
+    """SHA-256 of the contents of images, uint8 [N, bytes], in their order."""
     return hashlib.sha256(contents.tobytes()).hexdigest()
 
 

@@ -73,7 +73,7 @@ def measures_of(
         found[stream] = Compared([kind], [kind], measure, faces=faces, calibration=known)
     measures = {stream: compared.measure for stream, compared in found.items()}
     if of_teacher is not None:
-        across = partial(_across, stored, of_teacher, weights_of["face"])
+        across = partial(_distances, stored, weights_of["face"], others=of_teacher, column="hr_row")
         # The student's calibration is of the scores of one network.
         faces = extractor.kinds["face"], "hr_face"
         found[FACE_HR] = Compared([faces[0]], [faces[1]], across, faces=faces)
@@ -89,20 +89,16 @@ def measures_of(
 
 
 def _distances(
-    stored: FeatureStore, weights: torch.Tensor, query: pd.DataFrame, gallery: pd.DataFrame
-) -> Block:
-    return stored.distances(query["row"].to_numpy(), gallery["row"].to_numpy(), weights)
-
-
-def _across(
     stored: FeatureStore,
-    of_teacher: FeatureStore,
     weights: torch.Tensor,
     query: pd.DataFrame,
     gallery: pd.DataFrame,
+    *,
+    others: FeatureStore | None = None,
+    column: str = "row",
 ) -> Block:
-    rows = query["row"].to_numpy(), gallery["hr_row"].to_numpy()
-    return stored.distances(*rows, weights, of_teacher)
+    """others: the store of the gallery, where it is another one, and `column` the places in it."""
+    return stored.distances(query["row"].to_numpy(), gallery[column].to_numpy(), weights, others)
 
 
 def _together(

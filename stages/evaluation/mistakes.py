@@ -16,13 +16,15 @@ import pandas as pd
 
 from deskpro.stages.base.progress import log
 from deskpro.stages.evaluation.measures import Compared
-from deskpro.stages.metrics.intervals import interval, resampled_means
+from deskpro.stages.metrics.intervals import interval, percentiles, resampled_means
 from deskpro.stages.metrics.protocols import Codes, Protocol
 from deskpro.stages.metrics.ranking import Distances, Ranking, rank_gallery, tasks_of
 from deskpro.stages.reporting.results import merged, widest
 
 FACTS = ("clothes", "camid")
 """What is counted of first images."""
+_UNKNOWN = "clothes are not known of every image"
+_DRAWN = "its galleries are drawn"
 _CAMERAS = 40
 """More are no table that anybody reads; some datasets count each image as a camera."""
 
@@ -84,7 +86,7 @@ def mistake_numbers(
     who = query.set_index("sample_id").loc[rows.index, ["pid", "camid", "clothes"]]
     found: dict[str, Any] = {"wrong": float(wrong.mean())}
     if drawn:
-        return {**found, "outfit": {"refused": "its galleries are drawn"}}
+        return {**found, "outfit": {"refused": _DRAWN}}
     found["outfit"] = _outfits(ranking.firsts, wrong, who, gallery, shared_clothes)
     cameras = pd.concat([who["camid"], gallery["camid"]])
     if cameras.notna().all() and cameras.nunique() <= _CAMERAS:
@@ -96,8 +98,8 @@ def _outfits(
     firsts: pd.DataFrame, wrong: pd.Series, who: pd.DataFrame, gallery: pd.DataFrame, shared: bool
 ) -> dict[str, Any]:
     """How often wrong first images wear the query's outfit, and how often images of others do."""
-    if who["clothes"].isna().any() or gallery["clothes"].isna().any():
-        return {"refused": "clothes are not known of every image"}
+    if _unknown_clothes(who, gallery):
+        return {"refused": _UNKNOWN}
     if not shared:
         return {"refused": "this dataset counts clothes by person, not outfits that people share"}
     rows = firsts[firsts["fact"] == "clothes"]
@@ -116,8 +118,12 @@ def _outfits(
         "share": float(misled.sum() / wrong.sum()),
         "expected": float(expected.sum() / wrong.sum()),
         "lift": float(misled.sum() / expected.sum()),
-        "interval": [float(end) for end in np.quantile(lifts, (0.025, 0.975))],
+        "interval": percentiles(lifts).tolist(),
     }
+
+
+def _unknown_clothes(*tables: pd.DataFrame) -> bool:
+    return any(table["clothes"].isna().any() for table in tables)
 
 
 def _shares_of_others(who: pd.DataFrame, gallery: pd.DataFrame, fact: str) -> pd.Series:
@@ -156,23 +162,23 @@ def changed_clothes(
 ) -> dict[str, Any]:
     """mAP of the queries that have images of their person in the same clothes and in others: once
     with the first alone, once with the second, and the difference with its 95 % interval."""
-    if query["clothes"].isna().any() or gallery["clothes"].isna().any():
-        return {"refused": "clothes are not known of every image"}
-    # Without images in other clothes, and without those in the same.
-    rules = {"same": _without(protocol, np.not_equal), "changed": _without(protocol, np.equal)}
+    if _unknown_clothes(query, gallery):
+        return {"refused": _UNKNOWN}
     if protocol.draws > 1:
-        return {"refused": "its galleries are drawn"}
+        return {"refused": _DRAWN}
+    # Without images in other clothes, and without those in the same.
+    rules = [_without(protocol, np.not_equal), _without(protocol, np.equal)]
     shown = gallery[protocol.gallery_mask(gallery)]
-    tasks = [tasks_of(query, shown, rule, None)[1] for rule in rules.values()]
-    both = sorted(tasks[0].keys() & tasks[1].keys())
+    with_same, with_others = (tasks_of(query, shown, rule).keys() for rule in rules)
+    both = sorted(with_same & with_others)
     if not both:
         return {"refused": "no query has images of its person in the same clothes and in others"}
-    ap = {
-        name: rank_gallery(query, gallery, distances, rule).queries.set_index("sample_id")["ap"]
-        for name, rule in rules.items()
-    }
+    ap = [
+        rank_gallery(query, gallery, distances, rule).queries.set_index("sample_id")["ap"]
+        for rule in rules
+    ]
     names, pids = query["sample_id"].iloc[both], query["pid"].iloc[both].to_numpy()
-    same, changed = (ap[name].loc[names].to_numpy() for name in rules)
+    same, changed = (of_rule.loc[names].to_numpy() for of_rule in ap)
     return {
         "queries": len(both),
         "same": float(same.mean()),

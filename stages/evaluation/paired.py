@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.metrics.intervals import resampled_means, sign_flip_test
+from deskpro.stages.evaluation.image_digests import evaluate_again
+from deskpro.stages.metrics.intervals import percentiles, resampled_means, sign_flip_test
+from deskpro.stages.metrics.ranking import MEAN_OF
 from deskpro.stages.reporting import record, results
 from deskpro.stages.reporting.record import Run
 
 LEVEL = 0.05
 """Of p, adjusted for the number of differences, below which a run is called better or worse."""
-MEASURES = {"mAP": "ap", "rank1": "rank1"}
-"""Measure → its column, by query."""
 
 
 def open_run(folder: Path, name: str, *, anyway: bool) -> Run:
@@ -33,7 +32,7 @@ def read_queries(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
     if queries is None:
         raise InputError(
             f"{folder / 'queries.csv'}: missing, or cannot be read",
-            command=shlex.join(["eval", "--run", str(folder), "--force"]),
+            command=evaluate_again(folder),
         )
     return {
         (str(protocol), str(stream)): part.groupby("sample_id", sort=False).agg(
@@ -103,18 +102,18 @@ def compared(runs: Sequence[Run], protocol: str, stream: str) -> list[dict[str, 
     """A row per measure and run; values are shares in 0..1."""
     parts, shared = [run.queries[protocol, stream] for run in runs], common(runs, protocol, stream)
     rows, pids = [], parts[0].loc[shared, "pid"].to_numpy()
-    for measure, column in MEASURES.items():
+    for measure, column in MEAN_OF.items():
         values = np.stack([part.loc[shared, column].to_numpy() for part in parts], 1)
         means = resampled_means(values, pids)  # the same resamples for every run
         for i, run in enumerate(runs):
-            low, high = np.quantile(means[:, i], (0.025, 0.975))
+            low, high = percentiles(means[:, i])
             row: dict[str, object] = {
                 "protocol": protocol, "stream": stream, "measure": measure, "run": run.name,
                 "queries": len(shared), "identities": len({*pids}),
                 "value": values[:, i].mean(), "low": low, "high": high,
             }  # fmt: skip
             if i:
-                ends = np.quantile(means[:, i] - means[:, 0], (0.025, 0.975))
+                ends = percentiles(means[:, i] - means[:, 0])
                 paired = values[:, i] - values[:, 0]
                 row |= {"difference": paired.mean(), "difference_low": ends[0],
                         "difference_high": ends[1], "p": sign_flip_test(paired, pids)}  # fmt: skip

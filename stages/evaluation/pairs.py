@@ -22,9 +22,15 @@ from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.metrics import verification
 from deskpro.stages.metrics.calibration import CASES, log_ratios
 from deskpro.stages.metrics.fusion import Block
-from deskpro.stages.metrics.intervals import combined, interval, pair_interval, resampled_means
+from deskpro.stages.metrics.intervals import (
+    combined,
+    interval,
+    pair_interval,
+    percentiles,
+    resampled_means,
+)
 from deskpro.stages.metrics.protocols import Protocol
-from deskpro.stages.metrics.ranking import BLOCK, Task, tasks_of
+from deskpro.stages.metrics.ranking import Task, queries_at_once, slices, tasks_of
 from deskpro.stages.metrics.verification import Counter, Evidence, Probes, Roc
 from deskpro.stages.reporting import results
 
@@ -57,9 +63,11 @@ def pairs_of(
     mine = query[protocol.query_mask(query)].reset_index(drop=True)
     kept = protocol.gallery_mask(gallery) & compared.gallery_mask(gallery)
     others = gallery[kept].reset_index(drop=True)
-    scores = _as_scores(compared.measure(mine, others), compared.highest)
+    distances, highest = compared.measure(mine, others), np.float32(compared.highest)
     query_face, gallery_face = map(_faces, (mine, others), compared.faces or (None, None))
-    pairs = Pairs(mine, others, scores, query_face, gallery_face, protocol)
+    pairs = Pairs(
+        mine, others, lambda rows: highest - distances(rows), query_face, gallery_face, protocol
+    )
     return pair_numbers(pairs, compared.calibration)
 
 
@@ -73,10 +81,6 @@ def show_pairs(report: Mapping[str, Any]) -> None:
         table(title, columns, [[row[name] for name in columns] for row in shown])
 
 
-def _as_scores(distances: Block, highest: float) -> Block:
-    return lambda rows: np.float32(highest) - distances(rows)
-
-
 def _faces(table: pd.DataFrame, column: str | None) -> np.ndarray:
     """Which images count as having a face: none where a stream sees no faces."""
     return np.zeros(len(table), bool) if column is None else table[column].notna().to_numpy()
@@ -84,30 +88,33 @@ def _faces(table: pd.DataFrame, column: str | None) -> np.ndarray:
 
 def pair_numbers(pairs: Pairs, calibration: Mapping[str, Case]) -> dict[str, Any]:
     """Face case, and `all` where there are several, → its numbers; empty without a positive."""
-    _, tasks = tasks_of(pairs.query, pairs.gallery, pairs.protocol, None)
+    tasks = tasks_of(pairs.query, pairs.gallery, pairs.protocol)
     if not tasks:
         return {}
-    rows, size = np.array(sorted(tasks)), max(1, BLOCK // (4 * len(pairs.gallery)))
-    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
-    found, blocks = [], []
-    for part in parts:
-        scores = pairs.scores(part)
-        found += [_genuine(pairs, scores[i], tasks[row]) for i, row in enumerate(part.tolist())]
-        if len(parts) == 1:  # else all are computed once again: they may be more than memory holds
-            blocks = [scores]
-    genuine = pd.concat(found, ignore_index=True)
+    rows = np.array(sorted(tasks))
+    parts = [rows[part] for part in slices(len(rows), queries_at_once(len(pairs.gallery)))]
+    # Several blocks are computed twice: they may be more than memory holds.
+    whole = [pairs.scores(rows)] if len(parts) == 1 else []
+    genuine = pd.concat(
+        [
+            _genuine(pairs, scores[i], tasks[row])
+            for part, scores in zip(parts, whole or map(pairs.scores, parts), strict=True)
+            for i, row in enumerate(part.tolist())
+        ],
+        ignore_index=True,
+    )
     people = np.unique(pd.concat([pairs.query["pid"], pairs.gallery["pid"]]))
     query_pid, gallery_pid = (
         np.searchsorted(people, part["pid"]) for part in (pairs.query, pairs.gallery)
     )
     cases = [_FaceCase(place, genuine, calibration, pairs, people) for place in range(len(CASES))]
-    for number, part in enumerate(parts):
-        scores = np.array(blocks[0] if blocks else pairs.scores(parts[number]))
+    for part, block in zip(parts, whole or map(pairs.scores, parts), strict=True):
+        scores = np.array(block)
         for i, row in enumerate(part.tolist()):
             scores[i, tasks[row].positive] = scores[i, tasks[row].junk] = -np.inf
         for place, row, column in _quarters(pairs, part):
-            block = scores[np.ix_(row, column)]
-            cases[place].add(block, part[row], query_pid[part[row]], gallery_pid[column])
+            quarter = scores[np.ix_(row, column)]
+            cases[place].add(quarter, part[row], query_pid[part[row]], gallery_pid[column])
     cases = [case for case in cases if len(case.genuine) or case.counted.total]
     tables = {case.name: _numbers(case) for case in cases}
     return {"all": _numbers(_together(cases, genuine))} | tables if len(tables) > 1 else tables
@@ -246,7 +253,9 @@ def _numbers(case: _FaceCase) -> dict[str, Any]:
     if case.name != "all":
         found["held_out"] = {f"{far:g}": _held_out(case, far) for far in verification.FARS}
     worn = {"same": genuine[genuine["same"] == 1], "changed": genuine[genuine["same"] == 0]}
-    found["clothes"] = {name: _of_clothes(part, case) for name, part in worn.items() if len(part)}
+    found["clothes"] = {
+        name: _of_clothes(part, roc, case.counted) for name, part in worn.items() if len(part)
+    }
     return found
 
 
@@ -258,7 +267,7 @@ def _accepted(roc: Roc, genuine: pd.DataFrame, far: float) -> dict[str, Any]:
         return {"refused": why or "no pairs of one person"}
     found: dict[str, Any] = {"threshold": rate.threshold, "FAR": rate.far, "rate": rate.tar}
     if far == verification.FARS[0]:
-        found["interval"] = _share(genuine, rate.threshold)
+        found["interval"] = _share_interval(genuine, rate.threshold)
     return found
 
 
@@ -272,20 +281,20 @@ def _curve(roc: Roc, genuine: pd.DataFrame) -> dict[str, list[float]]:
     rates = {far: rate for far in steps if (rate := roc.at(far)) is not None}
     if not rates:
         return {"FAR": [], "TAR": [], "low": [], "high": []}
-    limits = np.array(
-        [np.inf if r.threshold is None else r.threshold for r in rates.values()], np.float32
-    )
-    accepted = genuine["score"].to_numpy()[:, None] >= limits
-    means = resampled_means(accepted.astype(float), genuine["pid"].to_numpy())
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    accepted = np.stack([_accepts(rate.threshold, genuine) for rate in rates.values()], axis=1)
+    low, high = percentiles(resampled_means(accepted, genuine["pid"].to_numpy()))
     tars = [rate.tar for rate in rates.values()]
     return {"FAR": [*rates], "TAR": tars, "low": low.tolist(), "high": high.tolist()}
 
 
-def _share(genuine: pd.DataFrame, threshold: float | None) -> list[float]:
+def _accepts(threshold: float | None, genuine: pd.DataFrame) -> np.ndarray:
+    """Which pairs a threshold accepts, float [n]: 1 or 0; None accepts nothing."""
     limit = np.float32(np.inf if threshold is None else threshold)
-    accepted = (genuine["score"].to_numpy() >= limit).astype(float)
-    return interval(accepted, genuine["pid"].to_numpy())
+    return (genuine["score"].to_numpy() >= limit).astype(float)
+
+
+def _share_interval(genuine: pd.DataFrame, threshold: float | None) -> list[float]:
+    return interval(_accepts(threshold, genuine), genuine["pid"].to_numpy())
 
 
 def _identified(case: _FaceCase, far: float) -> dict[str, Any]:
@@ -322,8 +331,8 @@ def _held_out(case: _FaceCase, far: float) -> dict[str, Any]:
         "threshold": limit,
         "FAR": share,
         "far_interval": combined(share, spread, *([stated] if stated else [])),
-        "rate": float((case.genuine["score"] >= np.float32(limit)).mean()),
-        "interval": _share(case.genuine, limit),
+        "rate": float(_accepts(limit, case.genuine).mean()),
+        "interval": _share_interval(case.genuine, limit),
     }
 
 
@@ -340,15 +349,13 @@ def _calibration(case: _FaceCase) -> dict[str, Any]:
     }
 
 
-def _of_clothes(genuine: pd.DataFrame, case: _FaceCase) -> dict[str, Any]:
+def _of_clothes(genuine: pd.DataFrame, whole: Roc, impostors: Counter) -> dict[str, Any]:
     """Pairs of one person in the same, or in changed, clothes, against all pairs of two people: so
-    the thresholds are those of all."""
-    roc = Roc.counted(genuine["score"].to_numpy(), case.counted)
-    whole = Roc.counted(case.genuine["score"].to_numpy(), case.counted)
-    rates = {}
-    for far in verification.FARS:
-        rate, why = whole.at(far), verification.refusal(far, roc.impostors)
-        if rate is not None and not why:
-            limit = np.inf if rate.threshold is None else rate.threshold
-            rates[f"{far:g}"] = float((genuine["score"] >= np.float32(limit)).mean())
-    return {"genuine": len(genuine), "EER": roc.eer(), "TAR": rates}
+    the thresholds are those of all, the curve `whole`."""
+    rates = {
+        f"{far:g}": float(_accepts(rate.threshold, genuine).mean())
+        for far in verification.FARS
+        if (rate := whole.at(far)) is not None and not verification.refusal(far, whole.impostors)
+    }
+    eer = Roc.counted(genuine["score"].to_numpy(), impostors).eer()
+    return {"genuine": len(genuine), "EER": eer, "TAR": rates}

@@ -14,7 +14,13 @@ from deskpro.stages.base.progress import log
 from deskpro.stages.evaluation.measures import Compared
 from deskpro.stages.evaluation.mistakes import FACTS
 from deskpro.stages.metrics.protocols import Protocol
-from deskpro.stages.metrics.ranking import BLOCK, Ranking, has_positive, rank_gallery
+from deskpro.stages.metrics.ranking import (
+    Ranking,
+    has_positive,
+    queries_at_once,
+    rank_gallery,
+    slices,
+)
 from deskpro.stages.reporting.results import widest
 
 NEAREST = 10
@@ -107,14 +113,13 @@ def with_streams(
     query_rows = pd.Index(query["sample_id"]).get_indexer(lists["query"])
     gallery_rows = pd.Index(gallery["sample_id"]).get_indexer(lists["sample_id"])
     rows, place = np.unique(query_rows, return_inverse=True)
-    queries, size = query.iloc[rows], max(1, BLOCK // (4 * max(len(gallery), 1)))
+    queries = query.iloc[rows]
     for stream in [name for name in measures if name not in (listed, "all", FACE_HR)]:
         compared, found = measures[stream], np.full(len(lists), np.nan, np.float32)
         distances = compared.measure(queries, gallery)
-        for start in range(0, len(rows), size):
-            mine = np.flatnonzero((place >= start) & (place < start + size))
-            block = distances(slice(start, min(start + size, len(rows))))
-            found[mine] = block[place[mine] - start, gallery_rows[mine]]
+        for part in slices(len(rows), queries_at_once(len(gallery))):
+            mine = np.flatnonzero((place >= part.start) & (place < part.stop))
+            found[mine] = distances(part)[place[mine] - part.start, gallery_rows[mine]]
         seen = compared.query_mask(query)[query_rows]
         seen &= compared.gallery_mask(gallery)[gallery_rows]
         lists = lists.assign(**{f"distance_{stream}": np.where(seen, found, np.nan)})

@@ -13,7 +13,7 @@ import pandas as pd
 from deskpro.cache.files import write_aside
 from deskpro.stages.metrics.intervals import interval
 from deskpro.stages.metrics.protocols import Protocol
-from deskpro.stages.metrics.ranking import Ranking
+from deskpro.stages.metrics.ranking import MEAN_OF, Ranking
 from deskpro.stages.reporting import figures, results
 
 
@@ -61,8 +61,7 @@ def ranking_numbers(ranking: Ranking, query: pd.DataFrame, wanted: Sequence[int]
 
 def intervals(queries: pd.DataFrame, pids: np.ndarray) -> dict[str, list[float]]:
     """Of mAP and rank1 of queries, over their people; queries: with ap and rank1."""
-    columns = {"mAP": "ap", "rank1": "rank1"}
-    return {name: interval(queries[each].to_numpy(), pids) for name, each in columns.items()}
+    return {name: interval(queries[each].to_numpy(), pids) for name, each in MEAN_OF.items()}
 
 
 def _by_query(ranking: Ranking) -> pd.DataFrame:
@@ -76,16 +75,15 @@ def _of_ranking(
     numbers, queries = ranking_numbers(ranking, query, wanted), _by_query(ranking)
     if draws > 1:
         spread = ranking.by_draw().std()
-        numbers["sd"] = {"mAP": float(spread["ap"]), "rank1": float(spread["rank1"])}
+        numbers["sd"] = {name: float(spread[column]) for name, column in MEAN_OF.items()}
     for face in faces:
         missing = set(query.loc[query[face].isna(), "sample_id"])
         lacks = queries.index.isin(missing)
         for key, part in (("with face", queries[~lacks]), ("without face", queries[lacks])):
-            means = part.mean() if len(part) else None
-            numbers[key] = {
-                "queries": len(part),
-                "mAP": None if means is None else float(means["ap"]),
-                "rank1": None if means is None else float(means["rank1"]),
+            means = part.mean()
+            numbers[key] = {"queries": len(part)} | {
+                name: float(means[column]) if len(part) else None
+                for name, column in MEAN_OF.items()
             }
     return numbers
 

@@ -115,7 +115,7 @@ def about_data(
 
 def count_images(images: pd.DataFrame, faces: Sequence[str]) -> dict[str, Any]:
     """How many images, or tracklets, there are. The arguments are those of `about_data`."""
-    query, gallery = (images[images["split"] == split] for split in ("query", "gallery"))
+    query, gallery = split(images)
     return {
         "queries": len(query),
         "gallery": len(gallery),

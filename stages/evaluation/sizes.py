@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +16,16 @@ from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.distributed import pick_device
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
-from deskpro.stages.data.check import check_data
-from deskpro.stages.data.identities import HELD_OUT, Identities
 from deskpro.stages.data.index import content_hashes, read_index
 from deskpro.stages.data.layouts import layout_of
-from deskpro.stages.data.loader import ImageDataset, batched, images_of
+from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.evaluation.feature_store import FeatureStore, ResidentFeatures
 from deskpro.stages.evaluation.features import extract_batches
+from deskpro.stages.evaluation.image_digests import evaluate_again
 from deskpro.stages.evaluation.measures import measures_of
 from deskpro.stages.evaluation.rankings import rank_all
 from deskpro.stages.evaluation.scoring import split
+from deskpro.stages.evaluation.validation import read_training
 from deskpro.stages.metrics import compact
 from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.models.extractor import FeatureExtractor
@@ -47,16 +46,7 @@ def training_images(
     Raises:
         InputError: images are unreadable, or the student was trained on a held-out identity.
     """
-    checked = check_data(
-        options.data.root,
-        options.train_set,
-        splits=("train",),
-        needs=student.needs,
-        incomplete="keep",
-        identities=Identities(*options.data.chosen),
-        index=index,
-    ).require()
-    train, held_out = checked.split("train"), checked.split(HELD_OUT)
+    train, held_out = read_training(options, student.needs, index)
     trained = sorted({*held_out["pid"]} & {*(student.info.classes or ())})
     if trained:
         raise InputError(
@@ -97,14 +87,7 @@ def fit_directions(
                 f"are trained on; must be at most {min(size, images)}"
             )
     products = {stream: np.zeros((size, size)) for stream, size in sizes.items()}
-    for batch in extract_batches(
-        extractor,
-        train,
-        batched(range(len(train)), options.eval.batch),
-        flip=options.eval.flip,
-        workers=options.data.workers,
-        device=pick_device(options.device),
-    ):
+    for batch in extract_batches(extractor, train, options, pick_device(options.device)):
         for stream, vectors in parts_of(batch.features.numpy(), heads).items():
             products[stream] += vectors.T.astype(np.float64) @ vectors
     return {s: compact.principal_directions(found)[:, :dim] for s, found in products.items()}
@@ -168,7 +151,7 @@ class Sizes:
         found = [content_hashes(table[kind].tolist(), index) for kind in known]
         rows = [places.get(key.tobytes()) for key in np.concatenate(found, axis=1)]
         if None in rows:
-            command = shlex.join(["eval", "--run", str(features.parent), "--force"])
+            command = evaluate_again(features.parent)
             raise CacheError("images have changed since the evaluation", command=command)
         table = table.assign(row=np.array(rows, np.int64)).sort_values(
             ["row", "sample_id"], ignore_index=True

@@ -103,12 +103,11 @@ def pool_tracklets(
     table = groups.head(1).drop(columns=[*kinds, "row"]).reset_index(drop=True)
     for kind in kinds:
         table[kind] = groups[kind].first().to_numpy()
-    lasts = [_first_and_last(times) for _, times in groups["time"]]
+    lasts = [
+        (None, None) if times.isna().any() else (min(times), max(times))
+        for _, times in groups["time"]
+    ]
     table[["time", "time_end"]] = pd.DataFrame(lasts, table.index, dtype=object)
     table = table.astype(object).where(table.notna(), None).astype({"camid": "int64"})
     members = [np.sort(rows.to_numpy(np.int64)) for _, rows in groups["row"]]
     return table.assign(row=np.arange(len(table))), members
-
-
-def _first_and_last(times: pd.Series) -> tuple[int | None, int | None]:
-    return (None, None) if times.isna().any() else (min(times), max(times))

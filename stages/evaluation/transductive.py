@@ -28,7 +28,7 @@ _ROUNDING = 1e-6
 """By how much a cosine of equal features may differ from 1."""
 
 
-class Task(NamedTuple):
+class Search(NamedTuple):
     """What a stream ranks under a protocol."""
 
     options: Options
@@ -39,24 +39,21 @@ class Task(NamedTuple):
     gallery: pd.DataFrame
 
 
-class Found(NamedTuple):
-    """Distances of queries to the gallery, and what else is to be said of them."""
-
-    distances: Distances
-    about: dict[str, Any]
+Ranked = tuple[Distances, dict[str, Any]]
+"""Distances of queries to the gallery, and what else is to be said of them."""
 
 
-def _rerank(task: Task) -> Found:
-    options, compared = task.options, task.measures[task.stream]
-    picked = pd.concat([task.query, task.gallery])
-    shown = compared.gallery_mask(task.gallery)
+def _rerank(search: Search) -> Ranked:
+    options, compared = search.options, search.measures[search.stream]
+    picked = pd.concat([search.query, search.gallery])
+    shown = compared.gallery_mask(search.gallery)
     settings = options.eval.rerank
     try:
         distances = reranked(
             compared.measure(picked, picked),
-            len(task.query),
-            len(task.gallery),
-            known=np.concatenate([np.ones(len(task.query), bool), shown]),
+            len(search.query),
+            len(search.gallery),
+            known=np.concatenate([np.ones(len(search.query), bool), shown]),
             k1=settings.k1,
             k2=settings.k2,
             weight=settings.weight,
@@ -67,29 +64,29 @@ def _rerank(task: Task) -> Found:
             f"eval.rerank: {len(picked)} images need {error}. Allow more: --set "
             f"cache.memory={max(2 * options.cache.memory, 2):g}; or lower eval.rerank.k1"
         ) from None
-    return Found(distances, {})
+    return distances, {}
 
 
-def _enrich(task: Task) -> Found:
-    query, gallery = task.query, task.gallery
-    face, measure = task.measures["face"], task.measures[task.stream].measure
+def _enrich(search: Search) -> Ranked:
+    query, gallery = search.query, search.gallery
+    face, measure = search.measures["face"], search.measures[search.stream].measure
     distances, (column,) = face.measure(query, gallery), face.query_kinds
     has, shows = (part[column].notna().to_numpy() for part in (query, gallery))
 
     def faces(rows: slice) -> np.ndarray:
         return np.where(has[rows, None] & shows, distances(rows), np.float32(np.inf))
 
-    furthest = face.highest - least_score(task.options, face) + _ROUNDING
+    furthest = face.highest - least_score(search.options, face) + _ROUNDING
     pairs = enrolled(faces, len(query), len(gallery), furthest)
     pids = query["pid"].to_numpy()[pairs[:, 0]], gallery["pid"].to_numpy()[pairs[:, 1]]
     about = {
         "enrolled": len({*pairs[:, 0].tolist()}),
         "right": float((pids[0] == pids[1]).mean()) if len(pairs) else None,
     }
-    return Found(enriched(measure(query, gallery), measure(query, query), pairs), about)
+    return enriched(measure(query, gallery), measure(query, query), pairs), about
 
 
-RULES: Mapping[str, Callable[[Task], Found]] = {"rerank": _rerank, "enrich": _enrich}
+RULES: Mapping[str, Callable[[Search], Ranked]] = {"rerank": _rerank, "enrich": _enrich}
 """Section of the options → how it ranks. To add one: its section, and a row."""
 
 
@@ -159,9 +156,9 @@ def add_transductive(
                     log(f"eval: {name} needs one network for all images; {stream} has two")
                     continue
                 seen = queries[measures[stream].query_mask(queries)].reset_index(drop=True)
-                found = RULES[name](Task(options, measures, stream, seen, others))
-                ranking = rank_gallery(seen, others, found.distances, protocol)
-                each = ranking_numbers(ranking, seen, options.eval.ranks) | found.about
+                distances, about = RULES[name](Search(options, measures, stream, seen, others))
+                ranking = rank_gallery(seen, others, distances, protocol)
+                each = ranking_numbers(ranking, seen, options.eval.ranks) | about
                 numbers.setdefault("transductive", {})[name] = each
 
 

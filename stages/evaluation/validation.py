@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
+from deskpro.cache.file_index import FileIndex
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.options import Evaluation, Options
-from deskpro.stages.data.loader import batched
+from deskpro.stages.data.check import check_data
+from deskpro.stages.data.identities import HELD_OUT, Identities
 from deskpro.stages.evaluation.features import extract_batches
 from deskpro.stages.metrics.calibration import CASES, calibrate, calibration_name
 from deskpro.stages.metrics.fusion import Fusion, fit_fusion
 from deskpro.stages.metrics.protocols import PROTOCOLS, Codes, Protocol
 from deskpro.stages.metrics.ranking import rank_gallery
-from deskpro.stages.models.extractor import KIND_OF, FeatureExtractor
+from deskpro.stages.models.extractor import FeatureExtractor
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import ModelInfo
 
@@ -26,7 +30,26 @@ NO_FACES = len(CASES) - 1
 """The case of streams that see none."""
 
 
-class Pairs(NamedTuple):
+def read_training(
+    options: Options, needs: Sequence[str], index: FileIndex
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The images that are trained on, and those of held-out identities; some may lack files.
+
+    Raises InputError where images of the kinds `needs` can't be read.
+    """
+    checked = check_data(
+        options.data.root,
+        options.train_set,
+        splits=("train",),
+        needs=needs,
+        incomplete="keep",
+        identities=Identities(*options.data.chosen),
+        index=index,
+    ).require()
+    return checked.split("train"), checked.split(HELD_OUT)
+
+
+class LabelledPairs(NamedTuple):
     """Pairs of images.
 
     similarities: of each stream, float32 [n]; cases: places in `metrics.calibration.CASES`, [n];
@@ -97,7 +120,7 @@ class Validation(NamedTuple):
                 found[calibration_name("all", each)] = calibrate(scores, pairs.cases, same, people)
         return {"fusion": None if fusion is None else fusion.facts(), "calibration": found}
 
-    def _fit(self, pairs: Pairs) -> Fusion | None:
+    def _fit(self, pairs: LabelledPairs) -> Fusion | None:
         """The weights of both streams; None for a student of one stream."""
         if len(pairs.similarities) < 2:
             return None
@@ -111,7 +134,7 @@ class Validation(NamedTuple):
                 "raise data.validation"
             ) from None
 
-    def _pairs(self) -> Pairs:
+    def _pairs(self) -> LabelledPairs:
         """All pairs of images, without those of one identity that the protocol doesn't compare."""
         similarities = self._similarities()
         first, second = np.triu_indices(len(self.table), 1)
@@ -122,7 +145,7 @@ class Validation(NamedTuple):
         face = np.zeros(len(self.table), bool)
         if "face" in similarities:
             face = self._seen("face")
-        return Pairs(
+        return LabelledPairs(
             {stream: values[first, second] for stream, values in similarities.items()},
             NO_FACES - face[first].astype(np.int8) - face[second],
             same[counted],
@@ -134,10 +157,10 @@ class Validation(NamedTuple):
         found = extract_batches(
             self.extractor,
             self.table,
-            batched(range(len(self.table)), self.options.eval.batch),
+            self.options,
+            self.device,
             flip=self.flip,
             workers=0,
-            device=self.device,
         )
         features = torch.cat([batch.features for batch in found])
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deskpro.stages.metrics.ranking import BLOCK, Distances
+from deskpro.stages.metrics.ranking import Distances, queries_at_once, slices
 
 
 def enrolled(faces: Distances, queries: int, gallery: int, furthest: float) -> np.ndarray:
@@ -24,12 +24,12 @@ def enrolled(faces: Distances, queries: int, gallery: int, furthest: float) -> n
         queries, gallery: how many there are.
         furthest: the largest distance of a match.
     """
-    pairs, size = [np.empty((0, 2), np.int64)], max(1, BLOCK // (4 * max(gallery, 1)))
-    for start in range(0, queries, size):
-        rows = faces(slice(start, min(start + size, queries)))
+    pairs = [np.empty((0, 2), np.int64)]
+    for part in slices(queries, queries_at_once(gallery)):
+        rows = faces(part)
         nearest = rows.min(axis=1, keepdims=True)
         found = np.argwhere((rows == nearest) & (nearest <= furthest) & np.isfinite(nearest))
-        pairs.append(found + np.array([start, 0]))
+        pairs.append(found + np.array([part.start, 0]))
     return np.concatenate(pairs)
 
 
@@ -47,7 +47,7 @@ def enriched(distances: Distances, among: Distances, pairs: np.ndarray) -> Dista
         found, theirs = np.array(distances(rows)), np.array(among(rows))
         np.fill_diagonal(theirs[:, rows.start :], np.inf)
         size = max(1, found.shape[1])  # of equal faces there may be as many pairs as of images
-        for some in (slice(start, start + size) for start in range(0, len(pairs), size)):
+        for some in slices(len(pairs), size):
             np.minimum.at(found.T, images[some], theirs[:, queries[some]].T)
         return found
 

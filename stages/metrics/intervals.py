@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 DRAWS = 2000
 """Resamples: the ends of a 95 % interval then vary by a few hundredths of its width."""
+FLIPS = 10_000
+"""Random signs of a test, a multiple of the 500 that are drawn at a time."""
 
 
-def resampled_means(
-    values: np.ndarray, identities: npt.ArrayLike, draws: int = DRAWS, seed: int = 0
-) -> np.ndarray:
-    """The means of resamples of identities, with replacement and with all their queries.
+def resampled_means(values: np.ndarray, identities: npt.ArrayLike, seed: int = 0) -> np.ndarray:
+    """The means of `DRAWS` resamples of identities, with replacement and with all their queries.
 
     Args:
         values: of queries, [n] or [n, k].
@@ -27,24 +27,24 @@ def resampled_means(
             same resamples are drawn for every column and every array.
 
     Returns:
-        float64 [draws] or [draws, k].
+        float64 [DRAWS] or [DRAWS, k].
     """
     names, own = np.unique(identities, return_inverse=True)
     counts = np.bincount(own)
     sums = np.zeros((len(names), *values.shape[1:]))
     np.add.at(sums, own, values)
-    resamples = _resamples(len(names), draws, seed)
+    resamples = _resamples(len(names), seed)
     return np.asarray([times @ sums / (times @ counts) for times in resamples])
 
 
 @functools.lru_cache(2)
-def _resamples(identities: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of some identities is drawn, int32 [draws, identities].
+def _resamples(identities: int, seed: int) -> np.ndarray:
+    """How often each of some identities is drawn, int32 [DRAWS, identities].
 
     Kept for the next measure of the same queries: the drawing takes most of the time.
     """
-    found = np.empty((draws, identities), np.int32)
-    for draw in range(draws):
+    found = np.empty((DRAWS, identities), np.int32)
+    for draw in range(DRAWS):
         rows = np.random.default_rng([seed, draw]).integers(0, identities, identities)
         found[draw] = np.bincount(rows, minlength=identities)
     return found
@@ -52,8 +52,13 @@ def _resamples(identities: int, draws: int, seed: int) -> np.ndarray:
 
 def interval(values: np.ndarray, identities: npt.ArrayLike, seed: int = 0) -> list[float]:
     """The 95 % percentile interval of the mean of n values: [low, high]."""
-    means = resampled_means(values, identities, seed=seed)
-    return [float(end) for end in np.quantile(means, (0.025, 0.975))]
+    low, high = percentiles(resampled_means(values, identities, seed=seed))
+    return [float(low), float(high)]
+
+
+def percentiles(means: np.ndarray) -> np.ndarray:
+    """The ends of the 95 % percentile interval of resampled means: [draws, …] → [2, …]."""
+    return np.quantile(means, (0.025, 0.975), axis=0)
 
 
 def pair_interval(accepted: np.ndarray, pairs: np.ndarray) -> list[float]:
@@ -116,13 +121,8 @@ def _share(log_odds: float) -> float:
     return 1 / (1 + math.exp(min(-log_odds, 700.0)))
 
 
-def sign_flip_test(
-    differences: np.ndarray,
-    identities: npt.ArrayLike,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """Two-sided p of a mean paired difference, [n], under random signs of identities.
+def sign_flip_test(differences: np.ndarray, identities: npt.ArrayLike) -> float:
+    """Two-sided p of a mean paired difference, [n], under `FLIPS` random signs of identities.
 
     Where nothing differs it is 1. The observed arrangement counts as one of the draws, so p is
     never 0 (Phipson & Smyth, 2010).
@@ -132,12 +132,12 @@ def sign_flip_test(
     if not len(changed):
         return 1.0
     observed, extreme = abs(changed.sum()), 0
-    for start in range(0, draws, 500):
-        random = np.random.default_rng([seed, start])
-        signs = random.choice((-1.0, 1.0), (min(500, draws - start), len(changed)))
+    for start in range(0, FLIPS, 500):
+        random = np.random.default_rng([0, start])
+        signs = random.choice((-1.0, 1.0), (500, len(changed)))
         # Sums of the same numbers in another order may differ in their last digits.
         extreme += int(np.count_nonzero(np.abs(signs @ changed) >= observed * (1 - 1e-12)))
-    return (extreme + 1) / (draws + 1)
+    return (extreme + 1) / (FLIPS + 1)
 
 
 def t_interval(values: npt.ArrayLike, level: float = 0.95) -> list[float]:

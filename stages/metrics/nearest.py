@@ -46,19 +46,16 @@ class Nearest:
             for name, (codes, values) in self.facts.items():
                 known = codes[wrong][codes[wrong] >= 0]
                 shown, counts = np.unique(known, return_counts=True)
-                self._firsts.append((query, name, values[shown], counts / len(first)))
+                fact = np.full(len(shown), name, object)
+                self._firsts.append((query, fact, values[shown], counts / len(first)))
 
     def lists(self) -> pd.DataFrame:
         """Columns query, rank, sample_id, distance, positive; see `ranking.Ranking`."""
-        return _stacked(_LIST, [(query, *parts) for query, *parts in self._lists])
+        return _stacked(_LIST, self._lists)
 
     def firsts(self) -> pd.DataFrame:
         """Columns query, fact, value, share; see `ranking.Ranking`."""
-        rows = [
-            (query, np.full(len(values), name, object), values, shares)
-            for query, name, values, shares in self._firsts
-        ]
-        return _stacked(_FIRST, rows)
+        return _stacked(_FIRST, self._firsts)
 
     def _nearest(
         self, query: str, row: np.ndarray, positive: np.ndarray, junk: np.ndarray

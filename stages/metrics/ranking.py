@@ -22,6 +22,8 @@ from deskpro.stages.metrics.gaps import Near
 from deskpro.stages.metrics.nearest import Nearest
 from deskpro.stages.metrics.protocols import Codes, Protocol
 
+Rows = slice | np.ndarray
+"""Positions in a table."""
 Distances = Callable[[slice], np.ndarray]
 """Some queries → their distances to the whole gallery, float [rows, G]."""
 
@@ -42,6 +44,9 @@ _NUMBERS = {
     "hits": int,
 }
 """What is computed of a query."""
+
+MEAN_OF = {"mAP": "ap", "rank1": "rank1"}
+"""Measure that is reported with an interval → the column of queries that it is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,6 @@ def rank_gallery(
     protocol: Protocol,
     *,
     block: int | None = None,
-    seed: int = 0,
     nearest: int = 0,
     facts: Sequence[str] = (),
 ) -> Ranking:
@@ -125,9 +129,9 @@ def rank_gallery(
 
     query, gallery: tables with sample_id, pid, camid, and what the protocol needs. `block` queries
     are ranked at a time, as many as `BLOCK` allows where not given; of the same distances the
-    result doesn't depend on it. `seed`: of drawn galleries. `nearest`: how many of each query's
-    nearest are listed, equally near ones in a random order. `facts`: columns of the gallery of
-    which it is counted what a wrong first image shows.
+    result doesn't depend on it. `nearest`: how many of each query's nearest are listed, equally
+    near ones in a random order. `facts`: columns of the gallery of which it is counted what a wrong
+    first image shows.
 
     Raises:
         ValueError: a distance is not a number, or nearest images or facts are wanted where other
@@ -135,12 +139,12 @@ def rank_gallery(
     """
     if protocol.gap_of_others and (nearest or facts):
         raise ValueError("nearest images and facts are not collected under a gap of time")
-    draws = [tasks_of(query, gallery, protocol, rows) for rows in _drawn(gallery, protocol, seed)]
-    size = block or max(1, BLOCK // (4 * max(len(gallery), 1)))
+    draws = [(rows, tasks_of(query, gallery, protocol, rows)) for rows in _drawn(gallery, protocol)]
+    size = block or queries_at_once(len(gallery))
     found: dict[tuple[int, int], np.ndarray] = {}
     queries, names = np.flatnonzero(protocol.query_mask(query)), query["sample_id"].to_numpy()
-    shown = gallery if draws[0][0] is None else gallery.iloc[draws[0][0]]
-    near_by, soon = Nearest(shown, nearest, facts), Near(query, gallery, protocol.gap_of_others)
+    near_by = Nearest(gallery.iloc[draws[0][0]], nearest, facts)
+    soon = Near(query, gallery, protocol.gap_of_others)
     with ThreadPoolExecutor() as pool:  # numpy compares outside the GIL
         for part in _runs(queries, size):
             rows = distances(part)
@@ -148,7 +152,7 @@ def rank_gallery(
                 raise ValueError("a distance is not a number")
             rows = soon.without_others(rows, part.start)
             for draw, (members, tasks) in enumerate(draws):
-                near = rows if members is None else rows[:, members]
+                near = rows[:, members]
                 here = [tasks[q] for q in range(part.start, part.stop) if q in tasks]
                 for task, numbers in _measured(pool, near, part.start, protocol, here):
                     found[draw, task.query] = numbers
@@ -163,14 +167,17 @@ def rank_gallery(
 
 def has_positive(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> bool:
     """Whether any query has a positive under a protocol."""
-    return bool(
-        tasks_of(query, gallery, protocol, np.flatnonzero(protocol.gallery_mask(gallery)))[1]
-    )
+    return bool(tasks_of(query, gallery[protocol.gallery_mask(gallery)], protocol))
 
 
-def chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> float:
-    """mAP of a random order, 0..1; nan where no query counts."""
-    return float(random_order(query, gallery, protocol)["ap"].mean())
+def queries_at_once(images: int) -> int:
+    """How many queries' distances to so many images fit in `BLOCK`, at least one's."""
+    return max(1, BLOCK // (4 * max(images, 1)))
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that together cover `count`."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def random_order(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
@@ -181,13 +188,11 @@ def random_order(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol)
         `Ranking` in which all images are equally near.
     """
     soon, names, rows = Near(query, gallery, protocol.gap_of_others), query["sample_id"], []
-    for members in _drawn(gallery, protocol, 0):
-        for task in tasks_of(query, gallery, protocol, members)[1].values():
-            images = len(gallery if members is None else members) - len(task.junk)
-            images -= int(
-                soon.others(task.query, slice(None) if members is None else members).sum()
-            )
-            rows.append((task.query, images, len(task.positive)))
+    for members in _drawn(gallery, protocol):
+        images = len(gallery.iloc[members])
+        for task in tasks_of(query, gallery, protocol, members).values():
+            removed = len(task.junk) + np.count_nonzero(soon.others(task.query, members))
+            rows.append((task.query, images - removed, len(task.positive)))
     found = np.array(rows, np.int64).reshape(-1, 3)
     ap = _random_ap(found[:, 1], found[:, 2], trapezoidal=protocol.trapezoidal)
     who = names.iloc[found[:, 0]].to_numpy()
@@ -237,7 +242,7 @@ def _measured(
 ) -> Iterator[tuple[Task, np.ndarray]]:
     """Each query with its `_NUMBERS`; distances: of the queries from `start` on, [rows, G]."""
     size = max(1, TIED // max(distances.shape[1], 1))
-    batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+    batches = [tasks[part] for part in slices(len(tasks), size)]
     for batch, numbers in zip(
         batches, pool.map(partial(_measure, distances, start, protocol), batches), strict=True
     ):
@@ -289,11 +294,10 @@ def _inverse_last_rank(before: int, size: int, hits: int) -> float:
 
 
 def tasks_of(
-    query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, rows: np.ndarray | None
-) -> tuple[np.ndarray | None, dict[int, Task]]:
-    """The gallery rows of a draw, and by query position each query with a positive among them."""
-    if rows is not None:
-        gallery = gallery.iloc[rows]
+    query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol, rows: Rows = slice(None)
+) -> dict[int, Task]:
+    """By query position each query with a positive in the gallery, or among some rows of it."""
+    gallery = gallery.iloc[rows]
     query_codes, gallery_codes = _codes(query, gallery)
     members = gallery.groupby("pid", sort=False).indices
     pids, soon = query["pid"].tolist(), Near(query, gallery, protocol.gap)
@@ -307,7 +311,7 @@ def tasks_of(
         junk = junk | soon.of(int(q), same)
         if not junk.all():
             tasks[int(q)] = Task(int(q), same[~junk], same[junk])
-    return rows, tasks
+    return tasks
 
 
 def _codes(query: pd.DataFrame, gallery: pd.DataFrame) -> tuple[Codes, Codes]:
@@ -321,21 +325,21 @@ def _codes(query: pd.DataFrame, gallery: pd.DataFrame) -> tuple[Codes, Codes]:
     return tables
 
 
-def _drawn(gallery: pd.DataFrame, protocol: Protocol, seed: int) -> Iterator[np.ndarray | None]:
-    """The gallery of each draw, as positions; None for all of it.
+def _drawn(gallery: pd.DataFrame, protocol: Protocol) -> Iterator[Rows]:
+    """The gallery of each draw, as positions.
 
-    A draw takes one image of every identity, by a number that comes from (seed, draw, pid): who
-    else is in the gallery changes nothing.
+    A draw takes one image of every identity, by a number that comes from (draw, pid): who else is
+    in the gallery changes nothing.
     """
     rows = np.flatnonzero(protocol.gallery_mask(gallery))
     if protocol.draws == 1:
-        yield None if len(rows) == len(gallery) else rows
+        yield slice(None) if len(rows) == len(gallery) else rows  # a slice copies no distances
         return
     members = gallery.iloc[rows].groupby("pid").indices
     for draw in range(protocol.draws):
         chosen = []
         for pid, own in members.items():
-            random = np.random.default_rng([seed, draw, zlib.crc32(str(pid).encode())])
+            random = np.random.default_rng([0, draw, zlib.crc32(str(pid).encode())])
             chosen.append(rows[np.asarray(own)[random.integers(len(own))]])
         yield np.sort(np.asarray(chosen, np.int64))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deskpro.stages.metrics.ranking import Distances
+from deskpro.stages.metrics.ranking import Distances, slices
 
 Neighbourhood = tuple[np.ndarray, np.ndarray]
 """Images, ascending int64 [n], and their weights, float64 [n], which sum to 1."""
@@ -48,7 +48,7 @@ def reranked(
     near, largest = np.empty((count, k1 + 1), np.int64), np.empty(count)
     # A row of distances is copied about twice while it is sorted.
     block = int(min(max(memory / 4 / (16 * count), 1), block))
-    blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
+    blocks = [*slices(count, block)]
     held = _Held(memory, near.nbytes)
     for part in blocks:
         rows = distances(part)

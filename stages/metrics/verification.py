@@ -9,7 +9,6 @@ is lost, and pairs of two people, of which there may be a thousand million, are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -101,14 +100,6 @@ class Roc(NamedTuple):
     false_above: np.ndarray
     genuine: int
     impostors: int
-
-    @classmethod
-    def of(cls, genuine: np.ndarray, impostors: Iterable[np.ndarray]) -> Roc:
-        """Of all scores; impostors: those of pairs of two people, in blocks of any shape."""
-        counted = Counter(genuine)
-        for block in impostors:
-            counted.add(block)
-        return cls.counted(genuine, counted)
 
     @classmethod
     def counted(cls, genuine: np.ndarray, impostors: Counter) -> Roc:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deskpro.stages.base.names import KIND_OF
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.models.exported import ExportedStudent, read_settings
@@ -22,9 +23,6 @@ from deskpro.stages.models.weights import (
     load_teacher,
     read_metadata,
 )
-
-KIND_OF = {"face": "lr_face", "body": "imgs"}
-"""Stream of a student → the kind of image that it sees."""
 
 
 class NotFiniteError(Exception):
