@@ -153,7 +153,6 @@ def _store(
         fingerprint,
         depends=[*columns],
         replace=True,  # all of it is computed from what is still here
-        deep=True,
     ) as writer:
         blocks = [range(*schema.rows(block).indices(len(distinct))) for block in writer.missing]
         computed = _compute(network, distinct, size, blocks, options, device)

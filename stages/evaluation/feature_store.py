@@ -115,7 +115,6 @@ def store_features(
         fingerprint,
         depends=[*hashes],
         replace=True,  # features are computed from what is still here; nothing is lost
-        deep=True,  # so a damaged block is computed again, too
     ) as writer:
         if scores is not None and not writer.sealed:
             scores.unlink(missing_ok=True)

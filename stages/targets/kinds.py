@@ -183,7 +183,7 @@ class OfHeads(Target):
         return points.square().sum(-1)
 
 
-class Logits(OfHeads):
+class LogitsTarget(OfHeads):
     """The teacher's raw logits [B, H, C]."""
 
     name, length, dim = "logits", "classes", "class"
@@ -213,7 +213,7 @@ class Logits(OfHeads):
         return {"KL of int8, nats": divergence(value.half().cpu(), stored).numpy()}
 
 
-class Embedding(OfHeads):
+class EmbeddingTarget(OfHeads):
     """The teacher's features [B, H, D], behind the BNNeck: what re-identification compares."""
 
     name, length, dim = "embedding", "embedding_dim", "feature"
@@ -234,7 +234,7 @@ class Embedding(OfHeads):
         return {"1 − cosine of int8": (1 - cosine).sum(0).numpy()}
 
 
-class Parsing(Target):
+class ParsingTarget(Target):
     """What the mask shows on the student's map, [B, 4, h, w]: `views.parsing_target`.
 
     The same bytes live and cached. The attention is made of it in the loss, so that options of the
@@ -294,15 +294,13 @@ class Parsing(Target):
 
 
 TARGETS: dict[str, Target] = {
-    "logits": Logits(),
-    "parsing": Parsing(),
-    "embedding": Embedding(),
+    "logits": LogitsTarget(),
+    "parsing": ParsingTarget(),
+    "embedding": EmbeddingTarget(),
 }
 """To add a target: its class, and a row."""
-OF_TEACHERS: dict[str, type[OfHeads]] = {"logits": Logits, "embedding": Embedding}
+OF_TEACHERS: dict[str, type[OfHeads]] = {"logits": LogitsTarget, "embedding": EmbeddingTarget}
 """Those that any teacher may give: the last part of its group → class."""
-SEAL = "index/zarr.json"
-"""Written last into the folder of a group of targets."""
 
 
 def all_targets(options: Options) -> dict[str, Target]:
@@ -310,9 +308,9 @@ def all_targets(options: Options) -> dict[str, Target]:
     each other teacher; of one whose targets are imported `NAME/logits`, too."""
     others: dict[str, Target] = {}
     for name, teacher in options.teachers.items():
-        others[f"{name}/embedding"] = Embedding(name, teacher.input)
+        others[f"{name}/embedding"] = EmbeddingTarget(name, teacher.input)
         if teacher.weights is None:
-            others[f"{name}/logits"] = Logits(name, teacher.input)
+            others[f"{name}/logits"] = LogitsTarget(name, teacher.input)
     return {**TARGETS, **others}
 
 
