@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Settings(NamedTuple):
         return self.face_size if kind.endswith("face") else self.body_size
 
 
-class Target:
+class Target(ABC):
     """One kind of target of B samples, with K parts that are compared separately."""
 
     group: str
@@ -64,29 +65,29 @@ class Target:
     parts: str = ""
     """The setting that names its K parts; empty for one part."""
 
+    @abstractmethod
     def fields(self, settings: Settings) -> dict[str, Field]:
         """The arrays that it is stored in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
         """Its values [B, …] for a batch on its device; `output` is the teacher's, where it ran."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
         """Its values as stored. Raises InputError for values that no teacher should give."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, rows: Tensors) -> torch.Tensor:
         """The stored arrays as the values that a student is trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differs(self, live: Arrays, stored: Arrays) -> np.ndarray:
         """How far stored arrays are from those computed again: float64 [B, K]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tolerance(self, settings: Settings) -> float:
         """The largest value of `differs` that rounding explains."""
-        raise NotImplementedError
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Statistics of stored arrays, by name: float64 [B, K]. NaN where a sample has none.

@@ -13,7 +13,7 @@ from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.schema import Column
-from deskpro.cache.store import TargetStore
+from deskpro.cache.store import Group, TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import warn
@@ -133,13 +133,17 @@ def require_targets(
             raise CacheError(f"{what}Import them ({program} {imported[0]}), or give its weights")
         raise CacheError(f"{what}To add it", command=f"teacher-cache {added}".strip())
     if "embedding" in names:
-        fields = MappedReader(store.root, TARGETS["embedding"].group).schema.fields
-        length = fields["embedding"].shape[-1]
+        length = _shape(store, EmbeddingTarget())[-1]
         if length != feature_dim:
             raise InputError(
                 f"embedding.weight: the embeddings of {store.root} have {length} numbers a head, "
                 f"student.feature_dim is {feature_dim}: --set student.feature_dim={length}"
             )
+
+
+def _shape(store: TargetStore, target: OfHeads) -> tuple[int, ...]:
+    """Heads, and numbers of each, of a target in a store."""
+    return Group.load(store.root / target.group).schema.fields[target.name].shape
 
 
 def require_match(
@@ -200,8 +204,7 @@ def embedding_shapes(
         target = every[name]
         teacher = options.teachers.get(target.teacher)
         if teacher is not None and isinstance(target, EmbeddingTarget):
-            fields = MappedReader(store.root, target.group).schema.fields
-            heads, length = fields["embedding"].shape
+            heads, length = _shape(store, target)
             found[target.teacher] = teacher.learner, (heads, length)
     return found
 
@@ -219,7 +222,7 @@ def require_heads(store: TargetStore, names: Sequence[str], options: Options, he
         other = target.teacher in options.teachers
         if not isinstance(target, OfHeads) or (other and isinstance(target, EmbeddingTarget)):
             continue
-        found = MappedReader(store.root, target.group).schema.fields[target.name].shape[0]
+        found = _shape(store, target)[0]
         if found != heads and not (found == 1 and isinstance(target, LogitsTarget)):
             stream = options.teachers[target.teacher].learner if other else "face"
             instead = f"teachers.{target.teacher}.kd=0" if other else off[name]
