@@ -9,7 +9,8 @@ from typing import BinaryIO
 from deskpro.cache.errors import damaged
 from deskpro.cache.files import crc32c, open_file, writing
 
-_CRC = 4
+CRC_BYTES = 4
+"""Of the checksum at the end of each chunk."""
 
 
 def write_chunk(path: Path, content: bytes) -> str:
@@ -22,7 +23,7 @@ def write_chunk(path: Path, content: bytes) -> str:
     try:
         with writing(path), path.open("wb") as file:
             file.write(content)
-            file.write(int(crc, 16).to_bytes(_CRC, "little"))
+            file.write(int(crc, 16).to_bytes(CRC_BYTES, "little"))
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -62,8 +63,8 @@ def check_chunk(path: Path, size: int, crc: str, *, deep: bool = True) -> None:
 
 def _problem(file: BinaryIO, size: int, crc: str, *, deep: bool) -> str:
     found = file.seek(0, os.SEEK_END)
-    if found != size + _CRC:
-        return f"{found} bytes, must be {size + _CRC}"
+    if found != size + CRC_BYTES:
+        return f"{found} bytes, must be {size + CRC_BYTES}"
     file.seek(size)
     stored = f"{int.from_bytes(file.read(), 'little'):08x}"
     file.seek(0)

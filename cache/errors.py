@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 BUILD, REBUILD = "teacher-cache", "teacher-cache --force"
 
@@ -12,21 +10,13 @@ BUILD, REBUILD = "teacher-cache", "teacher-cache --force"
 class CacheError(Exception):
     """A cache cannot be used; the message says why.
 
-    differences: what a refusal is about, as `cache.fingerprint` finds it. command: a stage with
-    the options to add, as `teacher-cache --force`, which makes the cache usable. path: the file or
-    folder that is wrong, if it is one.
+    command: a stage with the options to add, as `teacher-cache --force`, which makes the cache
+    usable. path: the file or folder that is wrong, if it is one.
     """
 
-    def __init__(
-        self,
-        message: str,
-        differences: Sequence[Any] = (),
-        *,
-        command: str = "",
-        path: Path | None = None,
-    ) -> None:
+    def __init__(self, message: str, *, command: str = "", path: Path | None = None) -> None:
         super().__init__(message)
-        self.differences, self.command, self.path = list(differences), command, path
+        self.command, self.path = command, path
 
 
 class DamagedError(CacheError):

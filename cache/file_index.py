@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from deskpro.cache.files import open_file
+from deskpro.cache.files import sha256
 
 _SETTLED = 2.0
 """Seconds after its last change from which on a file's times tell another change."""
@@ -171,8 +170,7 @@ def _read(path: str, decode: Decode | None) -> _Row:
     """Read a file; its stamp is of the time before."""
     stamp, digest = _stamp(path) or (), ""
     try:
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         found = decode(Path(path)) if decode else ()
         return _Row(path, stamp, Facts(digest, *found), decode is not None)
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:

@@ -216,8 +216,8 @@ def read_json(path: str | Path) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+def sha256(path: str | Path) -> str:
+    """Hex digest of a regular file's content. Raises OSError."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -28,26 +28,24 @@ class Journal:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records; they are on disk when this returns."""
         text = "".join(map(_line, records))
-        if text:
-            with writing(self.path):
-                self._append(text)
-
-    def _append(self, text: str) -> None:
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.open("ab").close()
-            sync(self.path.parent)
-        elif not self._checked:
-            end = self._whole()[1]
-            if end < self.path.stat().st_size:
-                with self.path.open("r+b") as file:
-                    file.truncate(end)
-        self._checked = False  # until this line is whole
-        with self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._checked = True
+        if not text:
+            return
+        with writing(self.path):
+            if not self.path.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.open("ab").close()
+                sync(self.path.parent)
+            elif not self._checked:
+                end = self._whole()[1]
+                if end < self.path.stat().st_size:
+                    with self.path.open("r+b") as file:
+                        file.truncate(end)
+            self._checked = False  # until this line is whole
+            with self.path.open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self._checked = True
 
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace all records; a crash leaves the old ones or the new ones."""

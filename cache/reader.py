@@ -104,10 +104,13 @@ class TargetReader(ABC):
         return self.schema.chunk_file(self.root / self.group, name, block, view)
 
 
-def read_all(reader: TargetReader, name: str, out: np.ndarray) -> None:
-    """Copy a field into `out`, [N, V, *shape], chunk by chunk."""
-    for block, view in reader.schema.chunk_keys():
-        out[reader.schema.rows(block), view] = reader.chunk(name, block, view)
+def read_all(reader: TargetReader, name: str) -> np.ndarray:
+    """A whole field, [N, V, *shape], in memory."""
+    schema, field = reader.schema, reader.schema.fields[name]
+    found = np.empty((schema.samples, schema.views, *field.shape), field.dtype)
+    for block, view in schema.chunk_keys():
+        found[schema.rows(block), view] = reader.chunk(name, block, view)
+    return found
 
 
 def all_bytes(reader: TargetReader) -> int:

@@ -87,7 +87,7 @@ class ChunkKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
+class ChunkRecord:
     """One chunk key is written.
 
     crc: of its chunk of every field, eight hex digits. digest: of everything that it was made from
@@ -108,7 +108,7 @@ class Record:
         return plain | {name: value for name, value in more.items() if value}
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> Record:
+    def from_json(cls, line: Mapping[str, Any]) -> ChunkRecord:
         """Raises ValueError where the line is no record."""
         crc, digest, facts = line.get("crc"), line.get("key"), line.get("facts", {})
         if not (isinstance(crc, dict) and isinstance(digest, str) and isinstance(facts, dict)):
@@ -150,7 +150,7 @@ class Schema:
         one = self.fields[name]
         return int(np.prod((self.block, *one.shape))) * np.dtype(one.dtype).itemsize
 
-    def chunk_files(self, folder: Path, record: Record) -> Iterator[tuple[Path, int, str]]:
+    def chunk_files(self, folder: Path, record: ChunkRecord) -> Iterator[tuple[Path, int, str]]:
         """Of each field the chunk file of a record, its bytes without the CRC, and the CRC."""
         for name in self.fields:
             file = self.chunk_file(folder, name, *record.key)

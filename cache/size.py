@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deskpro.cache.schema import ChunkKey, Columns, Record, Schema, group_files, root_files
+from deskpro.cache.chunk import CRC_BYTES
+from deskpro.cache.schema import ChunkKey, ChunkRecord, Columns, Schema, group_files, root_files
 from deskpro.cache.sealed import sealed_bytes
-
-_CRC = 4
-"""Bytes of the checksum at the end of each chunk."""
 
 
 class Size(NamedTuple):
@@ -33,11 +31,11 @@ def group_size(
 ) -> Size:
     """The size of a finished group, all of whose samples have targets; facts: of each record."""
     total = schema.blocks * schema.views
-    chunks = sum(schema.chunk_bytes(name) + _CRC for name in schema.fields) * total
+    chunks = sum(schema.chunk_bytes(name) + CRC_BYTES for name in schema.fields) * total
     files = group_files(schema, fingerprint, depends, np.ones(1, bool))
     more_samples = schema.samples - 1 + 2 * (len(str(schema.samples)) - 1)  # in `valid`
     crc = dict.fromkeys(schema.fields, "0" * 8)
-    record = Record(ChunkKey(0, 0), crc, "0" * 64, dict(facts or {}))
+    record = ChunkRecord(ChunkKey(0, 0), crc, "0" * 64, dict(facts or {}))
     digits = _digits(schema.blocks) * schema.views + _digits(schema.views) * schema.blocks
     each = len(json.dumps(record.as_json())) - 2 + len(", ")  # two digits are counted below
     records = total * each - len(", ") + digits
@@ -52,7 +50,7 @@ def root_size(columns: Columns, samples: int, characters: float) -> Size:
     for column in columns.values():
         one = column.values.dtype.itemsize * math.prod(column.values.shape[1:])
         text = round(samples * (4 + characters)) + 4  # each text, and their number, have a count
-        chunks += (text if column.is_text else samples * one) + _CRC
+        chunks += (text if column.is_text else samples * one) + CRC_BYTES
     rest = sum(map(len, files.values())) + sealed_bytes([*files, *(f"{c}/c.0" for c in columns)])
     return Size(chunks, rest, len(files) + len(columns) + 1)
 

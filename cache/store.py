@@ -21,14 +21,14 @@ from deskpro.cache.schema import (
     JOURNAL,
     VALID,
     ChunkKey,
+    ChunkRecord,
     Column,
-    Record,
     Schema,
     chunk_digests,
 )
 from deskpro.cache.sealed import INDEX, METADATA, Seal, checked, inside, read_seal
 
-Records = dict[ChunkKey, Record]
+ChunkRecords = dict[ChunkKey, ChunkRecord]
 
 
 class TargetStore:
@@ -107,7 +107,7 @@ class Group:
     depends: list[str]
     valid: np.ndarray
     """bool [N]: whether the sample has targets."""
-    records: Records
+    records: ChunkRecords
     sealed: bool
 
     @classmethod
@@ -138,23 +138,23 @@ class Group:
         )
 
 
-def outdated(records: Records, wanted: Mapping[ChunkKey, str]) -> set[ChunkKey]:
+def outdated(records: ChunkRecords, wanted: Mapping[ChunkKey, str]) -> set[ChunkKey]:
     """The keys whose chunks were made from something else than the digests that are wanted."""
     return {key for key, record in records.items() if record.digest != wanted.get(key)}
 
 
-def read_records(folder: Path, seal: Seal | None) -> Records:
+def read_records(folder: Path, seal: Seal | None) -> ChunkRecords:
     """The records of a group: of its seal, or of its journal if it is not finished.
 
     A line of a journal that is no record is left out: its chunk is then not kept. Raises
     DamagedError for one of a seal.
     """
-    found: Records = {}
+    found: ChunkRecords = {}
     for line in Journal(folder / JOURNAL).read() if seal is None else seal.chunks:
         try:
             key = ChunkKey.from_json(line)
             if "key" in line:
-                found[key] = Record.from_json(line)
+                found[key] = ChunkRecord.from_json(line)
             else:  # it is taken back: the chunk is about to be overwritten
                 found.pop(key, None)
         except (AttributeError, ValueError) as error:

@@ -16,16 +16,16 @@ import numpy as np
 from deskpro.cache.chunk import check_chunk, write_chunk
 from deskpro.cache.errors import REBUILD, CacheError, DamagedError, UnfinishedError
 from deskpro.cache.files import sync
-from deskpro.cache.fingerprint import Difference, describe, differences, sample_differences
+from deskpro.cache.fingerprint import differences, sample_differences
 from deskpro.cache.journal import Journal
 from deskpro.cache.lock import hold
 from deskpro.cache.schema import (
     JOURNAL,
     PLAIN_GROUP,
     ChunkKey,
+    ChunkRecord,
     Column,
     Columns,
-    Record,
     Schema,
     chunk_digests,
     group_files,
@@ -33,8 +33,8 @@ from deskpro.cache.schema import (
 )
 from deskpro.cache.sealed import METADATA, is_sealed_with, read_seal, seal, unseal, write_files
 from deskpro.cache.store import (
+    ChunkRecords,
     Group,
-    Records,
     TargetStore,
     group_folders,
     is_array,
@@ -72,7 +72,6 @@ class GroupWriter:
         valid: np.ndarray | None = None,
         replace: bool = False,
         reuse: bool = True,
-        deep: bool = False,
     ) -> None:
         """Find out what is missing, and keep other processes from writing to the store.
 
@@ -84,14 +83,13 @@ class GroupWriter:
             fingerprint: what all chunks are made from, as JSON.
             depends: names of the columns whose rows a chunk is made from.
             valid: bool [N], which samples have targets; all unless given.
-            replace: chunks of the group that were made otherwise may be lost.
+            replace: chunks of the group that were made otherwise may be lost, and each that is
+                kept is read, not only those of an unfinished group: a damaged one is missing.
             reuse: keep chunks of a finished group.
-            deep: read each chunk that is kept, not only those of an unfinished group; a damaged
-                one is missing.
 
         Raises:
-            CacheError: another process writes to the store; chunks would be lost, with what differs
-                in its `differences`; the store is damaged or of another format.
+            CacheError: another process writes to the store; chunks would be lost, and the message
+                says what differs; the store is damaged or of another format.
         """
         self.root, self.group, self.schema = root, group, schema
         self._folder = root / group
@@ -102,7 +100,7 @@ class GroupWriter:
         self._lock = ExitStack()
         self._lock.enter_context(hold(root, f"writing {group}"))
         try:
-            self._plan(columns, replace=replace, reuse=reuse, deep=deep)
+            self._plan(columns, replace=replace, reuse=reuse)
         except BaseException:
             self.close()
             raise
@@ -143,7 +141,7 @@ class GroupWriter:
                 for name in self.schema.fields
             }
             about = dict((facts or {}).get(key.view, {}))
-            written.append(Record(key, crc, self._wanted[key], about))
+            written.append(ChunkRecord(key, crc, self._wanted[key], about))
         for name in self.schema.fields:
             sync(self._folder / name)
         self._journal.append(record.as_json() for record in written)
@@ -178,7 +176,7 @@ class GroupWriter:
         """Let another writer go on; what is written stays."""
         self._lock.close()
 
-    def _plan(self, columns: Columns, *, replace: bool, reuse: bool, deep: bool) -> None:
+    def _plan(self, columns: Columns, *, replace: bool, reuse: bool) -> None:
         """Decide which chunks are kept; CacheError where others would be lost unasked."""
         schema, stored = self.schema, _stored_columns(self.root, replace=replace)
         for other in group_folders(self.root) if stored else ():
@@ -196,11 +194,11 @@ class GroupWriter:
         records = read_records(self._folder, found)
         if outdated(records, self._wanted) and not replace:
             raise self._refusal(stored, columns)
-        self._records: Records = {}
+        self._records: ChunkRecords = {}
         for key, record in records.items():
             with suppress(DamagedError):
                 # A block of an unfinished group may have changed since: no seal was written after.
-                self._check(record, deep=deep or found is None)
+                self._check(record, deep=replace or found is None)
                 self._records[key] = with_changes(record, kept=record.kept or found is not None)
         there = {key for key in self._current() if reuse or not self._records[key].kept}
         self.missing: dict[int, list[int]] = {}
@@ -218,13 +216,13 @@ class GroupWriter:
         """The keys whose chunks are whole and made from what is wanted."""
         return self._records.keys() - outdated(self._records, self._wanted)
 
-    def _check(self, record: Record, *, deep: bool) -> None:
+    def _check(self, record: ChunkRecord, *, deep: bool) -> None:
         """Raise DamagedError where a chunk file is not that of its record."""
         for file in self.schema.chunk_files(self._folder, record):
             check_chunk(*file, deep=deep)
 
     def _refusal(self, stored: Columns, columns: Columns) -> CacheError:
-        found: list[Difference] = []
+        found: list[str] = []
         with suppress(CacheError):
             group = Group.load(self._folder)
             found += differences(group.fingerprint, self._fingerprint)
@@ -232,11 +230,10 @@ class GroupWriter:
         if "sample_id" in stored and "sample_id" in columns:
             before, now = ({n: c.values for n, c in each.items()} for each in (stored, columns))
             found += sample_differences(before, now)
-        lines = describe(found) or ["its chunks were made from other values"]
+        found = found or ["its chunks were made from other values"]
         return CacheError(
-            f"{self._folder}: made from other settings or images: {'; '.join(lines)}. Restore them "
+            f"{self._folder}: made from other settings or images: {'; '.join(found)}. Restore them "
             "to keep it, or rebuild it: only what is the same is kept",
-            found,
             command=REBUILD,
         )
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from deskpro.stages.base.progress import Event, Step, bar, log
+from deskpro.stages.base.progress import BarState, Event, bar, log
 from deskpro.stages.base.run_folder import RunFolder
 
 _TRAINING = 0.9
@@ -54,7 +54,7 @@ class StudyBars:
 
     def listen(self, item: Item, event: Event) -> None:
         """Show the bar of an item's stage; count what part of a student's training is done."""
-        if isinstance(event, Step):
+        if isinstance(event, BarState):
             jumped = self._running[item.folder.path].show(event)
             if self._parts:
                 self._count(jumped)
@@ -86,7 +86,7 @@ class _Running:
         self.part = 0.0
         """Of its training and evaluation."""
 
-    def show(self, event: Step) -> bool:
+    def show(self, event: BarState) -> bool:
         """Whether the student's training was resumed."""
         before, work = self.part, (event.title, event.unit)
         changed, self.work = work != self.work, work

@@ -14,7 +14,6 @@ from deskpro.cache import pack
 from deskpro.cache.errors import absent
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import write_text
-from deskpro.cache.fingerprint import describe
 from deskpro.cache.lock import hold
 from deskpro.cache.reader import MappedReader, all_bytes
 from deskpro.cache.store import TargetStore
@@ -25,7 +24,6 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.training_options import OWN_TEACHER
-from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.loader import ImageDataset, MultiViewDataset, batched, iterate, load
 from deskpro.stages.data.views import StoredViews
 from deskpro.stages.targets import provenance
@@ -224,21 +222,15 @@ def audit(
     """
     root, weights = folder.targets, options.pre_train or folder.teacher
     store, files = TargetStore(root), provenance.TeacherFiles(options, weights)
-    data = options.data
-    index = training_index(data.root, options.train_set, Identities(*data.chosen), data.unlabelled)
+    index = provenance.training_images(options)
     groups, every = store.groups(), all_targets(options)
     there = {name: target for name, target in every.items() if target.group in groups}
-    found = describe([
+    found = [
         *provenance.option_differences(root, options, weights, there.values()),
         *provenance.image_differences(
-            store,
-            index,
-            there.values(),
-            FileIndex(),
-            whole=options.data.incomplete == "leave-out",
-            deep=deep,
+            store, options, index, there.values(), FileIndex(), deep=deep
         ),
-    ])  # fmt: skip
+    ]
     passes: dict[str, dict[str, Target]] = {}
     for name, target in there.items():
         if not provenance.is_imported(target, options):
@@ -256,7 +248,7 @@ def audit(
             found.append("the targets would have other shapes or types: nothing was compared")
             return {"computed again": "nothing", "differences": len(found)}, found
         device = distributed.pick_device(options.device)
-        live = LiveTeacher(targets, files.settings(teacher), files.networks(teacher), device)
+        live = LiveTeacher.load(files, targets, device)
         facts |= _audit(options, store, index, live, found, (samples, seed))
     return facts | {"differences": len(found)}, found
 

@@ -20,12 +20,12 @@ from deskpro.stages.base.foreign import texts
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
 from deskpro.stages.base.training_options import require_teacher_name
-from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import class_order, content_hashes
 from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.targets import importing
 from deskpro.stages.targets.foreign import HASHES, TARGETS, Foreign, read_foreign
 from deskpro.stages.targets.kinds import OF_TEACHERS
+from deskpro.stages.targets.provenance import training_images
 from deskpro.stages.targets.samples import NO_LABEL
 
 _TEXT = {
@@ -92,10 +92,7 @@ class FinishedCache:
             return self.columns[f"{kind}_sha256"].values
         if self.options is None or not self.options.data.root.is_dir():
             return None
-        data = self.options.data
-        chosen = Identities(*data.chosen)
-        index = training_index(data.root, self.options.train_set, chosen, data.unlabelled)
-        here = index.set_index("sample_id").reindex(self.sample_ids)[kind]
+        here = training_images(self.options).set_index("sample_id").reindex(self.sample_ids)[kind]
         return content_hashes(here.where(here.notna(), None).tolist(), FileIndex())
 
 
@@ -197,7 +194,6 @@ class Import:
                 depends=["sample_id", "views", *hashes],
                 valid=self.valid,
                 replace=force,
-                reuse=True,
             )
 
     def facts(self, file: Path, there: Sequence[str]) -> dict[str, object]:

@@ -20,11 +20,11 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.foreign import some
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
-from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import content_hashes
 from deskpro.stages.data.layouts import KINDS
 from deskpro.stages.data.loader import ImageDataset, iterate, load
 from deskpro.stages.data.views import ERASED_PIXEL, StoredViews, View, erase
+from deskpro.stages.targets.provenance import training_images
 
 _LISTED = 10
 """Samples named in a message."""
@@ -126,9 +126,7 @@ def _require(out: Path, kinds: Sequence[str], views: Sequence[int], stored: int)
 
 def _images(options: Options, sample_ids: list[str]) -> pd.DataFrame:
     """The images that are here of a cache's samples, in its order; None where one isn't."""
-    data = options.data
-    index = training_index(data.root, options.train_set, Identities(*data.chosen), data.unlabelled)
-    found = index.set_index("sample_id", drop=False).reindex(sample_ids)
+    found = training_images(options).set_index("sample_id", drop=False).reindex(sample_ids)
     return found.where(found.notna(), None).reset_index(drop=True)
 
 

@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deskpro.cache.errors import CacheError
+from deskpro.cache.sealed import INDEX
 from deskpro.stages.base import distributed
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, start
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
+from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Result, Stage
 from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data.layouts import KINDS, image_folders
-from deskpro.stages.targets.kinds import SEAL, Target, stored_targets
+from deskpro.stages.targets.kinds import Target, stored_targets
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deskpro.cache.fingerprint import Difference
     from deskpro.cache.schema import Column
     from deskpro.cache.writer import GroupWriter
     from deskpro.stages.targets.worker import Item, ItemTarget, Worker
@@ -114,14 +114,14 @@ class TeacherCache(Stage):
 
     def outs(self) -> list[Path]:
         targets = stored_targets(self.options).values()
-        return [self.folder.targets / target.group / SEAL for target in targets]
+        return [self.folder.targets / target.group / INDEX for target in targets]
 
     def check(self) -> None:
         for dep in self._given:
             if not dep.path.is_file():
                 raise InputError(f"{dep.role} {dep.path}: no such file; allowed is a weights file")
 
-    def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
+    def stale(self, record: Mapping[str, Any] | None, digests: Digests) -> list[Reason]:
         """As the manifest says; where that is not enough, as the store itself knows.
 
         A store without a manifest is complete if it was made of these options and images: its
@@ -170,28 +170,23 @@ class TeacherCache(Stage):
             )
         except CacheError:  # damaged: it is rebuilt, not resumed
             return [Reason("out", str(self.folder.targets))]
-        return [*map(_reason, differing), *self._changed_images(digests)]
+        reasons = [Reason("store", difference) for difference in differing]
+        return reasons + self._changed_images(digests)
 
     def _changed_images(self, digests: Digests) -> list[Reason]:
         from deskpro.cache.store import TargetStore
-        from deskpro.stages.data.identities import Identities, training_index
         from deskpro.stages.targets import provenance
 
         options = self.options
-        data = options.data
-        index = training_index(
-            data.root, options.train_set, Identities(*data.chosen), data.unlabelled
-        )
-        store = TargetStore(self.folder.targets)
         differing = provenance.image_differences(
-            store,
-            index,
+            TargetStore(self.folder.targets),
+            options,
+            provenance.training_images(options),
             stored_targets(options).values(),
             digests.index,
-            whole=data.incomplete == "leave-out",
             deep=digests.deep,
         )
-        return [*map(_reason, differing)]
+        return [Reason("store", difference) for difference in differing]
 
     def run(self, job: Job) -> Result:
         from deskpro.stages.data.check import check_data
@@ -273,14 +268,7 @@ class TeacherCache(Stage):
             valid=provenance.valid(train, target),
             replace=job.replaces,
             reuse=settings.reuse,
-            deep=job.replaces,
         )
-
-
-def _reason(difference: Difference) -> Reason:
-    from deskpro.cache.fingerprint import describe
-
-    return Reason("store", describe([difference])[0])
 
 
 def _more_views(reason: Reason) -> Reason:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deskpro.cache.sealed import INDEX
 from deskpro.stages.base import distributed
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import KIND_OF
@@ -26,7 +27,7 @@ from deskpro.stages.losses.terms import (
     targets_needed,
     usable,
 )
-from deskpro.stages.targets.kinds import SEAL, all_targets, stored_targets
+from deskpro.stages.targets.kinds import all_targets, stored_targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,9 +114,9 @@ class TrainStudent(Stage):
         options, found = self.options, []
         if self.cache is not None:
             targets, needed = all_targets(options), targets_needed(options, self.streams)
-            found.append(Dep("the cache", self.cache / SEAL))
+            found.append(Dep("the cache", self.cache / INDEX))
             found += [
-                Dep(f"the cache's {name}", self.cache / targets[name].group / SEAL)
+                Dep(f"the cache's {name}", self.cache / targets[name].group / INDEX)
                 for name in sorted(needed)
             ]
         if options.student.pre_train is not None:
@@ -232,7 +233,7 @@ class TrainStudent(Stage):
         from deskpro.stages.data.views import DrawnViews
         from deskpro.stages.models.lmbn import head_names
         from deskpro.stages.targets import samples
-        from deskpro.stages.targets.teachers import TEACHERS, Source
+        from deskpro.stages.targets.teachers import open_teacher
         from deskpro.stages.training.recipe import TrainingSet
 
         options, recipe = self.options, self.options.train_student
@@ -257,12 +258,7 @@ class TrainStudent(Stage):
         samples.warn_of_few_views({name: readers[name] for name in names}, count)
         if recipe.fresh_views:
             views, count = DrawnViews(options.views, table["sample_id"].tolist()), recipe.epochs
-        targets = None
-        if names:
-            source = Source(options, self.teacher, cache)
-            means = "class means" if options.kd_loss.class_means else "cached"
-            kind = "live" if recipe.live_teacher else means
-            targets = TEACHERS[kind](source, names, device)
+        targets = open_teacher(options, self.teacher, cache, names, device) if names else None
         held_out = checked.split(HELD_OUT)
         projected = samples.embedding_shapes(store, options, names)
         return TrainingSet(table, labels, classes, views, count, targets, held_out, projected)

@@ -9,7 +9,7 @@ from typing import Any
 
 from deskpro.stages.base import distributed
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Record, Result, Stage
+from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Result, Stage
 from deskpro.stages.data.layouts import KINDS, image_folders
 from deskpro.stages.losses.terms import teacher_terms
 
@@ -62,7 +62,7 @@ class TrainTeacher(Stage):
     def scratch(self) -> list[Path]:
         return [self.folder.checkpoints("teacher")]
 
-    def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
+    def stale(self, record: Mapping[str, Any] | None, digests: Digests) -> list[Reason]:
         """Other images are a notice: a teacher of other images still teaches."""
         images = {dep.role for dep in self._images()}
         return [

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from deskpro.cache.errors import CacheError, damaged
-from deskpro.cache.fingerprint import FieldDifference
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError, Stopped
 from deskpro.stages.base.options import Launch
@@ -230,7 +229,7 @@ def test_a_ray_driver_that_ends_leaves_no_worker(number: signal.Signals, tmp_pat
 ERRORS = [
     InputError("wrong", command="train-student --force"),
     Stopped("stopped", 143),
-    CacheError("stale", [FieldDifference("views", 1, 2)], command="teacher-cache"),
+    CacheError("stale", command="teacher-cache", path=Path("c")),
     damaged(Path("c"), "it is cut short"),
     NotFiniteError(3),
     _WrongError(Path("list.txt"), "line 3"),

@@ -30,6 +30,7 @@ from deskpro.stages.data.views import ERASED, ERASED_PIXEL, View, normalise
 from deskpro.stages.targets import importing
 from tests.conftest import Project
 from tests.crash import crashes
+from tests.test_cache import flip
 from tests.test_readme import DOCUMENTS, blocks, section
 
 Arrays = dict[str, Any]
@@ -227,6 +228,17 @@ def test_other_targets_of_a_name_are_replaced_only_when_asked(
     assert imported(project, two).code == 2
     assert imported(project, two, "--force").code == 0
     assert not verify(store(project))
+
+
+@pytest.mark.finished("teacher-cache")
+def test_a_damaged_chunk_is_imported_again_by_force(project: Project, tmp_path: Path) -> None:
+    file = save_npz(tmp_path / "mine", made_up(project))
+    assert imported(project, file).code == 0
+    before = digests(store(project))
+    flip(next((store(project) / "teachers/other/logits/logits").glob("c.0.1.*")), 5)
+    assert verify(store(project))
+    assert imported(project, file, "--force").code == 0
+    assert digests(store(project)) == before
 
 
 @pytest.mark.finished("teacher-cache")

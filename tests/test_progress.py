@@ -236,7 +236,7 @@ def test_what_is_captured_goes_to_the_log_alone(
     assert lines[:2] == ["printed by a library", "warning: one image is left out"]
     assert lines[-1] == "failed: no images"
     assert "scores" in lines
-    assert progress.Step("train-student", 4, 4, "steps") in events
+    assert progress.BarState("train-student", 4, 4, "steps") in events
     assert [e for e in events if isinstance(e, progress.Line)] == [progress.Line("of the worker")]
 
 
@@ -256,8 +256,8 @@ def test_a_driver_is_told_of_its_workers_lines_and_bars(
         events = [event for told, event in heard if told == item]
         assert events == [
             progress.Line(f"warning: image {item} is left out", progress.WARNING),
-            progress.Step("train-student", 0, 2, "steps"),
-            progress.Step("train-student", 2, 2, "steps"),
+            progress.BarState("train-student", 0, 2, "steps"),
+            progress.BarState("train-student", 2, 2, "steps"),
         ]
     assert capfd.readouterr().err.count("heard of") == 9
     for event in events:  # as without a listener

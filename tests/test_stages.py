@@ -33,7 +33,7 @@ from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, parsing_target
 from deskpro.stages.models.weights import load_student, load_teacher
 from deskpro.stages.targets.kinds import TARGETS, tensors
-from deskpro.stages.targets.teachers import LiveTeacher, Targets
+from deskpro.stages.targets.teachers import LiveTeacher
 from tests.conftest import REPOSITORY, Project, run_process
 
 
@@ -487,7 +487,7 @@ def test_a_student_of_the_store_is_that_of_a_live_teacher(
 
     exact = LiveTeacher.__call__
 
-    def rounded(self: LiveTeacher, batch: Any) -> Targets:
+    def rounded(self: LiveTeacher, batch: Any) -> dict[str, torch.Tensor]:
         # For 16 faces at once some CPUs round otherwise than for the batches of the cache.
         eights = [{k: v[part] for k, v in batch.items()} for part in (slice(8), slice(8, 16))]
         parts = [exact(self, eight) for eight in eights]

@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader, ZarrReader
 from deskpro.cache.schema import Field
 from deskpro.cache.store import TargetStore
@@ -37,7 +36,7 @@ from deskpro.stages.targets import class_share, kinds
 from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, stored_fields, tensors
 from deskpro.stages.targets.plan import field_bytes, settings_for
 from deskpro.stages.targets.provenance import option_differences
-from deskpro.stages.targets.teachers import TEACHERS, CachedTeacher, ClassTeacher, Source
+from deskpro.stages.targets.teachers import CachedTeacher, ClassTeacher, open_teacher
 from deskpro.stages.targets.worker import Item, ItemTarget
 from tests.conftest import REPOSITORY, Project, Result, run_process, slow, with_cache
 
@@ -219,9 +218,7 @@ def test_another_code_of_views_is_noticed_and_named(
     named = f"views.version was {version}, is {version + 1}"
     teacher = project.run / "teacher.safetensors"
     options = config.load(project.config)
-    assert describe(option_differences(store(project), options, teacher, TARGETS.values())) == [
-        named
-    ]
+    assert option_differences(store(project), options, teacher, TARGETS.values()) == [named]
     assert named in project("train-student").err
 
 
@@ -533,10 +530,13 @@ def test_a_cached_teacher_reads_only_the_groups_it_is_opened_for(project: Projec
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_live_teacher_needs_images_and_a_cached_one_none(name: str, project: Project) -> None:
     weights = project.run / "teacher.safetensors"
-    source = Source(config.load(project.config), weights, store(project))
     live, cached = (
-        TEACHERS[kind](source, [name], torch.device("cpu")) for kind in ("live", "cached")
-    )
+        open_teacher(
+            config.load(project.config, [f"train_student.live_teacher={live}"]),
+            weights, store(project), [name], torch.device("cpu"),
+        )
+        for live in ("true", "false")
+    )  # fmt: skip
     assert live.sees == TARGETS[name].sees
     assert cached.sees == ()
 
@@ -652,10 +652,10 @@ def test_the_share_of_the_class_leaves_out_samples_without_label_or_target(
     pairs = [(i, v) for i in range(20) for v in range(3) if (i // 8, v) != (1, 2) and i != 7]
     rows, views = [i for i, _ in pairs], [v for _, v in pairs]
     p = torch.from_numpy(whole.read(rows, views)["logits"]).double().softmax(2)
-    found = class_share.class_share(kinds.Logits(), whole, labels)
+    found = class_share.class_share(kinds.LogitsTarget(), whole, labels)
     for head, share in enumerate(found):
         assert share == pytest.approx(explained(p[:, head], labels[rows]), rel=1e-6)
-    assert np.isnan(class_share.class_share(kinds.Logits(), whole, labels * 0 - 1)).all()
+    assert np.isnan(class_share.class_share(kinds.LogitsTarget(), whole, labels * 0 - 1)).all()
 
 
 def test_the_share_of_the_class_is_of_the_variance_for_embeddings(project: Project) -> None:
@@ -664,9 +664,9 @@ def test_the_share_of_the_class_is_of_the_variance_for_embeddings(project: Proje
     means = np.stack([x[labels == label].mean((0, 1)) for label in labels])
     between = ((means - x.mean((0, 1))) ** 2).mean(0).sum(1)
     share = between / ((x - x.mean((0, 1))) ** 2).mean((0, 1)).sum(1)
-    found = class_share.class_share(kinds.Embedding(), whole, labels)
+    found = class_share.class_share(kinds.EmbeddingTarget(), whole, labels)
     np.testing.assert_allclose(found, share, rtol=1e-9)
-    everybody = class_share.class_share(kinds.Embedding(), whole, np.arange(20))
+    everybody = class_share.class_share(kinds.EmbeddingTarget(), whole, np.arange(20))
     assert (found < everybody).all()
 
 

@@ -24,7 +24,7 @@ from deskpro.stages.data.sampler import PKSampler, endless
 from deskpro.stages.models.student import Student
 from deskpro.stages.models.weights import load_student
 from deskpro.stages.targets.kinds import TARGETS
-from deskpro.stages.targets.teachers import LiveTeacher, Targets
+from deskpro.stages.targets.teachers import LiveTeacher
 from tests.conftest import Project, slow
 
 pytestmark = pytest.mark.finished("train-student")
@@ -119,7 +119,7 @@ def test_a_student_of_the_store_is_that_of_live_teachers(
     stored, losses = train()
     exact = LiveTeacher.__call__
 
-    def rounded(self: LiveTeacher, batch: Any) -> Targets:
+    def rounded(self: LiveTeacher, batch: Any) -> dict[str, torch.Tensor]:
         # CPUs round otherwise for other sizes of a batch: the cache's are 8, and 4 at its end.
         found: dict[str, torch.Tensor] = {}
         for size, chosen in ((8, batch["row"] < 16), (4, batch["row"] >= 16)):

@@ -74,7 +74,7 @@ def _grid(bars: Iterable[Task], width: int) -> Table:
     for task in bars:
         cells = ("", "", clock(task.elapsed))
         if task.total is not None:
-            cells = (count(task), rate(task), f"{left(task)} left")
+            cells = (count(task), rate(task), f"{clock(task.time_remaining)} left")
         title = shorten(task.description, max(width // 3, 12))
         grid.add_row(Text(title), shape.render(task), *cells)
     return grid
@@ -91,8 +91,9 @@ def describe(task: Task) -> str:
     unit, note = task.fields["unit"], task.fields["note"]
     if task.total is None:
         return f"{task.description}: {clock(task.elapsed)} so far"
-    parts = [f"{count(task)} {unit}", rate(task), f"{left(task)} left"]
-    return f"{task.description}: " + ", ".join(parts + [f"{n} {v}" for n, v in note.items()])
+    left = f"{clock(task.time_remaining)} left"
+    parts = [f"{count(task)} {unit}", rate(task), left, *(f"{n} {v}" for n, v in note.items())]
+    return f"{task.description}: {', '.join(parts)}"
 
 
 def count(task: Task) -> str:
@@ -113,11 +114,6 @@ def rates(speeds: Sequence[float], unit: str, between: str = ", ") -> str:
     name, seconds = next((s for s in scales if min(speeds) * s[1] >= 0.1), ("h", 3600))
     each = [speed * seconds for speed in speeds]
     return f"{between.join(f'{one:.{one < 1000:d}f}' for one in each)} {unit}/{name}"
-
-
-def left(task: Task) -> str:
-    """The time left."""
-    return clock(task.time_remaining)
 
 
 def clock(seconds: float | None) -> str:

@@ -57,13 +57,9 @@ def device_type(name: str) -> str:
     """`cuda` or `cpu`, as `pick_device` would pick it; picks none."""
     import torch
 
-    return (
-        torch.device(name).type
-        if name != "auto"
-        else "cuda"
-        if torch.cuda.device_count()
-        else "cpu"
-    )
+    if name == "auto":
+        return "cuda" if torch.cuda.device_count() else "cpu"
+    return torch.device(name).type
 
 
 def pick_device(name: str) -> torch.device:
@@ -77,12 +73,12 @@ def pick_device(name: str) -> torch.device:
     """
     import torch
 
-    device, count = torch.device("cpu" if name == "auto" else name), torch.cuda.device_count()
-    if device.type == "cpu" and (name == "cpu" or not count):
-        return device
-    ranks = _number("LOCAL_WORLD_SIZE", 1)
-    index = _number("LOCAL_RANK", 0) if device.index is None else device.index
-    if ranks > 1 and (device.index is not None or ranks > count):
+    if device_type(name) == "cpu":
+        return torch.device("cpu")
+    named = None if name == "auto" else torch.device(name).index
+    ranks, count = _number("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    index = _number("LOCAL_RANK", 0) if named is None else named
+    if ranks > 1 and (named is not None or ranks > count):
         raise InputError(
             f"device {name}: each of the {ranks} ranks on this machine needs a GPU of its own, the "
             f"machine has {count}. Start {max(count, 1)} or fewer with device=cuda, or set "
@@ -92,7 +88,7 @@ def pick_device(name: str) -> torch.device:
         share = "--set launch.gpus_per_worker=0.25 lets workers share one"
         raise InputError(
             f"device {name}: this machine has {count} CUDA devices, number {index} is wanted; "
-            + (share if count and device.index is None else "allowed is cpu or auto")
+            + (share if count and named is None else "allowed is cpu or auto")
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -28,7 +28,7 @@ from typing import Any
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.log_file import printed
 from deskpro.stages.base.options import Launch
-from deskpro.stages.base.progress import Event, Printed, Step, forwarded, replay
+from deskpro.stages.base.progress import BarState, Event, Printed, forwarded, replay
 from deskpro.stages.base.workers import Died, Workers
 
 MakeWorker = Callable[[], Callable[[Any], Any]]
@@ -158,20 +158,13 @@ class _Worker:
 class _Actor(_Worker):
     """A worker of Ray."""
 
-    def __init__(self, make_worker: bytes, threads: int) -> None:
-        super().__init__(make_worker, threads)
-        self._events = list[Event]()
-
     def run_and_tell(self, item: Any) -> tuple[list[Event], Outcome]:
         """The outcome, and before it the lines."""
-        with _telling(self._tell):
+        events = list[Event]()
+        with _telling(events.append):
             outcome = self.run(item)
-        events, self._events = self._events, []
-        return events, outcome
-
-    def _tell(self, event: Event) -> None:
-        if not isinstance(event, Step):  # bars would come too late
-            self._events.append(event)
+        lines: list[Event] = [event for event in events if not isinstance(event, BarState)]
+        return lines, outcome  # bars would come too late
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def loading(option: str, value: object, what: str) -> Iterator[None]:
         raise InputError(f"{option} {value}: not {what}: {one_line(error)}".lstrip()) from None
 
 
-def one_line(error: Exception) -> str:
-    """An error of a library, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(error: Exception | str) -> str:
+    """An error of a library, or its text, on one line: the first 300 characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 300 else line[:300] + "…"

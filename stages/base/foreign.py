@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +15,15 @@ import numpy as np
 
 from deskpro.cache.files import open_file
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.extras import one_line, optional
 
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
 
-Wanted = Callable[[str], bool]
-"""Whether an array of this name is read."""
 _NAMED = 3
 """Names in a message; the others are counted."""
 
 
-class Found(NamedTuple):
+class FileArrays(NamedTuple):
     """What is in a file."""
 
     arrays: dict[str, np.ndarray]
@@ -43,26 +42,23 @@ def refusing(file: Path) -> Iterator[None]:
     except (*_DAMAGED, NotImplementedError, RuntimeError, OverflowError) as error:
         if isinstance(error, OSError) and error.filename not in (None, str(file)):
             raise
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{file}: can't be read: {_one_line(why) or repr(error)}") from None
+        why = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(f"{file}: can't be read: {why}") from None
     except MemoryError:
         raise InputError(f"{file}: its arrays are larger than the memory") from None
 
 
-def _one_line(text: str) -> str:
-    """The first lines of an error as one, as far as a line is readable."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:300] + "…"
+def chosen(names: Collection[str], wanted: Collection[str] | None) -> tuple[list[str], list[str]]:
+    """The names of wanted arrays, or of all, and those of others, sorted."""
+    known = [name for name in names if wanted is None or name in wanted]
+    return known, sorted({*names} - {*known})
 
 
-def chosen(names: Iterable[str], wanted: Wanted) -> tuple[list[str], list[str]]:
-    """The names of wanted arrays, and those of others, sorted."""
-    found = [*names]
-    return [name for name in found if wanted(name)], sorted(n for n in found if not wanted(n))
+def read_npz(file: Path, wanted: Collection[str] | None = None) -> FileArrays:
+    """The arrays of an .npz file; wanted: their names, all unless given.
 
-
-def read_npz(file: Path, wanted: Wanted) -> Found:
-    """The arrays of an .npz file. Raises what `refusing` turns into one line."""
+    Raises what `refusing` turns into one line.
+    """
     with open_file(file) as opened:
         if not zipfile.is_zipfile(opened):
             raise ValueError("not a zip archive, as numpy.savez writes it, or its end is missing")
@@ -74,7 +70,7 @@ def read_npz(file: Path, wanted: Wanted) -> Found:
         with np.load(opened, allow_pickle=False) as found:
             names, others = chosen(found.files, wanted)
             arrays = {name: numbers_or_text(name, _load(found, name)) for name in names}
-            return Found(arrays, others)
+            return FileArrays(arrays, others)
 
 
 def _load(found: Any, name: str) -> np.ndarray:
@@ -96,25 +92,25 @@ def numbers_or_text(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def read_parquet(file: Path, wanted: Wanted, *, lists: bool = False) -> Found:
-    """Columns as arrays. lists: those of lists are wanted, too, and one that is null becomes zeros.
+def read_parquet(file: Path, wanted: Collection[str], *, lists: bool = False) -> FileArrays:
+    """The wanted columns as arrays.
+
+    lists: columns of lists are wanted, too, and a list that is null becomes zeros.
 
     Raises what `refusing` turns into one line; InputError where pyarrow isn't installed.
     """
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(
-            f"{file}: .parquet needs the package pyarrow: {error}. Type: pip install '.[parquet]'"
-        ) from None
+    optional("pyarrow", f"{file}: .parquet", "parquet")
+    from pyarrow import parquet
+
     with open_file(file) as opened:
         source = parquet.ParquetFile(opened)
         types = {field.name: str(field.type) for field in source.schema_arrow}
-        names, others = chosen(types, lambda name: wanted(name) or (lists and _lists(types[name])))
+        of_lists = [name for name in types if lists and _lists(types[name])]
+        names, others = chosen(types, [*wanted, *of_lists])
         table = source.read(columns=names)
     read = _with_nulls if lists else _from_arrow
     found = {name: read(name, table.column(name).chunks) for name in names}
-    return Found(found, others, source.schema_arrow.metadata or {})
+    return FileArrays(found, others, source.schema_arrow.metadata or {})
 
 
 def _lists(kind: str) -> bool:

@@ -19,6 +19,7 @@ from deskpro.stages.base.section import (
     ROUNDING,
     FilePath,
     Fraction,
+    InputPath,
     NoEffect,
     Positive,
     Precision,
@@ -26,7 +27,6 @@ from deskpro.stages.base.section import (
     Section,
     Several,
     Size,
-    Source,
     Weight,
 )
 
@@ -43,7 +43,7 @@ class Data(Section):
     """How names are read, in the place of `data_train`: a regular expression that the whole path of
     an image below its split's folder (train, query, gallery) must match. Group pid, and
     optionally camid, clothes, scene, tracklet, time."""
-    test_root: Source = None
+    test_root: InputPath = None
     """Folder whose query and gallery are evaluated; `root` where not given."""
     body_size: Size = (384, 128)
     """Height and width of body image and mask, pixels."""
@@ -61,7 +61,7 @@ class Data(Section):
     `eval.face_weight`."""
     identities: Annotated[int, Field(ge=2, le=10**9)] | None = None
     """Train on so many of the other identities, chosen by the same hash; on all where not given."""
-    unlabelled: Source = None
+    unlabelled: InputPath = None
     """Folder of prepared images of people whom nobody named, `imgs/` and what targets are made of
     beside it. Their targets are cached; `train_student.unlabelled` of them are in each batch."""
 
@@ -192,7 +192,7 @@ class Options(Section):
     """Name of the training set, which decides how its file names are read."""
     data_test: str | None = None
     """Name of the evaluated set; `data_train` where not given."""
-    pre_train: Source = None
+    pre_train: InputPath = None
     """Teacher weights from elsewhere; `train-teacher` is then not needed."""
     forward_mode: Literal["face", "body", "all"] = "all"
     """Streams of the student."""

@@ -11,10 +11,10 @@ from deskpro.stages.base.section import (
     SHOWN,
     Count,
     Fraction,
+    InputPath,
     NoEffect,
     Positive,
     Section,
-    Source,
 )
 
 StepName = Literal["parsing", "mask", "face", "restoration"]
@@ -48,7 +48,7 @@ class Parsing(Section):
     """labels reads existing label maps, segformer computes them."""
     scheme: Literal["lip", "atr", "pascal", "cihp"] = "atr"
     """What the class ids mean; `deskpro prepare --explain` shows the table."""
-    labels: Source = None
+    labels: InputPath = None
     """For labels: the folder of PNGs of one channel, below it the paths of the body images."""
     model: str | None = None
     """For segformer: a folder in the format of transformers, or hf:OWNER/NAME on Hugging Face's
@@ -67,7 +67,7 @@ class FaceBox(Section):
 
     method: Literal["head", "yunet"] = "head"
     """head: the square about the head region of the label map; yunet: a face detector."""
-    model: Source = None
+    model: InputPath = None
     """For yunet: its ONNX file."""
     margin: Annotated[float, Field(ge=0, le=2)] = 0.15
     """Room on each side of what was found, as a share of its longer side."""
@@ -89,9 +89,9 @@ class Restoration(Section):
     method: Literal["bicubic", "spandrel", "pictures"] = "bicubic"
     """bicubic enlarges and restores nothing; spandrel runs a network; pictures cuts the face from
     HR body images."""
-    model: Source = None
+    model: InputPath = None
     """For spandrel: the network's file (GFPGAN, RestoreFormer, CodeFormer, …)."""
-    pictures: Source = None
+    pictures: InputPath = None
     """For pictures: the folder of HR body images, below it the paths of the body images."""
     size: Annotated[int, Field(ge=16, le=2048)] = 224
     """Side of the HR face of bicubic and pictures; a network has its own."""
@@ -100,7 +100,7 @@ class Restoration(Section):
 class Prepare(Section):
     """From a raw dataset to the prepared layout in `data.root`."""
 
-    root: Source = None
+    root: InputPath = None
     """The raw dataset in the layout of `data_train`; null: the images already in `data.root`."""
     own: Own = Own()
     """How `root` is read if `data_train` is own."""

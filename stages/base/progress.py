@@ -41,7 +41,7 @@ class Line(NamedTuple):
     style: str = ""
 
 
-class Step(NamedTuple):
+class BarState(NamedTuple):
     """The state of a worker's bar."""
 
     title: str
@@ -56,7 +56,7 @@ class Printed(NamedTuple):
     text: str
 
 
-Event = Line | Step | Printed
+Event = Line | BarState | Printed
 Tell = Callable[[Any], object]
 
 
@@ -110,17 +110,11 @@ class _Output:
                     paper.print(table)
                 self.file.write(text.get())
             if self.shown:
-                with self._without_bars():
-                    Console(highlight=False).print(table)
-
-    @contextmanager
-    def _without_bars(self) -> Iterator[None]:
-        """While the block prints on standard output, which may be the same terminal."""
-        if self.display is not None:
-            self.display.stop()
-        yield
-        if self.display is not None:
-            self.display.start()
+                if self.display is not None:
+                    self.display.stop()  # standard output may be the same terminal
+                Console(highlight=False).print(table)
+                if self.display is not None:
+                    self.display.start()
 
     def tell(self, seconds: float = 0.0) -> None:
         """Send what is under way, unless that was sent less than so many seconds ago."""
@@ -128,7 +122,7 @@ class _Output:
         if self.steps is None or not tasks or time.monotonic() - self._sent < seconds:
             return
         self._sent, task = time.monotonic(), tasks[-1]
-        step = Step(task.description, task.completed, task.total, task.fields["unit"])
+        step = BarState(task.description, task.completed, task.total, task.fields["unit"])
         self.steps(step)
 
     def how_far(self, seconds: float = 0.0) -> None:
@@ -262,7 +256,7 @@ class Bar:
         task = self._display.task(self._number)
         self._display.reset(self._number, completed=int(done), **task.fields)
 
-    def become(self, step: Step) -> None:
+    def become(self, step: BarState) -> None:
         """Show other work than until now: a worker's."""
         task = self._display.task(self._number)
         task.total = step.total

@@ -40,6 +40,9 @@ class RunFolder:
         """The student's attention on the queries."""
         self.metrics = path / "metrics.json"
         self.config = path / "config.yaml"
+        self.unpacked = self.state / "unpacked.json"
+        """Where the cache came from, if `cache unpack` put it here."""
+        self._from = self.state / "from.json"
 
     @classmethod
     def open(cls, path: Path, source: Path | None = None) -> RunFolder:
@@ -70,11 +73,6 @@ class RunFolder:
             raise InputError(f"--from {source}: no run folder (it has no {of_source.state.name}/)")
         return cls(path, of_source.upstream)
 
-    @property
-    def unpacked(self) -> Path:
-        """Where the cache came from, if `cache unpack` put it here."""
-        return self.state / "unpacked.json"
-
     def given(self) -> dict[str, Any] | None:
         """The record of a cache that was unpacked here (file, digest, seals); None where the
         targets are others, or were completed here since."""
@@ -89,10 +87,6 @@ class RunFolder:
             return record if same and record["seals"] else None
         except (OSError, KeyError, ValueError, AttributeError):
             return None
-
-    @property
-    def _from(self) -> Path:
-        return self.state / "from.json"
 
     def _recorded(self) -> Path | None:
         """The source that is recorded: by its place from here, as both may have been moved

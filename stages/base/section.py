@@ -33,7 +33,7 @@ Processes = Annotated[int, Field(ge=1, le=1024)]
 Weight = Annotated[float, Field(ge=0)]
 Scale = Annotated[float, Field(gt=0)]
 FilePath = Annotated[Path, Field(strict=False)]
-Source = Annotated[
+InputPath = Annotated[
     FilePath | None, BeforeValidator(lambda path: None if path == "none" else path), CONTENT
 ]
 """A file or folder that is read; None, or `none` in YAML and `--set`, where there is none."""

@@ -40,10 +40,6 @@ class Dep(NamedTuple):
     pattern: str | tuple[str, ...] | None = None
 
 
-Record = Mapping[str, Any]
-"""The manifest of a finished stage, as `pipeline.runner` writes it."""
-
-
 @dataclass
 class Digests:
     """Content digests of files and folders; each is computed once per command."""
@@ -156,8 +152,11 @@ class Stage(ABC):
     def check(self) -> None:  # noqa: B027  most stages have nothing to check
         """Raise InputError where it cannot run, before anything else is checked."""
 
-    def stale(self, record: Record | None, digests: Digests) -> list[Reason]:
-        """Why the existing output is not what it would make now; empty where it is."""
+    def stale(self, record: Mapping[str, Any] | None, digests: Digests) -> list[Reason]:
+        """Why the existing output is not what it would make now; empty where it is.
+
+        record: its manifest, as `pipeline.runner` writes it.
+        """
         if record is None:
             return [Reason("no-record", self.name)]
         outs = self.out_digests(digests)

@@ -11,13 +11,13 @@ from deskpro.stages.base.section import (
     SHOWN,
     Count,
     Fraction,
+    InputPath,
     NoEffect,
     Positive,
     Precision,
     Scale,
     Section,
     Several,
-    Source,
     Weight,
 )
 
@@ -48,7 +48,7 @@ class Network(Section):
     init: Literal["he", "published"] = "he"
     """Initial weights behind the backbone: He's, as the backbone's; or those of the published
     DeSKPro, √6 smaller in the heads, √6 larger in the attention."""
-    pre_train: Source = None
+    pre_train: InputPath = None
     """Weights that training starts from: OSNet's on ImageNet, a local file of timm's weights for a
     backbone of timm, or an earlier network; none: random ones."""
 
@@ -249,7 +249,7 @@ class OtherTeacher(Section):
     """A teacher beside the recipe's own, who may know other people: its embeddings are learned
     from, through a projection that only training has."""
 
-    weights: Source = None
+    weights: InputPath = None
     """Its file, a teacher or student of this project, or timm's of `backbone`; none: its targets
     are imported (`deskpro cache import`)."""
     backbone: Annotated[str, Field(pattern=r"^timm:[\w.]+$")] | None = None

@@ -29,7 +29,7 @@ class Workers:
         """
         self._bar, self._total, self._started = progress.innermost(), total, 0
         work = "map" if self._bar is None else self._bar.title
-        self._workers = [_Worker(progress.worker_log(work, number)) for number in range(count)]
+        self._workers = [_WorkerState(progress.worker_log(work, number)) for number in range(count)]
         self._names = reprlib.Repr()
         self._names.maxlist, self._names.maxother = 1, 80
 
@@ -74,7 +74,7 @@ class Workers:
         self._bar.note(note)
 
 
-class _Worker:
+class _WorkerState:
     """How fast a worker is, and its log."""
 
     def __init__(self, log: progress.WorkerLog | None) -> None:
@@ -116,11 +116,8 @@ class _Worker:
         if self._log is None:
             return None
         refused = isinstance(error, InputError) and not isinstance(error, Died)
-        text = str(error) if isinstance(error, InputError) else _with_notes(error)
+        text = str(error)
+        if not isinstance(error, InputError):  # its notes have the worker's traceback
+            text = "".join(traceback.format_exception_only(error)).rstrip()
         self._log.write(f"{self._item} failed: {text}", last=refused)
         return None if refused or not self._log.path.exists() else str(self._log.path)
-
-
-def _with_notes(error: Exception) -> str:
-    """An error of the program as Python prints it; its notes have the worker's traceback."""
-    return "".join(traceback.format_exception_only(error)).rstrip()

@@ -126,13 +126,8 @@ def _store(
     of its files, uint8 [N, 64]. Images of equal content have one row."""
     distinct, size = distinct_images(table, ("imgs", "mask"), index), extractor.sizes["imgs"]
     images = len(distinct.table)
-    maps = Field(
-        map_size(network.backbone_name, size),
-        "float32",
-        ("height", "width"),
-        "1",
-        "attention, 0..1",
-    )
+    shape = map_size(network.backbone_name, size)
+    maps = Field(shape, "float32", ("height", "width"), "1", "attention, 0..1")
     numbers = Field((len(_FIGURES),), "float64", ("figure",), "1", ", ".join(_FIGURES))
     schema = Schema(images, 1, BLOCK, {"attention": maps, "figures": numbers})
     fingerprint = {"weights": sha256(weights), "size": list(size), "version": _VERSION}

@@ -20,7 +20,7 @@ from deskpro.cache.files import open_file, read_text
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.files import list_images
 from deskpro.stages.base.foreign import (
-    Found,
+    FileArrays,
     numbers_or_text,
     read_npz,
     read_parquet,
@@ -29,7 +29,7 @@ from deskpro.stages.base.foreign import (
     texts,
 )
 from deskpro.stages.base.names import FACE_HR
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.progress import working
 from deskpro.stages.data.index import read_table, stem
 
 FORMATS = (
@@ -80,20 +80,20 @@ def read_features(file: Path) -> FeatureFile:
             paths or no features, or arrays of other lengths.
     """
     require_file(file)
-    with bar("read", 0, ""), refusing(file):
+    with working("read"), refusing(file):
         if file.is_dir():
             return _read_folder(file)
         suffix = file.suffix.lower()
         if suffix == ".npz":
-            return _checked(file, read_npz(file, lambda name: True))
+            return _checked(file, read_npz(file))
         if suffix == ".parquet":
-            return _checked(file, read_parquet(file, PATHS.__contains__, lists=True))
+            return _checked(file, read_parquet(file, PATHS, lists=True))
         if suffix in (".csv", ".npy"):
             return _checked(file, _read_csv(file.with_suffix(".csv")))
     raise InputError(f"{file}: {suffix or 'no suffix'} is no format; it must be {FORMATS}")
 
 
-def _read_csv(file: Path) -> Found:
+def _read_csv(file: Path) -> FileArrays:
     for one in (file, file.with_suffix(".npy")):
         if not one.exists():
             other = "the features" if one.suffix == ".npy" else "their paths"
@@ -103,7 +103,7 @@ def _read_csv(file: Path) -> Found:
     if not paths:
         raise InputError(f"{file}: no column path; found {some(map(str, table.columns))}")
     with refusing(file.with_suffix(".npy")):
-        return Found({**paths, ALONE: _read_npy(file.with_suffix(".npy"))}, [])
+        return FileArrays({**paths, ALONE: _read_npy(file.with_suffix(".npy"))}, [])
 
 
 def _read_npy(file: Path) -> np.ndarray:
@@ -140,7 +140,7 @@ def _read_folder(folder: Path) -> FeatureFile:
     return FeatureFile(paths, {ALONE: np.stack(rows)}, [], stems=True)
 
 
-def _checked(file: Path, found: Found) -> FeatureFile:
+def _checked(file: Path, found: FileArrays) -> FeatureFile:
     """The arrays told apart: paths, parts [rows, numbers] and others."""
     named = [name for name in PATHS if name in found.arrays]
     there = some(f"{name} {[*array.shape]}" for name, array in found.arrays.items()) or "nothing"

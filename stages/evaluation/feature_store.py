@@ -70,7 +70,7 @@ def open_writer(
     """
     depends = [name for name in images.columns if name.endswith(_CONTENT)]
     return GroupWriter(
-        path, group, schema, images.columns, fingerprint, depends=depends, replace=True, deep=True
+        path, group, schema, images.columns, fingerprint, depends=depends, replace=True
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deskpro.stages.losses.distillation import standardise
+from deskpro.stages.losses.distillation import mean_divergence
 
 
 @torch.no_grad()
@@ -27,10 +27,6 @@ def agreement(
     divergence is that of standardised logits; scalars on their device.
     """
     same = (logits.argmax(2) == teacher_logits.argmax(2)).float().mean(0)
-    pair = logits.float(), teacher_logits.float()
-    if zscore:
-        pair = standardise(pair[0]), standardise(pair[1])
-    student, teacher = ((each / temperature).log_softmax(2) for each in pair)
-    kl = (teacher.exp() * (teacher - student)).sum(2).mean(0)
+    kl = mean_divergence(logits, teacher_logits, temperature, zscore)
     shares = {f"agree_{head}": same[i] for i, head in enumerate(heads)}
     return shares | {f"divergence_{head}": kl[i] for i, head in enumerate(heads)}

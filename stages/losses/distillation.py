@@ -25,6 +25,16 @@ def distillation(
     order. zscore: both are standardised first. T² keeps the gradient's size the same for every T.
     Float32 scalar.
     """
+    return temperature**2 * mean_divergence(logits, teacher_logits, temperature, zscore).sum()
+
+
+def mean_divergence(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, zscore: bool
+) -> torch.Tensor:
+    """KL(softmax(teacher/T) ‖ softmax(student/T)) by head, in nats: float32 [H], the batch's mean.
+
+    The arguments are those of `distillation`.
+    """
     from torch.nn import functional
 
     pair = logits.float(), teacher_logits.float()
@@ -32,8 +42,8 @@ def distillation(
         pair = standardise(pair[0]), standardise(pair[1])
     student, teacher = (functional.log_softmax(each / temperature, dim=-1) for each in pair)
     teacher = teacher.expand_as(student)
-    divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * divergence.mean(0).sum()
+    found = functional.kl_div(student, teacher, reduction="none", log_target=True)
+    return found.sum(-1).mean(0)
 
 
 def standardise(logits: torch.Tensor) -> torch.Tensor:

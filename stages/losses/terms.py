@@ -7,7 +7,6 @@ of its history, the options it depends on and the tests of losses follow from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deskpro.stages.losses.attention import attention
@@ -78,10 +77,6 @@ TERMS: dict[str, Term] = {
     ),
 }  # fmt: skip
 """Name, which is also the column of the history, → term."""
-_OTHER = ("embedding_", "kd_")
-"""How the names of other teachers' terms begin."""
-
-
 OTHER_TEACHERS = (
     "teachers.*.weight", "teachers.*.kd", "teachers.*.stream", "teachers.*.input",
 )  # fmt: skip
@@ -148,7 +143,7 @@ def params(terms: Iterable[Term]) -> set[str]:
 def is_loss(column: str) -> bool:
     """Whether a column of the history is a loss term or their total."""
     known = "total", *TERMS, *teacher_terms()
-    return column in known or column.startswith(_OTHER)
+    return column in known or column.startswith(("embedding_", "kd_"))  # of other teachers
 
 
 def compute_losses(
@@ -220,8 +215,9 @@ def usable(term: Term, valid: Mapping[str, torch.Tensor]) -> torch.Tensor | None
 
 def option(tree: Any, path: str) -> Any:
     """What lies at a dotted path of attributes and keys."""
-    step = lambda value, name: value[name] if isinstance(value, Mapping) else getattr(value, name)  # noqa: E731
-    return reduce(step, path.split("."), tree)
+    for name in path.split("."):
+        tree = tree[name] if isinstance(tree, Mapping) else getattr(tree, name)
+    return tree
 
 
 def _is_on(term: Term, options: object) -> bool:

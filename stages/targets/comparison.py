@@ -30,7 +30,7 @@ Prediction = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedSample:
     """A training sample under view 0 of the cache; images are uint8 [3, H, W].
 
     Attention images, `difference` (mean absolute difference of the student's attention from its
@@ -57,7 +57,7 @@ def compare(
     sizes: tuple[tuple[int, int], tuple[int, int]],
     samples: int,
     floor: float,
-) -> list[Compared]:
+) -> list[ComparedSample]:
     """Run the student on up to `samples` of the cache, their identities spread over the classes.
 
     sizes: (height, width) of face and body; floor: of the attention's target. Runs on the CPU. A
@@ -104,7 +104,7 @@ def compare(
         return rendered[kind][i].numpy() if table[kind].iloc[i] is not None else None
 
     return [
-        Compared(
+        ComparedSample(
             sample_id=sample_ids[row],
             pid=table["pid"].iloc[i],
             body=shown[i].numpy(),
@@ -147,9 +147,9 @@ def _ask(
     return output.logits.float(), None if attention is None else attention.float()
 
 
-def _predictions(logits: torch.Tensor, classes: list[str], most: int = 3) -> list[Prediction]:
-    """The likeliest identities of [B, H, C] logits."""
-    probabilities, places = logits.float().softmax(2).mean(1).topk(min(most, len(classes)), dim=1)
+def _predictions(logits: torch.Tensor, classes: list[str]) -> list[Prediction]:
+    """The three likeliest identities of [B, H, C] logits."""
+    probabilities, places = logits.float().softmax(2).mean(1).topk(min(3, len(classes)), dim=1)
     return [
         [(classes[place], share) for place, share in zip(at, shares, strict=True)]
         for at, shares in zip(places.tolist(), probabilities.tolist(), strict=True)

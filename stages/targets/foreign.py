@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from deskpro.cache.files import sha256
 from deskpro.cache.foreign import array_names, folder_digest, read_array
 from deskpro.stages.base import foreign
 from deskpro.stages.base.errors import InputError
-from deskpro.stages.base.foreign import Found
-from deskpro.stages.base.progress import bar
+from deskpro.stages.base.foreign import FileArrays
+from deskpro.stages.base.progress import working
 from deskpro.stages.targets.kinds import OF_TEACHERS
 
 TARGETS = tuple(sorted(OF_TEACHERS))
@@ -44,32 +45,24 @@ def read_foreign(file: Path) -> Foreign:
     read = _read_zarr if file.is_dir() else _READERS.get(file.suffix.lower())
     if read is None:
         raise InputError(f"{file}: {file.suffix or 'no suffix'} is no format; it must be {FORMATS}")
-    with bar("read", 0, ""), foreign.refusing(file):
+    with working("read"), foreign.refusing(file):
         digest = folder_digest(file) if file.is_dir() else sha256(file)
         found = read(file)
         return Foreign(digest, found.arrays, found.others)
 
 
-def _wanted(name: str) -> bool:
-    return name in COLUMNS
-
-
-def _read_npz(file: Path) -> Found:
-    return foreign.read_npz(file, _wanted)
-
-
-def _read_zarr(folder: Path) -> Found:
-    names, others = foreign.chosen(array_names(folder), _wanted)
+def _read_zarr(folder: Path) -> FileArrays:
+    names, others = foreign.chosen(array_names(folder), COLUMNS)
     if not names:
         raise ValueError(f"a folder without arrays of these names; it must be {FORMATS}")
     found = {name: read_array(folder, name, whole=name in TARGETS) for name in names}
     arrays = {name: foreign.numbers_or_text(name, array) for name, array in found.items()}
-    return Found(arrays, others)
+    return FileArrays(arrays, others)
 
 
-def _read_parquet(file: Path) -> Found:
+def _read_parquet(file: Path) -> FileArrays:
     """Columns as arrays; `classes`, a JSON list, from the metadata of the schema."""
-    found = foreign.read_parquet(file, lambda name: _wanted(name) and name != "classes")
+    found = foreign.read_parquet(file, {*COLUMNS} - {"classes"})
     if text := found.metadata.get(b"classes"):
         classes = json.loads(text)
         if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
@@ -79,4 +72,7 @@ def _read_parquet(file: Path) -> Found:
     return found._replace(others=others)
 
 
-_READERS: dict[str, Callable[[Path], Found]] = {".npz": _read_npz, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path], FileArrays]] = {
+    ".npz": partial(foreign.read_npz, wanted=COLUMNS),
+    ".parquet": _read_parquet,
+}

@@ -77,13 +77,13 @@ def place_rows(
     view is none of the cache, or a sample has some views and lacks others.
     """
     view = arrays.get("view", np.zeros(len(samples), np.int64))
-    valid = arrays.get("valid", np.ones(len(samples), bool))
+    valid = _valid(arrays)
     if outside := sorted({*view[(view < 0) | (view >= views)].tolist()}):
         allowed = f"0 to {views - 1}" if views > 1 else "0"
         raise InputError(f"view {outside[0]} is none of the cache, which has {allowed}")
     keys, counts = np.unique(samples * views + view.astype(np.int64), return_counts=True)
     if (counts > 1).any():
-        twice = [_pair(sample_ids, int(key), views) for key in keys[counts > 1]]
+        twice = [f"{sample_ids[key // views]}, view {key % views}" for key in keys[counts > 1]]
         raise InputError(f"{len(twice)} images have several rows: {some(twice)}")
     if not valid.any():
         raise InputError("valid is false in every row: there are no targets")
@@ -100,9 +100,9 @@ def place_rows(
     return place
 
 
-def _pair(sample_ids: Sequence[str], key: int, views: int) -> str:
-    sample, view = divmod(key, views)
-    return f"{sample_ids[sample]}, view {view}"
+def _valid(arrays: Arrays) -> np.ndarray:
+    """Which rows have targets, bool [rows]; all where the file doesn't say."""
+    return arrays.get("valid", np.ones(len(arrays["path"]), bool))
 
 
 def require_hashes(
@@ -114,12 +114,12 @@ def require_hashes(
 ) -> None:
     """Refuse rows whose hash is not that of the sample's image: wanted, uint8 [N, 32]."""
     given = [text.strip().lower() for text in texts(name, arrays[name])]
-    valid = arrays.get("valid", np.ones(len(samples), bool))
+    rows = np.flatnonzero(_valid(arrays))
     known = [row.tobytes().hex() for row in np.ascontiguousarray(wanted)]
-    for row in np.flatnonzero(valid):
+    for row in rows:
         if len(given[row]) != 64 or not set(given[row]) <= set("0123456789abcdef"):
             raise InputError(f"{name}: {given[row]!r} is no SHA-256, which has 64 hex digits")
-    others = [i for i in np.flatnonzero(valid) if given[i] != known[samples[i]]]
+    others = [i for i in rows if given[i] != known[samples[i]]]
     if others:
         named = some(dict.fromkeys(sample_ids[samples[row]] for row in others))
         raise InputError(f"{name} of {len(others)} rows is that of another image: {named}")
@@ -150,8 +150,7 @@ def as_stored(name: str, arrays: Arrays, paths: Sequence[str]) -> np.ndarray:
 
     Raises InputError: a number is not finite, or one is beyond float16.
     """
-    values = arrays[name]
-    valid = arrays.get("valid", np.ones(len(values), bool))
+    values, valid = arrays[name], _valid(arrays)
     largest = np.finfo(np.float16).max
     stored = np.zeros(values.shape, np.float16)
     for start in range(0, len(values), 4096):

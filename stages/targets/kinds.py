@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Settings(NamedTuple):
         return self.face_size if kind.endswith("face") else self.body_size
 
 
-class Target:
+class Target(ABC):
     """One kind of target of B samples, with K parts that are compared separately."""
 
     group: str
@@ -64,29 +65,29 @@ class Target:
     parts: str = ""
     """The setting that names its K parts; empty for one part."""
 
+    @abstractmethod
     def fields(self, settings: Settings) -> dict[str, Field]:
         """The arrays that it is stored in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
         """Its values [B, …] for a batch on its device; `output` is the teacher's, where it ran."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
         """Its values as stored. Raises InputError for values that no teacher should give."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, rows: Tensors) -> torch.Tensor:
         """The stored arrays as the values that a student is trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differs(self, live: Arrays, stored: Arrays) -> np.ndarray:
         """How far stored arrays are from those computed again: float64 [B, K]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tolerance(self, settings: Settings) -> float:
         """The largest value of `differs` that rounding explains."""
-        raise NotImplementedError
 
     def describe(self, rows: Arrays, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Statistics of stored arrays, by name: float64 [B, K]. NaN where a sample has none.
@@ -183,7 +184,7 @@ class OfHeads(Target):
         return points.square().sum(-1)
 
 
-class Logits(OfHeads):
+class LogitsTarget(OfHeads):
     """The teacher's raw logits [B, H, C]."""
 
     name, length, dim = "logits", "classes", "class"
@@ -213,7 +214,7 @@ class Logits(OfHeads):
         return {"KL of int8, nats": divergence(value.half().cpu(), stored).numpy()}
 
 
-class Embedding(OfHeads):
+class EmbeddingTarget(OfHeads):
     """The teacher's features [B, H, D], behind the BNNeck: what re-identification compares."""
 
     name, length, dim = "embedding", "embedding_dim", "feature"
@@ -234,7 +235,7 @@ class Embedding(OfHeads):
         return {"1 − cosine of int8": (1 - cosine).sum(0).numpy()}
 
 
-class Parsing(Target):
+class ParsingTarget(Target):
     """What the mask shows on the student's map, [B, 4, h, w]: `views.parsing_target`.
 
     The same bytes live and cached. The attention is made of it in the loss, so that options of the
@@ -294,15 +295,13 @@ class Parsing(Target):
 
 
 TARGETS: dict[str, Target] = {
-    "logits": Logits(),
-    "parsing": Parsing(),
-    "embedding": Embedding(),
+    "logits": LogitsTarget(),
+    "parsing": ParsingTarget(),
+    "embedding": EmbeddingTarget(),
 }
 """To add a target: its class, and a row."""
-OF_TEACHERS: dict[str, type[OfHeads]] = {"logits": Logits, "embedding": Embedding}
+OF_TEACHERS: dict[str, type[OfHeads]] = {"logits": LogitsTarget, "embedding": EmbeddingTarget}
 """Those that any teacher may give: the last part of its group → class."""
-SEAL = "index/zarr.json"
-"""Written last into the folder of a group of targets."""
 
 
 def all_targets(options: Options) -> dict[str, Target]:
@@ -310,9 +309,9 @@ def all_targets(options: Options) -> dict[str, Target]:
     each other teacher; of one whose targets are imported `NAME/logits`, too."""
     others: dict[str, Target] = {}
     for name, teacher in options.teachers.items():
-        others[f"{name}/embedding"] = Embedding(name, teacher.input)
+        others[f"{name}/embedding"] = EmbeddingTarget(name, teacher.input)
         if teacher.weights is None:
-            others[f"{name}/logits"] = Logits(name, teacher.input)
+            others[f"{name}/logits"] = LogitsTarget(name, teacher.input)
     return {**TARGETS, **others}
 
 

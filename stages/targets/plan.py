@@ -31,7 +31,7 @@ _RECORD = 900
 _HASH = "0" * 64
 
 
-class Plan(NamedTuple):
+class StorePlan(NamedTuple):
     """Bytes; `targets`: by name."""
 
     targets: Mapping[str, Size]
@@ -63,7 +63,7 @@ def plan(
     classes: list[str],
     characters: float,
     teacher: ModelInfo | None = None,
-) -> Plan:
+) -> StorePlan:
     """The store that teacher-cache would make of so many samples, all of which have every target.
 
     classes: names of the identities, which the provenance holds. characters: the mean length of a
@@ -91,7 +91,7 @@ def plan(
     root = root_size(_columns(views), samples, characters)
     plain = len(folders) * len(PLAIN_GROUP)
     keys = -(-samples // block) * views
-    return Plan(
+    return StorePlan(
         targets=targets,
         each=each,
         root=root._replace(rest=root.rest + plain, files=root.files + len(folders)),
@@ -104,9 +104,7 @@ def plan(
 def settings_for(options: Options, classes: int, teacher: ModelInfo | None = None) -> Settings:
     """What targets depend on, of a teacher of so many identities."""
     known = teacher.network["feature_dim"] if teacher else options.teacher.feature_dim
-    found = provenance.settings_of(options)
-    heads = _heads(options, teacher)
-    return found._replace(classes=classes, embedding_dim=known, heads=heads)
+    return provenance.settings_of(options, classes, known, _heads(options, teacher))
 
 
 def _heads(options: Options, teacher: ModelInfo | None) -> tuple[str, ...]:

@@ -13,13 +13,14 @@ import pandas as pd
 from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
 from deskpro.cache.files import sha256
-from deskpro.cache.fingerprint import Difference, FieldDifference, differences, sample_differences
+from deskpro.cache.fingerprint import differences, sample_differences
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data import views as view_module
+from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import KINDS, content_hashes
 from deskpro.stages.models.backbones import map_size
 from deskpro.stages.models.teacher import Teacher
@@ -40,23 +41,21 @@ from deskpro.stages.targets.kinds import (
 
 
 def settings_of(
-    options: Options, teacher: ModelInfo | None = None, *, joined: str = ""
+    options: Options, classes: int = 0, embedding_dim: int = 0, heads: Iterable[str] = ()
 ) -> Settings:
-    """What targets depend on, of the options and the teacher; joined: of another teacher, the
-    stream whose images it sees: its heads are one."""
+    """What targets depend on, of the options and of a teacher with so many identities, and with
+    features of this length of each of these heads."""
     data, cache = options.data, options.cache
-    heads = ((teacher.heads if teacher else None) or {}).get(joined or "face", [])
-    length = teacher.network["feature_dim"] if teacher else 0
     return Settings(
-        classes=teacher.num_classes if teacher else 0,
+        classes=classes,
         face_size=data.face_size,
         body_size=data.body_size,
         map_size=map_size(options.student.backbone, data.body_size),
         precision=cache.precision,
         logits_dtype=cache.logits_dtype,
         embedding_dtype=cache.embedding_dtype,
-        embedding_dim=length * len(heads) if joined else length,
-        heads=("joined",) if joined else tuple(heads),
+        embedding_dim=embedding_dim,
+        heads=tuple(heads),
         mirror=cache.mirror,
     )
 
@@ -78,9 +77,14 @@ class TeacherFiles:
 
     def settings(self, name: str) -> Settings:
         """What the targets of a teacher depend on; of no teacher where the name is empty."""
-        joined = self._stream(name) if name in self.options.teachers else ""
-        info = self._info(name) if name in self.paths else None
-        return settings_of(self.options, info, joined=joined)
+        classes, length, heads = 0, 0, list[str]()
+        if name in self.paths:
+            info = self._info(name)
+            classes, length = info.num_classes, info.network["feature_dim"]
+            heads = (info.heads or {}).get(self._stream(name), [])
+        if name in self.options.teachers:  # its heads are one
+            length, heads = length * len(heads), ["joined"]
+        return settings_of(self.options, classes, length, heads)
 
     def facts(self, name: str) -> dict[str, Any]:
         """What tells a teacher from others, as JSON: the SHA-256 of its weights, its network, its
@@ -104,11 +108,9 @@ class TeacherFiles:
                 return [self._of_timm(name, backbone)]
             return [load_other_teacher(self.paths[name][0], self._stream(name))[0]]
         found = [load_teacher(path) for path in self.paths[name]]
-        for path, (_, info) in zip(self.paths[name], found, strict=True):
-            first = found[0][1]
-            if (info.classes, info.num_classes, info.network["feature_dim"]) != (
-                first.classes, first.num_classes, first.network["feature_dim"]
-            ):  # fmt: skip
+        kinds = [(i.classes, i.num_classes, i.network["feature_dim"]) for _, i in found]
+        for path, kind in zip(self.paths[name], kinds, strict=True):
+            if kind != kinds[0]:
                 raise InputError(
                     f"cache.checkpoints: {path} has other identities or another feature_dim than "
                     f"{self.paths[name][0]}; allowed are checkpoints of one teacher"
@@ -120,7 +122,9 @@ class TeacherFiles:
         return load_timm_teacher(network, self.paths[name][0], view_module.MEAN, view_module.STD)
 
     def _stream(self, name: str) -> str:
-        return "body" if self.options.teachers[name].input == "imgs" else "face"
+        """The stream whose images a teacher sees."""
+        other = self.options.teachers.get(name)
+        return "body" if other is not None and other.input == "imgs" else "face"
 
     def _info(self, name: str) -> ModelInfo:
         first = self.paths[name][0]
@@ -204,13 +208,14 @@ def option_differences(
     targets: Iterable[Target],
     *,
     may_grow: bool = False,
-) -> list[Difference]:
-    """How the options, and the teachers that are here, differ from those of the stored targets.
+) -> list[str]:
+    """How the options, and the teachers that are here, differ from those of the stored targets,
+    a line each.
 
     may_grow: more views than are stored, and targets that are not, are no difference.
     """
     teachers = TeacherFiles(options, weights)
-    found: list[Difference] = []
+    found: list[str] = []
     for target in targets:
         if may_grow and target.group not in TargetStore(store).groups():
             continue
@@ -223,26 +228,36 @@ def option_differences(
         before, now = reader.schema.views, options.cache.views
         other = now < before or (now > before and not may_grow)
         if other and not imported:
-            found.append(FieldDifference("cache.views", before, now))
-    return [each for i, each in enumerate(found) if each not in found[:i]]
+            found += differences({"cache.views": before}, {"cache.views": now})
+    return [*dict.fromkeys(found)]
+
+
+def training_images(options: Options, *, unlabelled: bool = True) -> pd.DataFrame:
+    """Every image that is here of the identities that a recipe trains on.
+
+    unlabelled: and of its folder of images without labels, if it has one; their pid is None.
+    """
+    data, others = options.data, options.data.unlabelled if unlabelled else None
+    return training_index(data.root, options.train_set, Identities(*data.chosen), others)
 
 
 def image_differences(
     store: TargetStore,
+    options: Options,
     index: pd.DataFrame,
     targets: Iterable[Target],
     files: FileIndex,
     *,
-    whole: bool,
     deep: bool = False,
     used: np.ndarray | None = None,
     exact: Collection[str] = (),
-) -> list[Difference]:
-    """How the training images differ from those of the stored targets, by sample.
+) -> list[str]:
+    """How the training images differ from those of the stored targets, by sample, a line each.
 
-    index: every training image that is here (`training_index`). Images that targets are computed
+    index: every training image that is here (`training_images`). Images that targets are computed
     from and that aren't here can't be compared and don't count. A sample is new where its images
-    are here (all of them, if `whole`) and its identity, if it has one, has another. used: bool [N],
+    are here (all of them, if incomplete ones are left out) and its identity, if it has one, has
+    another. used: bool [N],
     the stored samples that count; all unless given. exact: kinds of images that must be here as
     they were, whatever targets are computed from, where the store has their content.
     """
@@ -252,7 +267,8 @@ def image_differences(
     here = index[index["sample_id"].isin(sample_ids)].reset_index(drop=True)
     row_of = dict(zip(sample_ids, chosen.tolist(), strict=True))
     rows = [row_of[sample_id] for sample_id in here["sample_id"]]
-    complete = index.dropna(subset=list(KINDS) if whole else ["imgs"])
+    needed = [*KINDS] if options.data.incomplete == "leave-out" else ["imgs"]
+    complete = index.dropna(subset=needed)
     several = complete.groupby("pid")["pid"].transform("size") > 1
     complete = complete[several | complete["pid"].isna()]
     new = complete.loc[~complete["sample_id"].isin(sample_ids), "sample_id"].tolist()
@@ -267,4 +283,4 @@ def image_differences(
         blank = np.zeros((len(new), 32), np.uint8)
         wanted[f"{kind}_sha256"] = np.concatenate([hashes, blank])
     before = {name: store.column(name)[chosen] for name in wanted}
-    return [*sample_differences(before, wanted)]
+    return sample_differences(before, wanted)

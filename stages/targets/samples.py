@@ -11,23 +11,21 @@ import pandas as pd
 
 from deskpro.cache.errors import CacheError
 from deskpro.cache.file_index import FileIndex
-from deskpro.cache.fingerprint import describe
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.schema import Column
-from deskpro.cache.store import TargetStore
+from deskpro.cache.store import Group, TargetStore
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.check import CheckedData
-from deskpro.stages.data.identities import Identities, training_index
 from deskpro.stages.data.index import KINDS, class_order, content_hashes
 from deskpro.stages.data.unlabelled import UNLABELLED
 from deskpro.stages.data.views import View
 from deskpro.stages.targets.kinds import (
     TARGETS,
-    Embedding,
-    Logits,
+    EmbeddingTarget,
+    LogitsTarget,
     OfHeads,
     Target,
     all_targets,
@@ -36,6 +34,7 @@ from deskpro.stages.targets.provenance import (
     image_differences,
     is_imported,
     option_differences,
+    training_images,
 )
 
 NO_LABEL = -1
@@ -134,13 +133,17 @@ def require_targets(
             raise CacheError(f"{what}Import them ({program} {imported[0]}), or give its weights")
         raise CacheError(f"{what}To add it", command=f"teacher-cache {added}".strip())
     if "embedding" in names:
-        fields = MappedReader(store.root, TARGETS["embedding"].group).schema.fields
-        length = fields["embedding"].shape[-1]
+        length = _shape(store, EmbeddingTarget())[-1]
         if length != feature_dim:
             raise InputError(
                 f"embedding.weight: the embeddings of {store.root} have {length} numbers a head, "
                 f"student.feature_dim is {feature_dim}: --set student.feature_dim={length}"
             )
+
+
+def _shape(store: TargetStore, target: OfHeads) -> tuple[int, ...]:
+    """Heads, and numbers of each, of a target in a store."""
+    return Group.load(store.root / target.group).schema.fields[target.name].shape
 
 
 def require_match(
@@ -156,20 +159,18 @@ def require_match(
     Its teacher, HR faces and masks may be gone; what is here is compared. The images that the
     student sees are, too, where the cache was made elsewhere. deep: every file is read.
     """
-    data = options.data
-    others = data.unlabelled if options.train_student.unlabelled else None
-    index = training_index(data.root, options.train_set, Identities(*data.chosen), others)
+    unlabelled = bool(options.train_student.unlabelled)
+    index = training_images(options, unlabelled=unlabelled)
     found = option_differences(store.root, options, weights, targets)
-    whole = data.incomplete == "leave-out"
-    used = None if others is not None else store.column("label") != NO_LABEL
+    used = None if unlabelled else store.column("label") != NO_LABEL
     given = RunFolder(store.root.parent).given()
     seen = ("imgs", "lr_face") if "face" in options.streams else ("imgs",)
     found += image_differences(
         store,
+        options,
         index,
         targets,
         files,
-        whole=whole,
         deep=deep,
         used=used,
         exact=seen if given else (),
@@ -177,12 +178,12 @@ def require_match(
     if found and given:
         raise CacheError(
             f"{store.root}: unpacked from {given['file']}, which is of another recipe or other "
-            f"images: {'; '.join(describe(found))}. Use the recipe and images that it was made from"
+            f"images: {'; '.join(found)}. Use the recipe and images that it was made from"
         )
     if found:
         raise CacheError(
             f"{store.root}: built from another recipe or images: "
-            f"{'; '.join(describe(found))}. Restore them, or rebuild the cache",
+            f"{'; '.join(found)}. Restore them, or rebuild the cache",
             command="teacher-cache --force",
         )
 
@@ -202,9 +203,8 @@ def embedding_shapes(
     for name in names:
         target = every[name]
         teacher = options.teachers.get(target.teacher)
-        if teacher is not None and isinstance(target, Embedding):
-            fields = MappedReader(store.root, target.group).schema.fields
-            heads, length = fields["embedding"].shape
+        if teacher is not None and isinstance(target, EmbeddingTarget):
+            heads, length = _shape(store, target)
             found[target.teacher] = teacher.learner, (heads, length)
     return found
 
@@ -220,10 +220,10 @@ def require_heads(store: TargetStore, names: Sequence[str], options: Options, he
     for name in names:
         target = every[name]
         other = target.teacher in options.teachers
-        if not isinstance(target, OfHeads) or (other and isinstance(target, Embedding)):
+        if not isinstance(target, OfHeads) or (other and isinstance(target, EmbeddingTarget)):
             continue
-        found = MappedReader(store.root, target.group).schema.fields[target.name].shape[0]
-        if found != heads and not (found == 1 and isinstance(target, Logits)):
+        found = _shape(store, target)[0]
+        if found != heads and not (found == 1 and isinstance(target, LogitsTarget)):
             stream = options.teachers[target.teacher].learner if other else "face"
             instead = f"teachers.{target.teacher}.kd=0" if other else off[name]
             alike = "" if other else "Set teacher.heads and student.heads alike, or "

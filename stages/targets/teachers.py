@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,31 +17,23 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.data.loader import images_of
 from deskpro.stages.models.lmbn import Output
 from deskpro.stages.targets.kinds import Settings, Target, all_targets
-from deskpro.stages.targets.provenance import TeacherFiles
-
-Targets = dict[str, torch.Tensor]
-"""By name, as in TARGETS: values of the batch on the student's device."""
+from deskpro.stages.targets.provenance import TeacherFiles, kinds_seen
 
 
-class Source(NamedTuple):
-    """Where targets come from: a network's weights, or a store that was made with them."""
+def open_teacher(
+    options: Options, weights: Path, store: Path, names: Sequence[str], device: torch.device
+) -> LiveTeachers | CachedTeacher | ClassTeacher:
+    """What gives the targets of these names to a student of these options.
 
-    options: Options
-    weights: Path
-    store: Path
-
-
-class Teacher(Protocol):
-    """Gives the targets that it was opened for."""
-
-    sees: tuple[str, ...]
-    """The kinds of images that a batch must hold for it."""
-    location: str
-    """Where the targets come from, for the summary."""
-    valid: Mapping[str, torch.Tensor]
-    """Target → bool [N], on the CPU: the samples that have it; all if absent."""
-
-    def __call__(self, batch: Mapping[str, Any]) -> Targets: ...
+    weights: of the recipe's own teacher. Each is the `Targets` of `training.recipe`.
+    """
+    every = all_targets(options)
+    targets = {name: every[name] for name in names}
+    if options.train_student.live_teacher:
+        return LiveTeachers(TeacherFiles(options, weights), store, targets, device)
+    budget, plain = options.cache.memory * 1e9, options.train_student.fresh_views
+    cached = CachedTeacher(store, targets, device, budget=budget, plain=plain)
+    return ClassTeacher(cached, store) if options.kd_loss.class_means else cached
 
 
 class LiveTeacher:
@@ -54,20 +46,26 @@ class LiveTeacher:
         networks: Sequence[nn.Module],
         device: torch.device,
     ) -> None:
-        """networks: of the teacher, not needed for targets that are of none; the outputs of several
-        are averaged."""
+        """networks: of the teacher, none for targets of none; outputs of several are averaged."""
         self.targets = dict(targets)
-        self.sees = tuple(dict.fromkeys(k for target in targets.values() for k in target.sees))
+        self.sees = kinds_seen(targets.values())
         self.settings, self.device = settings, device
         self.image = next((t.sees[0] for t in targets.values() if t.teacher), "")
         """The kind of image that the networks see."""
         self.networks = [
-            network.to(device).to(memory_format=torch.channels_last)
-            for network in networks
-            if self.image
+            network.to(device).to(memory_format=torch.channels_last) for network in networks
         ]
 
-    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+    @classmethod
+    def load(
+        cls, files: TeacherFiles, targets: Mapping[str, Target], device: torch.device
+    ) -> LiveTeacher:
+        """The teacher of these targets, with its networks."""
+        name = next((target.teacher for target in targets.values() if target.teacher), "")
+        networks = files.networks(name) if name else ()
+        return cls(targets, files.settings(name), networks, device)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """As computed: float32, logits of the autocast type if another."""
         moved = {kind: batch[kind].to(self.device, non_blocking=True) for kind in self.sees}
         output = None
@@ -94,10 +92,14 @@ class LiveTeachers:
 
     location = "the live teacher"
 
-    def __init__(self, source: Source, names: Sequence[str], device: torch.device) -> None:
-        files = TeacherFiles(source.options, source.weights)
-        every = all_targets(source.options)
-        targets = {name: every[name] for name in names}
+    def __init__(
+        self,
+        files: TeacherFiles,
+        store: Path,
+        targets: Mapping[str, Target],
+        device: torch.device,
+    ) -> None:
+        """store: tells which samples have the targets."""
         for name, target in targets.items():
             if target.teacher and target.teacher not in files.paths:
                 raise InputError(
@@ -105,20 +107,17 @@ class LiveTeachers:
                     "here; a live teacher needs them"
                 )
         self.teachers = [
-            LiveTeacher(
+            LiveTeacher.load(
+                files,
                 {name: target for name, target in targets.items() if target.teacher == teacher},
-                files.settings(teacher),
-                files.networks(teacher) if teacher else (),
                 device,
             )
             for teacher in dict.fromkeys(target.teacher for target in targets.values())
         ]
-        self.sees = tuple(dict.fromkeys(kind for each in self.teachers for kind in each.sees))
-        self.valid: Mapping[str, torch.Tensor] = _valid(
-            {name: _open(source.store, target.group) for name, target in targets.items()}
-        )
+        self.sees = kinds_seen(targets.values())
+        self.valid: Mapping[str, torch.Tensor] = _valid(_open(store, targets))
 
-    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """As computed: float32, or of the autocast type; parsing uint8, as stored."""
         return {name: value for each in self.teachers for name, value in each(batch).items()}
 
@@ -144,41 +143,38 @@ class CachedTeacher:
     ) -> None:
         """plain: the targets of view 0, whichever view is seen."""
         self.targets = dict(targets)
-        self.readers = {name: _open(store, target.group) for name, target in targets.items()}
+        self.readers = _open(store, targets)
         self.device, self.plain = device, plain
         self.valid: Mapping[str, torch.Tensor] = _valid(self.readers)
         self.bytes = sum(all_bytes(reader) for reader in self.readers.values())
         self.resident: dict[str, dict[str, torch.Tensor]] | None = None
+        """Whole groups, by target and field [samples, views, …]."""
         self.location = "mapped files"
         if self.bytes <= budget:
             on_gpu = device.type == "cuda" and 2 * self.bytes < torch.cuda.mem_get_info(device)[0]
             self.location = "GPU memory" if on_gpu else "memory"
             place = device if on_gpu else torch.device("cpu")
-            self.resident = {name: _load(reader, place) for name, reader in self.readers.items()}
+            self.resident = {
+                name: {
+                    field: torch.from_numpy(read_all(reader, field)).to(place)
+                    for field in reader.schema.fields
+                }
+                for name, reader in self.readers.items()
+            }
 
-    @classmethod
-    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> CachedTeacher:
-        options = source.options
-        budget, plain = options.cache.memory * 1e9, options.train_student.fresh_views
-        every = all_targets(options)
-        targets = {name: every[name] for name in names}
-        return cls(source.store, targets, device, budget=budget, plain=plain)
-
-    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Logits and embeddings float16 (float32 if stored as int8), parsing uint8."""
         rows, views = batch["row"], batch["view"]
         if self.plain:
             views = torch.zeros_like(views)
         return {
-            name: target.decode(self._rows(name, rows, self._stored(name, views)))
+            name: target.decode(self._rows(name, rows, views))
             for name, target in self.targets.items()
         }
 
-    def _stored(self, name: str, views: torch.Tensor) -> torch.Tensor:
-        """The views, but view 0 for those that a target isn't stored of."""
-        return torch.where(views < self.readers[name].schema.views, views, 0)
-
     def _rows(self, name: str, rows: torch.Tensor, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A target's arrays of samples and views: of view 0 where a view isn't stored."""
+        views = torch.where(views < self.readers[name].schema.views, views, 0)
         if self.resident is not None:
             fields = self.resident[name]
             place = next(iter(fields.values())).device
@@ -208,11 +204,7 @@ class ClassTeacher:
         self.labels = torch.from_numpy(TargetStore(store).column("label").astype(np.int64))
         self.means = self._means() if "logits" in cached.readers else None
 
-    @classmethod
-    def open(cls, source: Source, names: Sequence[str], device: torch.device) -> ClassTeacher:
-        return cls(CachedTeacher.open(source, names, device), source.store)
-
-    def __call__(self, batch: Mapping[str, Any]) -> Targets:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """As cached; logits float32."""
         found = self.cached(batch)
         if self.means is not None:
@@ -236,10 +228,13 @@ class ClassTeacher:
         return (table / counts.clamp(min=1).to(table.device)[:, None, None]).float()
 
 
-def _open(store: Path, group: str) -> MappedReader:
-    """A target's group, without the hashes of its pixels."""
-    fields = [field for field in MappedReader(store, group).schema.fields if field != "pixels"]
-    return MappedReader(store, group, fields)
+def _open(store: Path, targets: Mapping[str, Target]) -> dict[str, MappedReader]:
+    """The group of each target, without the hashes of its pixels."""
+    found = {}
+    for name, target in targets.items():
+        fields = [f for f in MappedReader(store, target.group).schema.fields if f != "pixels"]
+        found[name] = MappedReader(store, target.group, fields)
+    return found
 
 
 def _valid(readers: Mapping[str, MappedReader]) -> dict[str, torch.Tensor]:
@@ -251,24 +246,6 @@ def _valid(readers: Mapping[str, MappedReader]) -> dict[str, torch.Tensor]:
     }
 
 
-def _load(reader: MappedReader, device: torch.device) -> dict[str, torch.Tensor]:
-    """A whole group, by field [samples, views, …]."""
-    schema, resident = reader.schema, {}
-    for name, field in schema.fields.items():
-        values = np.empty((schema.samples, schema.views, *field.shape), field.dtype)
-        read_all(reader, name, values)
-        resident[name] = torch.from_numpy(values).to(device)
-    return resident
-
-
 def _dtype(name: str) -> torch.dtype:
     found: torch.dtype = getattr(torch, name)
     return found
-
-
-TEACHERS: dict[str, Callable[[Source, Sequence[str], torch.device], Teacher]] = {
-    "live": LiveTeachers,
-    "cached": CachedTeacher.open,
-    "class means": ClassTeacher.open,
-}
-"""To add a teacher: its class, and a row."""

@@ -50,10 +50,11 @@ class ItemTarget:
     def add(self, rows: Sequence[int], view: int, value: torch.Tensor, pixels: np.ndarray) -> None:
         """Put in the values of neighbouring rows under one view."""
         stored = self.target.encode(value, self.settings)
-        at = rows[0] - self.item.rows.start, self.item.views.index(view)
+        first, column = rows[0] - self.item.rows.start, self.item.views.index(view)
+        here = slice(first, first + len(rows))
         for field, values in {**stored, "pixels": pixels}.items():
-            self.arrays[field][at[0] : at[0] + len(rows), at[1]] = values
-        has = self.valid[at[0] : at[0] + len(rows)]
+            self.arrays[field][here, column] = values
+        has = self.valid[here]
         known = {field: values[has] for field, values in stored.items()}
         lost = self.target.loss(value[torch.from_numpy(has)], known, self.settings)
         for fact, sums in lost.items():
@@ -96,10 +97,7 @@ class Worker:
         if self._teacher is None or self._teacher[0] != names:
             self._teacher = None
             targets = {name: self.targets[name] for name in names}
-            of = next((target.teacher for target in targets.values() if target.teacher), "")
-            networks = self.files.networks(of) if of else ()
-            teacher = LiveTeacher(targets, self.files.settings(of), networks, self.device)
-            self._teacher = names, teacher
+            self._teacher = names, LiveTeacher.load(self.files, targets, self.device)
         return self._teacher[1]
 
     def _run(

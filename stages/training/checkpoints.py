@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deskpro.cache.files import write_aside
+from deskpro.cache.fingerprint import short
 from deskpro.stages.base.distributed import world_size
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.params import both_named
@@ -123,9 +124,4 @@ class Checkpoints:
     def _differences(self, found: Mapping[str, Any]) -> list[str]:
         before, now = both_named(found, self.provenance)
         pairs = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
-        return [f"{n} was {_short(old)}, is {_short(new)}" for n, old, new in pairs if old != new]
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "…"
+        return [f"{n} was {short(old)}, is {short(new)}" for n, old, new in pairs if old != new]

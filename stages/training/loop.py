@@ -329,12 +329,14 @@ class _StepMonitor:
 
     def read_losses(self) -> None:
         """Read what the steps since the last reading gave; InputError for a non-finite loss."""
-        own = torch.stack(self.values).tolist() if self.values else []
-        rows = mean_of_ranks(torch.stack(self.values)).tolist() if self.values else []
+        if not self.steps:
+            return
+        values = torch.stack(self.values)
+        own, rows = values.tolist(), mean_of_ranks(values).tolist()
         steps, self.steps, self.values = self.steps, [], []
         for (step, epoch, samples), row, mine in zip(steps, rows, own, strict=True):
-            values = dict(zip(self.names, row, strict=True))
-            if any(not math.isfinite(values[name]) for name in self.losses):
+            means = dict(zip(self.names, row, strict=True))
+            if any(not math.isfinite(means[name]) for name in self.losses):
                 found = dict(zip(self.names, mine, strict=True))
                 bad = [f"{n} is {found[n]}" for n in self.losses if not math.isfinite(found[n])]
                 # Of several ranks, those whose loss is finite name the first one's samples.
@@ -342,10 +344,10 @@ class _StepMonitor:
                     all_gather_object((bad, [*samples])), key=lambda pair: len(pair[0])
                 )
                 raise self._diverged(bad, step, epoch, samples)
-            shown = {name: f"{values[name]:.3f}" for name in self.losses}
+            shown = {name: f"{means[name]:.3f}" for name in self.losses}
             self.bar.note({"epoch": f"{epoch + 1}/{self.epochs}", **shown})
             for logger in self.loggers:
-                logger.step(step, values)
+                logger.step(step, means)
 
     def end_epoch(self) -> None:
         """Read the last steps' losses, and say how far the training is."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -32,7 +32,7 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
 
 
-class Logger(Protocol):
+class Logger:
     """Follows a training; no result depends on it."""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -45,24 +45,18 @@ class Logger(Protocol):
         """A checkpoint is about to be written: what was logged so far must stay."""
 
 
-class HistoryFile:
+class HistoryFile(Logger):
     """Keeps a CSV with a row per epoch up to date."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Only epochs have rows."""
-
     def epoch(self, history: History) -> None:
         with write_aside(self.path) as aside, aside.open("w", newline="") as file:
             pd.DataFrame(history.rows).to_csv(file, index=False)
 
-    def flush(self) -> None:
-        """Each row is on disk at once."""
 
-
-class Curves:
+class Curves(Logger):
     """Scalars and images for TensorBoard, in a folder of event files.
 
     A training from step 1 removes what an earlier one left there; a resumed one hides what was

@@ -171,7 +171,7 @@ def train(setup: Setup, job: Job) -> dict[str, Any]:
             stop=stop,
             loggers=loggers,
             job=job,
-            validate=_validate(setup, recipe),
+            validate=partial(_validate, setup, recipe.training.epochs),
         )
     if distributed.is_main():
         save(folder.weights(kind), setup.network, _info(setup))
@@ -213,17 +213,12 @@ def _rate(recipe: Recipe, epoch_steps: int) -> Callable[[int], float]:
     return partial(learning_rate, peak=peak, training=recipe.training, epoch_steps=epoch_steps)
 
 
-def _validate(setup: Setup, recipe: Recipe) -> Callable[[int], Mapping[str, float]]:
-    """Number of an epoch → mAP on held-out identities, where it is due."""
-
-    def validate(epoch: int) -> Mapping[str, float]:
-        last = epoch + 1 == recipe.training.epochs
-        due = last or (epoch + 1) % setup.options.train_student.validate_every == 0
-        if setup.validate is None or not due or not distributed.is_main():
-            return {}
-        return setup.validate()
-
-    return validate
+def _validate(setup: Setup, epochs: int, epoch: int) -> Mapping[str, float]:
+    """mAP on held-out identities after an epoch, counted from 0, of so many: where it is due."""
+    due = epoch + 1 == epochs or (epoch + 1) % setup.options.train_student.validate_every == 0
+    if setup.validate is None or not due or not distributed.is_main():
+        return {}
+    return setup.validate()
 
 
 def make_sampler(data: TrainingSet, recipe: Recipe, usable: np.ndarray | None = None) -> PKSampler:

@@ -101,7 +101,7 @@ def test_imports_run_one_way() -> None:
         ("stages/models/osnet.py", "deskpro.stages.data.views.render_view"),
         ("stages/models/lmbn.py", "deskpro.stages.training.loop.fit"),
         ("stages/training/loop.py", "deskpro.stages.train_student.TrainStudent"),
-        ("stages/training/loop.py", "deskpro.stages.targets.teachers.TEACHERS"),
+        ("stages/training/loop.py", "deskpro.stages.targets.teachers.open_teacher"),
         ("stages/losses/triplet.py", "deskpro.stages.base.options.Options"),
         ("stages/base/engine.py", "deskpro.stages.data.index.class_order"),
         ("stages/evaluate.py", "deskpro.pipeline.stages.STAGES"),

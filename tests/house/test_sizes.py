@@ -12,11 +12,11 @@ MODULE, FUNCTION = 400, 60
 """Lines, blank ones and documentation counted."""
 
 ROOMS = {
-    "deskpro": 50, "cache": 2500, "pipeline": 4870, "stages": 3800, "stages/base": 3150,
+    "deskpro": 50, "cache": 2450, "pipeline": 4870, "stages": 3770, "stages/base": 3110,
     "stages/data": 2450, "stages/data/benchmark": 1050, "stages/evaluation": 3500,
     "stages/losses": 450, "stages/metrics": 1750, "stages/models": 2110, "stages/preparation": 1470,
-    "stages/reporting": 1850, "stages/serving": 2200, "stages/targets": 1950,
-    "stages/training": 1100,
+    "stages/reporting": 1850, "stages/serving": 2200, "stages/targets": 1920,
+    "stages/training": 1050,
 }  # fmt: skip
 """Lines that a room may have, without the folders in it: what it has, and a little. Raise one only
 together with the feature that needs it, and lower it where code goes."""
