@@ -77,7 +77,7 @@ def place_rows(
     view is none of the cache, or a sample has some views and lacks others.
     """
     view = arrays.get("view", np.zeros(len(samples), np.int64))
-    valid = _valid(arrays)
+    valid = _valid(arrays, len(samples))
     if outside := sorted({*view[(view < 0) | (view >= views)].tolist()}):
         allowed = f"0 to {views - 1}" if views > 1 else "0"
         raise InputError(f"view {outside[0]} is none of the cache, which has {allowed}")
@@ -100,9 +100,9 @@ def place_rows(
     return place
 
 
-def _valid(arrays: Arrays) -> np.ndarray:
+def _valid(arrays: Arrays, rows: int) -> np.ndarray:
     """Which rows have targets, bool [rows]; all where the file doesn't say."""
-    return arrays.get("valid", np.ones(len(arrays["path"]), bool))
+    return arrays.get("valid", np.ones(rows, bool))
 
 
 def require_hashes(
@@ -114,7 +114,7 @@ def require_hashes(
 ) -> None:
     """Refuse rows whose hash is not that of the sample's image: wanted, uint8 [N, 32]."""
     given = [text.strip().lower() for text in texts(name, arrays[name])]
-    rows = np.flatnonzero(_valid(arrays))
+    rows = np.flatnonzero(_valid(arrays, len(samples)))
     known = [row.tobytes().hex() for row in np.ascontiguousarray(wanted)]
     for row in rows:
         if len(given[row]) != 64 or not set(given[row]) <= set("0123456789abcdef"):
@@ -150,7 +150,8 @@ def as_stored(name: str, arrays: Arrays, paths: Sequence[str]) -> np.ndarray:
 
     Raises InputError: a number is not finite, or one is beyond float16.
     """
-    values, valid = arrays[name], _valid(arrays)
+    values = arrays[name]
+    valid = _valid(arrays, len(values))
     largest = np.finfo(np.float16).max
     stored = np.zeros(values.shape, np.float16)
     for start in range(0, len(values), 4096):
