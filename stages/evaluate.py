@@ -157,7 +157,7 @@ class Evaluate(Stage):
         import pandas as pd
 
         from deskpro.stages.evaluation.feature_store import FeatureStore, store_features
-        from deskpro.stages.evaluation.gallery import TeacherGallery, open_teacher
+        from deskpro.stages.evaluation.gallery import TeacherGallery, open_gallery_teacher
         from deskpro.stages.evaluation.measures import measures_of
         from deskpro.stages.evaluation.scoring import choose_protocols, count_images, score, split
         from deskpro.stages.evaluation.tracklets import Pooled, pool_tracklets
@@ -170,7 +170,7 @@ class Evaluate(Stage):
         extractor = open_extractor(self.weights, self.kind, *sizes, device)
         extractor = extractor.fitted_for(options.eval.flip)
         require_faces(options, [*extractor.heads])
-        teacher = open_teacher(self.teacher, extractor, options, device)
+        teacher = open_gallery_teacher(self.teacher, extractor, options, device)
         query, gallery = self._images(extractor, job)
         protocols = choose_protocols(options, query, gallery)
         images = pd.concat([query, gallery], ignore_index=True)

@@ -73,7 +73,7 @@ def write(
 
     from deskpro.stages.base.distributed import pick_device
     from deskpro.stages.evaluation.feature_store import require_features
-    from deskpro.stages.evaluation.sizes import Sizes, fit_directions, sample, training_images
+    from deskpro.stages.evaluation.sizes import Sizes, fit_directions, sample, trained_and_held_out
     from deskpro.stages.serving import export
     from deskpro.stages.serving.sources import open_source
 
@@ -85,7 +85,7 @@ def write(
     chosen = export.chosen_streams(student, ask.streams)
     fitted = ask.dim is not None or ask.int8
     if fitted:
-        train, held_out = training_images(options, student, index)
+        train, held_out = trained_and_held_out(options, student, index)
     if ask.dim is not None:
         quick = open_source(folder.path, pick_device(options.device), None).extractor
         directions = fit_directions(quick, chosen, train, ask.dim, options)

@@ -28,6 +28,7 @@ from deskpro.pipeline import config
 from deskpro.pipeline.studies import STUDIES
 from deskpro.pipeline.tables import REFERENCES
 from deskpro.stages.base.options import Options
+from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.index import class_order
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import DrawnViews, parsing_target
@@ -545,6 +546,20 @@ def test_students_without_targets_are_swept_without_a_teacher(project: Project) 
     stale = project(*asked, "--set", "train_student.lr=1e-3")
     assert stale.code == 2
     assert stale.err.strip().endswith("The same command with --force makes it again")
+
+
+@pytest.mark.slow
+@pytest.mark.finished("teacher-cache")
+def test_a_sweep_without_targets_leaves_the_cache_of_the_run_alone(project: Project) -> None:
+    asked = ["--set", "kd_loss.enable=false", "--set", "mse.mse_weight=0",
+             "--set", "train_student.max_steps=1", "--seeds", "1",
+             "--grid", "data.identities=2,4"]  # fmt: skip
+    project.ok("sweep", *asked)
+    students = [path.parent for path in (project.run / "sweep").glob("*/student.safetensors")]
+    assert len(students) == 2
+    for student in students:
+        assert RunFolder.open(student).source is None
+    assert not [*(project.run / "sweep").rglob("teacher.safetensors")]
 
 
 @pytest.mark.slow

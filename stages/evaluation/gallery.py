@@ -73,7 +73,7 @@ class TeacherGallery(NamedTuple):
         return {"hr_face of gallery": contents_digest(self.stored.contents()["hr_face"][rows])}
 
 
-def open_teacher(
+def open_gallery_teacher(
     weights: Path | None, student: FeatureExtractor, options: Options, device: torch.device
 ) -> FeatureExtractor | None:
     """The teacher of a weights file, whose features a student's face stream can meet; None where

@@ -38,7 +38,7 @@ SAMPLE = 256
 """Images that tell the ranges of int8 numbers."""
 
 
-def training_images(
+def trained_and_held_out(
     options: Options, student: FeatureExtractor, index: FileIndex
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The images that a student is trained on, and those of held-out identities.

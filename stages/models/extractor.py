@@ -14,7 +14,7 @@ from deskpro.stages.base.progress import warn
 from deskpro.stages.base.run_folder import ENCODER
 from deskpro.stages.models.exported import ExportedStudent, read_settings
 from deskpro.stages.models.osnet import OSNet
-from deskpro.stages.models.student import Student, slices
+from deskpro.stages.models.student import Student, head_slices
 from deskpro.stages.models.teacher import Teacher
 from deskpro.stages.models.weights import (
     ModelInfo,
@@ -175,7 +175,7 @@ def _open_exported(path: Path, device: torch.device) -> FeatureExtractor:
     return FeatureExtractor(
         ExportedStudent(path, settings, device),
         info,
-        slices({name: len(names) for name, names in heads.items()}),
+        head_slices(heads),
         {name: KIND_OF[name] for name in streams},
         {KIND_OF[name]: size for name, size in sizes.items()},
         settings.normalise == "outside",

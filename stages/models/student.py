@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 from zlib import crc32
@@ -37,9 +37,9 @@ class Student(nn.Module):
                     torch.manual_seed(seed)
                     made[stream] = LMBN(classes, attention=stream == "body", **options)
         self.lr_face_net, self.nocloth_net = made.get("face"), made.get("body")
-        self.heads = slices({name: len(net.heads) for name, net in self.streams.items()})
+        self.heads = head_slices({name: net.heads for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of logits and features."""
-        self.triplet = slices({name: len(net.triplet_heads) for name, net in self.streams.items()})
+        self.triplet = head_slices({s: net.triplet_heads for s, net in self.streams.items()})
         """Stream → its slice of the head dimension of embeddings."""
         self.projections = nn.ModuleDict()
         """Name of another teacher → projection into its space; not part of what is saved."""
@@ -143,10 +143,11 @@ def multiply_adds(network: nn.Module, *inputs: torch.Tensor | None) -> int:
     return sum(counts)
 
 
-def slices(lengths: Mapping[str, int]) -> dict[str, slice]:
-    """Parts that follow each other: name → the slice of each, by the lengths."""
-    ends = accumulate(lengths.values())
+def head_slices(heads: Mapping[str, Sequence[str]]) -> dict[str, slice]:
+    """Stream → the slice of its heads, by their names, where those of all streams follow each
+    other."""
+    ends = accumulate(map(len, heads.values()))
     return {
-        name: slice(end - length, end)
-        for (name, length), end in zip(lengths.items(), ends, strict=True)
+        stream: slice(end - len(names), end)
+        for (stream, names), end in zip(heads.items(), ends, strict=True)
     }
