@@ -724,6 +724,8 @@ def test_labels_are_apart_and_as_near_as_can_be() -> None:
     assert figures.apart([5, 1, 3], 1) == [5, 1, 3]
     assert figures.apart([2, 2, 9], 2) == [1, 3, 9]
     assert figures.apart([10, 10], 2, top=10) == [8, 10]
+    assert figures.apart([0, 1, 9], 4, bottom=0) == [0, 4, 9]
+    assert figures.apart([0, 0, 0], 5, top=8, bottom=0) == [-2, 3, 8]
 
 
 def test_points_of_a_scatter_are_named_without_overlap() -> None:

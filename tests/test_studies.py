@@ -27,6 +27,7 @@ from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
+from deskpro.stages.reporting.curves import Level, panels
 from deskpro.stages.targets.kinds import TARGETS
 from tests.conftest import TINY, Project
 
@@ -497,6 +498,12 @@ def test_curves_are_drawn_of_means_and_intervals(tmp_path: Path) -> None:
     assert {text.count(f">line {name}<") for name in values} == {3}  # in each panel
     alone = rows[rows["replicate"] == 0]  # without intervals
     draw_curves(alone, Curve("training steps", places), tmp_path / "one")
+
+
+def test_the_axis_of_curves_ends_at_the_highest_mAP_that_there_can_be() -> None:
+    levels = {"plain": [Level(27, 40, -9, 130)], "both": [Level(27, 50, 45, 55)]}
+    assert panels({"face": levels}, "mAP", "identities").axes[0].get_ylim() == (0, 100)
+    assert panels({"face": {"both": levels["both"]}}, "", "").axes[0].get_ylim()[1] < 60
 
 
 GRIDS = ["kd_loss.T=2,4", "train_student.lr=5e-3,1e-2", "mse.mse_weight=7"]

@@ -39,7 +39,7 @@ def panels(streams: Mapping[str, Mapping[str, Sequence[Level]]], title: str, lab
     every = figure.subplots(1, len(streams), sharey=True, squeeze=False)[0]
     levels = [x for lines in streams.values() for line in lines.values() for x in line]
     tops = [value for x in levels for value in (x.mean, x.high) if math.isfinite(value)]
-    top = max(tops) * 1.05
+    top = min(max(tops) * 1.05, 100)  # an interval of few replicates ends beyond any mAP
     for axes, (stream, lines) in zip(every, streams.items(), strict=True):
         _panel(axes, stream, lines, top)
     every[0].set_ylabel("mAP, %", fontsize=11, color=COLOURS["ink"])

@@ -55,6 +55,7 @@ def _roc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     axes.set_xticks(marks, [figures.number(100 * mark) for mark in marks])
     axes.set(ylabel="true accept rate, %", ylim=(0, 100))
     axes.set_xlabel("false accept rate, %, stricter to the right")
+    axes.tick_params(axis="x", pad=7)  # or `100` touches the 0 of the other axis
     axes.set_xlim(1, least)  # the strict end, where curves part, has their names
     figures.name_lines(axes, {name: (least, *end) for name, end in ends.items()}, offset=9)
     return figure

@@ -240,9 +240,12 @@ def write_figure(figure: Figure, path: Path) -> None:
         figure.savefig(aside, format="svg", metadata=_NO_METADATA)
 
 
-def apart(wanted: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """Places for labels, at least `gap` apart, at most `top`, as near as can be to where they are
-    wanted (least squares: isotonic regression of what remains without the gaps)."""
+def apart(
+    wanted: Sequence[float], gap: float, top: float = math.inf, bottom: float = -math.inf
+) -> list[float]:
+    """Places for labels, at least `gap` apart, from `bottom` to `top`, as near as can be to where
+    they are wanted (least squares: isotonic regression of what remains without the gaps). Where
+    there are too many, they go beyond `bottom`."""
     order = np.argsort(wanted, kind="stable")
     blocks: list[tuple[float, int]] = []  # sum and number of labels that touch
     for i, index in enumerate(order):
@@ -251,7 +254,8 @@ def apart(wanted: Sequence[float], gap: float, top: float = math.inf) -> list[fl
             total, count = total + blocks[-1][0], count + blocks.pop()[1]
         blocks.append((total, count))
     level = np.repeat([total / count for total, count in blocks], [n for _, n in blocks])
-    places = np.minimum(level, top - gap * (len(order) - 1)) + gap * np.arange(len(order))
+    level = np.minimum(np.maximum(level, bottom), top - gap * (len(order) - 1))
+    places = level + gap * np.arange(len(order))
     return [float(place) for place in places[np.argsort(order)]]
 
 
@@ -264,14 +268,14 @@ def name_lines(
     offset: int = 7,
     size: int = TEXT,
 ) -> None:
-    """Write the names of lines beside their ends.
+    """Write the names of lines beside their ends, none below 0, where the axis has its label.
 
     Args:
         ends: name → x and y of the end, and the colour.
         gap, top: see `apart`.
         offset, size: of the text, in units of the SVG.
     """
-    heights = apart([y for _, y, _ in ends.values()], gap, top)
+    heights = apart([y for _, y, _ in ends.values()], gap, top, bottom=0)
     for (name, (x, _, colour)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             name, (x, height), (offset, 0), "data", "offset points", annotation_clip=False,
