@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,8 +59,22 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 
 def _holder(file: Path) -> str:
+    """Who has the lock; a record of an earlier holder, who has ended, is not yet replaced."""
+    for _ in range(20):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # it is about to write its name
+            by = read_json(file)
+            if by["host"] != platform.node() or _lives(by["pid"]):
+                return f"process {by['pid']} on {by['host']} since {by['since']} ({by['what']})"
+        time.sleep(0.05)
+    return "another process"
+
+
+def _lives(pid: int) -> bool:
+    """Whether it is a process of this machine, and not this one."""
     try:
-        by = read_json(file)
-        return f"process {by['pid']} on {by['host']} since {by['since']} ({by['what']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it is about to write its name
-        return "another process"
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        return True
+    except OSError:
+        return False
+    return pid != os.getpid()

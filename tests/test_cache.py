@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -734,6 +735,37 @@ def test_a_second_writer_is_refused_by_name_until_the_first_has_ended(tmp_path: 
             open_writer(path)
         child.kill()
     assert missing(path) == ALL
+
+
+@pytest.mark.parametrize("before", ["", '{"pid": 0', "an ended process", "this process"])
+def test_who_has_a_lock_is_named_though_it_writes_its_name_later(
+    before: str, tmp_path: Path
+) -> None:
+    """Between taking the lock and writing the name, the file has what an earlier holder left."""
+    file = tmp_path / ".run.lock"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    pid = {"an ended process": ended.pid, "this process": os.getpid()}.get(before)
+    holder = {"host": platform.node(), "since": "today", "what": "eval"}
+    file.write_text(before if pid is None else json.dumps(holder | {"pid": pid}))
+    with subprocess.Popen([sys.executable, "-c", """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("taken", flush=True)
+    sys.stdin.readline()
+""", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"taken\n"
+        writes = threading.Timer(
+            0.1, lambda: file.write_text(json.dumps(holder | {"pid": child.pid}))
+        )
+        writes.start()
+        named = f"in use by process {child.pid} on "
+        with pytest.raises(CacheError, match=named), hold(tmp_path / "run", "eval"):
+            pass
+        writes.join()
+        child.kill()
 
 
 def test_a_lock_is_reentrant_and_not_inherited(tmp_path: Path) -> None:
