@@ -399,6 +399,9 @@ def test_a_recipe_is_its_options_with_an_effect_its_world_and_its_weights(
         given = config.override(options, {"pre_train": tmp_path / "teacher.safetensors"})
         found.add(recipe_digest(given))
     assert len(found | {recipe_digest(options)}) == 3
+    given = config.override(options, {"teachers": {"clip": {"weights": tmp_path / "none.pt"}}})
+    with pytest.raises(InputError, match=r"teachers\.clip\.weights: .*none\.pt"):
+        recipe_digest(given)
 
 
 def test_the_code_s_digest_ignores_comments_format_documentation_and_display(
