@@ -347,6 +347,17 @@ def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path
         ResultsFile(tmp_path / "results.csv", "parts", Options()).rows()
 
 
+def test_force_refuses_a_file_that_is_no_table_of_results_before_any_work(
+    project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    given = ("--force", "--replicates", "1", "--results", str(tmp_path / "results.csv"))
+    refused = project("ablation", *given)
+    assert refused.code == 2
+    assert "Give another file with --results" in refused.err
+    assert not (project.run / "teacher.safetensors").exists()
+
+
 def without(name: str) -> Callable[..., dict[str, Any]]:
     """`relevant` where there is no such option."""
 
