@@ -21,7 +21,7 @@ from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, rec
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
 from deskpro.pipeline.study_bars import StudyBars
 from deskpro.pipeline.summaries import draw_curves, summarise
-from deskpro.pipeline.sweep import combinations
+from deskpro.pipeline.sweep import SweptRun, _tasks, combinations
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.base.params import relevant
@@ -521,6 +521,16 @@ def test_the_axis_of_curves_ends_at_the_highest_mAP_that_there_can_be() -> None:
 
 
 GRIDS = ["kd_loss.T=2,4", "train_student.lr=5e-3,1e-2", "mse.mse_weight=7"]
+
+
+def test_students_of_a_sweep_whose_values_are_paths_have_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    run = SweptRun(Options(), RunFolder(tmp_path), seeds=1)
+    variants = combinations(["kd_loss.T=3,4", "student.pre_train=../../a.pth,../b.pth"])
+    places = {task.folder.path.resolve() for task in _tasks(run, variants).values()}
+    assert len(places) == 4
+    assert {place.parent for place in places} == {tmp_path.resolve() / "sweep"}
 
 
 def test_one_by_one_a_single_option_differs_from_the_recipe() -> None:
