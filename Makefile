@@ -22,10 +22,12 @@ deskpro := $(VENV)/bin/deskpro
 pip     := $(VENV)/bin/python -m pip install --disable-pip-version-check
 torch_cpu := https://download.pytorch.org/whl/cpu
 # A run folder that has a recipe brings it, and so does that of FROM, unless CONFIG is given.
-own      = $(and $(RUN),$(wildcard $(addsuffix /config.yaml,$(RUN) $(FROM))),$(filter file,$(origin CONFIG)))
-recipe   = $(if $(own),,--config $(CONFIG)) $(if $(RUN),--run $(RUN))
-options  = $(recipe) $(if $(FROM),--from $(FROM)) $(if $(DEVICE),--set device=$(DEVICE)) \
+own      = $(and $(RUN),$(filter file,$(origin CONFIG)),$(shell ls '$(RUN)/config.yaml' '$(FROM)/config.yaml' 2>/dev/null))
+recipe   = $(if $(own),,--config '$(CONFIG)') $(if $(RUN),--run '$(RUN)')
+options  = $(recipe) $(if $(FROM),--from '$(FROM)') $(if $(DEVICE),--set device=$(DEVICE)) \
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
+
+home     = $(or $(RUN),runs/$(basename $(shell basename '$(CONFIG)')))
 
 # What the recipe of the demonstration is measured at is tracked.
 results  = $(if $(own),,$(if $(filter configs/demo.yaml,$(CONFIG)),--results configs/results.csv))
@@ -73,13 +75,13 @@ eval: $(ready) ## mAP and CMC of the student on query and gallery
 	$(deskpro) eval $(options)
 
 report: $(ready) ## the run as one HTML page, to look at
-	$(deskpro) report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(ARGS)
+	$(deskpro) report '$(home)' $(ARGS)
 
 export: $(ready) ## the student as ONNX files that need nothing of this project, with a model card; ARGS="--streams body"
-	$(deskpro) export $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
+	$(deskpro) export '$(home)' $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
 ablation: $(ready) ## what each part is worth, over replicates: ARGS="--replicates 5 --jobs 2"
-	$(deskpro) ablation $(options) $(results)
+	$(deskpro) ablation $(results) $(options)
 
 sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 --seeds 3"
 	$(deskpro) sweep $(options)

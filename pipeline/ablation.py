@@ -77,7 +77,8 @@ def _measure(run: StudiedRun, variants: Variants, file: ResultsFile) -> None:
     """Train what the file lacks; each replicate is added to it as soon as it is done."""
     every = replicates(run.options, run.folder, run.replicates)
     wanted = [*variants, *references.always(run.options, run.folder)]
-    done = set[int]() if run.force else file.complete(wanted)
+    complete = file.complete(wanted)  # --force, too, refuses a file of others before any work
+    done = set[int]() if run.force else complete
     for each in every:
         if each.number in done:
             log(f"{each.name}: its results are in {file.path} (--force trains it again)")

@@ -258,7 +258,8 @@ def init(name: str, file: Path | None, force: bool) -> None:
     file = file or Path(f"{name}.yaml")
     recipes.copy(name, file, force=force)
     first = "check-data" if config.load(file).prepare is None else "prepare"
-    log(f"init: {file} written. Change it, then type: deskpro {first} --config {file}")
+    typed = shlex.join(["deskpro", first, "--config", str(file)])
+    log(f"init: {file} written. Change it, then type: {typed}")
 
 
 @click.command("make-benchmark")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 from deskpro.cache.files import read_text, write_text
@@ -45,4 +46,4 @@ def copy(name: str, path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise InputError(f"{path}: exists already. Give another file, or --force replaces it")
     text = read_text(FOLDER / f"{name}.yaml")
-    write_text(path, text.replace(f"configs/{name}.yaml", str(path)))
+    write_text(path, text.replace(f"configs/{name}.yaml", shlex.quote(str(path))))

@@ -151,8 +151,13 @@ def recipe_digest(options: Options) -> str:
     count, so that the same recipe has the same digest where options are added: `code_digest` has
     the defaults."""
     params = {param for name in STAGES for param in stage_class(name).params}
-    given = [options.pre_train, options.teacher.pre_train, options.student.pre_train]
-    given += [*options.cache.checkpoints, *(t.weights for t in options.teachers.values())]
+    given = [
+        ("pre_train", options.pre_train),
+        ("teacher.pre_train", options.teacher.pre_train),
+        ("student.pre_train", options.student.pre_train),
+        *(("cache.checkpoints", path) for path in options.cache.checkpoints),
+        *((f"teachers.{name}.weights", t.weights) for name, t in options.teachers.items()),
+    ]
     defaults = relevant(Options(), params)
     changed = {
         name: value
@@ -162,13 +167,20 @@ def recipe_digest(options: Options) -> str:
     facts = {
         "options": changed,
         "world": world_facts(options.data.root),
-        "weights": [path and sha256(path) for path in given],
+        "weights": [path and _content(option, path) for option, path in given],
     }
     if options.data.unlabelled is not None:
         facts["unlabelled"] = world_facts(options.data.unlabelled)
     if images := _images(options):
         facts["images"] = images
     return _digest(json.dumps(facts, sort_keys=True))
+
+
+def _content(option: str, path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise InputError(f"{option}: {path}: {error.strerror}; must be a file of weights") from None
 
 
 def _images(options: Options) -> dict[str, str | None]:

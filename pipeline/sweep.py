@@ -191,12 +191,12 @@ def _tasks(run: SweptRun, variants: Variants) -> dict[tuple[str, int], students.
     for variant, changes in variants.items():
         changed, source = config.override(options, changes), folder.source
         if learns:
-            own_cache = below / variant
+            own_cache = below / variant.replace("/", "%2F")
             changed, source = students.with_cache(options, folder, changes, own_cache, caches)
         for seed in range(first, first + run.seeds):
             own = config.override(changed, {SEED: seed})
             shared = own == config.override(options, {SEED: seed})
-            name = f"recipe-{seed}" if shared else f"{variant}-{seed}"
+            name = f"recipe-{seed}" if shared else f"{variant}-{seed}".replace("/", "%2F")
             place = folder if own == options else RunFolder(below / name, source)
             parts, title = dict.fromkeys(own.streams, place), f"{variant}, seed {seed}"
             tasks[variant, seed] = students.StudyTask(title, own, place, parts=parts)

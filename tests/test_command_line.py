@@ -169,6 +169,8 @@ def test_init_copies_a_recipe(
     assert command("init", "celeb", "mine.yaml").code == 0
     assert config.load(Path("mine.yaml")) == config.load(Path("celeb"))
     assert "CONFIG=mine.yaml" in Path("mine.yaml").read_text()
+    assert "--config 'my own.yaml'" in command("init", "celeb", "my own.yaml").err
+    assert "CONFIG='my own.yaml'" in Path("my own.yaml").read_text()
     for words in (("init", "celeb", "mine.yaml"), ("init", "selebrity")):
         refused = command(*words)
         assert refused.code == 2

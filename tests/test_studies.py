@@ -21,7 +21,7 @@ from deskpro.pipeline.results_file import COLUMNS, ResultsFile, code_digest, rec
 from deskpro.pipeline.studies import STUDIES, Curve, changes_of, same_cells
 from deskpro.pipeline.study_bars import StudyBars
 from deskpro.pipeline.summaries import draw_curves, summarise
-from deskpro.pipeline.sweep import combinations
+from deskpro.pipeline.sweep import SweptRun, _tasks, combinations
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.base.params import relevant
@@ -347,6 +347,17 @@ def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path
         ResultsFile(tmp_path / "results.csv", "parts", Options()).rows()
 
 
+def test_force_refuses_a_file_that_is_no_table_of_results_before_any_work(
+    project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    given = ("--force", "--replicates", "1", "--results", str(tmp_path / "results.csv"))
+    refused = project("ablation", *given)
+    assert refused.code == 2
+    assert "Give another file with --results" in refused.err
+    assert not (project.run / "teacher.safetensors").exists()
+
+
 def without(name: str) -> Callable[..., dict[str, Any]]:
     """`relevant` where there is no such option."""
 
@@ -399,6 +410,9 @@ def test_a_recipe_is_its_options_with_an_effect_its_world_and_its_weights(
         given = config.override(options, {"pre_train": tmp_path / "teacher.safetensors"})
         found.add(recipe_digest(given))
     assert len(found | {recipe_digest(options)}) == 3
+    given = config.override(options, {"teachers": {"clip": {"weights": tmp_path / "none.pt"}}})
+    with pytest.raises(InputError, match=r"teachers\.clip\.weights: .*none\.pt"):
+        recipe_digest(given)
 
 
 def test_the_code_s_digest_ignores_comments_format_documentation_and_display(
@@ -507,6 +521,16 @@ def test_the_axis_of_curves_ends_at_the_highest_mAP_that_there_can_be() -> None:
 
 
 GRIDS = ["kd_loss.T=2,4", "train_student.lr=5e-3,1e-2", "mse.mse_weight=7"]
+
+
+def test_students_of_a_sweep_whose_values_are_paths_have_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    run = SweptRun(Options(), RunFolder(tmp_path), seeds=1)
+    variants = combinations(["kd_loss.T=3,4", "student.pre_train=../../a.pth,../b.pth"])
+    places = {task.folder.path.resolve() for task in _tasks(run, variants).values()}
+    assert len(places) == 4
+    assert {place.parent for place in places} == {tmp_path.resolve() / "sweep"}
 
 
 def test_one_by_one_a_single_option_differs_from_the_recipe() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,21 @@ def test_make_alone_prints_every_target() -> None:
     for target in targets:
         if target != "help":
             assert f"make {target} " in made.stdout
+
+
+def test_make_types_names_with_spaces_and_options_that_are_given(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    for words, wanted in (
+        (["eval", "CONFIG=my recipe.yaml"], ["eval", "--config", "my recipe.yaml"]),
+        (["eval", f"RUN={run}"], ["eval", "--run", str(run)]),
+        (["report", "CONFIG=my own/my recipe.yaml"], ["report", "runs/my recipe"]),
+        (["ablation", "ARGS=--results mine.csv"], ["--results", "mine.csv"]),
+    ):
+        make = ["make", "-n", "-o", ".venv/.ready", *words]
+        made = subprocess.run(make, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert shlex.split(made.stdout.splitlines()[-1])[-len(wanted) :] == wanted
 
 
 def test_every_command_has_a_help_page() -> None:
