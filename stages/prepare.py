@@ -228,7 +228,7 @@ class PrepareData(Stage):
         for path, digest in records.digests(files).items():
             name, made = path.name, Outcome(files[path])
             same = made.files(name) == {name: digest}
-            if path.exists() and not same and not records.owns(name, name, digest):
+            if path.exists() and not same and not records.owns(name, digest):
                 raise InputError(f"{path}: {FOREIGN}")
             records.add([name], [path], [made])
             write_bytes(path, files[path])

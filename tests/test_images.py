@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_a_jpeg_is_turned_as_its_exif_says(
     for pixels in seen(path).values():
         gap = np.abs(pixels.astype(int) - np.asarray(smooth).astype(int))
         assert gap.max() <= 8
+
+
+def test_a_jpeg_is_turned_as_its_xmp_says(tmp_path: Path) -> None:
+    path, halves = tmp_path / "image.jpg", np.zeros((*SIZE, 3), np.uint8)
+    halves[: HEIGHT // 2] = 255
+    stored = Image.fromarray(halves).transpose(EXIF_TURNS[6])
+    stored.save(path, quality=100, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    for pixels in seen(path).values():
+        assert np.abs(pixels.astype(int) - halves).max() <= 8
+
+
+def test_an_image_whose_exif_is_broken_is_refused_by_name(tmp_path: Path) -> None:
+    path, unit = tmp_path / "image.jpg", struct.pack("<HHIf", 0x0128, 11, 1, 2.5)
+    entries = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, 6, 0) + unit
+    RGB.save(path, exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4))
+    problem = FileIndex(tmp_path / "index").probe([path], partial(decode, masks_below=[]))
+    assert "its EXIF can't be read" in str(problem[str(path)].problem)
 
 
 @pytest.mark.parametrize("name", REFUSED)

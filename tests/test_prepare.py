@@ -352,6 +352,22 @@ def test_raw_images_that_come_and_go_are_followed(preparation: Preparation) -> N
     assert not (preparation.made / "clothes.csv").exists()
 
 
+def test_a_raw_image_of_another_extension_takes_the_place_of_the_earlier(
+    preparation: Preparation,
+) -> None:
+    steps = "prepare.steps=[parsing,mask]"
+    preparation.ok(steps)
+    image = preparation.raw / "imgs" / TRAIN / "0001_c1_0002.jpg"
+    image.rename(image.with_suffix(".jpeg"))
+    preparation.ok(steps, "--force")
+    bodies, masks = (preparation.made / kind / TRAIN for kind in ("imgs", "mask"))
+    assert [path.name for path in bodies.glob("0001_c1_0002.*")] == ["0001_c1_0002.jpeg"]
+    assert (masks / "0001_c1_0002.png").is_file()
+    (bodies / image.name).write_bytes(b"mine")
+    result = preparation(steps, "--force")
+    assert "were not written by prepare" in result.err
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_file_that_prepare_did_not_write_is_never_replaced(
     changed: bool, preparation: Preparation

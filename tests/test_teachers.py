@@ -267,13 +267,21 @@ def test_a_teacher_that_has_no_such_stream_is_refused(project: Project) -> None:
     assert "a student is needed" in result.err
 
 
+def test_a_teacher_may_have_the_name_of_an_attribute_of_modules() -> None:
+    names = ["half", "type", "training"]
+    student = Student(3, forward_mode="face", width=0.25, feature_dim=16)
+    for name in names:
+        student.project("face", name, (1, 5))
+    assert [*student.train()(torch.zeros(2, 3, 32, 32), None).projected] == names
+
+
 def test_a_projection_depends_on_its_stream_and_name_alone() -> None:
     def made(mode: str, *teachers: str) -> torch.Tensor:
         torch.manual_seed(3)
         student = Student(4, forward_mode=mode, width=0.25, feature_dim=8)
         for teacher in teachers:
             student.project("face", teacher, (2, 5))
-        weight = student.projections["clip"].weight
+        weight = student.projections["clip-"].weight
         assert isinstance(weight, torch.Tensor)
         assert student.training
         outputs = student(*(torch.zeros(2, 3, *size) for size in ((32, 32), (64, 32))))

@@ -33,13 +33,14 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Job
+from deskpro.stages.base.training_options import TensorBoard
 from deskpro.stages.data.overlay import overlay, side_by_side
 from deskpro.stages.data.sampler import PKSampler
 from deskpro.stages.losses.agreement import agreement
 from deskpro.stages.losses.terms import TERMS
 from deskpro.stages.models.lmbn import head_names
 from deskpro.stages.train_student import TrainStudent, TrainStudentResult
-from deskpro.stages.training import recipe
+from deskpro.stages.training import monitor, recipe
 from deskpro.stages.training.loop import _Epoch
 from tests.conftest import REPOSITORY, Project, with_cache
 from tests.test_stages import same, weights
@@ -345,6 +346,22 @@ def test_history_and_tensorboard_tell_the_same_without_gaps_or_doubles(project: 
 def test_no_tensorboard_where_none_is_wanted(project: Project) -> None:
     project.ok("train-student", *sets("tensorboard.enable=false"))
     assert not (project.run / "tensorboard" / "student").exists()
+
+
+def test_curves_do_not_wait_for_a_clock_that_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waited(seconds: float) -> None:
+        raise AssertionError(seconds)
+
+    monkeypatch.setattr(time, "sleep", waited)
+    earlier = tmp_path / "events.out.tfevents.1.host.1.0"
+    earlier.touch()
+    os.utime(earlier, (time.time() + 3600,) * 2)
+    curves = monitor.Curves(tmp_path, TensorBoard(), lambda: None)
+    curves.step(2, {"total": 1.0})
+    curves.close()
+    assert len([*tmp_path.glob("events*")]) == 2
 
 
 def test_agreement_is_of_every_head() -> None:

@@ -5,6 +5,7 @@ What one stage refuses, all refuse; what one turns, all turn.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,8 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ValueError("not an image file") from None
+    except struct.error as error:
+        raise ValueError(f"its EXIF can't be read ({error}); save it without") from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
 

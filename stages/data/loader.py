@@ -29,6 +29,8 @@ def batched(things: Things, size: int) -> list[Things]:
     return [things[start : start + size] for start in range(0, len(things), size)]  # type: ignore[misc]
 
 
+_TURNS = b"Exif\0", b"tiff:Orientation"
+"""In a JPEG file: what may turn the image, as EXIF or as XMP."""
 TEACHER = "teacher:"
 """Before the kind of an image that the student sees, too, but quickly rendered."""
 
@@ -121,7 +123,7 @@ def _decode(path: str) -> torch.Tensor:
     """uint8 [3, h, w], channels last in memory: the pixels that PIL decodes, JPEG much quicker."""
     with open(path, "rb") as file:  # noqa: PTH123 - a Path costs as much as a small file's reading
         encoded = file.read()
-    if encoded.startswith(b"\xff\xd8") and b"Exif\0" not in encoded:  # which may turn it
+    if encoded.startswith(b"\xff\xd8") and not any(mark in encoded for mark in _TURNS):
         try:
             # CMYK becomes RGB by PIL's rule.
             if decode_jpeg_header(encoded)[2] not in ("CMYK", "YCCK"):

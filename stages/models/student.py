@@ -42,7 +42,8 @@ class Student(nn.Module):
         self.triplet = head_slices({s: net.triplet_heads for s, net in self.streams.items()})
         """Stream → its slice of the head dimension of embeddings."""
         self.projections = nn.ModuleDict()
-        """Name of another teacher → projection into its space; not part of what is saved."""
+        """Name of another teacher and a hyphen, as a module's own attributes (half) have none →
+        projection into its space; not part of what is saved."""
         self._learners: dict[str, tuple[str, tuple[int, int]]] = {}
 
     def project(self, stream: str, teacher: str, shape: tuple[int, int]) -> None:
@@ -55,7 +56,7 @@ class Student(nn.Module):
         length = len(network.heads) * network.feature_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((self.seeds[stream] + crc32(teacher.encode())) % 2**63)
-            self.projections[teacher] = nn.Linear(length, shape[0] * shape[1])
+            self.projections[f"{teacher}-"] = nn.Linear(length, shape[0] * shape[1])
         self._learners[teacher] = stream, shape
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -100,7 +101,7 @@ class Student(nn.Module):
         found = {}
         for teacher, (stream, shape) in self._learners.items():
             joined = features[:, self.heads[stream]].flatten(1)
-            found[teacher] = self.projections[teacher](joined).unflatten(1, shape)
+            found[teacher] = self.projections[f"{teacher}-"](joined).unflatten(1, shape)
         return found
 
 

@@ -51,6 +51,8 @@ class Records:
         """Id → the key that a record must have now; "" where nothing else counts."""
         self._journal = Journal(root / ".prepare" / f"{step}.jsonl")
         self._records: dict[str, list[Record]] = defaultdict(list)
+        self._written: set[tuple[str, str]] = set()
+        """Path and SHA-256 of every file that a record names."""
         for line in self._journal.read():
             try:
                 record = Record(**line)
@@ -61,7 +63,11 @@ class Records:
                     f"{self._journal.path}: not a journal of prepare ({error}). Move {root} away "
                     "and prepare it again"
                 ) from None
-            self._records[record.id].append(record)
+            self._remember(record)
+
+    def _remember(self, record: Record) -> None:
+        self._records[record.id].append(record)
+        self._written.update(record.files.items())
 
     def ids(self) -> set[str]:
         """Every image that has a record."""
@@ -76,9 +82,9 @@ class Records:
         """Those of the last record of an image; none without one."""
         return self._records[id_][-1].facts if id_ in self._records else {}
 
-    def owns(self, id_: str, name: str, digest: str) -> bool:
-        """Whether the step wrote a file with this path and SHA-256 for an image."""
-        return any(record.files.get(name) == digest for record in self._records.get(id_, []))
+    def owns(self, name: str, digest: str) -> bool:
+        """Whether the step wrote a file with this path and SHA-256, for whichever image."""
+        return (name, digest) in self._written
 
     def name(self, path: Path) -> str:
         """The path of a file below the prepared set."""
@@ -98,17 +104,18 @@ class Records:
         ]
         self._journal.append(map(asdict, new))
         for record in new:
-            self._records[record.id].append(record)
+            self._remember(record)
 
     def keep(self, ids: Collection[str]) -> None:
-        """Delete what the step wrote for other images; keep the current records of these."""
+        """Delete what the step wrote for other images alone; keep the current records of these."""
+        kept = [record for id_ in sorted(ids) if (record := self.current(id_)) is not None]
+        needed = {name for record in kept for name in record.files}
         for id_ in self.ids() - {*ids}:
-            names = {name for record in self._records[id_] for name in record.files}
+            names = {name for record in self._records[id_] for name in record.files} - needed
             for path, digest in self.digests(self.root / name for name in names).items():
-                if self.owns(id_, self.name(path), digest):
+                if self.owns(self.name(path), digest):
                     path.unlink()
-        kept = map(self.current, sorted(ids))
-        self._journal.rewrite(asdict(record) for record in kept if record is not None)
+        self._journal.rewrite(map(asdict, kept))
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -138,14 +145,14 @@ def outdated(step: Step, samples: Sequence[Sample], records: Records) -> set[str
         parts = [step.name, id_, fixed, *(known[path] for path in inputs[id_])]
         records.keys[id_] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         files = {records.name(path): known[path] for path in present[id_]}
-        foreign += [p for p in present[id_] if not records.owns(id_, records.name(p), known[p])]
+        foreign += [p for p in present[id_] if not records.owns(records.name(p), known[p])]
         record = records.current(id_)
         if record is not None and record.problem is None and record.files == files:
             sample.facts |= record.facts
         else:
             todo.add(id_)
     what = FOREIGN
-    if len(step.settings.steps) > 1:  # one must be left
+    if {step.name} < {*step.settings.steps}:  # one must be left
         what += f", or leave the step {step.name} out of prepare.steps"
     refuse([Problem(path, what) for path in sorted(foreign)], "can't be prepared")
     return todo

@@ -96,9 +96,10 @@ class Curves(Logger):
         if self._writer is None:
             if step == 1:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            # Event files are read in the order of the second in their names.
+            # Event files are read in the order of the second in their names. One of a clock that is
+            # ahead is not waited for.
             newest = max((p.stat().st_mtime for p in self.folder.glob("events*")), default=0.0)
-            while int(time.time()) <= int(newest):
+            while int(time.time()) == int(newest):
                 time.sleep(0.05)
             self._writer = self._make(str(self.folder), purge_step=step)
         return self._writer
