@@ -49,7 +49,8 @@ def run_study(run: StudiedRun, study: str) -> Path:
         runner.run_stage("prepare", options, folder)
     chosen = STUDIES[study]
     variants = chosen.variants(options)
-    file = ResultsFile(run.results or folder.path / "results.csv", study, options)
+    given = students.given(options, folder)
+    file = ResultsFile(run.results or folder.path / "results.csv", study, options, given)
     _measure(run, variants, file)
     rows = _with_runs(file.rows(), run, variants)
     found = summarise(rows, chosen.base_of, same_cells(options, variants, chosen.base_of))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,12 @@ _NO_NUMBERS = {
 class ResultsFile:
     """The rows of one study, recipe and code in a CSV; its other rows are kept as they are."""
 
-    def __init__(self, path: Path, study: str, options: Options) -> None:
+    def __init__(
+        self, path: Path, study: str, options: Options, given: Mapping[str, str] | None = None
+    ) -> None:
+        """given: what the students learn from and the recipe doesn't make (see `recipe_digest`)."""
         self.path, self.study = path, study
-        self.recipe, self.code = recipe_digest(options), code_digest()
+        self.recipe, self.code = recipe_digest(options, given), code_digest()
 
     def rows(self) -> pd.DataFrame:
         """The rows of this study, recipe and code, in the order of their replicates."""
@@ -145,13 +148,18 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def recipe_digest(options: Options) -> str:
+def recipe_digest(options: Options, given: Mapping[str, str] | None = None) -> str:
     """What tells a recipe from others: its options with an effect, its images (of a benchmark its
     options) and the content of weights that are given. An option that has its default doesn't
     count, so that the same recipe has the same digest where options are added: `code_digest` has
-    the defaults."""
+    the defaults.
+
+    Args:
+        options: the recipe.
+        given: name → digest of what its run takes from elsewhere: a teacher, a cache, targets.
+    """
     params = {param for name in STAGES for param in stage_class(name).params}
-    given = [
+    files = [
         ("pre_train", options.pre_train),
         ("teacher.pre_train", options.teacher.pre_train),
         ("student.pre_train", options.student.pre_train),
@@ -167,12 +175,14 @@ def recipe_digest(options: Options) -> str:
     facts = {
         "options": changed,
         "world": world_facts(options.data.root),
-        "weights": [path and _content(option, path) for option, path in given],
+        "weights": [path and _content(option, path) for option, path in files],
     }
     if options.data.unlabelled is not None:
         facts["unlabelled"] = world_facts(options.data.unlabelled)
     if images := _images(options):
         facts["images"] = images
+    if given:
+        facts["given"] = dict(given)
     return _digest(json.dumps(facts, sort_keys=True))
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deskpro.cache.files import sha256
+from deskpro.cache.sealed import INDEX
 from deskpro.pipeline import config, messages, runner
 from deskpro.pipeline.results_file import measured
 from deskpro.pipeline.stages import stage_class
@@ -21,7 +23,8 @@ from deskpro.stages.base.params import relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.losses.terms import targets_needed
-from deskpro.stages.targets.kinds import TARGETS
+from deskpro.stages.targets.kinds import TARGETS, all_targets
+from deskpro.stages.targets.provenance import is_imported
 
 
 class StudyTask(NamedTuple):
@@ -99,6 +102,21 @@ def fixed_teacher(options: Options, folder: RunFolder) -> bool:
     another run or machine."""
     unpacked = RunFolder(folder.upstream).given() is not None
     return options.pre_train is not None or folder.source is not None or unpacked
+
+
+def given(options: Options, folder: RunFolder) -> dict[str, str]:
+    """Name → SHA-256 of what a run's students learn from and the run doesn't make: the teacher of
+    another run, a cache that was unpacked, imported targets."""
+    source, imported = RunFolder(folder.upstream), all_targets(options).items()
+    files = {
+        name: source.targets / t.group / INDEX for name, t in imported if is_imported(t, options)
+    }
+    if folder.source is not None:
+        files["teacher"] = source.teacher
+    found = {name: sha256(path) for name, path in files.items() if path.is_file()}
+    if (unpacked := source.given()) is not None:
+        found["cache"] = unpacked["digest"]
+    return found
 
 
 def with_cache(

@@ -22,9 +22,11 @@ from PIL import Image
 from deskpro.cache.reader import MappedReader
 from deskpro.cache.store import Group, TargetStore
 from deskpro.cache.verify import verify
-from deskpro.pipeline import config
+from deskpro.pipeline import config, students
+from deskpro.pipeline.results_file import recipe_digest
 from deskpro.stages import import_targets, render_views
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.loader import ImageDataset, images_of
 from deskpro.stages.data.views import ERASED, ERASED_PIXEL, View, normalise
 from deskpro.stages.targets import importing
@@ -228,6 +230,25 @@ def test_other_targets_of_a_name_are_replaced_only_when_asked(
     assert imported(project, two).code == 2
     assert imported(project, two, "--force").code == 0
     assert not verify(store(project))
+
+
+@pytest.mark.finished("teacher-cache")
+def test_results_are_of_the_targets_that_were_given(project: Project, tmp_path: Path) -> None:
+    """Rows of a study are not taken for those of other targets of the same name."""
+    options = config.override(config.load(project.config), {"teachers": {"other": {}}})
+    own, later = RunFolder(project.run), RunFolder(tmp_path / "later", project.run)
+    found = [students.given(options, own)]
+    assert found == [{}]
+    for number in (1, 2):
+        arrays = made_up(project)
+        arrays["embedding"] *= number
+        assert imported(project, save_npz(tmp_path / f"{number}", arrays), "--force").code == 0
+        assert students.given(options, own) == students.given(options, own)
+        found.append(students.given(options, own))
+    assert found[1].keys() == {"other/embedding", "other/logits"}
+    assert students.given(options, later).keys() == {*found[1], "teacher"}
+    assert len({recipe_digest(options, each) for each in found}) == 3
+    assert recipe_digest(options, {}) == recipe_digest(options)
 
 
 @pytest.mark.finished("teacher-cache")
