@@ -53,6 +53,6 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
         )
     return {
         "images": f"{len(table)} of {data.root}, {split}",
-        "heads": ", ".join(f"{name} {part}" for name, part in extractor.heads.items()),
+        "heads": ", ".join(f"{name} {h.start}:{h.stop}" for name, h in extractor.heads.items()),
         "features": out,
     }
