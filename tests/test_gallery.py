@@ -27,7 +27,7 @@ from deskpro.stages.metrics.calibration import CASES, face_cases
 from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.serving import gallery_search
 from deskpro.stages.serving.gallery import Gallery, describe
-from deskpro.stages.serving.gallery_pictures import Picture, collect, moment
+from deskpro.stages.serving.gallery_pictures import Picture, collect, moment, read_csv
 from deskpro.stages.serving.gallery_search import Comparison, Hits
 from deskpro.stages.serving.gallery_table import FACTS, Filter, PictureTable
 from tests.conftest import REPOSITORY, Result
@@ -259,6 +259,19 @@ def test_pictures_and_faces_are_those_that_every_stage_would_read(tmp_path: Path
         collect([folder], faces)
 
 
+def test_a_picture_has_one_path_from_whichever_folder_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos/1.jpg", "faces/1.png", "elsewhere/list.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("path\n../photos/1.jpg\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    photo, face = tmp_path / "photos/1.jpg", tmp_path / "faces/1.png"
+    for path in ("../photos", "../photos/1.jpg"):
+        assert collect([Path(path)], Path("../faces")) == [Picture(photo, face)]
+    assert read_csv(Path("list.csv")) == [Picture(photo)]
+
+
 def listed(folder: Path) -> list[str]:
     return [Path(path).name for path in Gallery(folder).rows(Filter())["path"]]
 
@@ -319,7 +332,8 @@ def test_pictures_are_removed_by_path_and_by_condition(
     made: Path, run: Path, photos: Path, command: Callable[..., Result]
 ) -> None:
     first, *others = sorted(photos.iterdir())
-    assert command("gallery", "remove", str(made), str(first)).code == 0
+    other_name = photos / ".." / photos.name / first.name
+    assert command("gallery", "remove", str(made), str(other_name)).code == 0
     assert listed(made) == [path.name for path in others]
     words = ("--student", str(run), "--camera", "o'gate", "--time", "2024-05-01", "--person", "7")
     assert command("gallery", "add", str(made), str(first), *words).code == 0

@@ -19,7 +19,7 @@ from deskpro.stages.data.loader import batched
 from deskpro.stages.metrics.calibration import CASES, face_cases, log_ratios
 from deskpro.stages.models.exported import read_settings
 from deskpro.stages.serving.encoder import DETECT, Encoder, Features
-from deskpro.stages.serving.gallery_pictures import Picture, load
+from deskpro.stages.serving.gallery_pictures import Picture, absolute, load
 from deskpro.stages.serving.gallery_search import (
     MEMORY,
     Comparison,
@@ -172,7 +172,7 @@ class Gallery:
         found = self.table.read((*FACTS, "has_face"), where.sql)
         if not paths:
             return found
-        named = {str(path.absolute()) for path in paths}
+        named = {str(absolute(path)) for path in paths}
         keep = [
             i
             for i, path in enumerate(found["path"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,11 @@ def moment(text: str, what: str) -> str:
     return time.isoformat(timespec="microseconds")
 
 
+def absolute(path: Path) -> Path:
+    """The one name of a file, from whichever folder it is given: without `..`; links stay."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def collect(
     given: Sequence[Path], faces: Path | None = None, known: Picture | None = None
 ) -> list[Picture]:
@@ -76,11 +82,11 @@ def collect(
             below = list_images(path, "**/*")
             if not below:
                 raise InputError(f"{path}: no picture; must be {', '.join(IMAGE_SUFFIXES)}")
-            names |= {(path / name).absolute(): Path(name) for name in below}
+            names |= {absolute(path / name): Path(name) for name in below}
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
         else:
-            names[path.absolute()] = Path(path.name)
+            names[absolute(path)] = Path(path.name)
     pictures = [(known or Picture(Path()))._replace(path=path) for path in names]
     return pictures if faces is None else _with_faces(pictures, [*names.values()], faces)
 
@@ -98,7 +104,7 @@ def _with_faces(pictures: list[Picture], names: list[Path], folder: Path) -> lis
     if not any(found):
         raise InputError(f"--faces {folder}: has no file {names[0]}, nor a face of another picture")
     return [
-        picture._replace(face=picture.face or (crop and folder.absolute() / crop))
+        picture._replace(face=picture.face or (crop and absolute(folder / crop)))
         for picture, crop in zip(pictures, found, strict=True)
     ]
 
@@ -132,7 +138,7 @@ def read_csv(file: Path, faces: Path | None = None) -> list[Picture]:
         if cells["path"] is None:
             raise InputError(f"{where}: no path")
         path, face = (
-            (file.parent / cell).absolute() if (cell := cells.get(name)) else None
+            absolute(file.parent / cell) if (cell := cells.get(name)) else None
             for name in ("path", "face")
         )
         assert path is not None
