@@ -23,8 +23,7 @@ from deskpro.stages.base.params import relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.losses.terms import targets_needed
-from deskpro.stages.targets.kinds import TARGETS, all_targets
-from deskpro.stages.targets.provenance import is_imported
+from deskpro.stages.targets.kinds import TARGETS, all_targets, is_imported
 
 
 class StudyTask(NamedTuple):

@@ -35,6 +35,7 @@ from deskpro.stages.targets.kinds import (
     OfHeads,
     Target,
     all_targets,
+    is_imported,
     stored_fields,
 )
 from deskpro.stages.targets.teachers import LiveTeacher
@@ -233,7 +234,7 @@ def audit(
     ]
     passes: dict[str, dict[str, Target]] = {}
     for name, target in there.items():
-        if not provenance.is_imported(target, options):
+        if not is_imported(target, options):
             passes.setdefault(target.teacher or OWN_TEACHER, {})[name] = target
     facts: dict[str, object] = {}
     for teacher, targets in passes.items():

@@ -325,6 +325,12 @@ def stored_targets(options: Options) -> dict[str, Target]:
     return {name: target for name, target in all_targets(options).items() if name in wanted}
 
 
+def is_imported(target: Target, options: Options) -> bool:
+    """Whether it is of a teacher that no file is given of."""
+    teacher = options.teachers.get(target.teacher)
+    return teacher is not None and teacher.weights is None
+
+
 def stored_fields(target: Target, settings: Settings) -> dict[str, Field]:
     """The arrays of a target's group: with the hash of the pixels that it is about."""
     from deskpro.cache.schema import Field

@@ -36,6 +36,7 @@ from deskpro.stages.targets.kinds import (
     Settings,
     Target,
     all_targets,
+    is_imported,
     stored_targets,
 )
 
@@ -177,12 +178,6 @@ def remedies(store: Path, options: Options) -> Iterator[None]:
             if name in TARGETS and name not in stored_targets(options):
                 error.command = f"teacher-cache --add {name} --force"
         raise
-
-
-def is_imported(target: Target, options: Options) -> bool:
-    """Whether it is of a teacher that no file is given of."""
-    teacher = options.teachers.get(target.teacher)
-    return teacher is not None and teacher.weights is None
 
 
 def columns(target: Target) -> list[str]:

@@ -29,10 +29,10 @@ from deskpro.stages.targets.kinds import (
     OfHeads,
     Target,
     all_targets,
+    is_imported,
 )
 from deskpro.stages.targets.provenance import (
     image_differences,
-    is_imported,
     option_differences,
     training_images,
 )
