@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.markup import escape
+from rich.text import Text
 
 from deskpro.stages.reporting import cells
 
@@ -144,18 +144,10 @@ def labels(variants: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
     }
 
 
-def terminal(table: Table) -> tuple[str, Sequence[str], list[list[str]]]:
-    """The arguments of `progress.table`, with rich's markup."""
-
-    def text(cell: Cell) -> str:
-        first, *others = [*map(escape, cell.lines)] or [""]
-        return "\n".join([cells.bold(first, cell.best), *others])
-
-    return (
-        escape(table.title),
-        [*map(escape, table.columns)],
-        [[text(cell) for cell in row] for row in table.rows],
-    )
+def terminal(table: Table) -> tuple[str, Sequence[str], list[list[Text]]]:
+    """The arguments of `progress.table`."""
+    rows = [[cells.stacked(cell.lines, cell.best) for cell in row] for row in table.rows]
+    return table.title, table.columns, rows
 
 
 def ablation_page(table: Table, facts: Mapping[str, str], findings: Sequence[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
 
 from deskpro.cache.files import write_aside, write_text
 from deskpro.stages.base.errors import InputError
@@ -158,23 +158,27 @@ def _draw(rows: pd.DataFrame, out: Path, first: str) -> None:
 
 def _show(rows: pd.DataFrame) -> None:
     """Print a table for each protocol and measure: a row per run, a column per stream."""
-    for table_of in paper_tables(rows, cell="\n".join, bold=True):
-        table(escape(table_of.caption), table_of.columns, table_of.rows)
+    for shown in paper_tables(rows, cells.stacked):
+        table(*shown)
+
+
+def _in_one_line(lines: list[str], is_best: bool) -> str:
+    return "; ".join(lines)
 
 
 def paper_tables(
-    rows: pd.DataFrame, cell: Callable[[list[str]], str] = "; ".join, bold: bool = False
+    rows: pd.DataFrame, cell: Callable[[list[str], bool], Any] = _in_one_line
 ) -> list[PaperTable]:
     """A table for each protocol and measure: a row per run, a column per stream.
 
-    cell: makes one text of value, difference and p; bold: in rich's markup, the highest are.
+    cell: makes one text of value, difference and p; it is told whether the value is the highest.
     """
     found = []
     for protocol, part in _merged(rows).items():
         for measure, mine in part.groupby("measure", sort=False):
             # A run may be named twice: rows are told apart by their place.
             streams = {
-                str(stream): [cell(lines) for lines in _cells(of_stream.to_dict("records"), bold)]
+                str(stream): [*starmap(cell, _cells(of_stream.to_dict("records")))]
                 for stream, of_stream in mine.groupby("stream", sort=False)
             }
             names = mine.loc[mine["stream"] == mine["stream"].iat[0], "run"]
@@ -184,27 +188,24 @@ def paper_tables(
                 f"paired difference from {names.iat[0]}, p adjusted for their number (Holm), and "
                 f"“better” or “worse” where it is below {LEVEL:g}"
             )
-            shown = map(escape, names) if bold else names
-            lines = [*zip(shown, *streams.values(), strict=True)]
+            lines = [*zip(names, *streams.values(), strict=True)]
             found.append(PaperTable(caption, ["run", *streams], lines))
     return found
 
 
-def _cells(rows: Sequence[Mapping[Any, Any]], bold: bool) -> list[list[str]]:
-    """The cells of a stream: each run's value, the difference from the first, p and verdict."""
+def _cells(rows: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[list[str], bool]]:
+    """The cells of a stream: each run's value, the difference from the first, p and verdict; and
+    whether the value is the highest."""
     highest = cells.best([row["value"] for row in rows])
-    found = []
     for row, is_best in zip(rows, highest, strict=True):
-        shown = cells.within(*(row[end] for end in ("value", "low", "high")))
-        lines = [cells.bold(shown, is_best and bold)]
+        lines = [cells.within(*(row[end] for end in ("value", "low", "high")))]
         if not pd.isna(row["p"]):
             ends = (row["difference"], row["difference_low"], row["difference_high"])
             verdict = "better" if row["difference"] > 0 else "worse"
             marked = f", {verdict}" if row["p_holm"] < LEVEL else ""
             gap = cells.difference(*(100 * end for end in ends))
             lines += [gap, f"p {row['p_holm']:.3g}{marked}"]
-        found.append(lines)
-    return found
+        yield lines, is_best
 
 
 def _page(runs: Sequence[Run]) -> str:

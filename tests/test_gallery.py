@@ -259,6 +259,22 @@ def test_pictures_and_faces_are_those_that_every_stage_would_read(tmp_path: Path
         collect([folder], faces)
 
 
+def test_a_face_is_that_of_one_picture(tmp_path: Path) -> None:
+    for name in ("one/1.jpg", "two/1.png", "faces/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    one, two, faces = tmp_path / "one", tmp_path / "two", tmp_path / "faces"
+    assert [picture.face for picture in collect([one, one / "1.jpg"], faces)] == [faces / "1.jpg"]
+    listed = tmp_path / "list.csv"
+    for face in (",faces/1.jpg", ","):
+        listed.write_text(f"path,face\none/1.jpg,\ntwo/1.png{face}\n")
+        if face != ",":  # it is named
+            assert [picture.face for picture in read_csv(listed, faces)] == [faces / "1.jpg"] * 2
+    for read in (lambda: collect([one, two], faces), lambda: read_csv(listed, faces)):
+        with pytest.raises(InputError, match=r"1\.jpg would be the face of .*one/1.* and of .*two"):
+            read()
+
+
 def test_a_picture_has_one_path_from_whichever_folder_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from deskpro.stages.base import progress
 from deskpro.stages.base.display import Display, clock
@@ -131,6 +132,21 @@ def test_warnings_are_yellow_and_refusals_red(
     assert (f"{YELLOW}warning" in text, f"{RED}deskpro" in text) == (coloured, coloured)
     assert bool(re.search(r"\x1b\[(3|9)\d", text)) == coloured
     assert ("eval  0:00" in text) == live
+
+
+def test_names_are_shown_as_they_are(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What others read as markup or an emoji is part of a name, in tables as in bars."""
+    name = "[/x] Ann [red] :smile:"
+    with progress.captured(tmp_path):
+        progress.table(name, [name, "n"], [[name, Text("1", "bold")]])
+    progress.table(name, [name, "n"], [[name, Text("1", "bold")]])
+    assert capfd.readouterr().out.count(name) == 3
+    assert (tmp_path / "deskpro.log").read_text().count(name) == 3
+    console = Console(width=60, force_terminal=True, record=True, markup=False)
+    display = Display(console, live=True)
+    display.add(name, None, "")
+    console.print(*display.get_renderables())
+    assert name in console.export_text()
 
 
 def test_nothing_is_coloured_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ class Display(Progress):
                 yield Columns([f"{name} {value}" for name, value in note.items()], padding=(0, 2))
         elif self.tasks:
             task = self.tasks[-1]
-            self._spinner.update(text=f"{task.description}  {clock(task.elapsed)}")
+            self._spinner.update(text=Text(f"{task.description}  {clock(task.elapsed)}"))
             yield self._spinner
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -97,7 +97,7 @@ class _Output:
 
     def print(self, text: Text) -> None:
         """On standard error alone, above the bars."""
-        console = self.display.console if self.display else _console()
+        console = self.display.console if self.display else _console(sys.stderr)
         console.print(text, soft_wrap=True)
 
     def write_table(self, table: Table) -> None:
@@ -105,14 +105,14 @@ class _Output:
         with self._lock:
             self._last = time.monotonic()
             if self.file is not None:
-                paper = Console(file=io.StringIO(), width=160, highlight=False)
+                paper = _console(io.StringIO(), width=160)
                 with paper.capture() as text:
                     paper.print(table)
                 self.file.write(text.get())
             if self.shown:
                 if self.display is not None:
                     self.display.stop()  # standard output may be the same terminal
-                Console(highlight=False).print(table)
+                _console(sys.stdout).print(table)
                 if self.display is not None:
                     self.display.start()
 
@@ -147,7 +147,7 @@ class _Output:
         if self.display is not None:
             yield self.display
             return
-        console, end = _console(), threading.Event()
+        console, end = _console(sys.stderr), threading.Event()
         live = self.shown and is_main() and sys.stderr.isatty() and not console.is_dumb_terminal
         beat = threading.Thread(target=self._beat, args=(end, live), daemon=True)
         try:
@@ -168,9 +168,9 @@ class _Output:
                 self.how_far(silent)
 
 
-def _console() -> Console:
-    """Standard error as it is now."""
-    return Console(file=sys.stderr, highlight=False)
+def _console(file: IO[str], width: int | None = None) -> Console:
+    """Text is written as it is: names may have rich's brackets, or the colons of an emoji."""
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 _outputs = [_Output()]
@@ -356,8 +356,8 @@ def summary(title: str, facts: Mapping[str, object]) -> None:
     log("\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items())]))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """A table on standard output. A cell may be rich's Text, with a style; a str is literal."""
     grid = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i == 0 else "right")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from rich.text import Text
+
 
 def spread(mean: float, sd: float) -> str:
     """A mean in per cent with its standard deviation; alone where that is nan."""
@@ -32,9 +34,10 @@ def best(values: Sequence[float]) -> list[bool]:
     return [len(known) > 1 and value >= max(known) - 1e-9 for value in values]
 
 
-def bold(text: str, when: bool = True) -> str:
-    """Text in rich's markup for bold."""
-    return f"[bold]{text}[/bold]" if when else text
+def stacked(lines: Sequence[str], is_best: bool = False) -> Text:
+    """The lines of a terminal's cell, the first bold where it is the best."""
+    first, *others = lines or [""]
+    return Text("\n").join([Text(first, "bold" if is_best else ""), *map(Text, others)])
 
 
 def markdown(columns: Sequence[object], rows: Iterable[Sequence[object]], rule: str = "---") -> str:

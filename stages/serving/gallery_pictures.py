@@ -74,7 +74,8 @@ def collect(
         known: what is known of all of them.
 
     Raises:
-        InputError: a path is missing, a folder has no picture, or `faces` has a crop of none.
+        InputError: a path is missing, a folder has no picture, or `faces` has a crop of none or
+            one of two.
     """
     names: dict[Path, Path] = {}
     for path in given:
@@ -103,10 +104,18 @@ def _with_faces(pictures: list[Picture], names: list[Path], folder: Path) -> lis
     found = [crops.get(name.with_suffix("")) for name in names]
     if not any(found):
         raise InputError(f"--faces {folder}: has no file {names[0]}, nor a face of another picture")
-    return [
-        picture._replace(face=picture.face or (crop and absolute(folder / crop)))
-        for picture, crop in zip(pictures, found, strict=True)
-    ]
+    faced, owners = list[Picture](), dict[Path, Path]()
+    for picture, crop in zip(pictures, found, strict=True):
+        if crop is None or picture.face is not None:
+            faced.append(picture)
+            continue
+        if (owner := owners.setdefault(crop, picture.path)) != picture.path:
+            raise InputError(
+                f"--faces {folder}: {crop} would be the face of {owner} and of {picture.path}; add "
+                "each folder by a command of its own, or list them in --csv, with a column face"
+            )
+        faced.append(picture._replace(face=absolute(folder / crop)))
+    return faced
 
 
 def read_csv(file: Path, faces: Path | None = None) -> list[Picture]:
