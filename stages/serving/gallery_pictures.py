@@ -105,16 +105,16 @@ def _with_faces(pictures: list[Picture], names: list[Path], folder: Path) -> lis
     if not any(found):
         raise InputError(f"--faces {folder}: has no file {names[0]}, nor a face of another picture")
     faced, owners = list[Picture](), dict[Path, Path]()
-    for picture, crop in zip(pictures, found, strict=True):
-        if crop is None or picture.face is not None:
+    for picture, face in zip(pictures, found, strict=True):
+        if face is None or picture.face is not None:
             faced.append(picture)
             continue
-        if (owner := owners.setdefault(crop, picture.path)) != picture.path:
+        if (owner := owners.setdefault(face, picture.path)) != picture.path:
             raise InputError(
-                f"--faces {folder}: {crop} would be the face of {owner} and of {picture.path}; add "
+                f"--faces {folder}: {face} would be the face of {owner} and of {picture.path}; add "
                 "each folder by a command of its own, or list them in --csv, with a column face"
             )
-        faced.append(picture._replace(face=absolute(folder / crop)))
+        faced.append(picture._replace(face=absolute(folder / face)))
     return faced
 
 
