@@ -205,6 +205,8 @@ def search(
 
     opened = Gallery(folder)
     pictures = _pictures(queries, faces, None, Picture(Path()))
+    if student is None and not opened.student.exists():
+        raise InputError(f"{opened.student}: the gallery's student is gone; name it by --student")
     student = student or opened.student
     with working("gallery search"):
         digests = examine(pictures)

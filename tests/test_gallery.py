@@ -481,7 +481,10 @@ BAD: dict[str, tuple[str, str]] = {
     "a rate that is none": ("search {people} {query} --far 0", "far is 0.0; must be above 0"),
     "a rate without calibration": ("search {people} {query} --far 0.1", "has no calibration"),
     "a bad moment": ("search {people} {query} --after yesterday", "--after: 'yesterday'"),
-    "a query that is none": ("search {people} {tmp}/bad.jpg", "unreadable"),
+    "a query that is none": (
+        "search {people} {tmp}/bad.jpg", "1 of 1 pictures can't be read. Replace these files",
+    ),
+    "a student that has moved": ("search {tmp}/moved {query}", "is gone; name it by --student"),
     "a camera that isn't there": ("search {people} {query} --camera no", "no picture of these"),
     "an empty gallery": ("search {tmp}/hollow {query} --student {run}", "is empty"),
     "html without a file": ("search {people} {query} --format html", "--out"),
@@ -520,6 +523,9 @@ def place(
         shutil.copytree(tmp / "people", tmp / name)
     Gallery(tmp / "hollow").remove(Filter(), [photos])
     break_table(tmp / "torn")
+    shutil.copytree(tmp / "people", tmp / "moved")
+    record = json.loads((tmp / "moved/gallery.json").read_text())
+    (tmp / "moved/gallery.json").write_text(json.dumps(record | {"student": f"{tmp}/no"}))
     (tmp / "damaged").mkdir()
     (tmp / "damaged/gallery.json").write_text('{"format": 1}')
     query = str(next(photos.iterdir()))

@@ -180,7 +180,7 @@ def load(path: Path, digest: str | None = None) -> tuple[Image.Image, str]:
         raise InputError(f"{path}: unreadable picture: {' '.join(why.split())}") from None
     found = hashlib.sha256(content).hexdigest()
     if digest not in (None, found):
-        raise InputError(f"{path}: changed while it was being added. Type the same command again")
+        raise InputError(f"{path}: changed while it was being read. Type the same command again")
     return image, found
 
 
@@ -206,7 +206,7 @@ def examine(pictures: Iterable[Picture]) -> list[str]:
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise InputError(
-            f"{len(problems)} of {len(found)} pictures can't be read; nothing was added. Replace "
-            f"these files, or leave them out:\n{lines}"
+            f"{len(problems)} of {len(found)} pictures can't be read. Replace these files, or "
+            f"leave them out:\n{lines}"
         )
     return [digest for digest, _ in found]
