@@ -353,6 +353,9 @@ def test_arguments_that_do_not_fit_are_refused_in_one_line(
         encoder(NOISE, [None])
     with pytest.raises(InputError, match="faces='detect' needs a detector"):
         encoder(NOISE, "detect")
+    for device in ("cud", "mps", "cuda:x"):
+        with pytest.raises(InputError, match=f"device is '{device}'; must be auto, cpu, cuda or"):
+            Encoder.load(run, device)
     for path, message in (
         (tmp_path, "holds no student"),
         (tmp_path / "absent", "no such weights file"),

@@ -9,7 +9,7 @@ import atexit
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +54,15 @@ def is_main() -> bool:
 
 
 def device_type(name: str) -> str:
-    """`cuda` or `cpu`, as `pick_device` would pick it; picks none."""
+    """`cuda` or `cpu`, as `pick_device` would pick it, or refuse it; picks none."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.device_count() else "cpu"
-    return torch.device(name).type
+    with suppress(RuntimeError):  # torch knows no such device
+        if (kind := torch.device(name).type) in ("cpu", "cuda"):
+            return kind
+    raise InputError(f"device is {name!r}; must be auto, cpu, cuda or cuda:N")
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,7 +72,7 @@ def pick_device(name: str) -> torch.device:
         name: auto (CUDA where there is a GPU), cpu, cuda or cuda:N.
 
     Raises:
-        InputError: the GPU is absent, or is another rank's.
+        InputError: it is no device, or a GPU that is absent or another rank's.
     """
     import torch
 
