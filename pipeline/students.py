@@ -106,9 +106,11 @@ def fixed_teacher(options: Options, folder: RunFolder) -> bool:
 def given(options: Options, folder: RunFolder) -> dict[str, str]:
     """Name → SHA-256 of what a run's students learn from and the run doesn't make: the teacher of
     another run, a cache that was unpacked, imported targets."""
-    source, imported = RunFolder(folder.upstream), all_targets(options).items()
+    source = RunFolder(folder.upstream)
     files = {
-        name: source.targets / t.group / INDEX for name, t in imported if is_imported(t, options)
+        name: source.targets / target.group / INDEX
+        for name, target in all_targets(options).items()
+        if is_imported(target, options)
     }
     if folder.source is not None:
         files["teacher"] = source.teacher
