@@ -189,7 +189,7 @@ def nearest(name: str) -> str:
         below = [option for option in LEAVES if names_option(section, option)]
         names = ", ".join(option.removeprefix(f"{section}.") for option in below)
         return f"; {section} has {names}"
-    return f"; did you mean {' or '.join(found)}" if found else "; deskpro options lists all"
+    return f"; did you mean {' or '.join(found)}?" if found else "; deskpro options lists all"
 
 
 def _explain(error: Mapping[str, Any]) -> str:

@@ -71,7 +71,8 @@ def report_errors() -> Iterator[None]:
         _show(error)
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
-        advice = f". Type: {_advised(error)}" if error.command else ""
+        end = "" if str(error).endswith("?") else "."
+        advice = f"{end} Type: {_advised(error)}" if error.command else ""
         if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names
             advice = f". {_ADVICE[errno.EMFILE]}"
         _fail(f"{error}{advice}")

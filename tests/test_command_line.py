@@ -145,7 +145,7 @@ def test_an_unknown_option_is_answered_by_what_is_near(
 def test_an_unknown_prefix_is_refused(command: Callable[..., Result]) -> None:
     result = command("options", "kd_los")
     assert result.code == 2
-    assert "did you mean kd_loss" in result.err
+    assert "did you mean kd_loss? Type: deskpro options" in result.err
 
 
 def test_a_recipe_is_found_by_name_from_anywhere(
