@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,32 @@ def test_an_image_whose_exif_is_broken_is_refused_by_name(tmp_path: Path) -> Non
     RGB.save(path, exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4))
     problem = FileIndex(tmp_path / "index").probe([path], partial(decode, masks_below=[]))
     assert "its EXIF can't be read" in str(problem[str(path)].problem)
+
+
+def grey_png(bits: int, values: list[int]) -> bytes:
+    """A PNG of one row, grey, of `bits` each."""
+    joined = int("".join(f"{value:0{bits}b}" for value in values), 2)
+    row = b"\0" + joined.to_bytes(len(values) * bits // 8, "big")
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(row), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_label_map_holds_its_classes_or_is_refused(bits: int, tmp_path: Path) -> None:
+    path, classes = tmp_path / "labels.png", [0, 1, 2, 3]
+    path.write_bytes(grey_png(bits, classes))
+    if bits == 8:
+        np.testing.assert_array_equal(step.read_labels(path), [classes])
+    else:  # pillow reads 0, 85, 170, 255 or 0, 17, 34, 51
+        with pytest.raises(step.Unusable, match="label map of fewer than 8 bits"):
+            step.read_labels(path)
+    palette = Image.fromarray(np.array([classes], np.uint8), "L").convert("P")
+    palette.save(path, bits=bits)
+    np.testing.assert_array_equal(step.read_labels(path), [classes])
 
 
 @pytest.mark.parametrize("name", REFUSED)

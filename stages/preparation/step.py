@@ -140,12 +140,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A label map: uint8 [H, W]. Raises Unusable."""
-    image = _usable(images.open_image, path)
+    """A label map: uint8 [H, W], the class of each pixel. Raises Unusable."""
+    image, must = _usable(images.open_image, path), "must be one channel of 8 bits, the class"
     if image.mode not in ("L", "P"):
-        raise Unusable(
-            f"{path}: label map of mode {image.mode}; must be one channel of 8 bits, the class"
-        )
+        raise Unusable(f"{path}: label map of mode {image.mode}; {must}")
+    with Image.open(path) as header:
+        # Pillow scales shades of 2 or 4 bits to 0..255.
+        if any("L;" in str(tile) for tile in header.tile):
+            raise Unusable(f"{path}: label map of fewer than 8 bits; {must}")
     return np.asarray(image)
 
 
