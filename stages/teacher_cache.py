@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deskpro.cache.errors import CacheError
 from deskpro.cache.sealed import INDEX
 from deskpro.stages.base import distributed
-from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.engine import map_items, torch_threads
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar, start
@@ -312,7 +312,8 @@ def _computed(
     if not items:
         return
     if launch.engine == "local" and launch.workers == 1:
-        yield from zip(items, make_worker().run(items, advance), strict=True)
+        with torch_threads(launch.threads):
+            yield from zip(items, make_worker().run(items, advance), strict=True)
         return
     for item, results in map_items(launch, make_worker, items):
         advance(len(item.rows) * len(item.views))

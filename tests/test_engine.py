@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from deskpro.cache.errors import CacheError, damaged
+from deskpro.stages import teacher_cache
 from deskpro.stages.base.engine import map_items
 from deskpro.stages.base.errors import InputError, Stopped
-from deskpro.stages.base.options import Launch
+from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.data.listings import _WrongError
+from deskpro.stages.evaluation import feature_store
 from deskpro.stages.models.extractor import NotFiniteError
 from tests.conftest import REPOSITORY, slow
 from tests.house.tree import MODULES, parse
@@ -74,6 +76,26 @@ def test_threads_of_the_driver_are_as_before() -> None:
 
     found = dict(map_items(Launch(threads=2), make_square, ITEMS))
     assert [threads for _, threads in found.values()] == [2] * len(ITEMS)
+    assert torch.get_num_threads() == 1
+
+
+class CountsThreads:
+    """A worker that takes its items in one stream, as those of teacher-cache and eval do."""
+
+    def run(self, items: list[range], *advance: object) -> Iterator[int]:
+        import torch
+
+        yield from (torch.get_num_threads() for _ in items)
+
+
+@pytest.mark.parametrize("computed", [feature_store._computed, teacher_cache._computed])
+def test_the_only_worker_has_its_threads(computed: Callable[..., Iterator[object]]) -> None:
+    import torch
+
+    options, advance = Options(launch=Launch(threads=2)), ()
+    if computed is teacher_cache._computed:
+        advance = (lambda views: None,)
+    assert [*computed([range(3)], CountsThreads, options, *advance)] == [(range(3), 2)]
     assert torch.get_num_threads() == 1
 
 
@@ -145,8 +167,9 @@ DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
+from deskpro.stages import teacher_cache
 from deskpro.stages.base.engine import map_items
-from deskpro.stages.base.options import Launch
+from deskpro.stages.base.options import Launch, Options
 from tests.test_engine import make_reporting
 
 if __name__ == "__main__":

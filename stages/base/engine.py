@@ -111,7 +111,7 @@ def _map_here(
     listen: Listen | None,
 ) -> Iterator[tuple[Any, Any]]:
     """Items with their results, by the only worker: this process."""
-    with _torch_threads(threads):
+    with torch_threads(threads):
         for item in items:
             with nullcontext() if listen is None else forwarded(partial(listen, item)):
                 result = worker(item)
@@ -119,7 +119,7 @@ def _map_here(
 
 
 @contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """So many CPU threads of torch while the block runs; None changes nothing."""
     if count is None:
         yield

@@ -17,7 +17,7 @@ from deskpro.cache.reader import ZarrReader, all_bytes
 from deskpro.cache.schema import Column, Field, Schema
 from deskpro.cache.writer import GroupWriter
 from deskpro.stages.base import distributed
-from deskpro.stages.base.engine import map_items
+from deskpro.stages.base.engine import map_items, torch_threads
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import bar
@@ -155,7 +155,8 @@ def _computed(
     """Blocks with their features; by this process in one stream, which loads images ahead."""
     launch = options.launch
     if launch.engine == "local" and launch.workers == 1:
-        yield from zip(blocks, make_worker().run(blocks), strict=True)
+        with torch_threads(launch.threads):
+            yield from zip(blocks, make_worker().run(blocks), strict=True)
         return
     with bar("features", sum(map(len, blocks)), "images") as progress:
         for rows, features in map_items(launch, make_worker, blocks):

@@ -77,47 +77,45 @@ def compare(
         raise InputError(f"{root}: none of the training images of {cache} is in this folder")
 
     table = index.set_index("sample_id", drop=False).reindex([sample_ids[row] for row in rows])
-    face, body = info.face_size or sizes[0], info.body_size or sizes[1]
-    enlarged = max(1, round(_SHOWN / body[0]))
-    views = StoredViews(store.column("views")[rows])
-    batch = ImageDataset(table, {"lr_face": face, "hr_face": face, "imgs": body}, views)
-    large = ImageDataset(table, {"imgs": (body[0] * enlarged, body[1] * enlarged)}, views)
-    first = [(i, 0) for i in range(len(rows))]
-    rendered, shown = batch.__getitems__(first), large.__getitems__(first)["imgs"]
+    sizes = info.face_size or sizes[0], info.body_size or sizes[1]
+    rendered, shown = _render(table, StoredViews(store.column("views")[rows]), *sizes)
+    logits, attention = _ask(student, rendered)
     targets = {
         name: TARGETS[name].decode(tensors(reader.read(rows, [0] * len(rows))))
         for name, reader in readers.items()
     }
-    logits, attention = _ask(student, rendered)
-
-    heads = student.heads.get("face")
-    wanted = attention_target(targets["parsing"], floor)
-    target = overlay(shown, wanted).numpy()
+    wanted, heads = attention_target(targets["parsing"], floor), student.heads.get("face")
     teacher = _predictions(targets["logits"], classes)
     predicted = None if heads is None else _predictions(logits[:, heads], classes)
-    seen, apart = None, None
-    if attention is not None:
-        seen = overlay(shown, attention).numpy()
-        apart = (attention - wanted).abs().mean((1, 2, 3)).tolist()
-
-    def face_of(i: int, kind: str) -> np.ndarray | None:
-        return rendered[kind][i].numpy() if table[kind].iloc[i] is not None else None
-
+    target = overlay(shown, wanted).numpy()
+    seen = None if attention is None else overlay(shown, attention).numpy()
+    apart = None if attention is None else (attention - wanted).abs().mean((1, 2, 3)).tolist()
     return [
         ComparedSample(
-            sample_id=sample_ids[row],
-            pid=table["pid"].iloc[i],
+            sample_id=str(row.sample_id),
+            pid=str(row.pid),
             body=shown[i].numpy(),
             attention=None if seen is None else seen[i],
             target=target[i],
             difference=None if apart is None else apart[i],
-            lr_face=face_of(i, "lr_face"),
-            hr_face=face_of(i, "hr_face"),
+            lr_face=None if row.lr_face is None else rendered["lr_face"][i].numpy(),
+            hr_face=None if row.hr_face is None else rendered["hr_face"][i].numpy(),
             teacher=teacher[i],
             student=None if predicted is None else predicted[i],
         )
-        for i, row in enumerate(rows)
+        for i, row in enumerate(table.itertuples())
     ]
+
+
+def _render(
+    table: pd.DataFrame, views: StoredViews, face: tuple[int, int], body: tuple[int, int]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """View 0 of the samples as student and teacher see it, and their bodies as they are shown."""
+    enlarged = max(1, round(_SHOWN / body[0]))
+    small = ImageDataset(table, {"lr_face": face, "hr_face": face, "imgs": body}, views)
+    large = ImageDataset(table, {"imgs": (body[0] * enlarged, body[1] * enlarged)}, views)
+    first = [(row, 0) for row in range(len(table))]
+    return small.__getitems__(first), large.__getitems__(first)["imgs"]
 
 
 def _choose(

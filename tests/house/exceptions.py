@@ -7,5 +7,4 @@ from __future__ import annotations
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "imports by string": {"stages/base/extras.py": "the libraries of the extras"},
-    "function size": {"stages/targets/comparison.py: compare": "one list of all that is shown"},
 }
