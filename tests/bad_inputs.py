@@ -403,6 +403,8 @@ RUNS = [
     *replaced("queries.csv", "run/queries.csv", "queries.csv", "compare {run} {run}",
               ("is empty", raw(b"")), ("has other columns", text("a,b\n1,2\n")),
               ("isn't text", raw(b"\xff\xfe\x00")), *NOT_FILES),
+    Row("no run to say the difference from", "report {run} --against {tmp}/none",
+        "Type: deskpro eval --run {tmp}/none"),
     *replaced("the eval manifest", "run/.state/manifests/eval.json", "eval", "report {run}",
               *NOT_JSON, *NOT_FILES),
     *replaced("the student", "run/student.safetensors", "student.safetensors",
