@@ -414,6 +414,13 @@ RUNS = [
               ("has a head of 10^15 bytes", raw((10**15).to_bytes(8, "little"))),
               ("is cut short", edited(lambda content: content[: len(content) // 2])),
               *NOT_FILES),
+    *[
+        Row(f"{command} to a folder", f"{command} {{run}} --out .", "File '.' is a directory")
+        for command in ("report", "gallery list")
+    ],
+    Row("features to a folder",
+        "embed --checkpoint {run}/student.safetensors --data {data} --split query --out {data}",
+        "is a directory"),
     *replaced("a checkpoint", "old.pth", "old.pth",
               "import-checkpoint {tmp}/old.pth --out {tmp}/imported",
               ("is empty", raw(b"")), ("is text", text("weights")), ("is missing", missing),
