@@ -27,7 +27,9 @@ recipe   = $(if $(own),,--config '$(CONFIG)') $(if $(RUN),--run '$(RUN)')
 options  = $(recipe) $(if $(FROM),--from '$(FROM)') $(if $(DEVICE),--set device=$(DEVICE)) \
            $(if $(filter-out 0,$(FORCE)),--force) $(ARGS)
 
-home     = $(or $(RUN),runs/$(basename $(shell basename '$(CONFIG)')))
+# The run folder of a recipe has the recipe's tag behind its name, or that of ARGS='--set tag=NAME'.
+tag      = $(or $(patsubst tag=%,%,$(filter tag=%,$(ARGS))),$(shell sed -n "s/^tag: *[\"']*\([^\"' ]*\).*/\1/p" '$(CONFIG)' 2>/dev/null))
+home     = $(or $(RUN),runs/$(basename $(shell basename '$(CONFIG)'))$(addprefix -,$(tag)))
 
 # What the recipe of the demonstration is measured at is tracked.
 results  = $(if $(own),,$(if $(filter configs/demo.yaml,$(CONFIG)),--results configs/results.csv))

@@ -20,6 +20,7 @@ from deskpro.stages.data.layouts import OWN_LIST, dataset_name
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
 CONFIG = click.option(
     "--config",
     type=PATH,

@@ -11,6 +11,7 @@ from deskpro.pipeline import config
 from deskpro.pipeline.arguments import (
     CONFIG,
     DEEP,
+    FILE,
     FOLDER,
     PATH,
     RUN,
@@ -144,7 +145,7 @@ def render(
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.argument("out", type=PATH)
+@click.argument("out", type=FILE)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def pack(run: Path, out: Path, force: bool) -> None:
     """Write a finished cache to one file, with a hash of everything.

@@ -14,6 +14,7 @@ from deskpro.pipeline import failures, messages, runner
 from deskpro.pipeline.arguments import (
     DATASET,
     DEEP,
+    FILE,
     PATH,
     RunArguments,
     as_words,
@@ -251,7 +252,7 @@ def all_(recipe: RunArguments, update: bool) -> None:
 )
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="The CSV that keeps what was measured.  [default: results.csv in the run folder]",
 )
 def ablation(

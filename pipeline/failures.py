@@ -71,6 +71,8 @@ def report_errors() -> Iterator[None]:
         _show(error)
         sys.exit(error.exit_code)
     except (InputError, CacheError) as error:
+        if received:  # a damaged file, for the library that was reading it
+            _fail(str(received[0]), received[0].code)
         end = "" if str(error).endswith("?") else "."
         advice = f"{end} Type: {_advised(error)}" if error.command else ""
         if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names

@@ -12,7 +12,7 @@ import click
 
 from deskpro.cache.files import write_text
 from deskpro.cache.lock import hold
-from deskpro.pipeline.arguments import FOLDER, PATH, fail_with
+from deskpro.pipeline.arguments import FILE, FOLDER, PATH, fail_with
 from deskpro.pipeline.command_help import Between
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.progress import log, summary, table, working
@@ -32,7 +32,7 @@ _FACES = click.option(
 _DETECTOR = click.option(
     "--detector", type=PATH, help="YuNet's ONNX file, for --faces detect.  [default: the recipe's]"
 )
-_OUT = click.option("--out", type=PATH, help="A file.  [default: standard output]")
+_OUT = click.option("--out", type=FILE, help="A file.  [default: standard output]")
 _DETECT = "detect"
 _DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:1.")
 

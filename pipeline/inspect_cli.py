@@ -13,6 +13,7 @@ from deskpro.pipeline import cache_cli, config, gallery_cli, recipes
 from deskpro.pipeline.arguments import (
     CONFIG,
     DATASET,
+    FILE,
     FOLDER,
     PATH,
     RUN,
@@ -62,7 +63,7 @@ def compare(
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--out", type=PATH, help="File.  [default: RUN/report.html]")
+@click.option("--out", type=FILE, help="File.  [default: RUN/report.html]")
 @click.option("--good", default=6, type=_COUNT, help="Good queries to show.")
 @click.option("--failed", default=12, type=_COUNT, help="Failed queries.")
 @click.option(
@@ -148,7 +149,7 @@ def import_checkpoint(
 @click.option("--data", "root", required=True, type=PATH, help="The dataset.")
 @DATASET
 @click.option("--split", required=True, type=click.Choice(["train", "query", "gallery"]))
-@click.option("--out", required=True, type=PATH, help="An .npz file.")
+@click.option("--out", required=True, type=FILE, help="An .npz file.")
 @click.option("--config", "recipe", type=PATH, help="A recipe for other options.")
 @SET
 def embed(
@@ -244,7 +245,7 @@ def options(prefix: str, markdown: bool) -> None:
 
 @click.command()
 @click.argument("name", default="")
-@click.argument("file", required=False, type=PATH)
+@click.argument("file", required=False, type=FILE)
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def init(name: str, file: Path | None, force: bool) -> None:
     """Copy a recipe to a file, to change it.

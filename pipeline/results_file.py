@@ -29,6 +29,8 @@ COLUMNS = {
     "code": str,
 }  # fmt: skip
 """Columns and their types; mAP and rank1 are shares in 0..1, minutes those of training."""
+_KEY = ("study", "replicate", "variant", "stream", "recipe", "code")
+"""What tells a row from all others."""
 _DIGITS = {"mAP": 6, "rank1": 6, "mAP_with_face": 6, "minutes": 2}
 _DIGEST = 12
 
@@ -100,6 +102,12 @@ class ResultsFile:
             raise InputError(
                 f"{self.path}: its columns are {', '.join(map(str, found.columns))}; must be "
                 f"{', '.join(COLUMNS)}. {_ELSE}"
+            )
+        if (repeated := found.duplicated([*_KEY])).any():
+            line = 2 + int(repeated.to_numpy().argmax())
+            raise InputError(
+                f"{self.path}: line {line} repeats an earlier one: the same {', '.join(_KEY)}. "
+                "Remove one of the two, or give another file with --results"
             )
         return found
 

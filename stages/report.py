@@ -70,7 +70,7 @@ def run(
         The facts for the summary.
 
     Raises:
-        InputError: there is no evaluation to report.
+        InputError: there is no evaluation to report, or to compare with.
     """
     metrics = record.read_metrics(folder.path, anyway=anyway)
     show = Thumbnails(SHRUNK)
@@ -150,8 +150,14 @@ Others = Sequence[tuple[Path, str]]
 def _others(
     options: Options, folder: RunFolder, against: Sequence[Path]
 ) -> tuple[Others, list[str]]:
-    """The runs that are compared with, and why some of the run's study are not."""
+    """The runs that are compared with, and why some of the run's study are not.
+
+    Raises:
+        InputError: one that is named has no evaluation.
+    """
     if against:
+        for path in against:
+            record.read_metrics(path, anyway=True)  # `_gains` refuses another student's
         return [(path, path.resolve().name) for path in against], []
     return studied(folder, options.pre_train or folder.teacher)
 

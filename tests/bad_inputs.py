@@ -403,6 +403,8 @@ RUNS = [
     *replaced("queries.csv", "run/queries.csv", "queries.csv", "compare {run} {run}",
               ("is empty", raw(b"")), ("has other columns", text("a,b\n1,2\n")),
               ("isn't text", raw(b"\xff\xfe\x00")), *NOT_FILES),
+    Row("no run to say the difference from", "report {run} --against {tmp}/none",
+        "Type: deskpro eval --run {tmp}/none"),
     *replaced("the eval manifest", "run/.state/manifests/eval.json", "eval", "report {run}",
               *NOT_JSON, *NOT_FILES),
     *replaced("the student", "run/student.safetensors", "student.safetensors",
@@ -412,6 +414,13 @@ RUNS = [
               ("has a head of 10^15 bytes", raw((10**15).to_bytes(8, "little"))),
               ("is cut short", edited(lambda content: content[: len(content) // 2])),
               *NOT_FILES),
+    *[
+        Row(f"{command} to a folder", f"{command} {{run}} --out .", "File '.' is a directory")
+        for command in ("report", "gallery list")
+    ],
+    Row("features to a folder",
+        "embed --checkpoint {run}/student.safetensors --data {data} --split query --out {data}",
+        "is a directory"),
     *replaced("a checkpoint", "old.pth", "old.pth",
               "import-checkpoint {tmp}/old.pth --out {tmp}/imported",
               ("is empty", raw(b"")), ("is text", text("weights")), ("is missing", missing),

@@ -102,6 +102,8 @@ def test_a_batch_and_a_single_image_give_the_same(
     np.testing.assert_allclose(together.vectors, few.vectors, atol=1e-6)
     alone = encoder(bodies[0], faces[0])
     np.testing.assert_allclose(alone.vectors, together[:1].vectors, atol=1e-6)
+    np.testing.assert_array_equal([each.vectors[0] for each in together], together.vectors)
+    assert (len(together[-1]), together[-1].has_face.tolist()) == (1, [bool(faces[-1])])
     assert len(encoder([], [])) == 0
     assert encoder([]).vectors.shape == (0, encoder.dim)
     assert not encoder(bodies).has_face.any()
@@ -322,6 +324,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "four channels": (lambda: [np.zeros((8, 8, 4), np.uint8)], r"shape \(8, 8, 4\); must be H×W×3"),
     "channels first, alone": (lambda: NOISE[0].transpose(2, 0, 1), "must be H×W×3"),
     "no pixels": (lambda: [NOISE[0][:0]], r"shape \(0, 32, 3\)"),
+    "no size": (lambda: Image.new("RGB", (0, 5)), "image of 0 × 5, without a pixel"),
     "two readings": (lambda: np.zeros((2, 3, 8, 3), np.uint8), "is both N×H×W×3 and N×3×H×W"),
     "no reading": (lambda: np.zeros((2, 8, 8, 4), np.uint8), "is neither N×H×W×3 nor N×3×H×W"),
     "five dimensions": (lambda: np.zeros((1, 2, 3, 8, 3), np.uint8), "is neither"),

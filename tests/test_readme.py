@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,20 @@ def resolve(arguments: list[str]) -> tuple[click.Command, list[str]]:
         assert arguments[0] in command.commands, f"{command.name} has no {arguments[0]}"
         command, arguments = command.commands[arguments[0]], arguments[1:]
     return command, arguments
+
+
+@pytest.mark.parametrize("target", ["report", "export"])
+def test_make_finds_the_run_of_a_recipe_with_a_tag(target: str, tmp_path: Path) -> None:
+    def home(tag: str, *words: str) -> str:
+        (tmp_path / "my recipe.yaml").write_text(f"device: cpu\n{tag}\n")
+        typed = ["make", "-n", target, f"CONFIG={tmp_path / 'my recipe.yaml'}", *words]
+        ended = subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return shlex.split(ended.stdout.splitlines()[-1])[2]
+
+    assert home("") == home("tag: ''") == "runs/my recipe"
+    assert home("tag: b.1") == home('tag: "b.1"  # best') == "runs/my recipe-b.1"
+    assert home("tag: b", "ARGS=--set tag=c --set device=cpu") == "runs/my recipe-c"
+    assert home("tag: b", "RUN=runs/x y") == "runs/x y"
 
 
 def test_the_front_page_is_short() -> None:

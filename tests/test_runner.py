@@ -17,6 +17,7 @@ import pytest
 from deskpro.cache.file_index import FileIndex
 from deskpro.pipeline import config, failures, runner
 from deskpro.pipeline.stages import STAGES, Row, make, needed
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Digests, Reason
 from deskpro.stages.training.loop import _StepMonitor
@@ -285,15 +286,16 @@ def test_a_half_trained_run_resumes_on_a_copied_dataset(
     assert (project.run / student).read_bytes() == (whole / student).read_bytes()
 
 
+@pytest.mark.parametrize("error", [ImportError("half loaded"), InputError("a damaged file")])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_a_library_turns_into_another_error_is_one_line(
-    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load() -> None:
         try:
             signal.raise_signal(number)
         finally:
-            raise ImportError("half loaded")
+            raise error
 
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop, failures.report_errors():

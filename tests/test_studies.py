@@ -347,6 +347,17 @@ def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path
         ResultsFile(tmp_path / "results.csv", "parts", Options()).rows()
 
 
+def test_a_line_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    line = "parts,{},both,all,market,9,0.5,0.5,0.5,1,a,b\n"  # as of two files that were joined
+    text = ",".join(COLUMNS) + "\n" + line.format(0) + line.format(1)
+    (tmp_path / "results.csv").write_text(text)
+    file = ResultsFile(tmp_path / "results.csv", "parts", Options())
+    assert file.rows().empty
+    file.path.write_text(text + line.format(0).replace("0.5", "0.4"))
+    with pytest.raises(InputError, match=r"results\.csv: line 4 repeats an earlier one"):
+        file.rows()
+
+
 def test_force_refuses_a_file_that_is_no_table_of_results_before_any_work(
     project: Project, tmp_path: Path
 ) -> None:

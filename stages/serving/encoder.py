@@ -52,8 +52,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Features:
-        """Some of the images."""
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> Features:
+        """Some of the images; of a number, one."""
+        rows = [rows] if isinstance(rows, int | np.integer) else rows
         return Features(self.vectors[rows], self.has_face[rows])
 
     def stored(self, storage: str) -> Features:

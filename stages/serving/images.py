@@ -82,9 +82,11 @@ class Images:
         return iter(given if last else given.transpose(0, 2, 3, 1))
 
     def _check(self, i: int, item: Any) -> None:
+        where = self.where(i)
+        if isinstance(item, Image.Image) and 0 in item.size:
+            raise InputError(f"{where}: an image of {item.width} × {item.height}, without a pixel")
         if isinstance(item, str | Path | Image.Image):
             return
-        where = self.where(i)
         if not isinstance(item, np.ndarray):
             raise InputError(f"{where}: a {type(item).__name__}; must be {_ALLOWED}")
         if item.dtype != np.uint8:
