@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deskpro.cache.files import write_aside
+from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
 from deskpro.stages.data.check import check_data
 
@@ -22,7 +23,12 @@ def run(options: Options, network: Path, split: str, out: Path) -> dict[str, obj
 
     Returns:
         What the summary shows.
+
+    Raises:
+        InputError: `out` is no .npz file, or weights or images can't be used.
     """
+    if out.suffix != ".npz":
+        raise InputError(f"{out}: features are written as .npz; give {out.with_suffix('.npz')}")
     import numpy as np
 
     from deskpro.stages.base.distributed import pick_device

@@ -169,6 +169,8 @@ def test_a_weights_file_of_the_wrong_kind_or_none_is_refused(tmp_path: Path) -> 
         load_teacher(path)
     with pytest.raises(InputError, match="no such weights file"):
         load_teacher(tmp_path / "absent.safetensors")
+    with pytest.raises(InputError, match=rf"not a regular file.*Give a file in it: {path}"):
+        load_teacher(tmp_path)
     path.write_bytes(b"junk")
     with pytest.raises(InputError, match="not a weights file of this project"):
         load_student(path)

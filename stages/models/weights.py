@@ -193,7 +193,9 @@ def is_safetensors(path: Path) -> bool:
         with open_file(path) as file:
             return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
     except OSError as error:
-        raise InputError(f"{path}: no such weights file ({error.strerror})") from None
+        inside = sorted(path.glob("*.safetensors"))
+        hint = f". Give a file in it: {', '.join(map(str, inside))}" if inside else ""
+        raise InputError(f"{path}: no such weights file ({error.strerror}){hint}") from None
 
 
 def _read_own(path: Path) -> Networks:
