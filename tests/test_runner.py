@@ -150,6 +150,19 @@ def test_another_student_of_the_same_targets(project: Project, tmp_path: Path) -
     assert "is fresh" in fresh.err
 
 
+@pytest.mark.finished("teacher-cache")
+def test_the_teacher_that_another_run_was_given_is_used(project: Project, tmp_path: Path) -> None:
+    """The recipe has no pre_train: no teacher is trained in the other run."""
+    given = (project.run / "teacher.safetensors").rename(tmp_path / "given.safetensors")
+    (project.run / "teacher.json").rename(given.with_suffix(".json"))
+    project.ok("teacher-cache", "--force", "--set", f"pre_train={given}")
+    words = ("--config", str(project.config), "--run", str(tmp_path / "own"))
+    done = project.command("teacher-cache", *words, "--from", str(project.run))
+    assert done.code == 0, done.err
+    assert "train-teacher" not in done.err
+    assert not (project.run / "teacher.safetensors").exists()
+
+
 def test_a_source_that_is_no_run_is_refused(project: Project, tmp_path: Path) -> None:
     refused = project("train-student", "--from", str(tmp_path / "nothing"))
     assert refused.code == 2
