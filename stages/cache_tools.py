@@ -45,9 +45,9 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
 def find_store(path: Path) -> Path:
-    """The cache of a run folder, or the path itself, if it is a cache."""
-    if (path / "targets.zarr").is_dir():
-        return path / "targets.zarr"
+    """The cache whose targets a run folder uses, or the path itself, if it is a cache."""
+    if (store := RunFolder.open(path).targets).is_dir():
+        return store
     if path.is_dir() and not (path / "zarr.json").is_file():
         raise absent(path)
     return path
