@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -48,6 +49,11 @@ def find_store(path: Path) -> Path:
     """The cache whose targets a run folder uses, or the path itself, if it is a cache."""
     if (store := RunFolder.open(path).targets).is_dir():
         return store
+    if path.is_file():
+        raise InputError(
+            f"{path}: a file; must be a run folder or a cache. One that was packed is read in a "
+            f"folder: {shlex.join(['deskpro', 'cache', 'unpack', str(path), '--run'])} DIR"
+        )
     if path.is_dir() and not (path / "zarr.json").is_file():
         raise absent(path)
     return path
