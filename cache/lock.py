@@ -27,14 +27,15 @@ _NOT_OF_LOCKS = {
 def hold(path: Path, what: str) -> Iterator[None]:
     """Keep other processes out of `path` by a lock file beside it; what: the work, for them.
 
-    The system frees it when the process ends. It is re-entrant in a process, and children, forked
-    or spawned, do not own it.
+    A link, and `.`, is the folder that it leads to. The system frees the lock when the process
+    ends. It is re-entrant in a process, and children, forked or spawned, do not own it.
 
     Raises:
         CacheError: another process has it, or the file system has no locks.
         OSError: nothing can be written there, or too many files are open.
     """
-    file = path.with_name(f".{path.name}.lock")
+    real = Path(os.path.realpath(path))
+    file = real.with_name(f".{real.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, is_singleton=True, thread_local=False, fallback_to_soft=False)
     try:

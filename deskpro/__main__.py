@@ -1,4 +1,4 @@
-"""`python -m deskpro COMMAND`, and `torchrun -m deskpro COMMAND`."""
+"""`python -m deskpro COMMAND`, and `torchrun -m -- deskpro COMMAND`."""
 
 from deskpro.pipeline.cli import main
 

@@ -116,7 +116,8 @@ class RunArguments(NamedTuple):
         name = config.stem + (f"-{options.tag}" if options.tag else "")
         folder = self.run or Path("runs") / name
         log_to(folder)
-        return options, RunFolder.open(folder, self.source)
+        opened = RunFolder.open(folder, self.source)
+        return _with_teacher(options, opened), opened
 
     def _config(self) -> Path:
         if self.config is None and self.run is None:
@@ -131,6 +132,15 @@ class RunArguments(NamedTuple):
         named = {"--config": self.config, "--run": self.run, "--from": self.source}
         sets = (word for override in self.overrides for word in ("--set", override))
         return [*as_words(named), *sets]
+
+
+def _with_teacher(options: Options, folder: RunFolder) -> Options:
+    """The options with the teacher of the run whose targets are used, where its weights were given
+    to it as `pre_train`."""
+    made = folder.source and read_manifest(RunFolder(folder.source).manifest("teacher-cache"))
+    weights = made and made["config"].get("pre_train")
+    changed = weights is not None and options.pre_train is None
+    return override(options, {"pre_train": weights}) if changed else options
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:

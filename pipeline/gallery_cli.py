@@ -139,7 +139,7 @@ def add(
     when = None if moment is None else reading.moment(moment, "--time")
     known = reading.Picture(Path(), None, person, camera, when)
     found = _pictures(pictures, faces, file, known)
-    with hold(folder.absolute(), "gallery add"), working("gallery add"):
+    with hold(folder, "gallery add"), working("gallery add"):
         started = time.monotonic()
         encoder, identity = _load(student, device, faces, detector)
         digests = reading.examine(found)
@@ -297,7 +297,7 @@ def remove(folder: Path, pictures: tuple[Path, ...], where: Filter) -> None:
     if not pictures and where.sql is None:
         raise click.UsageError("give PICTURES, or a condition such as --camera")
     Gallery(folder)  # refused before a lock is made where there is none
-    with hold(folder.absolute(), "gallery remove"):
+    with hold(folder, "gallery remove"):
         opened = Gallery(folder)
         count = opened.remove(where, pictures)
         summary(f"gallery remove: {folder}", {"removed": count, "pictures": len(opened.table)})

@@ -76,6 +76,8 @@ def run_stage(
             if how == "fresh":
                 if main and stage.home.started(stage.name).exists():
                     _tidy(stage)  # it was killed after its manifest was written
+                if main and stage.home.path == folder.path:
+                    folder.write_source()  # it may have moved
                 log(messages.fresh(stage))
                 return
             if how == "resume" and main:

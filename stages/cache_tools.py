@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -45,9 +46,14 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
 def find_store(path: Path) -> Path:
-    """The cache of a run folder, or the path itself, if it is a cache."""
-    if (path / "targets.zarr").is_dir():
-        return path / "targets.zarr"
+    """The cache whose targets a run folder uses, or the path itself, if it is a cache."""
+    if (store := RunFolder.open(path).targets).is_dir():
+        return store
+    if path.is_file():
+        raise InputError(
+            f"{path}: a file; must be a run folder or a cache. One that was packed is read in a "
+            f"folder: {shlex.join(['deskpro', 'cache', 'unpack', str(path), '--run'])} DIR"
+        )
     if path.is_dir() and not (path / "zarr.json").is_file():
         raise absent(path)
     return path

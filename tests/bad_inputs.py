@@ -446,6 +446,9 @@ STORES = [
               ("is missing", missing)),
     *replaced("a packed cache", "a.zip", "a.zip: ", "cache unpack {tmp}/a.zip --run {tmp}/new",
               ("is missing", missing), ("is empty", raw(b"")), *NOT_FILES),
+    *[replaced("a packed cache", "a.zip", "cache unpack {tmp}/a.zip --run DIR",
+               f"cache {tool} {{tmp}}/a.zip", ("isn't unpacked", raw(b"PK")))[0]
+      for tool in ("verify", "info")],
     Row("no cache to pack", "cache pack {tmp}/new {tmp}/out.zip",
         "Type: deskpro teacher-cache --run {tmp}/new"),
 ]  # fmt: skip

@@ -768,6 +768,19 @@ with open(sys.argv[1], "r+") as file:
         child.kill()
 
 
+def test_a_folder_has_one_lock_by_whatever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path / "run")
+    for name in ("", "../link", "../run/../link"):
+        with hold(Path(name), "eval"):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "link", ".run.lock"}
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 def test_a_lock_is_reentrant_and_not_inherited(tmp_path: Path) -> None:
     path = tmp_path / "run"
     code = f"""

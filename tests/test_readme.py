@@ -106,7 +106,7 @@ def as_deskpro(words: list[str]) -> list[str] | None:
     if program == "deskpro":
         return words[1:]
     if program == "torchrun":
-        return words[words.index("-m") + 2 :]
+        return words[words.index("--") + 2 :]  # without it torchrun takes --run for its own
     assert program == "make", words
     given = dict(word.split("=", 1) for word in words if "=" in word)
     target = [word for word in words[1:] if "=" not in word]

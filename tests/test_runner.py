@@ -151,6 +151,36 @@ def test_another_student_of_the_same_targets(project: Project, tmp_path: Path) -
     assert "is fresh" in fresh.err
 
 
+@pytest.mark.finished("teacher-cache")
+def test_the_teacher_that_another_run_was_given_is_used(project: Project, tmp_path: Path) -> None:
+    """The recipe has no pre_train: no teacher is trained in the other run."""
+    given = (project.run / "teacher.safetensors").rename(tmp_path / "given.safetensors")
+    (project.run / "teacher.json").rename(given.with_suffix(".json"))
+    project.ok("teacher-cache", "--force", "--set", f"pre_train={given}")
+    words = ("--config", str(project.config), "--run", str(tmp_path / "own"))
+    done = project.command("teacher-cache", *words, "--from", str(project.run))
+    assert done.code == 0, done.err
+    assert "train-teacher" not in done.err
+    assert not (project.run / "teacher.safetensors").exists()
+
+
+@pytest.mark.finished("train-student")
+def test_a_source_that_moved_is_named_once(project: Project, tmp_path: Path) -> None:
+    own, now = tmp_path / "own", tmp_path / "now"
+    shutil.copytree(project.run, now)
+    project.run.rename(own)
+    shutil.rmtree(own / "targets.zarr")
+    RunFolder(own, tmp_path / "before").write_source()
+    words = ("train-student", "--config", str(project.config), "--run", str(own))
+    refused = project.command(*words)
+    assert refused.code == 2
+    assert f"{own}: its targets are those of {tmp_path / 'before'}: no run folder" in refused.err
+    assert "is fresh" in project.command(*words, "--from", str(now)).err
+    assert "is fresh" in project.command(*words).err
+    assert str(now / "targets.zarr") in project.command("cache", "info", str(own)).err
+    assert project.command("cache", "verify", str(own)).code == 0
+
+
 def test_a_source_that_is_no_run_is_refused(project: Project, tmp_path: Path) -> None:
     refused = project("train-student", "--from", str(tmp_path / "nothing"))
     assert refused.code == 2

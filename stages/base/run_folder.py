@@ -65,12 +65,16 @@ class RunFolder:
                 f"{path}: its targets are those of {recorded}, --from is {source}. Give another "
                 "folder with --run"
             )
+        whose = f"{path}: its targets are those of" if source is None else "--from"
         source = source or recorded or path
         if source.resolve() == path.resolve():
             return folder
         of_source = cls.open(source)
         if not of_source.state.is_dir():
-            raise InputError(f"--from {source}: no run folder (it has no {of_source.state.name}/)")
+            raise InputError(
+                f"{whose} {source}: no run folder (it has no {of_source.state.name}/). Give with "
+                "--from the run folder that has the targets now"
+            )
         return cls(path, of_source.upstream)
 
     def given(self) -> dict[str, Any] | None:
@@ -104,7 +108,8 @@ class RunFolder:
         if self.source is not None:
             source = self.source.resolve()
             record = {"from": os.path.relpath(source, self.path.resolve()), "at": str(source)}
-            write_text(self._from, json.dumps(record) + "\n")
+            if read_json(self._from) != record:
+                write_text(self._from, json.dumps(record) + "\n")
 
     def remove_empty(self, *, whole: bool) -> None:
         """Remove the folders that a failed command made and left empty.
