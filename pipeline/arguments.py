@@ -135,12 +135,12 @@ class RunArguments(NamedTuple):
 
 
 def _with_teacher(options: Options, folder: RunFolder) -> Options:
-    """The options with the teacher of the run whose targets are used, where its weights were given
-    to it as `pre_train`."""
-    made = folder.source and read_manifest(RunFolder(folder.source).manifest("teacher-cache"))
+    """The options with the `pre_train` of the run whose targets are used, if they have none."""
+    if folder.source is None or options.pre_train is not None:
+        return options
+    made = read_manifest(RunFolder(folder.source).manifest("teacher-cache"))
     weights = made and made["config"].get("pre_train")
-    changed = weights is not None and options.pre_train is None
-    return override(options, {"pre_train": weights}) if changed else options
+    return override(options, {"pre_train": weights}) if weights else options
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:

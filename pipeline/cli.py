@@ -251,9 +251,7 @@ def all_(recipe: RunArguments, update: bool) -> None:
     help=" ".join(f"{name}: {study.help}." for name, study in STUDIES.items()),
 )
 @click.option(
-    "--results",
-    type=FILE,
-    help="The CSV that keeps what was measured.  [default: results.csv in the run folder]",
+    "--results", type=FILE, help="The CSV of what was measured.  [default: RUN/results.csv]"
 )
 def ablation(
     recipe: RunArguments, replicates: int, jobs: int, study: str, results: Path | None

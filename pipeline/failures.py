@@ -49,44 +49,32 @@ _KNOWN = {
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Exit with one message where the block fails in a way that the user can fix."""
-
     received: list[Stopped] = []
 
     def stop(number: int, frame: object) -> None:
-        received.append(
-            Stopped(f"stopped by {signal.Signals(number).name}; {_RESUME}", 128 + number)
-        )
+        text = f"stopped by {signal.Signals(number).name}; {_RESUME}"
+        received.append(Stopped(text, 128 + number))
         raise KeyboardInterrupt if number == signal.SIGINT else received[0]
 
     # Who ignores Ctrl-C, as a job in the background, goes on to.
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     hooks = threading.excepthook, sys.unraisablehook
-    threading.excepthook = _quiet(threading.excepthook)
-    sys.unraisablehook = _quiet(sys.unraisablehook)
+    threading.excepthook, sys.unraisablehook = (_quiet(hook) for hook in hooks)
     progress.begin()
     try:
         yield
     except click.ClickException as error:
         _show(error)
         sys.exit(error.exit_code)
-    except (InputError, CacheError) as error:
-        if received:  # a damaged file, for the library that was reading it
-            _fail(str(received[0]), received[0].code)
-        end = "" if str(error).endswith("?") else "."
-        advice = f"{end} Type: {_advised(error)}" if error.command else ""
-        if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names
-            advice = f". {_ADVICE[errno.EMFILE]}"
-        _fail(f"{error}{advice}")
     except Stopped as stopped:
         _fail(str(stopped), stopped.code)
     except (click.Abort, KeyboardInterrupt):
         _fail(f"stopped by SIGINT; {_RESUME}", 130)
     except Exception as error:
-        if received:  # a library that was being loaded has made another error of it
+        if received:  # who was reading a file, or loading a library, has made another error of it
             _fail(str(received[0]), received[0].code)
-        problem = _explain(error)
-        if problem is None:
+        if (problem := _explain(error)) is None:
             raise
         _fail(problem)
     finally:
@@ -96,7 +84,12 @@ def report_errors() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str | None:
-    """What the machine lacks, in one line; None where the error is one of the program."""
+    """What is wrong, or what the machine lacks; None where the error is one of the program."""
+    if isinstance(error, InputError | CacheError):
+        if os.strerror(errno.EMFILE) in str(error):  # not the fault of the file that it names
+            return f"{error}. {_ADVICE[errno.EMFILE]}"
+        end = "" if str(error).endswith("?") else "."
+        return f"{error}{end} Type: {_advised(error)}" if error.command else str(error)
     text = _texts(error)
     cause = system_error(error)
     name = f"{cause.filename}: " if cause is not None and cause.filename is not None else ""

@@ -104,11 +104,9 @@ class ResultsFile:
                 f"{', '.join(COLUMNS)}. {_ELSE}"
             )
         if (repeated := found.duplicated([*_KEY])).any():
-            line = 2 + int(repeated.to_numpy().argmax())
-            raise InputError(
-                f"{self.path}: line {line} repeats an earlier one: the same {', '.join(_KEY)}. "
-                "Remove one of the two, or give another file with --results"
-            )
+            line = f"line {2 + int(repeated.to_numpy().argmax())} repeats the {', '.join(_KEY)}"
+            other = "remove one of the two, or give another file with --results"
+            raise InputError(f"{self.path}: {line} of an earlier one; {other}")
         return found
 
 

@@ -354,7 +354,9 @@ def test_a_line_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file = ResultsFile(tmp_path / "results.csv", "parts", Options())
     assert file.rows().empty
     file.path.write_text(text + line.format(0).replace("0.5", "0.4"))
-    with pytest.raises(InputError, match=r"results\.csv: line 4 repeats an earlier one"):
+    with pytest.raises(
+        InputError, match=r"results\.csv: line 4 repeats the study, .* of an earlier one"
+    ):
         file.rows()
 
 

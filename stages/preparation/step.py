@@ -145,9 +145,9 @@ def read_labels(path: Path) -> np.ndarray:
     if image.mode not in ("L", "P"):
         raise Unusable(f"{path}: label map of mode {image.mode}; {must}")
     with Image.open(path) as header:
-        # Pillow scales shades of 2 or 4 bits to 0..255.
+        # Pillow scales shades of 2 or 4 bits to 0..255, and inverts some of TIFF.
         if any("L;" in str(tile) for tile in header.tile):
-            raise Unusable(f"{path}: label map of fewer than 8 bits; {must}")
+            raise Unusable(f"{path}: label map of fewer than 8 bits, or inverted; {must}")
     return np.asarray(image)
 
 
