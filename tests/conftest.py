@@ -302,6 +302,14 @@ def run_process(*arguments: str, **options: object) -> subprocess.CompletedProce
     )
 
 
+def run_make(*words: str) -> str:
+    """What `make …` prints, free of the options of a make that started the tests."""
+    alone = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        ["make", *words], cwd=REPOSITORY, env=alone, capture_output=True, text=True, check=True
+    ).stdout
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Facts about the published network; they lie beside the project, not in it."""

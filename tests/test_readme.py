@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from deskpro.stages.metrics.protocols import PROTOCOLS
 from deskpro.stages.preparation.methods import METHODS
 from deskpro.stages.preparation.schemes import SCHEMES
 from deskpro.stages.targets.kinds import TARGETS
-from tests.conftest import REPOSITORY, Result
+from tests.conftest import REPOSITORY, Result, run_make
 from tests.house.tree import check
 
 DOCUMENTS = {
@@ -137,9 +136,8 @@ def resolve(arguments: list[str]) -> tuple[click.Command, list[str]]:
 def test_make_finds_the_run_of_a_recipe_with_a_tag(target: str, tmp_path: Path) -> None:
     def home(tag: str, *words: str) -> str:
         (tmp_path / "my recipe.yaml").write_text(f"device: cpu\n{tag}\n")
-        typed = ["make", "-n", target, f"CONFIG={tmp_path / 'my recipe.yaml'}", *words]
-        ended = subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        return shlex.split(ended.stdout.splitlines()[-1])[2]
+        printed = run_make("-n", target, f"CONFIG={tmp_path / 'my recipe.yaml'}", *words)
+        return shlex.split(printed.splitlines()[-1])[2]
 
     assert home("") == home("tag: ''") == "runs/my recipe"
     assert home("tag: b.1") == home('tag: "b.1"  # best') == "runs/my recipe-b.1"

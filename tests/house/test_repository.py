@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, run_process
+from tests.conftest import REPOSITORY, run_make, run_process
 from tests.house.tree import MODULES
 
 
@@ -35,30 +34,26 @@ def test_every_module_is_part_of_the_repository() -> None:
 
 
 def test_make_alone_prints_every_target() -> None:
-    made = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    printed = run_make()
     text = (REPOSITORY / "Makefile").read_text()
     targets = text.split(".PHONY:")[1].split("\n\n")[0].replace("\\\n", " ").split()
     for target in targets:
         if target != "help":
-            assert f"make {target} " in made.stdout
+            assert f"make {target} " in printed
 
 
 def test_make_types_names_with_spaces_and_options_that_are_given(tmp_path: Path) -> None:
     run = tmp_path / "my run"
     run.mkdir()
     (run / "config.yaml").touch()
-    alone = {"PATH": os.environ["PATH"]}  # not the options of a make that runs the tests
     for words, wanted in (
         (["eval", "CONFIG=my recipe.yaml"], ["eval", "--config", "my recipe.yaml"]),
         (["eval", f"RUN={run}"], ["eval", "--run", str(run)]),
         (["report", "CONFIG=my own/my recipe.yaml"], ["report", "runs/my recipe"]),
         (["ablation", "ARGS=--results mine.csv"], ["--results", "mine.csv"]),
     ):
-        make = ["make", "-n", "-o", ".venv/.ready", *words]
-        made = subprocess.run(
-            make, cwd=REPOSITORY, env=alone, capture_output=True, text=True, check=True
-        )
-        assert shlex.split(made.stdout.splitlines()[-1])[-len(wanted) :] == wanted
+        printed = run_make("-n", "-o", ".venv/.ready", *words)
+        assert shlex.split(printed.splitlines()[-1])[-len(wanted) :] == wanted
 
 
 def test_every_command_has_a_help_page() -> None:
