@@ -13,11 +13,10 @@ from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.progress import log
 from deskpro.stages.base.run_folder import RunFolder
-from deskpro.stages.data import benchmark
 from deskpro.stages.data.index import read_index, tracklet_key
 from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
-from deskpro.stages.metrics.ranking import random_order, rank_gallery
+from deskpro.stages.metrics.ranking import clothes_distances, random_order, rank_gallery
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +66,7 @@ def _chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> d
 
 
 def _clothes(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> dict[str, float]:
-    distances = benchmark.clothes_distances(query, gallery)
-    ranking = rank_gallery(query, gallery, distances, protocol)
+    ranking = rank_gallery(query, gallery, clothes_distances(query, gallery), protocol)
     return {"mAP": ranking.mAP, "rank1": float(ranking.queries["rank1"].mean())}
 
 

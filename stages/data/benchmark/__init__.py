@@ -4,14 +4,7 @@
 than in the gallery, where other people wear them; face, hair, stature and build tell who it is.
 """
 
-from deskpro.stages.data.benchmark.clothes import clothes_distances, clothes_nats
 from deskpro.stages.data.benchmark.make import FORMAT, make_benchmark
 from deskpro.stages.data.benchmark.options import BenchmarkOptions
 
-__all__ = [
-    "FORMAT",
-    "BenchmarkOptions",
-    "clothes_distances",
-    "clothes_nats",
-    "make_benchmark",
-]
+__all__ = ["FORMAT", "BenchmarkOptions", "make_benchmark"]
