@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -465,13 +466,20 @@ def test_a_paired_test_by_every_arrangement_of_signs() -> None:
 def dense_reranking(
     distances: np.ndarray, queries: int, k1: int, k2: int, weight: float
 ) -> np.ndarray:
-    """k-reciprocal re-ranking as in the paper, with full matrices and sets."""
+    """k-reciprocal re-ranking as in the paper, with full matrices and sets; of equal distances
+    all or none are among the nearest."""
     count = len(distances)
     d = distances / distances.max(1, keepdims=True)
-    order = [sorted(range(count), key=lambda j, i=i: (d[i, j], j)) for i in range(count)]  # type: ignore[misc]
+    self_first = d + 2 * (1 - np.eye(count))
+    nearer = np.array([[(row < one).sum() for one in row] for row in self_first])
 
+    @cache
+    def nearest(i: int, k: int) -> set[int]:
+        return {*np.flatnonzero(nearer[i] < k).tolist()}
+
+    @cache
     def mutual(i: int, k: int) -> set[int]:
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
+        return {j for j in nearest(i, k + 1) if i in nearest(j, k + 1)}
 
     v = np.zeros((count, count))
     for i in range(count):
@@ -485,7 +493,7 @@ def dense_reranking(
             v[i, j] = np.exp(-d[i, j])
         v[i] /= v[i].sum()
     if k2 > 1:
-        v = np.array([v[order[i][:k2]].mean(0) for i in range(count)])
+        v = np.array([v[[*nearest(i, k2)]].mean(0) for i in range(count)])
     found = np.zeros((queries, count - queries))
     for i in range(queries):
         for j in range(queries, count):
@@ -505,6 +513,24 @@ def test_reranking_in_blocks_is_that_of_full_matrices(k1: int, k2: int) -> None:
     with pytest.raises(MemoryError, match="more than 5e-05 GB"):
         reranked(lambda rows: distances[rows], 12, 58, k1=k1, k2=k2, memory=5e4)
     found = np.concatenate([new(slice(0, 5)), new(slice(5, 12))])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 12))
+def test_reranking_of_equal_distances_does_not_depend_on_the_order(
+    seed: int, k1: int, k2: int
+) -> None:
+    random = np.random.default_rng(seed)
+    points = random.integers(0, 4, (14, 2))
+    distances = np.square(points[:, None] - points[None]).sum(2).astype(float)
+    order = np.concatenate([np.arange(4), 4 + random.permutation(10)])
+    shuffled = distances[np.ix_(order, order)]
+    found, again = (
+        reranked(lambda rows, d=d: d[rows], 4, 10, k1=k1, k2=k2)(slice(0, 4))  # type: ignore[misc]
+        for d in (distances, shuffled)
+    )
+    np.testing.assert_allclose(found[:, order[4:] - 4], again, rtol=0, atol=1e-6)
+    expected = dense_reranking(distances, 4, min(k1, 13), min(k2, 14), 0.3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 

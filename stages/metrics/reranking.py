@@ -7,7 +7,9 @@ it and their weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,8 +36,9 @@ def reranked(
     distances: of rows among queries and gallery, in this order, to all of these, squared Euclidean
     or proportional to it, [n, queries + others]; they are divided by each row's largest (as the
     authors do). known: bool [queries + others], which have a feature at all; the others have no
-    neighbours, and none by way of another. k1: neighbours that must be mutual; k2: nearest whose
-    neighbourhoods are averaged; weight: of the old distance against the Jaccard distance. No result
+    neighbours, and are nobody's. k1: neighbours that must be mutual; k2: nearest whose
+    neighbourhoods are averaged; all that are as near as the last count, so that no result depends
+    on the order of images. weight: of the old distance against the Jaccard distance. No result
     depends on block, the rows at a time at most, and memory, the bytes for distances and
     neighbourhoods.
 
@@ -44,25 +47,23 @@ def reranked(
     """
     count = queries + others
     seen = np.ones(count, bool) if known is None else known
-    k1, k2 = min(k1, count - 1), min(k2, count)
-    near, largest = np.empty((count, k1 + 1), np.int64), np.empty(count)
     # A row of distances is copied about twice while it is sorted.
     block = int(min(max(memory / 4 / (16 * count), 1), block))
-    blocks = [*slices(count, block)]
-    held = _Held(memory, near.nbytes)
+    blocks, held = [*slices(count, block)], _Held(memory)
+    largest, nearest = np.empty(count), list[tuple[np.ndarray, np.ndarray]]()
     for part in blocks:
         rows = distances(part)
         largest[part] = np.maximum(rows.max(1), np.finfo(np.float32).tiny)
-        near[part] = [_nearest(i, row, k1 + 1) for i, row in enumerate(rows, part.start)]
+        rows = np.where(seen[part, None] & seen, rows, np.float32(np.inf))
+        nearest += [
+            held.add(_nearest(i, row, max(k1, k2 - 1))) for i, row in enumerate(rows, part.start)
+        ]
+    near = _Near.padded(nearest, held)
     raw: list[Neighbourhood] = []
     for row in (row for part in blocks for row in distances(part)):
-        i = len(raw)
-        images = _neighbours(i, near, k1) if seen[i] else np.array([i])
-        raw.append(held.add(_weighed(images[seen[images] | (images == i)], row / largest[i])))
-    averaged = [
-        held.add(_average([raw[j] for j in near[i, :k2]])) if seen[i] else raw[i]
-        for i in range(count)
-    ]
+        images = _neighbours(len(raw), near, k1)
+        raw.append(held.add(_weighed(images, row / largest[len(raw)])))
+    averaged = [held.add(_average([raw[j] for j in near.within(i, k2 - 1)])) for i in range(count)]
     containing = _by_image(averaged[queries:])
 
     def new(rows: slice) -> np.ndarray:
@@ -83,42 +84,66 @@ _NOTHING = np.empty(0, np.int64), np.empty(0)
 
 
 class _Held:
-    """Counts the bytes of neighbourhoods; MemoryError where they are more than may be held."""
+    """Counts the bytes that are held; MemoryError where they are more than may be."""
 
-    def __init__(self, limit: float, held: int) -> None:
-        self.limit, self.bytes = limit, held
+    def __init__(self, limit: float) -> None:
+        self.limit, self.bytes = limit, 0
 
-    def add(self, neighbourhood: Neighbourhood) -> Neighbourhood:
-        self.bytes += sum(part.nbytes for part in neighbourhood) + _OVERHEAD
+    def take(self, size: int) -> None:
+        self.bytes += size
         if self.bytes > self.limit:
             raise MemoryError(f"more than {self.limit / 1e9:g} GB of neighbourhoods")
-        return neighbourhood
+
+    def add(self, arrays: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        self.take(sum(part.nbytes for part in arrays) + _OVERHEAD)
+        return arrays
 
 
 _OVERHEAD = 300
 """Bytes of Python's objects around a neighbourhood."""
 
 
-def _nearest(i: int, row: np.ndarray, count: int) -> np.ndarray:
-    """The image itself and then the nearest, equal ones by position: int64 [count]."""
-    row = row.copy()
+class _Near(NamedTuple):
+    """The nearest images of each, int64 [images, most of any], and how many are nearer."""
+
+    images: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def padded(cls, rows: list[tuple[np.ndarray, np.ndarray]], held: _Held) -> _Near:
+        shape = len(rows), max(len(images) for images, _ in rows)
+        held.take(2 * 8 * math.prod(shape))
+        near = cls(np.full(shape, -1), np.full(shape, len(rows)))
+        for i, (images, places) in enumerate(rows):
+            near.images[i, : len(images)], near.places[i, : len(places)] = images, places
+        return near
+
+    def within(self, i: int, k: int) -> np.ndarray:
+        """The image itself and its k nearest, with all that are as near as the last."""
+        return self.images[i][self.places[i] <= k]
+
+    def mutual(self, i: int, k: int) -> np.ndarray:
+        """Those of them that have `i` among theirs."""
+        forward = self.within(i, k)
+        back = (self.images[forward] == i) & (self.places[forward] <= k)
+        return forward[back.any(1)]
+
+
+def _nearest(i: int, row: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image itself, and what is as near as its k nearest: images, and how many are nearer."""
     row[i] = -1
-    within = np.flatnonzero(row <= np.partition(row, count - 1)[count - 1])
-    return within[np.argsort(row[within], kind="stable")][:count]
+    last = np.partition(row, k)[k] if k < len(row) else np.inf
+    images = np.flatnonzero((row <= last) & (row < np.inf))
+    images = images[np.argsort(row[images], kind="stable")]
+    return images, np.searchsorted(row[images], row[images])
 
 
-def _mutual(i: int, near: np.ndarray, k: int) -> np.ndarray:
-    """The images among the k nearest of i (and i) that have i among theirs."""
-    forward = near[i, : k + 1]
-    return forward[(near[forward, : k + 1] == i).any(1)]
-
-
-def _neighbours(i: int, near: np.ndarray, k: int) -> np.ndarray:
+def _neighbours(i: int, near: _Near, k: int) -> np.ndarray:
     """The mutual neighbours, and those of each, within half the range, that mostly agree."""
-    mutual = _mutual(i, near, k)
+    mutual = near.mutual(i, k)
     found = [mutual]
     for j in mutual:
-        theirs = _mutual(int(j), near, round(k / 2))
+        theirs = near.mutual(int(j), round(k / 2))
         if 3 * np.isin(theirs, mutual).sum() > 2 * len(theirs):
             found.append(theirs)
     return np.unique(np.concatenate(found))
