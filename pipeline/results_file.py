@@ -56,7 +56,8 @@ class ResultsFile:
         self, path: Path, study: str, options: Options, given: Mapping[str, str] | None = None
     ) -> None:
         """given: what the students learn from and the recipe doesn't make (see `recipe_digest`)."""
-        self.path, self.study = path, study
+        # Behind a link is one file with one lock, whatever it is called.
+        self.path, self.study = path.resolve() if path.is_symlink() else path, study
         self.recipe, self.code = recipe_digest(options, given), code_digest()
 
     def rows(self) -> pd.DataFrame:

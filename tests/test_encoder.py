@@ -192,8 +192,10 @@ def test_the_student_of_a_run_a_weights_file_and_a_published_file(
     run: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     assert encoder.source.fusion == Fusion.fixed(0.5)
-    alone = Encoder.load(run / "student.safetensors", "cpu", face_weight=0.2)
-    assert alone.source.fusion == Fusion.fixed(0.2)
+    alone = Encoder.load(
+        run / "student.safetensors", "cpu", face_weight=np.float32(0.25), batch=np.int64(8)
+    )
+    assert alone.source.fusion == Fusion.fixed(0.25)
     np.testing.assert_array_equal(alone(NOISE).vectors, encoder(NOISE).vectors)
     torch.manual_seed(0)
     network = Student(3, width=0.25, feature_dim=16, block="published").eval()

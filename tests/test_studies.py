@@ -340,6 +340,15 @@ def test_rows_of_another_study_recipe_or_code_are_kept_and_not_used(tmp_path: Pa
     assert file.rows()["replicate"].tolist() == [0, 0, 1, 1]
 
 
+def test_a_link_to_a_file_of_results_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").symlink_to(tmp_path / "shared.csv")
+    file = ResultsFile(tmp_path / "results.csv", "parts", Options())
+    file.add(0, rows_of({"plain": [0.25]}))
+    assert len((tmp_path / "shared.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "results.csv").is_symlink()
+    assert not file.rows().empty
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "", ",".join(COLUMNS) + "\nparts,one" + "," * 10])
 def test_a_file_that_is_no_table_of_results_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(text)

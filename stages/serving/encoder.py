@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,10 @@ class Encoder:
         Raises:
             InputError: there is no student at `path`, or an argument cannot be used.
         """
-        number = isinstance(face_weight, int | float) and 0 <= face_weight <= 1
+        number = isinstance(face_weight, Real) and 0 <= face_weight <= 1
         if not (number or face_weight in (None, "fitted")):
             raise InputError(f"face_weight is {face_weight!r}; must be 0 to 1, or 'fitted'")
-        if not isinstance(batch, int) or batch < 1:
+        if not isinstance(batch, Integral) or batch < 1:
             raise InputError(f"batch is {batch!r}; must be a number from 1 on")
         chosen = pick_device(device)
         source = open_source(Path(path), chosen, face_weight)
