@@ -97,9 +97,7 @@ def read_index(
         images = layout.images(root, split, lists=lists)
         problems += by_stem(folder, images)[1]
         if not images:
-            place = _place(root, layout, split)
-            what = "empty split" if place.is_dir() else "no such folder"
-            problems.append(Problem(place, f"{what}: no {split} images"))
+            problems.append(_no_images(root, layout, split))
         for sample_id, name in read_names(layout, images, lists, clothes, scenes):
             if not is_text(sample_id):
                 what = f"its name isn't UTF-8 ({sample_id!r}); rename it"
@@ -124,6 +122,12 @@ def read_index(
 def _place(root: Path, layout: Layout, split: str) -> Path:
     """The folder of a split's body images."""
     return layout.bodies(root) / layout.files[split].split("*")[0].split("[")[0]
+
+
+def _no_images(root: Path, layout: Layout, split: str) -> Problem:
+    place = _place(root, layout, split)
+    what = "empty split" if place.is_dir() else "no such folder"
+    return Problem(place, f"{what}: no {split} images")
 
 
 def _elsewhere(root: Path, layout: Layout, splits: Sequence[str]) -> Iterator[Problem]:
