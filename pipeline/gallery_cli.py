@@ -191,9 +191,10 @@ def search(
 ) -> None:
     """Find the pictures that are most like each query.
 
-    QUERY is a file, or a folder of them. A table shows names of files, json and csv their paths.
-    Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the one added
-    first. odds: the logarithm of how many times likelier a score is for one person than for two.
+    QUERY is a file, or a folder of them. A table shows paths from the deepest folder that has
+    all, json and csv whole ones. Every picture is compared, by the similarity that `eval` ranks by.
+    Equal scores: the one added first. odds: the logarithm of how many times likelier a score is for
+    one person than for two.
     """
     _require_place(form, out)
     if threshold is not None and threshold != threshold:
@@ -247,7 +248,7 @@ def _show_hits(
         write_text(out, results.as_html(found, title, about))
         return
     rows = [{"query": query, **hit} for query, hits in found.items() for hit in hits]
-    short = [{**row, **{key: Path(row[key]).name for key in ("query", "path")}} for row in rows]
+    short = results.short_paths(rows, ("query", "path"))
     _show(rows, form, out, _HITS, "Found", short)
 
 

@@ -117,7 +117,8 @@ def check_data(
         explain_names(options, checked)
     for problem in problems:
         click.echo(str(problem))
-    summary(f"check-data: {len(problems)} problems in {options.data.root}", facts)
+    count = f"{len(problems)} problem" + "s" * (len(problems) != 1)
+    summary(f"check-data: {count} in {options.data.root}", facts)
     if problems:
         sys.exit(2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -142,6 +143,27 @@ def test_a_file_that_is_missing_alone_is_a_problem_unless_the_sample_is_kept_or_
     left_out = check_data(data, "benchmark", incomplete="leave-out").require()
     assert left_out.left_out["stream"].tolist() == ["all"]
     assert sample not in left_out.split("train")["sample_id"].tolist()
+
+
+def test_a_folder_of_which_every_image_lacks_a_file_is_one_problem(data: Path) -> None:
+    shutil.rmtree(data / "mask")
+    (found,) = map(str, check_data(data, "benchmark").problems)
+    assert found == (
+        f"{data / 'mask'}: missing mask in training, of every image; "
+        "--set data.incomplete=keep uses what there is"
+    )
+
+
+def test_a_folder_above_or_below_that_of_the_dataset_names_it(tmp_path: Path) -> None:
+    whole = tmp_path / "pub" / "LTCC_ReID"
+    for name in ("train/001_1_c1_000001.png", "query/009_1_c1_000001.png", "test/9_1_c2_1.png"):
+        (whole / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 16)).save(whole / name)
+    for wrong in (whole.parent, whole / "train"):
+        lines = [str(problem) for problem in read_index(wrong, LAYOUTS["ltcc"])[1]]
+        assert f"{wrong}/train: no such folder: no train images" in lines
+        assert lines[-1] == f"{wrong}: not the folder of the dataset, which seems to be {whole}"
+    assert not any("seems" in str(each) for each in read_index(tmp_path, LAYOUTS["ltcc"])[1])
 
 
 def test_an_identity_with_one_image_is_a_problem_or_vanishes(data: Path, tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_arguments_that_do_not_fit_are_refused_in_one_line(
         encoder(NOISE, color="hsv")
     with pytest.raises(InputError, match="faces: 1 for 3 bodies"):
         encoder(NOISE, [None])
-    with pytest.raises(InputError, match="faces='detect' needs a detector"):
+    with pytest.raises(InputError, match="faces='detect' needs a detector: --detector FILE, in"):
         encoder(NOISE, "detect")
     for device in ("cud", "mps", "cuda:x"):
         with pytest.raises(InputError, match=f"device is '{device}'; must be auto, cpu, cuda or"):

@@ -28,6 +28,7 @@ from deskpro.stages.metrics.fusion import Fusion
 from deskpro.stages.serving import gallery_search
 from deskpro.stages.serving.gallery import Gallery, describe
 from deskpro.stages.serving.gallery_pictures import Picture, collect, moment, read_csv
+from deskpro.stages.serving.gallery_results import short_paths
 from deskpro.stages.serving.gallery_search import Comparison, Hits
 from deskpro.stages.serving.gallery_table import FACTS, Filter, PictureTable
 from tests.conftest import REPOSITORY, Result
@@ -325,6 +326,13 @@ def test_what_is_added_is_found_as_the_encoder_compares(
     )
     assert [hit["case"] for hit in hits] == [cases[bool(shown.has_face[i])] for i in order]
     assert {hit["camera"] for hit in hits} == {"door"}
+
+
+def test_shown_paths_tell_pictures_of_one_name_apart() -> None:
+    rows = [{"query": "/q/1.jpg", "path": f"/photos/{who}/1.jpg"} for who in ("ann", "bob")]
+    short = [tuple(row.values()) for row in short_paths(rows, ("query", "path"))]
+    assert short == [("1.jpg", "ann/1.jpg"), ("1.jpg", "bob/1.jpg")]
+    assert short_paths([], ("path",)) == []
 
 
 def test_adding_again_skips_and_a_changed_picture_is_replaced(

@@ -24,7 +24,7 @@ from deskpro.stages.base.params import (
 from deskpro.stages.base.prepare_options import Prepare
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.section import Section
-from deskpro.stages.base.stage import Digests
+from deskpro.stages.base.stage import Digests, _changes
 from tests.conftest import Project, slow
 
 NAME = r"(?P<pid>\d+)_.*"
@@ -165,6 +165,13 @@ def test_every_param_that_changes_is_a_reason(
         assert not made.stale(record, digests)
         reasons = make(stage, changed, folder).stale(record, digests)
         assert name in {reason.name for reason in reasons}, name
+
+
+def test_what_never_was_is_no_reason() -> None:
+    assert not _changes("dep", {"a": None, "gone": "1"}, {"b": None, "gone": None})
+    assert [each.name for each in _changes("dep", {"old": "1"}, {"new": "2"})] == ["new", "old"]
+    before, now = {"teachers.a.stream": None, "teachers.a.kd": 0.5}, {"teachers.b.stream": None}
+    assert [each.name for each in _changes("param", before, now)] == ["teachers.a.kd"]
 
 
 # Records that lack an option

@@ -237,6 +237,13 @@ def test_yunet_finds_a_real_face_at_any_size(yunet: Path, portrait: Image.Image)
         assert 0.6 <= (seen.score or 0) <= 1
 
 
+def test_opencv_does_not_warn_at_each_image(
+    yunet: Path, portrait: Image.Image, capfd: pytest.CaptureFixture[str]
+) -> None:
+    detect(yunet, portrait.resize((64, 64)))
+    assert capfd.readouterr().err == ""
+
+
 def test_yunet_on_nobody_and_on_two(yunet: Path, portrait: Image.Image) -> None:
     assert detect(yunet, Image.new("RGB", (64, 128), (90, 120, 60))).decision == NONE
     two = Image.new("RGB", (768, 512))

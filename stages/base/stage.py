@@ -185,11 +185,10 @@ class Stage(ABC):
 def _changes(
     kind: Literal["param", "dep"], before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[Reason]:
-    """What is new, no longer used or different; a dependency that is no longer there is neither."""
+    """What is new, no longer used or different; a dependency that is no longer there is neither,
+    nor is one that never was, or an option of a teacher that is None and comes or goes with it."""
     return [
         Reason(kind, name, before.get(name), now.get(name))
         for name in {**now, **before}
-        if name not in before
-        or name not in now
-        or (before[name] != now[name] and (kind == "param" or now[name] is not None))
+        if before.get(name) != now.get(name) and (kind == "param" or now.get(name, "") is not None)
     ]

@@ -209,6 +209,7 @@ def _complete(
     if incomplete == "leave-out":
         by_sample = groupby(lacks, key=attrgetter("sample_id"))
         lacks = [_of_whole([*group]) for _, group in by_sample]
+    bare = [root / kind for kind in needs if train[kind].isna().all()]
     whole = {lack.sample_id for lack in lacks if lack.stream == "all"}
     usable = train[~train["sample_id"].isin(whole)]
     for row in usable[~usable["pid"].duplicated(keep=False)].to_dict("records"):
@@ -217,11 +218,20 @@ def _complete(
         whole.add(row["sample_id"])
     pids = dict(zip(train["sample_id"], train["pid"], strict=True))
     rows = [(lack.sample_id, pids[lack.sample_id], lack.stream, lack.reason) for lack in lacks]
-    hint = "; --set data.incomplete=leave-out trains without it, keep uses what it has"
-    problems = [Problem(lack.file, lack.reason + hint) for lack in lacks if lack.file is not None]
+    problems = [*dict.fromkeys(_absence(x.file, x.reason, bare) for x in lacks if x.file)]
     left_out = pd.DataFrame(rows, columns=LEFT_OUT)
     kept = table[~table["sample_id"].isin(whole)]
     return kept, left_out, problems if incomplete == "refuse" else []
+
+
+def _absence(file: Path, reason: str, bare: Sequence[Path]) -> Problem:
+    """That a file is missing; or that all are in its folder, where this is one of `bare`."""
+    for folder in bare:
+        if folder in file.parents:
+            what = f"{reason}, of every image; --set data.incomplete=keep uses what there is"
+            return Problem(folder, what)
+    hint = "; --set data.incomplete=leave-out trains without it, keep uses what it has"
+    return Problem(file, reason + hint)
 
 
 def _lacks(row: Mapping[Any, Any], root: Path, needs: Sequence[str]) -> Iterator[Lack]:

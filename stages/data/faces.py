@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class FaceDetector:
         """score: the least confidence; height: lower body images are first enlarged to it; option:
         what names the file, for errors. Raises InputError."""
         self.cv2 = optional("cv2", option)
+        if "OPENCV_LOG_LEVEL" not in os.environ:  # version 5 warns at each detector that is created
+            self.cv2.utils.logging.setLogLevel(self.cv2.utils.logging.LOG_LEVEL_ERROR)
         self.model, self.score, self.height, self.option = model, score, height, option
         self._detector((320, 320))  # refuses an unreadable file before any work
 

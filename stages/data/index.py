@@ -97,8 +97,7 @@ def read_index(
         images = layout.images(root, split, lists=lists)
         problems += by_stem(folder, images)[1]
         if not images:
-            place = folder / layout.files[split].split("*")[0].split("[")[0]
-            problems.append(Problem(place, f"empty split: no {split} images"))
+            problems.append(_no_images(root, layout, split))
         for sample_id, name in read_names(layout, images, lists, clothes, scenes):
             if not is_text(sample_id):
                 what = f"its name isn't UTF-8 ({sample_id!r}); rename it"
@@ -111,11 +110,33 @@ def read_index(
                 paths = {kind: found.get(stem(sample_id)) for kind, found in files.items()}
                 row = {"split": split, "sample_id": sample_id, **name._asdict()}
                 rows.append(row | {"imgs": f"{folder}/{sample_id}"} | paths)
+    if not rows:
+        problems += _elsewhere(root, layout, splits)
     problems += duplicate_ids({row["pid"] for row in rows}, folder)
     ids, texts = [row["sample_id"] for row in rows], [row["time"] for row in rows]
     times, bad_times = read_times(ids, texts)
     problems += [Problem(folder, bad_times)] * bool(bad_times)
     return to_table([r | {"time": time} for r, time in zip(rows, times, strict=True)]), problems
+
+
+def _place(root: Path, layout: Layout, split: str) -> Path:
+    """The folder of a split's body images."""
+    return layout.bodies(root) / layout.files[split].split("*")[0].split("[")[0]
+
+
+def _no_images(root: Path, layout: Layout, split: str) -> Problem:
+    place = _place(root, layout, split)
+    what = "empty split" if place.is_dir() else "no such folder"
+    return Problem(place, f"{what}: no {split} images")
+
+
+def _elsewhere(root: Path, layout: Layout, splits: Sequence[str]) -> Iterator[Problem]:
+    """The folder below or above one without any image that has all splits."""
+    above = root.absolute().parents[:2]
+    for near in (*sorted(path for path in root.iterdir() if path.is_dir()), *above):
+        if all(_place(near, layout, split).is_dir() for split in splits):
+            yield Problem(root, f"not the folder of the dataset, which seems to be {near}")
+            return
 
 
 def to_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -37,7 +37,8 @@ class LabelFiles(Step):
     files = (
         Need(
             "parsing.labels",
-            "the folder of label maps, or set prepare.parsing.method=segformer",
+            "the folder of label maps, or set prepare.parsing.method=segformer; without both, "
+            "prepare.steps=[face,restoration] and prepare.face.method=yunet make faces alone",
             Path.is_dir,
         ),
     )

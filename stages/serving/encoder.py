@@ -283,8 +283,9 @@ class Encoder:
             raise InputError("faces: this student has no face stream; leave faces out")
         if detect and self._faces is None:
             raise InputError(
-                "faces='detect' needs a detector: Encoder.load(path, detector=FILE), YuNet's ONNX "
-                "file, face_detection_yunet_2023mar.onnx of opencv/opencv_zoo on GitHub"
+                "faces='detect' needs a detector: --detector FILE, in Python Encoder.load(path, "
+                "detector=FILE); YuNet's ONNX file, face_detection_yunet_2023mar.onnx of "
+                "opencv/opencv_zoo on GitHub"
             )
         given = {} if bodies is None else {"body": Images(bodies, "bodies", color)}
         if faces is not None and not detect:

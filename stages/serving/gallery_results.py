@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,28 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return text.getvalue()
 
 
+def short_paths(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with the paths of each of some columns from the deepest folder that has them all."""
+    short = [dict(row) for row in rows]
+    for name in columns if rows else ():
+        folder = os.path.commonpath([Path(row[name]).parent for row in rows])
+        for row in short:
+            row[name] = os.path.relpath(row[name], folder)
+    return short
+
+
 def as_html(found: Found, title: str, about: str) -> str:
     """One self-contained page with the pictures, which are read now."""
     show = Thumbnails({"picture": _SIZE})
+    every = [hit for hits in found.values() for hit in hits]
+    names = [hit["path"] for hit in short_paths(every, ("path",))]
+    name = dict(zip([hit["path"] for hit in every], names, strict=True))
     queries = [
         {
             "name": query,
             "image": show("picture", query),
             "hits": [
-                _in_words(hit)
-                | {"name": Path(hit["path"]).name, "image": show("picture", hit["path"])}
+                _in_words(hit) | {"name": name[hit["path"]], "image": show("picture", hit["path"])}
                 for hit in hits
             ],
         }
