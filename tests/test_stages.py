@@ -146,6 +146,18 @@ def test_a_set_that_is_not_there_is_no_fresh_evaluation(project: Project) -> Non
     assert "nowhere: no such folder" in result.err
 
 
+@pytest.mark.parametrize("split", ["query", "bounding_box_test"])
+def test_a_split_that_is_not_there_is_refused_before_any_training(
+    split: str, project: Project
+) -> None:
+    missing = project.data / "imgs" / split
+    missing.rename(project.data / "elsewhere")
+    result = project("eval")
+    assert result.code == 2
+    assert f"{missing}: no such folder" in result.err
+    assert not project.run.exists()
+
+
 @pytest.mark.finished("train-teacher")
 def test_an_output_that_its_record_does_not_speak_of_is_stale(project: Project) -> None:
     project.ok("train-teacher")

@@ -119,13 +119,8 @@ def read_index(
     return to_table([r | {"time": time} for r, time in zip(rows, times, strict=True)]), problems
 
 
-def _place(root: Path, layout: Layout, split: str) -> Path:
-    """The folder of a split's body images."""
-    return layout.bodies(root) / layout.files[split].split("*")[0].split("[")[0]
-
-
 def _no_images(root: Path, layout: Layout, split: str) -> Problem:
-    place = _place(root, layout, split)
+    place = layout.place(root, split)
     what = "empty split" if place.is_dir() else "no such folder"
     return Problem(place, f"{what}: no {split} images")
 
@@ -134,7 +129,7 @@ def _elsewhere(root: Path, layout: Layout, splits: Sequence[str]) -> Iterator[Pr
     """The folder below or above one without any image that has all splits."""
     above = root.absolute().parents[:2]
     for near in (*sorted(path for path in root.iterdir() if path.is_dir()), *above):
-        if all(_place(near, layout, split).is_dir() for split in splits):
+        if all(layout.place(near, split).is_dir() for split in splits):
             yield Problem(root, f"not the folder of the dataset, which seems to be {near}")
             return
 

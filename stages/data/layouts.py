@@ -107,6 +107,10 @@ class Layout:
         """The folder below which the paths of body images are counted."""
         return root / "imgs" if self.prepared(root) else root
 
+    def place(self, root: Path, split: str) -> Path:
+        """The folder of a split's body images, or the one above several."""
+        return self.bodies(root) / self.files[split].split("*")[0].split("[")[0]
+
     def read_lists(self, root: Path, splits: Collection[str]) -> Listing | None:
         """What its own lists say of some splits, where they say which images these are."""
         return self.listing and self.listing(root, self.bodies(root), splits)
@@ -357,12 +361,11 @@ def image_folders(
 
 
 def require_bodies(root: Path, dataset: str) -> None:
-    """Raise InputError where a set that is evaluated has no folder of body images."""
-    if not layout_of(root, dataset).bodies(root).is_dir():
-        raise InputError(
-            f"{root}: no such folder, or none of body images in it. Set data.test_root, or "
-            "data.root"
-        )
+    """Raise InputError where a set that is evaluated has no folder of body images of a split."""
+    layout = layout_of(root, dataset)
+    for place in (root, *(layout.place(root, split) for split in ("query", "gallery"))):
+        if not place.is_dir():
+            raise InputError(f"{place}: no such folder. Set data.test_root, or data.root")
 
 
 def unfinished(root: Path) -> bool:
