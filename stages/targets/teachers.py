@@ -82,8 +82,8 @@ def mean_output(outputs: Sequence[Output]) -> Output:
     """The mean of what the heads give: logits, features and embeddings."""
     if len(outputs) == 1:
         return outputs[0]
-    several = zip(*(output[:3] for output in outputs), strict=True)
-    return Output(*(torch.stack(each).float().mean(0) for each in several), outputs[0].attention)
+    found = [torch.stack(t).float().mean(0) for t in zip(*(o[:3] for o in outputs), strict=True)]
+    return outputs[0]._replace(logits=found[0], features=found[1], embeddings=found[2])
 
 
 class LiveTeachers:
