@@ -1,6 +1,6 @@
 """The stages by name, in order.
 
-To add one: its module, and its row in `STAGES`.
+To add one: its module, and its row in `STAGES`; its help's section and example: `command_help.py`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.names import FACE_HR
 from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import WITHOUT_EFFECT, flatten, names_option
+from deskpro.stages.evaluation.study import targets_off
 from deskpro.stages.losses.terms import TERMS, params
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ class Study(NamedTuple):
 PLAIN, LONGER = "plain", "plain, 2× steps"
 """Without targets, at the length of the recipe and at twice that."""
 _NO_KD: Changes = {"kd_loss.enable": False}
-_PLAIN: Changes = {**_NO_KD, "mse.mse_weight": 0.0}
 _EMBEDDING: Changes = {"embedding.weight": 10.0}
 _UNLABELLED = {"loss.cross_entropy": 0.0, "loss.triplet": 0.0, "loss.triplet_body": 0.0}
 _LENGTHS = {" ×½": 0.5, "": 1.0, " ×2": 2.0, " ×4": 4.0}
@@ -92,29 +92,31 @@ _SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 
 def _parts(options: Options) -> Variants:
+    plain, kd, attention = (targets_off(options, *kept) for kept in ([], ["kd"], ["attention"]))
     return {
-        PLAIN: _PLAIN,
-        "kd": {"mse.mse_weight": 0.0},
-        "kd-class": {"kd_loss.class_means": True, "mse.mse_weight": 0.0},
-        "attention": {"kd_loss.enable": False},
+        PLAIN: plain,
+        "kd": kd,
+        "kd-class": {"kd_loss.class_means": True, **kd},
+        "attention": attention,
         "both": {},
-        LONGER: {**_PLAIN, **_longer(options, 2)},
+        LONGER: {**plain, **_longer(options, 2)},
     }
 
 
-def _plain_and_both(_: Options) -> Variants:
-    return {PLAIN: _PLAIN, "both": {}}
+def _plain_and_both(options: Options) -> Variants:
+    return {PLAIN: targets_off(options), "both": {}}
 
 
-def _targets(_: Options) -> Variants:
+def _targets(options: Options) -> Variants:
     """What of the recipe's own teacher the face stream learns."""
+    plain, kd = (targets_off(options, "attention", *kept) for kept in ([], ["kd"]))
     return {
-        PLAIN: _NO_KD,
-        "kd": {},
-        "kd-class": {"kd_loss.class_means": True},
-        "embedding": {**_NO_KD, **_EMBEDDING},
-        "kd + embedding": _EMBEDDING,
-        "embedding, no labels": {**_NO_KD, **_EMBEDDING, **_UNLABELLED},
+        PLAIN: plain,
+        "kd": kd,
+        "kd-class": {"kd_loss.class_means": True, **kd},
+        "embedding": {**plain, **_EMBEDDING},
+        "kd + embedding": {**kd, **_EMBEDDING},
+        "embedding, no labels": {**plain, **_EMBEDDING, **_UNLABELLED},
     }
 
 

@@ -83,11 +83,17 @@ def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     if targets_needed(options, options.streams) and options.pre_train is None:
         found["train_teacher.batchid"] = train.loc[train["hr_face"].notna(), "pid"].nunique()
     batch = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}
+    few = dict.fromkeys(found, "training needs two")
+    if not found.get("train_teacher.batchid", 1):
+        few["train_teacher.batchid"] = (
+            "no image has the HR face that the teacher sees. The body alone is trained by --set "
+            "forward_mode=body --set kd_loss.enable=false --set mse.mse_weight=0"
+        )
     return [
         Problem(
             options.data.root,
             f"{count} training identities make no batch of {name} {batch[name]}: "
-            + (f"--set {name}={count} or less" if count > 1 else "training needs two"),
+            + (f"--set {name}={count} or less" if count > 1 else few[name]),
         )
         for name, count in found.items()
         if count < batch[name]

@@ -312,6 +312,10 @@ def test_every_raw_layout_is_tried() -> None:
     }
 
 
+def test_every_layout_is_scored_by_protocols_that_exist() -> None:
+    assert {name for layout in LAYOUTS.values() for name in layout.protocols} <= PROTOCOLS.keys()
+
+
 @pytest.mark.parametrize("dataset", RAW_TREES)
 def test_a_raw_dataset_is_read_as_its_authors_lay_it_out(dataset: str, tmp_path: Path) -> None:
     root = tmp_path / "77_c7_7-7-7-7"  # looks like an id under several rules
@@ -359,6 +363,9 @@ def test_faces_of_a_raw_dataset_are_not_there_and_it_says_what_to_do(
     assert "has body images only, lr_face" in result.err
     assert "Type: deskpro train-student" in result.err  # a teacher would be refused again
     assert "forward_mode=body" in result.err
+    checked = project("check-data", *sets).out
+    assert "no image has the HR face that the teacher sees" in checked
+    assert "--set forward_mode=body" in checked
     body = ("forward_mode=body", "kd_loss.enable=false", "mse.mse_weight=0")
     project.ok("eval", *sets, *(part for text in body for part in ("--set", text)))
 

@@ -27,6 +27,7 @@ from deskpro.stages.base.options import Launch, Options
 from deskpro.stages.base.params import relevant
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.data.benchmark import BenchmarkOptions
+from deskpro.stages.losses.terms import targets_needed
 from deskpro.stages.reporting.curves import Level, panels
 from deskpro.stages.targets.kinds import TARGETS
 from tests.conftest import TINY, Project
@@ -64,6 +65,21 @@ def test_a_change_matters_for_the_streams_whose_losses_name_its_section() -> Non
         for changes in ({"train_student.epochs": 90}, {"loss.margin": 0.1}, {"data.identities": 9}):
             assert changes_of(stream, options, changes) == changes
         assert not changes_of(stream, options, {"data.workers": 7, "kd_loss.T": 5.0})
+
+
+@pytest.mark.parametrize("study", ["parts", "length", "labels"])
+def test_plain_learns_no_target_whatever_the_recipe_has_on(study: str) -> None:
+    options = config.load({}, ["embedding.weight=10", "teachers.clip.input=imgs"])
+    lines = STUDIES[study].lines(options)
+    needed = {
+        name: targets_needed(config.override(options, changes), options.streams)
+        for name, changes in lines.items()
+    }
+    wanted = {"plain": set(), "kd": {"logits"}, "attention": {"parsing"}}
+    wanted["both"] = {"logits", "embedding", "parsing", "clip/embedding"}
+    assert {name: needed[name] for name in wanted if name in needed} == {
+        name: targets for name, targets in wanted.items() if name in needed
+    }
 
 
 def test_another_teacher_matters_for_the_stream_that_learns_from_it() -> None:

@@ -31,12 +31,14 @@ from deskpro.pipeline import config
 from deskpro.stages.base.options import Options
 from deskpro.stages.cache_plan import rate
 from deskpro.stages.data import views as view_module
+from deskpro.stages.losses.terms import TERMS, Term
+from deskpro.stages.models.lmbn import Output
 from deskpro.stages.models.weights import load_teacher, save
 from deskpro.stages.targets import class_share, kinds
 from deskpro.stages.targets.kinds import TARGETS, Settings, divergence, stored_fields, tensors
 from deskpro.stages.targets.plan import field_bytes, settings_for
 from deskpro.stages.targets.provenance import option_differences
-from deskpro.stages.targets.teachers import CachedTeacher, ClassTeacher, open_teacher
+from deskpro.stages.targets.teachers import CachedTeacher, ClassTeacher, mean_output, open_teacher
 from deskpro.stages.targets.worker import Item, ItemTarget
 from tests.conftest import REPOSITORY, Project, Result, run_process, slow, with_cache
 
@@ -836,6 +838,42 @@ def test_a_target_is_added_by_its_class_and_a_row(
     audit = project.command("cache", "audit", str(project.run))
     assert "brightness" in audit.err
     assert audit.code == 0, audit.out
+
+
+class GlobalFeature(kinds.OfHeads):
+    """The teacher's feature before the BNNeck of one head, [B, 1, D]: one row, of no head."""
+
+    parts = ""
+    name, length, dim = "first", "embedding_dim", "feature"
+    output, text = "embeddings", "the teacher's feature of its head global before the BNNeck"
+
+    def compute(self, batch: Any, output: Any, s: Settings) -> torch.Tensor:
+        return super().compute(batch, output, s)[:, :1]
+
+
+def test_a_target_of_the_teacher_is_added_and_learned_from(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss alone says how one row is learned: it needn't be of the student's heads."""
+
+    def squared(embeddings: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (embeddings[:, :1].float() - teacher.float()).square().mean()
+
+    monkeypatch.setitem(TARGETS, "first", GlobalFeature())
+    monkeypatch.setitem(config.REGISTRIES, "cache.targets", tuple(TARGETS))
+    term = Term(squared, "face", "embeddings", "first", "embedding.weight")
+    monkeypatch.setitem(TERMS, "first", term)
+    added = sets("cache.targets=[logits,parsing,embedding,first]", "embedding.weight=1")
+    project.ok("teacher-cache", *added)
+    stored = MappedReader(store(project), GlobalFeature().group).schema.fields["first"]
+    assert (stored.shape, stored.dtype) == ((1, 16), "float16")
+    steps = sets("train_student.max_steps=1", "forward_mode=face")
+    assert re.search(r"\bfirst +\d", project.ok("train-student", *added, *steps).err)
+
+
+def test_every_output_of_the_heads_is_averaged_over_networks() -> None:
+    outputs = [Output(*(torch.full((2, 1, 3), v) for _ in range(3)), None) for v in (1.0, 2.0)]
+    assert all((values == 1.5).all() for values in mean_output(outputs)[:3])
 
 
 def test_a_worker_gives_the_same_bytes_in_any_order_and_process(project: Project) -> None:

@@ -6,15 +6,25 @@ from pathlib import Path
 
 from deskpro.cache.files import sha256
 from deskpro.stages.base.errors import InputError
+from deskpro.stages.base.options import Options
 from deskpro.stages.base.params import both_named, flatten, names_option
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
-from deskpro.stages.reporting import record
+from deskpro.stages.losses.terms import TERMS, active_terms
 
 PLAIN, TEACHER = "plain", "teacher"
 STUDIED = {PLAIN: "the same student without targets", TEACHER: "the teacher, on HR faces"}
 """Folders of a study (`pipeline.students`, `pipeline.references`), and what they hold."""
-_TARGETS = ("kd_loss", "mse.mse_weight")
+_TARGETS = ("kd_loss", "teachers", *(t.weight for t in TERMS.values() if t.target != "label"))
 """What a student without targets has otherwise."""
+
+
+def targets_off(options: Options, *kept: str) -> dict[str, object]:
+    """Option → value, by which a student learns no target, or those of the terms `kept` alone."""
+    terms = active_terms(options, options.streams)
+    off = [terms[name] for name in terms if terms[name].target != "label" and name not in kept]
+    return {term.enabled: False for term in off if term.enabled} | {
+        term.weight: 0.0 for term in off if not term.enabled
+    }
 
 
 def studied(folder: RunFolder, teacher: Path) -> tuple[list[tuple[Path, str]], list[str]]:
@@ -58,6 +68,8 @@ def _other_options(folder: RunFolder, plain: Path) -> str:
 def _other_weights(path: Path, teacher: Path) -> str:
     """How the weights of an evaluated teacher differ from the run's; empty: in nothing that is
     known."""
+    from deskpro.stages.reporting import record
+
     evaluated = record.read_metrics(path)["network"]["sha256"]
     now = sha256(teacher) if teacher.is_file() else evaluated
     if now == evaluated:

@@ -65,8 +65,8 @@ def _timm(name: str, **_: Any) -> Backbone:
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {"osnet": _osnet, "timm": _timm}
-"""Name → function that makes it from the keywords `width` and `block` of the network's options; of
-`timm:NAME` what precedes the colon, and NAME is given first."""
+"""Name → function that makes it. All are called with the keywords `width` and `block`, options of
+OSNet; others ignore them (`**_`). Of `timm:NAME` what precedes the colon, and NAME comes first."""
 
 
 def make_backbone(name: str, **options: Any) -> Backbone:

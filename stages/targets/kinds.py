@@ -105,6 +105,7 @@ class OfHeads(Target):
     """What the teacher gives for each head, [B, H, L]: float16, or int8 with a scale per head."""
 
     parts = "heads"
+    """Empty in a class whose value is one row, [B, 1, L], and of no head of the student."""
     name: str
     """Of the array."""
     output: str
@@ -120,17 +121,18 @@ class OfHeads(Target):
         self.teacher, self.sees = teacher, (sees,)
         self.group = f"teachers/{teacher}/{self.name}"
         size = "face_size" if sees.endswith("face") else "body_size"
-        self.depends = (size, "precision", f"{self.name}_dtype")
+        self.depends = (size, "precision", *({f"{self.name}_dtype"} & {*Settings._fields}))
 
     def dtype(self, settings: Settings) -> str:
-        """float16 or int8."""
-        found: str = getattr(settings, f"{self.name}_dtype")
+        """float16 or int8, as the setting NAME_dtype says; float16 where there is none."""
+        found: str = getattr(settings, f"{self.name}_dtype", "float16")
         return found
 
     def fields(self, settings: Settings) -> dict[str, Field]:
         from deskpro.cache.schema import Field
 
-        shape, dims = (len(settings.heads), getattr(settings, self.length)), ("head", self.dim)
+        heads = len(settings.heads) if self.parts else 1
+        shape, dims = (heads, getattr(settings, self.length)), ("head", self.dim)
         if self.dtype(settings) == "float16":
             return {self.name: Field(shape, "float16", dims, "1", self.text)}
         scale = f"{self.name}_scale"

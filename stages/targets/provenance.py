@@ -252,9 +252,8 @@ def image_differences(
     index: every training image that is here (`training_images`). Images that targets are computed
     from and that aren't here can't be compared and don't count. A sample is new where its images
     are here (all of them, if incomplete ones are left out) and its identity, if it has one, has
-    another. used: bool [N],
-    the stored samples that count; all unless given. exact: kinds of images that must be here as
-    they were, whatever targets are computed from, where the store has their content.
+    another. used: bool [N], the stored samples that count; all unless given. exact: kinds of images
+    that must be here as they were, whatever targets are computed from, where the store has them.
     """
     every = store.column("sample_id")
     chosen = np.flatnonzero(np.ones(len(every), bool) if used is None else used)

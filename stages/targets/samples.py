@@ -22,6 +22,7 @@ from deskpro.stages.data.check import CheckedData
 from deskpro.stages.data.index import KINDS, class_order, content_hashes
 from deskpro.stages.data.unlabelled import UNLABELLED
 from deskpro.stages.data.views import View
+from deskpro.stages.losses.terms import TERMS
 from deskpro.stages.targets.kinds import (
     TARGETS,
     EmbeddingTarget,
@@ -215,12 +216,13 @@ def require_heads(store: TargetStore, names: Sequence[str], options: Options, he
     heads: number of heads of a stream of the student. Each may learn from the logits of the one
     head of a teacher; otherwise the heads are the same. Embeddings of other teachers are projected.
     """
-    off = {"logits": "kd_loss.enable=false", "embedding": "embedding.weight=0"}
+    off = {t.target: f"{t.enabled}=false" if t.enabled else f"{t.weight}=0" for t in TERMS.values()}
     every = all_targets(options)
     for name in names:
         target = every[name]
         other = target.teacher in options.teachers
-        if not isinstance(target, OfHeads) or (other and isinstance(target, EmbeddingTarget)):
+        projected = other and isinstance(target, EmbeddingTarget)
+        if projected or not isinstance(target, OfHeads) or not target.parts:
             continue
         found = _shape(store, target)[0]
         if found != heads and not (found == 1 and isinstance(target, LogitsTarget)):

@@ -74,17 +74,16 @@ class LiveTeacher:
             images = images_of({**batch, **moved}, self.image, self.device)
             seen = [images, images.flip(3)] if self.settings.mirror else [images]
             with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-                output = _mean([net(each) for net in self.networks for each in seen])
+                output = mean_output([net(each) for net in self.networks for each in seen])
         return {n: t.compute(moved, output, self.settings) for n, t in self.targets.items()}
 
 
-def _mean(outputs: Sequence[Output]) -> Output:
-    """The mean of logits and features."""
+def mean_output(outputs: Sequence[Output]) -> Output:
+    """The mean of what the heads give: logits, features and embeddings."""
     if len(outputs) == 1:
         return outputs[0]
-    logits = torch.stack([output.logits.float() for output in outputs]).mean(0)
-    features = torch.stack([output.features.float() for output in outputs]).mean(0)
-    return outputs[0]._replace(logits=logits, features=features)
+    found = [torch.stack(t).float().mean(0) for t in zip(*(o[:3] for o in outputs), strict=True)]
+    return outputs[0]._replace(logits=found[0], features=found[1], embeddings=found[2])
 
 
 class LiveTeachers:
