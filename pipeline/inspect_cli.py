@@ -104,10 +104,7 @@ def report(run: Path, out: Path | None, overrides: tuple[str, ...], **shown: Any
 def check_data(
     config: Path | None, run: Path | None, overrides: tuple[str, ...], explain: bool
 ) -> None:
-    """List every problem of a dataset.
-
-    Exit code 2 where there are any.
-    """
+    """List every problem of a dataset. Exit code 2 where there are any."""
     from deskpro.stages import check_data as stage
 
     options, folder = RunArguments(config, run, overrides=overrides).open()
@@ -117,8 +114,8 @@ def check_data(
         explain_names(options, checked)
     for problem in problems:
         click.echo(str(problem))
-    count = f"{len(problems)} problem" + "s" * (len(problems) != 1)
-    summary(f"check-data: {count} in {options.data.root}", facts)
+    noun = "problem" + "s" * (len(problems) != 1)
+    summary(f"check-data: {len(problems)} {noun} in {options.data.root}", facts)
     if problems:
         sys.exit(2)
 

@@ -339,7 +339,7 @@ def _streams(student: Student) -> Callable[[nn.Module, Tensors, Tensors], Stream
             stream: output._replace(
                 logits=output.logits[:, heads],
                 features=output.features[:, heads],
-                embeddings=output.embeddings[:, student.triplet[stream]],
+                before_neck=output.before_neck[:, student.triplet[stream]],
             )
             for stream, heads in student.heads.items()
         }

@@ -33,7 +33,7 @@ from deskpro.stages.models.lmbn import Output
 from deskpro.stages.training.loop import learning_rate
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
-SHAPES = {"logits": (7, 3), "features": (7, 8), "embeddings": (3, 8), "attention": (1, 4, 2)}
+SHAPES = {"logits": (7, 3), "features": (7, 8), "before_neck": (3, 8), "attention": (1, 4, 2)}
 """Of a sample, by field of Output; a target of the same name has the same shape."""
 
 

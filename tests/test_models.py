@@ -34,7 +34,7 @@ def test_every_width_gives_seven_heads(width: float) -> None:
     output = network(torch.zeros(2, 3, 64, 32))
     assert output.logits.shape == (2, len(head_names()), 5)
     assert output.features.shape == (2, len(head_names()), 32)
-    assert output.embeddings.shape == (2, len(head_names()[:3]), 32)
+    assert output.before_neck.shape == (2, len(head_names()[:3]), 32)
     assert output.attention is not None
     assert output.attention.shape == (2, 1, 8, 4)
 
@@ -60,7 +60,7 @@ def test_a_student_gives_one_type_in_both_modes_and_names_its_streams(
     streams = {"face": ["face"], "body": ["body"], "all": ["face", "body"]}[mode]
     assert list(student.heads) == list(student.triplet) == streams
     assert output.logits.shape == (4, 7 * len(streams), 4)
-    assert output.embeddings.shape == (4, 3 * len(streams), 16)
+    assert output.before_neck.shape == (4, 3 * len(streams), 16)
     assert (output.attention is None) == (mode == "face")
 
 
@@ -75,7 +75,9 @@ def test_the_slices_are_the_streams_own_heads() -> None:
         ("body", student.nocloth_net(bodies)),
     ):
         torch.testing.assert_close(output.logits[:, student.heads[stream]], alone.logits)
-        torch.testing.assert_close(output.embeddings[:, student.triplet[stream]], alone.embeddings)
+        torch.testing.assert_close(
+            output.before_neck[:, student.triplet[stream]], alone.before_neck
+        )
 
 
 def test_the_published_wiring_counts_stream_a_twice_and_never_uses_b() -> None:
@@ -285,7 +287,7 @@ def test_a_backbone_is_added_in_two_places(tmp_path: Path, monkeypatch: pytest.M
         assert output.attention is not None
         assert output.attention.shape == (6, 1, 16, 8)
         loss = torch.nn.functional.cross_entropy(output.logits.mean(1), label)
-        loss = loss + output.attention.square().mean() + output.embeddings.square().mean()
+        loss = loss + output.attention.square().mean() + output.before_neck.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -360,7 +362,7 @@ def test_the_face_stream_does_not_see_samples_without_a_face() -> None:
     for name, part in (
         ("logits", slice(0, 7)),
         ("features", slice(0, 7)),
-        ("embeddings", slice(0, 3)),
+        ("before_neck", slice(0, 3)),
     ):
         values = getattr(found, name)[:, part]
         assert torch.equal(values[has], getattr(few, name)[:, part])

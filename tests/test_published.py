@@ -596,8 +596,8 @@ def test_the_published_losses(reference: Path, checkpoint: Path, expected: Any) 
     terms = {
         "ce_face": cross_entropy(output.logits[:, heads["face"]], label),
         "ce_body": cross_entropy(output.logits[:, heads["body"]], label),
-        "tri_face": triplet(output.embeddings[:, embeddings["face"]], label),
-        "tri_body": triplet(output.embeddings[:, embeddings["body"]], label),
+        "tri_face": triplet(output.before_neck[:, embeddings["face"]], label),
+        "tri_body": triplet(output.before_neck[:, embeddings["body"]], label),
         "kd": distillation(output.logits[:, heads["face"]], teacher_logits, temperature=5.0),
         "attn": torch.nn.functional.mse_loss(output.attention, wanted_attention),
     }

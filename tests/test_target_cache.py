@@ -845,10 +845,10 @@ class GlobalFeature(kinds.OfHeads):
 
     parts = ""
     name, length, dim = "first", "embedding_dim", "feature"
-    output, text = "embeddings", "the teacher's feature of its head global before the BNNeck"
+    output, text = "before_neck", "the teacher's feature of its head global before the BNNeck"
 
-    def compute(self, batch: Any, output: Any, s: Settings) -> torch.Tensor:
-        return super().compute(batch, output, s)[:, :1]
+    def compute(self, batch: Any, output: Any, settings: Settings) -> torch.Tensor:
+        return super().compute(batch, output, settings)[:, :1]
 
 
 def test_a_target_of_the_teacher_is_added_and_learned_from(
@@ -861,7 +861,7 @@ def test_a_target_of_the_teacher_is_added_and_learned_from(
 
     monkeypatch.setitem(TARGETS, "first", GlobalFeature())
     monkeypatch.setitem(config.REGISTRIES, "cache.targets", tuple(TARGETS))
-    term = Term(squared, "face", "embeddings", "first", "embedding.weight")
+    term = Term(squared, "face", "before_neck", "first", "embedding.weight")
     monkeypatch.setitem(TERMS, "first", term)
     added = sets("cache.targets=[logits,parsing,embedding,first]", "embedding.weight=1")
     project.ok("teacher-cache", *added)

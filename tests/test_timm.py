@@ -126,7 +126,7 @@ def test_batches_without_a_face(name: str) -> None:
     faces, bodies = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 64, 32)
     output = student(faces, bodies, torch.zeros(3, dtype=torch.bool))
     assert not output.logits[:, student.heads["face"]].any()
-    (output.logits.sum() + output.embeddings.sum()).backward()
+    (output.logits.sum() + output.before_neck.sum()).backward()
     # Each parameter has a gradient, which training on several processes waits for.
     assert not [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None]
     assert multiply_adds(student, faces[:1], bodies[:1]) > 0

@@ -471,12 +471,12 @@ def test_averaged_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         loss = cross_entropy(output.logits, labels[mine])
         loss = loss + distillation(output.logits[:, :7], said[mine], temperature=2.0)
         if "triplets" in sys.argv:
-            gathered = map(distributed.all_gather, (output.embeddings, labels[mine]))
+            gathered = map(distributed.all_gather, (output.before_neck, labels[mine]))
             loss = loss + triplet(*gathered)
         if "faceless" in sys.argv:  # three of a rank's four samples have a face, all of the other's
             has = torch.arange(8)[mine] != 1
             found = forward(faces[mine], bodies[mine], has)
-            face = found._replace(logits=found.logits[:, :7], embeddings=found.embeddings[:, :3])
+            face = found._replace(logits=found.logits[:, :7], before_neck=found.before_neck[:, :3])
             several = distributed.world_size() > 1
             loss = sum(
                 compute_losses(

@@ -53,7 +53,7 @@ _CROSS_ENTROPY = Term(
     settings={"label_smoothing": "loss.label_smoothing"},
 )  # fmt: skip
 _TRIPLET = Term(
-    triplet, "face", "embeddings", "label", "loss.triplet",
+    triplet, "face", "before_neck", "label", "loss.triplet",
     settings={"margin": "loss.margin"}, pairs=True,
 )  # fmt: skip
 

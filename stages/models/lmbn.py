@@ -24,7 +24,7 @@ class Output(NamedTuple):
     """[B, H, C] raw logits."""
     features: torch.Tensor
     """[B, H, D] inference features, after the BNNeck."""
-    embeddings: torch.Tensor
+    before_neck: torch.Tensor
     """[B, T, D] features before the BNNeck of the heads that take the triplet loss."""
     attention: torch.Tensor | None
     """[B, 1, h, w] spatial attention in 0..1; None for a face stream."""
@@ -38,7 +38,7 @@ class Head(NamedTuple):
 
     logits: torch.Tensor
     feature: torch.Tensor
-    embedding: torch.Tensor
+    before_neck: torch.Tensor
 
 
 class SpatialAttention(nn.Module):
@@ -73,9 +73,9 @@ class BNNeck(nn.Module):
         self.classifier = nn.Linear(dim, classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> Head:
-        embedding = self.reduction(x).flatten(1)
-        feature = self.bn(embedding)
-        return Head(self.classifier(feature), feature, embedding)
+        before_neck = self.reduction(x).flatten(1)
+        feature = self.bn(before_neck)
+        return Head(self.classifier(feature), feature, before_neck)
 
 
 def pool(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -194,7 +194,7 @@ class LMBN(nn.Module):
     """One stream: a face network, or with `attention` the body network of DeSKPro.
 
     Images float [B, 3, H, W] of at least 32 pixels a side → `Output` with the logits and features
-    of `heads` and the embeddings of `triplet_heads`. Attention gates the trunk's map.
+    of `heads` and what lies before the BNNeck of `triplet_heads`. Attention gates the trunk's map.
 
     Args:
         classes: number of identities.
@@ -265,6 +265,6 @@ class LMBN(nn.Module):
         return Output(
             torch.stack([head.logits for head in found], 1),
             torch.stack([head.feature for head in found], 1),
-            torch.stack([head.embedding for head in found[: len(self.triplet_heads)]], 1),
+            torch.stack([head.before_neck for head in found[: len(self.triplet_heads)]], 1),
             attention,
         )

@@ -40,7 +40,7 @@ class Student(nn.Module):
         self.heads = head_slices({name: net.heads for name, net in self.streams.items()})
         """Stream → its slice of the head dimension of logits and features."""
         self.triplet = head_slices({s: net.triplet_heads for s, net in self.streams.items()})
-        """Stream → its slice of the head dimension of embeddings."""
+        """Stream → its slice of the head dimension of `before_neck`."""
         self.projections = nn.ModuleDict()
         """Name of another teacher and a hyphen, as a module's own attributes (half) have none →
         projection into its space; not part of what is saved."""
@@ -92,7 +92,7 @@ class Student(nn.Module):
         return Output(
             torch.cat([output.logits for output in outputs], 1),
             features,
-            torch.cat([output.embeddings for output in outputs], 1),
+            torch.cat([output.before_neck for output in outputs], 1),
             outputs[-1].attention,
             self._project(features) if self.training else {},
         )
@@ -119,7 +119,7 @@ def _of_some(network: LMBN, images: torch.Tensor | None, wanted: torch.Tensor) -
         blank = values.new_zeros(len(images), *values.shape[1:])
         return blank.index_copy(0, rows, values)
 
-    return Output(spread(found.logits), spread(found.features), spread(found.embeddings), None)
+    return Output(spread(found.logits), spread(found.features), spread(found.before_neck), None)
 
 
 @torch.no_grad()

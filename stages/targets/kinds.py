@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deskpro.stages.base.errors import InputError
 from deskpro.stages.base.options import Options
@@ -70,7 +70,7 @@ class Target(ABC):
         """The arrays that it is stored in."""
 
     @abstractmethod
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+    def compute(self, batch: Tensors, output: Output | None, settings: Settings) -> torch.Tensor:
         """Its values [B, …] for a batch on its device; `output` is the teacher's, where it ran."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Target(ABC):
         """
         return {}
 
-    def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
+    def lost(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
         """What storing loses, by name: sums over the samples, float64 [K]."""
         return {}
 
@@ -142,7 +142,7 @@ class OfHeads(Target):
         text = f"{self.text}, divided by {scale}"
         return {self.name: Field(shape, "int8", dims, "1", text), scale: factor}
 
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+    def compute(self, batch: Tensors, output: Output | None, settings: Settings) -> torch.Tensor:
         value: torch.Tensor = getattr(output, self.output)
         return value
 
@@ -208,7 +208,7 @@ class LogitsTarget(OfHeads):
         """The negative entropy, nats."""
         return points.xlogy(points).sum(-1)
 
-    def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
+    def lost(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
         """The KL divergence of int8 from float16, in nats."""
         if settings.logits_dtype == "float16":
             return {}
@@ -226,7 +226,7 @@ class EmbeddingTarget(OfHeads):
         found = self.decode(tensors(rows)).double()
         return {"mean": found.mean(2).numpy(), "sd": found.std(2, correction=0).numpy()}
 
-    def loss(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
+    def lost(self, value: torch.Tensor, rows: Arrays, settings: Settings) -> dict[str, np.ndarray]:
         """1 − the cosine of int8 and float16."""
         from torch.nn import functional
 
@@ -259,10 +259,10 @@ class ParsingTarget(Target):
             "any_head": Field((-(-height * width // 8),), "uint8", ("byte",), "1", bits),
         }
 
-    def compute(self, batch: Mapping[str, Any], output: Output | None, s: Settings) -> torch.Tensor:
+    def compute(self, batch: Tensors, output: Output | None, settings: Settings) -> torch.Tensor:
         from deskpro.stages.data.views import parsing_target
 
-        return parsing_target(batch["mask"], s.map_size)
+        return parsing_target(batch["mask"], settings.map_size)
 
     def encode(self, value: torch.Tensor, settings: Settings) -> Arrays:
         import numpy as np

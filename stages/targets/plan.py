@@ -134,5 +134,5 @@ def _facts(target: Target, settings: Settings) -> dict[str, Any]:
     if not isinstance(target, OfHeads):
         return {}
     value = torch.zeros(1, len(settings.heads), getattr(settings, target.length))
-    lost = target.loss(value, target.encode(value, settings), settings)
+    lost = target.lost(value, target.encode(value, settings), settings)
     return {fact: [0.000123456] * len(numbers) for fact, numbers in lost.items()}

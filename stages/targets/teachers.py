@@ -79,11 +79,11 @@ class LiveTeacher:
 
 
 def mean_output(outputs: Sequence[Output]) -> Output:
-    """The mean of what the heads give: logits, features and embeddings."""
+    """The mean of what the heads give: logits, and features after and before the BNNeck."""
     if len(outputs) == 1:
         return outputs[0]
     found = [torch.stack(t).float().mean(0) for t in zip(*(o[:3] for o in outputs), strict=True)]
-    return outputs[0]._replace(logits=found[0], features=found[1], embeddings=found[2])
+    return outputs[0]._replace(logits=found[0], features=found[1], before_neck=found[2])
 
 
 class LiveTeachers:

@@ -56,7 +56,7 @@ class ItemTarget:
             self.arrays[field][here, column] = values
         has = self.valid[here]
         known = {field: values[has] for field, values in stored.items()}
-        lost = self.target.loss(value[torch.from_numpy(has)], known, self.settings)
+        lost = self.target.lost(value[torch.from_numpy(has)], known, self.settings)
         for fact, sums in lost.items():
             means = self.facts[view]
             means[fact] = means.get(fact, 0.0) + sums / max(int(self.valid.sum()), 1)
