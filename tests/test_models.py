@@ -118,8 +118,8 @@ def test_rows_are_dropped_in_training_only() -> None:
     for module in branch.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.momentum = 0.0
-    embeddings = [branch.train(mode)(x)[1].embedding for mode in (True, False)]
-    assert not torch.allclose(*embeddings)
+    before = [branch.train(mode)(x)[1].before_neck for mode in (True, False)]
+    assert not torch.allclose(*before)
 
 
 def test_a_teacher_stays_in_evaluation_mode_whatever_its_caller_does() -> None:

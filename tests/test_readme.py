@@ -239,7 +239,7 @@ def test_every_file_that_the_guide_of_the_tests_names_exists() -> None:
 
 def test_the_recipes_in_the_text_are_recipes() -> None:
     recipes = [block for text in DOCUMENTS.values() for block in blocks("yaml", text)]
-    assert len(recipes) == 4
+    assert len(recipes) == 5
     for recipe in recipes:
         assert Options.model_validate(yaml.safe_load(recipe))
 
