@@ -6,7 +6,7 @@ that a worker computes in any process; this process alone writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -142,13 +142,8 @@ class TeacherCache(Stage):
         if any(reason.name in images for reason in found) or (digests.deep and not found):
             found = [reason for reason in found if reason.name not in images]
             found += self._changed_images(digests)
-        added = tuple(
-            r.name.removesuffix("input")  # the section of a teacher that the recipe had not
-            for r in found
-            if r.name.startswith("teachers.") and r.name.endswith(".input") and not r.before
-        )
-        if added:
-            found = [r for r in found if not r.name.startswith(added)]
+        if added := _new_teachers(found):  # their targets are stored beside those that are there
+            found = [reason for reason in found if not reason.name.startswith(added)]
             found += self._differences(digests)
         return [_more_views(reason) for reason in found]
 
@@ -269,6 +264,12 @@ class TeacherCache(Stage):
             replace=job.replaces,
             reuse=settings.reuse,
         )
+
+
+def _new_teachers(reasons: Iterable[Reason]) -> tuple[str, ...]:
+    """`teachers.NAME.` of each teacher that the recipe did not have: its input was none."""
+    inputs = (r.name for r in reasons if r.name.endswith(".input") and not r.before)
+    return tuple(name.removesuffix("input") for name in inputs if name.startswith("teachers."))
 
 
 def _more_views(reason: Reason) -> Reason:

@@ -237,30 +237,30 @@ class TrainStudent(Stage):
         from deskpro.stages.training.recipe import TrainingSet
 
         options, recipe = self.options, self.options.train_student
-        store, names = TargetStore(cache), sorted(targets_needed(options, self.streams))
-        there = samples.finished(store, all_targets(options))
+        store, learned = TargetStore(cache), sorted(targets_needed(options, self.streams))
+        finished = samples.finished(store, all_targets(options))
         with distributed.rank_zero_first():
-            samples.require_targets(store, names, options, options.student.feature_dim)
-            stored = {name: there[name] for name in stored_targets(options) if name in there}
-            used = {name: there[name] for name in names} or stored or there
+            samples.require_targets(store, learned, options, options.student.feature_dim)
+            own = {name: finished[name] for name in stored_targets(options) if name in finished}
+            # The groups whose samples and views are trained on, also where no target is learned.
+            groups = {name: finished[name] for name in learned} or own or finished
             files = job.index, job.deep
-            samples.require_match(store, options, self.teacher, used.values(), *files)
-            samples.require_heads(store, names, options, len(head_names(options.student.heads)))
+            samples.require_match(store, options, self.teacher, groups.values(), *files)
+            samples.require_heads(store, learned, options, len(head_names(options.student.heads)))
             checked = self._checked("keep", job)  # the cache says which samples are used
-        table = samples.with_unlabelled(checked)
-        readers = samples.readers(cache, used, there)
-        used_rows = samples.used_rows(store, unlabelled=self._unlabelled is not None)
-        valid = {name: reader.valid & used_rows for name, reader in readers.items()}
-        needed = self._needed(used_rows, valid)
-        table = samples.in_order(table, store, needed)
+        readers = samples.readers(cache, groups, finished)
+        trained = samples.used_rows(store, unlabelled=self._unlabelled is not None)
+        valid = {name: reader.valid & trained for name, reader in readers.items()}
+        needed = self._needed(trained, valid)
+        table = samples.in_order(samples.with_unlabelled(checked), store, needed)
         classes, labels = samples.classes_and_labels(store, table, readers, options.train_set)
         views, count = self._views(store)
-        samples.warn_of_few_views({name: readers[name] for name in names}, count)
+        samples.warn_of_few_views({name: readers[name] for name in learned}, count)
         if recipe.fresh_views:
             views, count = DrawnViews(options.views, table["sample_id"].tolist()), recipe.epochs
-        targets = open_teacher(options, self.teacher, cache, names, device) if names else None
+        targets = open_teacher(options, self.teacher, cache, learned, device) if learned else None
         held_out = checked.split(HELD_OUT)
-        projected = samples.embedding_shapes(store, options, names)
+        projected = samples.embedding_shapes(store, options, learned)
         return TrainingSet(table, labels, classes, views, count, targets, held_out, projected)
 
     def _views(self, store: TargetStore) -> tuple[Callable[[int, int], Any], int]:
@@ -278,19 +278,19 @@ class TrainStudent(Stage):
             )
         return StoredViews(stored), count
 
-    def _needed(self, used: np.ndarray, valid: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _needed(self, trained: np.ndarray, valid: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Kind of image → the samples of the cache that must have it, bool [N].
 
-        used: the samples that are trained on; valid: target → those of them that have it.
+        trained: the samples that are trained on; valid: target → those of them that have it.
         """
         options, every = self.options, all_targets(self.options)
-        kinds = {"imgs": used}
+        kinds = {"imgs": trained}
         faces = [rows for name, rows in valid.items() if "hr_face" in every[name].sees]
         if faces and "face" in options.streams and options.data.incomplete != "keep":
             kinds["lr_face"] = faces[0]
         if options.train_student.live_teacher:
-            names = sorted(targets_needed(options, self.streams))
-            kinds |= {kind: valid[name] for name in names for kind in every[name].sees}
+            learned = sorted(targets_needed(options, self.streams))
+            kinds |= {kind: valid[name] for name in learned for kind in every[name].sees}
         return kinds
 
     def _drawn(self, job: Job) -> TrainingSet:
