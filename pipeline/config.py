@@ -166,14 +166,14 @@ def _validated(tree: Mapping[str, Any], title: str) -> Options:
         raise invalid(title, error) from None
 
 
-def invalid(title: str, error: ValidationError) -> InputError:
+_ADVICE = "Fix the config, or override with --set key=value"
+
+
+def invalid(title: str, error: ValidationError, advice: str = _ADVICE) -> InputError:
     """The error that names every option that is invalid; `title` names whose they are."""
     lines = sorted(map(_explain, error.errors()))
-    return InputError(
-        f"{title}: {len(lines)} invalid option{'s' * (len(lines) > 1)}\n"
-        + "".join(f"  {line}\n" for line in lines)
-        + "Fix the config, or override with --set key=value"
-    )
+    head = f"{title}: {len(lines)} invalid option{'s' * (len(lines) > 1)}"
+    return InputError("\n".join([head, *(f"  {line}" for line in lines), advice]))
 
 
 def nearest(name: str) -> str:
@@ -200,7 +200,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(error["input"], Mapping):  # a rule between options names its values
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     message = message.replace("input should", "must").replace("input is not", "must be")
     found = repr(error["input"])
     return f"{key}: {message}, found {found if len(found) < 200 else found[:200] + '…'}"

@@ -35,7 +35,7 @@ def make_benchmark(root: Path, overrides: Iterable[str] = (), workers: int | Non
     try:
         options = benchmark.BenchmarkOptions(**values)
     except ValidationError as error:
-        raise config.invalid("make-benchmark", error) from None
+        raise config.invalid("make-benchmark", error, "Give another with --set") from None
     started = time.monotonic()
     try:
         with bar("make-benchmark", 0, "images") as progress:

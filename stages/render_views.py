@@ -30,7 +30,7 @@ _LISTED = 10
 """Samples named in a message."""
 _WRITERS = 8
 """Views of a sample that are written at a time: each waits until it is on the disk."""
-_COLUMNS = ("kind", "sample_id", "view", "file", "sha256")
+_COLUMNS = ("kind", "sample_id", "pid", "view", "file", "sha256")
 """Of the list beside the images; sha256 is that of the file that an image was rendered from."""
 
 
@@ -102,7 +102,7 @@ def run(
                 names = [f"{kind}/{view}/{stem}" for view in chosen]
                 [*pool.map(_write_png, map(folder.joinpath, names), pixels)]
                 rows += [
-                    [kind, sample_ids[sample], view, name, digest]
+                    [kind, sample_ids[sample], here["pid"][sample], view, name, digest]
                     for view, name in zip(chosen, names, strict=True)
                 ]
             height, width = images.sizes[kind]

@@ -461,6 +461,7 @@ def test_rendered_images_are_those_that_a_teacher_sees(project: Project, tmp_pat
     images = ImageDataset(here, sizes, lambda row, view: views[row, view])
     erased = 0
     for row in rows:
+        assert Path(row["sample_id"]).name.startswith(row["pid"] + "_")
         kind, sample, view = row["kind"], sample_ids.index(row["sample_id"]), int(row["view"])
         source = (project.data / kind / row["sample_id"]).read_bytes()
         assert row["sha256"] == hashlib.sha256(source).hexdigest()
