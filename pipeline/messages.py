@@ -53,28 +53,23 @@ def reasons(stage: Stage, found: Iterable[Reason]) -> str:
     return "; ".join(reason(each, stage.name) for each in found)
 
 
-def output(stage: Stage) -> Path:
-    """The output that messages name."""
-    return stage.outs()[0]
-
-
 def fresh(stage: Stage) -> str:
-    return f"{stage.name}: {output(stage)} is fresh (--force or FORCE=1 runs it again)"
+    return f"{stage.name}: {stage.output} is fresh (--force or FORCE=1 runs it again)"
 
 
 def stale(stage: Stage, found: Iterable[Reason]) -> str:
     return (
-        f"{output(stage)} is stale: {reasons(stage, found)}. Left unchanged; restore the options, "
+        f"{stage.output} is stale: {reasons(stage, found)}. Left unchanged; restore the options, "
         "choose another --run, or rebuild it (deskpro all --update rebuilds whatever is stale)"
     )
 
 
 def updates(stage: Stage, found: Iterable[Reason]) -> str:
-    return f"{stage.name}: {output(stage)} is rebuilt: {reasons(stage, found)}"
+    return f"{stage.name}: {stage.output} is rebuilt: {reasons(stage, found)}"
 
 
 def used_although(stage: Stage, found: Iterable[Reason]) -> str:
-    return f"using {output(stage)} although {reasons(stage, found)}"
+    return f"using {stage.output} although {reasons(stage, found)}"
 
 
 def saved_as(stage: Stage, path: Path, kept: Path) -> str:
@@ -86,11 +81,11 @@ def content_differs(stage: Stage, kept: Path) -> str:
 
 
 def runs_first(stage: Stage, before: Stage) -> str:
-    return f"{stage.name} needs {output(before)}: running {before.name} first"
+    return f"{stage.name} needs {before.output}: running {before.name} first"
 
 
 def never_done(stage: Stage) -> str:
-    return f"{output(stage)}: missing, {stage.name} has not finished"
+    return f"{stage.output}: missing, {stage.name} has not finished"
 
 
 def one_process(stage: str, processes: int) -> str:

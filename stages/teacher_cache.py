@@ -116,6 +116,10 @@ class TeacherCache(Stage):
         targets = stored_targets(self.options).values()
         return [self.folder.targets / target.group / INDEX for target in targets]
 
+    @property
+    def output(self) -> Path:
+        return self.folder.targets
+
     def check(self) -> None:
         for dep in self._given:
             if not dep.path.is_file():

@@ -161,11 +161,16 @@ class Stage(ABC):
             return [Reason("no-record", self.name)]
         outs = self.out_digests(digests)
         if outs != record["outs"]:
-            return [Reason("out", str(self.outs()[0]), record["outs"], outs)]
+            return [Reason("out", str(self.output), record["outs"], outs)]
         return [
             *_changes("param", *both_named(record["params"], self.param_values())),
             *_changes("dep", record["deps"], self.digests(digests)),
         ]
+
+    @property
+    def output(self) -> Path:
+        """What messages call its output."""
+        return self.outs()[0]
 
     def out_digests(self, digests: Digests) -> dict[str, str | None]:
         """The content of its outputs, by their path below its home."""
