@@ -94,7 +94,7 @@ sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 -
 tune: $(ready) ## try the demo's choices one by one, on a world (seed 1001) of which no result is reported; about 2 hours
 	test -d data/tuning || $(deskpro) make-benchmark --out data/tuning --set seed=1001
 	$(deskpro) $(tuning) --run runs/tuning-face --set forward_mode=face --set train_student.epochs=22 --set train_student.warmup_epochs=2 $(of_face) $(ARGS)
-	$(deskpro) $(tuning) --run runs/tuning-body --set forward_mode=body $(of_body) $(ARGS)
+	$(deskpro) $(tuning) --run runs/tuning-body --set forward_mode=body --set cache.targets=[parsing] $(of_body) $(ARGS)
 
 foreign-teacher: $(ready) ## a teacher of 2,000 other people, and a crowd without labels, for configs/foreign.yaml; about 20 minutes
 	test -d data/foreign || $(deskpro) make-benchmark --out data/foreign --set seed=2001 --set train_identities=2000 --set test_identities=24

@@ -17,6 +17,7 @@ from deskpro.stages.data.index import read_index, tracklet_key
 from deskpro.stages.data.layouts import layout_of
 from deskpro.stages.metrics.protocols import PROTOCOLS, Protocol
 from deskpro.stages.metrics.ranking import clothes_distances, random_order, rank_gallery
+from deskpro.stages.targets.kinds import needs_teacher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,8 @@ def always(options: Options, folder: RunFolder) -> list[str]:
 
 
 def _has_teacher(options: Options, folder: RunFolder) -> bool:
-    return options.pre_train is not None or RunFolder(folder.upstream).given() is None
+    trained = RunFolder(folder.upstream).given() is None and needs_teacher(options)
+    return options.pre_train is not None or trained
 
 
 def _chance(query: pd.DataFrame, gallery: pd.DataFrame, protocol: Protocol) -> dict[str, float]:

@@ -12,6 +12,7 @@ from deskpro.stages.base.options import Options
 from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Stage
 from deskpro.stages.losses.terms import targets_needed
+from deskpro.stages.targets.kinds import needs_teacher
 
 
 class Row(NamedTuple):
@@ -62,7 +63,8 @@ def needed(options: Options, *, given: bool = False) -> list[str]:
     targets = targets_needed(options, options.streams)
     if not targets:
         skipped |= {"teacher-cache"}
-    of_teacher = (targets and not given) or options.eval.gallery_network == "teacher"
+    made = targets and not given and needs_teacher(options)
+    of_teacher = made or options.eval.gallery_network == "teacher"
     if not of_teacher or options.pre_train is not None:
         skipped |= {"train-teacher"}
     return [name for name in STAGES if name not in skipped]

@@ -23,7 +23,7 @@ from deskpro.stages.base.params import relevant
 from deskpro.stages.base.progress import captured, log
 from deskpro.stages.base.run_folder import RunFolder, read_manifest
 from deskpro.stages.losses.terms import targets_needed
-from deskpro.stages.targets.kinds import TARGETS, all_targets, is_imported
+from deskpro.stages.targets.kinds import TARGETS, all_targets, is_imported, needs_teacher
 
 
 class StudyTask(NamedTuple):
@@ -137,7 +137,7 @@ def with_cache(
     if relevant(changed, params) == relevant(options, params):
         return changed, folder.upstream
     if fixed or relevant(changed, teacher) == relevant(options, teacher):
-        weights = options.pre_train or folder.teacher
+        weights = options.pre_train or (folder.teacher if needs_teacher(options) else None)
         changed = config.override(changed, {"pre_train": weights})
     own = made.setdefault(json.dumps(relevant(changed, params), sort_keys=True), own)
     runner.run_stage("teacher-cache", changed, RunFolder(own), chain=True, update=True)

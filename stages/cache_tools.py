@@ -244,7 +244,7 @@ def audit(
             passes.setdefault(target.teacher or OWN_TEACHER, {})[name] = target
     facts: dict[str, object] = {}
     for teacher, targets in passes.items():
-        if teacher not in files.paths:
+        if teacher not in files.paths and any(target.teacher for target in targets.values()):
             path = weights if teacher == OWN_TEACHER else options.teachers[teacher].weights
             raise InputError(f"{path}: teacher weights not found; an audit needs them")
         if any(

@@ -14,6 +14,7 @@ from deskpro.stages.data.identities import Identities
 from deskpro.stages.data.index import Problem
 from deskpro.stages.data.layouts import KINDS, layout_of
 from deskpro.stages.losses.terms import targets_needed
+from deskpro.stages.targets.kinds import needs_teacher
 
 
 def run(
@@ -80,14 +81,15 @@ def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     train = checked.split("train")
     of_student = train if "body" in options.streams else train[train["lr_face"].notna()]
     found = {"batchid": of_student["pid"].nunique()}
-    if targets_needed(options, options.streams) and options.pre_train is None:
+    taught = targets_needed(options, options.streams) and needs_teacher(options)
+    if taught and options.pre_train is None:
         found["train_teacher.batchid"] = train.loc[train["hr_face"].notna(), "pid"].nunique()
     batch = {"batchid": options.batchid, "train_teacher.batchid": options.train_teacher.batchid}
     few = dict.fromkeys(found, "training needs two")
     if not found.get("train_teacher.batchid", 1):
         few["train_teacher.batchid"] = (
-            "no image has the HR face that the teacher sees. The body alone is trained by --set "
-            "forward_mode=body --set kd_loss.enable=false --set mse.mse_weight=0"
+            "no image has the HR face that the teacher sees. The body alone, with the attention of "
+            "masks, is trained by --set forward_mode=body --set cache.targets=[parsing]"
         )
     return [
         Problem(

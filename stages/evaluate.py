@@ -18,6 +18,7 @@ from deskpro.stages.base.stage import Dep, Job, Result, Stage
 from deskpro.stages.data.layouts import image_folders, layout_of, require_bodies
 from deskpro.stages.evaluation.asymmetric import refuse_options, require_hr_faces, require_teacher
 from deskpro.stages.losses.terms import targets_needed
+from deskpro.stages.targets.kinds import needs_teacher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,7 @@ class Evaluate(Stage):
         """Whether the stages before it are about to train the teacher."""
         options, done = self.options, self.alone or self.folder.student.exists()
         made = not done and options.pre_train is None
-        return made and bool(targets_needed(options, options.streams))
+        return made and bool(targets_needed(options, options.streams)) and needs_teacher(options)
 
     def deps(self) -> list[Dep]:
         root, dataset = self.options.test_root, self.dataset

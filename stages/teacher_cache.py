@@ -25,7 +25,7 @@ from deskpro.stages.base.run_folder import RunFolder
 from deskpro.stages.base.stage import Dep, Digests, Job, Reason, Result, Stage
 from deskpro.stages.base.training_options import OWN_TEACHER
 from deskpro.stages.data.layouts import KINDS, image_folders
-from deskpro.stages.targets.kinds import Target, stored_targets
+from deskpro.stages.targets.kinds import Target, needs_teacher, stored_targets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,8 @@ class TeacherCache(Stage):
         return self.options.pre_train or self.folder.teacher
 
     def upstream(self) -> str | None:
-        if self.options.pre_train is None and self.home.given() is None:
+        options = self.options
+        if options.pre_train is None and self.home.given() is None and needs_teacher(options):
             return "train-teacher"
         return None if self.options.prepare is None else "prepare"
 
@@ -96,7 +97,8 @@ class TeacherCache(Stage):
         return [Dep(role, *place) for role, place in folders.items()]
 
     def deps(self) -> list[Dep]:
-        return [Dep("the teacher", self.teacher), *self._given, *self._images()]
+        own = [Dep("the teacher", self.teacher)] if needs_teacher(self.options) else []
+        return [*own, *self._given, *self._images()]
 
     @property
     def _given(self) -> list[Dep]:
@@ -204,7 +206,7 @@ class TeacherCache(Stage):
             unlabelled=data.unlabelled,
             index=job.index,
         ).require()
-        classes = _classes(checked.split("train"), self.teacher)
+        classes = _classes(checked.split("train"), options, self.teacher)
         train = samples.with_unlabelled(checked)
         drawn = DrawnViews(options.views, train["sample_id"].tolist(), settings.plain_view)
         views = drawn.table(settings.views)
@@ -354,8 +356,8 @@ def _write(
         writers[name].write(item.block, result.arrays, facts)
 
 
-def _classes(train: pd.DataFrame, weights: Path) -> list[str]:
-    """The class order of the teacher's logits; it must know every identity.
+def _classes(train: pd.DataFrame, options: Options, weights: Path) -> list[str]:
+    """The class order of the teacher's logits; it must know every identity, where it is needed.
 
     A published checkpoint doesn't name its identities: theirs is then the order of the training
     set, which must have as many.
@@ -363,7 +365,10 @@ def _classes(train: pd.DataFrame, weights: Path) -> list[str]:
     from deskpro.stages.data.index import class_order
     from deskpro.stages.models.weights import read_metadata
 
-    teacher, found = read_metadata(weights, "teacher"), class_order(train["pid"])
+    found = class_order(train["pid"])
+    if not needs_teacher(options):
+        return found
+    teacher = read_metadata(weights, "teacher")
     if teacher.classes is None:
         if len(found) != teacher.num_classes:
             raise InputError(

@@ -146,6 +146,20 @@ def test_a_set_that_is_not_there_is_no_fresh_evaluation(project: Project) -> Non
     assert "nowhere: no such folder" in result.err
 
 
+def test_the_attention_of_masks_needs_no_teacher_and_no_face(project: Project) -> None:
+    for kind in ("lr_face", "hr_face"):
+        shutil.rmtree(project.data / kind)
+    words = ("forward_mode=body", "cache.targets=[parsing]", "data.incomplete=keep",
+             "train_student.max_steps=2")  # fmt: skip
+    project.ok("all", *(part for text in words for part in ("--set", text)))
+    assert not (project.run / "teacher.safetensors").exists()
+    assert TargetStore(project.run / "targets.zarr").groups() == ["masks/parsing"]
+    history = pd.read_csv(project.run / "student_history.csv")
+    assert (history["attention"] > 0).all()
+    audited = project.command("cache", "audit", str(project.run), "--samples", "3")
+    assert audited.code == 0, audited.err
+
+
 @pytest.mark.parametrize("split", ["query", "bounding_box_test"])
 def test_a_split_that_is_not_there_is_refused_before_any_training(
     split: str, project: Project

@@ -327,6 +327,11 @@ def stored_targets(options: Options) -> dict[str, Target]:
     return {name: target for name, target in all_targets(options).items() if name in wanted}
 
 
+def needs_teacher(options: Options) -> bool:
+    """Whether a target that is stored is of the recipe's own teacher; masks alone need none."""
+    return any(target.teacher == OWN_TEACHER for target in stored_targets(options).values())
+
+
 def is_imported(target: Target, options: Options) -> bool:
     """Whether it is of a teacher that no file is given of."""
     teacher = options.teachers.get(target.teacher)
