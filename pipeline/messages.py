@@ -58,10 +58,11 @@ def fresh(stage: Stage) -> str:
 
 
 def stale(stage: Stage, found: Iterable[Reason]) -> str:
-    return (
-        f"{stage.output} is stale: {reasons(stage, found)}. Left unchanged; restore the options, "
-        "choose another --run, or rebuild it (deskpro all --update rebuilds whatever is stale)"
-    )
+    rest = "choose another --run, or rebuild it (deskpro all --update rebuilds whatever is stale)"
+    if stage.home.path == stage.folder.source:
+        rest = "or choose another --run, without --from, which makes its own"
+    why = reasons(stage, found)
+    return f"{stage.output} is stale: {why}. Left unchanged; restore the options, {rest}"
 
 
 def updates(stage: Stage, found: Iterable[Reason]) -> str:

@@ -116,7 +116,7 @@ def _decide(
     if not reasons:
         return "fresh"
     if not update:
-        raise InputError(messages.stale(stage, reasons), command=f"{stage.name} --force")
+        raise _stale(stage, reasons, " --force")
     log(messages.updates(stage, reasons))
     return "force"
 
@@ -209,9 +209,15 @@ def _refuse_stale_upstream(stage: Stage | None, digests: Digests) -> None:
                 warn(messages.used_although(stage, reasons))
             elif reasons and not _interrupted(stage, reasons, digests):
                 resumes = effects == {"extend"} or _stopped(stage, digests)
-                add = "" if resumes else " --force"
-                raise InputError(messages.stale(stage, reasons), command=stage.name + add)
+                raise _stale(stage, reasons, "" if resumes else " --force")
         stage = _upstream(stage)
+
+
+def _stale(stage: Stage, reasons: list[Reason], add: str) -> InputError:
+    """No command is advised that replaces what other students learn from: that of `--from`."""
+    of_source = stage.home.path == stage.folder.source
+    command = "" if add and of_source else stage.name + add
+    return InputError(messages.stale(stage, reasons), command=command)
 
 
 def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:

@@ -245,3 +245,16 @@ def test_the_run_that_targets_come_from_brings_the_recipe(
     words = ("--run", str(run), "--from", str(project.run), "--set", "train_student.max_steps=1")
     assert command("train-student", *words).code == 0
     assert (run / "student.safetensors").exists()
+
+
+@pytest.mark.finished("train-student")
+def test_nothing_of_the_run_that_targets_come_from_is_advised_to_be_replaced(
+    project: Project, command: Callable[..., Result]
+) -> None:
+    words = ("--from", str(project.run), "--set", "views.flip=0.25")
+    refused = command("train-student", "--run", str(project.run.with_name("T1")), *words)
+    assert refused.code == 2
+    assert "views.flip was 0.5, is 0.25" in refused.err
+    assert "choose another --run, without --from, which makes its own" in refused.err
+    assert "--force" not in refused.err
+    assert "--force" in project("teacher-cache", *words[2:]).err  # to the run itself

@@ -12,7 +12,7 @@ MODULE, FUNCTION = 400, 60
 """Lines, blank ones and documentation counted."""
 
 ROOMS = {
-    "deskpro": 50, "cache": 2470, "pipeline": 4910, "stages": 3785, "stages/base": 3110,
+    "deskpro": 50, "cache": 2470, "pipeline": 4920, "stages": 3785, "stages/base": 3110,
     "stages/data": 2480, "stages/data/benchmark": 990, "stages/evaluation": 3500,
     "stages/losses": 450, "stages/metrics": 1775, "stages/models": 2110, "stages/preparation": 1470,
     "stages/reporting": 1850, "stages/serving": 2200, "stages/targets": 1926,
