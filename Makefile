@@ -91,7 +91,7 @@ ablation: $(ready) ## what each part is worth, over replicates: ARGS="--replicat
 sweep: $(ready) ## students of every combination: ARGS="--grid kd_loss.T=1,2,5 --seeds 3"
 	$(deskpro) sweep $(options)
 
-tune: $(ready) ## try the demo's choices one by one, on a world (seed 1001) of which no result is reported; about 2 hours
+tune: $(ready) ## try the demo's choices one by one, on a world (seed 1001) of which no result is reported; about 90 minutes
 	test -d data/tuning || $(deskpro) make-benchmark --out data/tuning --set seed=1001
 	$(deskpro) $(tuning) --run runs/tuning-face --set forward_mode=face --set train_student.epochs=22 --set train_student.warmup_epochs=2 $(of_face) $(ARGS)
 	$(deskpro) $(tuning) --run runs/tuning-body --set forward_mode=body --set cache.targets=[parsing] $(of_body) $(ARGS)
