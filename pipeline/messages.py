@@ -30,8 +30,8 @@ def reason(reason: Reason, stage: str) -> str:
             return "has no manifest"
         case Reason("store", name):
             return name
-        case Reason("out"):
-            return "differs from its recorded digest"
+        case Reason("out", name):
+            return f"{name} differs from its recorded digest"
         case Reason("param", name) if name in LEAVES:  # None is a value of it
             pass
         case Reason(kind, name, None, now):

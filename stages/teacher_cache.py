@@ -169,8 +169,8 @@ class TeacherCache(Stage):
             differing = provenance.option_differences(
                 self.folder.targets, self.options, self.teacher, targets, may_grow=may_grow
             )
-        except CacheError:  # damaged: it is rebuilt, not resumed
-            return [Reason("out", str(self.folder.targets))]
+        except CacheError as error:  # damaged: it is rebuilt, not resumed
+            return [Reason("out", str(error.path or self.folder.targets))]
         reasons = [Reason("store", difference) for difference in differing]
         return reasons + self._changed_images(digests)
 

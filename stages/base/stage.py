@@ -159,9 +159,9 @@ class Stage(ABC):
         """
         if record is None:
             return [Reason("no-record", self.name)]
-        outs = self.out_digests(digests)
-        if outs != record["outs"]:
-            return [Reason("out", str(self.output), record["outs"], outs)]
+        outs, recorded = self.out_digests(digests), record["outs"]
+        if differ := [n for n in {**outs, **recorded} if outs.get(n) != recorded.get(n)]:
+            return [Reason("out", differ[0], recorded, outs)]
         return [
             *_changes("param", *both_named(record["params"], self.param_values())),
             *_changes("dep", record["deps"], self.digests(digests)),

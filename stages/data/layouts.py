@@ -109,7 +109,7 @@ class Layout:
 
     def place(self, root: Path, split: str) -> Path:
         """The folder of a split's body images, or the one above several."""
-        return self.bodies(root) / self.files[split].split("*")[0].split("[")[0]
+        return self.bodies(root) / re.split(r"[*[]", self.files[split])[0].rpartition("/")[0]
 
     def read_lists(self, root: Path, splits: Collection[str]) -> Listing | None:
         """What its own lists say of some splits, where they say which images these are."""
