@@ -546,7 +546,7 @@ def test_an_evaluation_alone_is_of_what_is_named(project: Project, tmp_path: Pat
     assert "no such file" in typo.err
     empty = project.command("eval", "--checkpoint", weights, "--data", str(tmp_path), *where)
     assert empty.code == 2
-    assert "none of body images in it" in empty.err
+    assert f"{tmp_path}/imgs/query: no such folder of body images" in empty.err
     other = Path(shutil.copytree(project.data, tmp_path / "other"))
     elsewhere = project.command(
         "eval", "--checkpoint", weights, "--data", str(other), "--dataset", "benchmark",

@@ -365,7 +365,7 @@ def require_bodies(root: Path, dataset: str) -> None:
     layout = layout_of(root, dataset)
     for place in (root, *(layout.place(root, split) for split in ("query", "gallery"))):
         if not place.is_dir():
-            raise InputError(f"{place}: no such folder. Set data.test_root, or data.root")
+            raise InputError(f"{place}: no such folder of body images. Set data.test_root, or data.root")
 
 
 def unfinished(root: Path) -> bool:
