@@ -365,7 +365,8 @@ def require_bodies(root: Path, dataset: str) -> None:
     layout = layout_of(root, dataset)
     for place in (root, *(layout.place(root, split) for split in ("query", "gallery"))):
         if not place.is_dir():
-            raise InputError(f"{place}: no such folder of body images. Set data.test_root, or data.root")
+            what = "no such folder of body images. Set data.test_root, or data.root"
+            raise InputError(f"{place}: {what}")
 
 
 def unfinished(root: Path) -> bool:
