@@ -34,8 +34,8 @@ home     = $(or $(RUN),runs/$(basename $(shell basename '$(CONFIG)'))$(addprefix
 # What the recipe of the demonstration is measured at is tracked.
 results  = $(if $(own),,$(if $(filter configs/demo.yaml,$(CONFIG)),--results configs/results.csv))
 
-# What `make tune` tries: for each stream, options that its losses depend on, the recipe's values first. Images
-# without a face make an epoch of the face stream alone half as long, so that it has twice the epochs.
+# What `make tune` tries: for each stream, options that its losses depend on, the recipe's values first. Without their
+# back views people have one group of four images in an epoch, not two: the face stream alone has twice the epochs.
 grids    = $(addprefix --grid ,train_student.lr=1e-2,5e-3,2e-2 train_student.ema=0.0,0.98 loss.label_smoothing=0.1,0.0)
 of_face  = $(grids) $(addprefix --grid ,loss.triplet=0.1,1.0 kd_loss.T=2,1,4 kd_loss.alpha=0.7,0.5,0.9)
 of_body  = $(grids) $(addprefix --grid ,mse.mse_weight=300,30,100,1000 mse.floor=0.1,0.0 mse.alone_steps=0,60 loss.triplet_body=0.0,0.1)

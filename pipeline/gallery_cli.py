@@ -193,7 +193,8 @@ def search(
 
     QUERY is a file, or a folder of them. A table shows paths below the folder of all, json and csv
     whole ones. Every picture is compared, by the similarity that `eval` ranks by. Equal scores: the
-    one added first. odds: the logarithm of how many times likelier a score is for one person.
+    one added first. odds: the logarithm of how many times likelier a score is for one person than
+    for two.
     """
     _require_place(form, out)
     if threshold is not None and threshold != threshold:

@@ -57,9 +57,10 @@ def fresh(stage: Stage) -> str:
     return f"{stage.name}: {stage.output} is fresh (--force or FORCE=1 runs it again)"
 
 
-def stale(stage: Stage, found: Iterable[Reason]) -> str:
+def stale(stage: Stage, found: Iterable[Reason], *, of_source: bool = False) -> str:
+    """of_source: it is of the run that `--from` names, and others may use it, too."""
     rest = "choose another --run, or rebuild it (deskpro all --update rebuilds whatever is stale)"
-    if stage.home.path == stage.folder.source:
+    if of_source:
         rest = "or choose another --run, without --from, which makes its own"
     why = reasons(stage, found)
     return f"{stage.output} is stale: {why}. Left unchanged; restore the options, {rest}"

@@ -217,7 +217,7 @@ def _stale(stage: Stage, reasons: list[Reason], add: str) -> InputError:
     """No command is advised that replaces what other students learn from: that of `--from`."""
     of_source = stage.home.path == stage.folder.source
     command = "" if add and of_source else stage.name + add
-    return InputError(messages.stale(stage, reasons), command=command)
+    return InputError(messages.stale(stage, reasons, of_source=of_source), command=command)
 
 
 def _run(stage: Stage, digests: Digests, job: Job, inputs: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def _too_few(options: Options, checked: CheckedData) -> list[Problem]:
     if not found.get("train_teacher.batchid", 1):
         few["train_teacher.batchid"] = (
             "no image has the HR face that the teacher sees. The body alone, with the attention of "
-            "masks, is trained by --set forward_mode=body --set cache.targets=[parsing]"
+            "masks, is trained by --set forward_mode=body --set 'cache.targets=[parsing]'"
         )
     return [
         Problem(

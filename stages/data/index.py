@@ -126,10 +126,11 @@ def _no_images(root: Path, layout: Layout, split: str) -> Problem:
 
 
 def _elsewhere(root: Path, layout: Layout, splits: Sequence[str]) -> Iterator[Problem]:
-    """The folder below or above one without any image that has all splits."""
+    """The folder below or above one without any image that has the folders of all splits."""
     above = root.absolute().parents[:2]
     for near in (*sorted(path for path in root.iterdir() if path.is_dir()), *above):
-        if all(layout.place(near, split).is_dir() for split in splits):
+        places = {layout.place(near, split) for split in splits} - {layout.bodies(near)}
+        if places and all(place.is_dir() for place in places):
             yield Problem(root, f"not the folder of the dataset, which seems to be {near}")
             return
 

@@ -121,7 +121,8 @@ class OfHeads(Target):
         self.teacher, self.sees = teacher, (sees,)
         self.group = f"teachers/{teacher}/{self.name}"
         size = "face_size" if sees.endswith("face") else "body_size"
-        self.depends = (size, "precision", *({f"{self.name}_dtype"} & {*Settings._fields}))
+        dtype = f"{self.name}_dtype"
+        self.depends = (size, "precision", *([dtype] if dtype in Settings._fields else []))
 
     def dtype(self, settings: Settings) -> str:
         """float16 or int8, as the setting NAME_dtype says; float16 where there is none."""
